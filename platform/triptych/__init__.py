@@ -1,0 +1,3 @@
+"""Triptych: train, tune and serve language-model adapters on Ray."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,24 @@
+"""Which parameters a stage trains."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from triptych.recipe.base import Closed, Positive
+
+
+class Lora(Closed):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685)."""
+
+    name: Literal["lora"] = "lora"
+    r: int = Field(16, ge=1, le=512)
+    """Rank."""
+    alpha: Positive = 32.0
+    """The update is scaled by alpha / r, or alpha / sqrt(r) with rslora."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Module name endings, or every linear layer except the output head."""
+    rslora: bool = False
+
+
+Method = Lora

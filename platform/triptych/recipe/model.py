@@ -1,0 +1,22 @@
+"""Which base model, and in what precision."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from triptych.recipe.base import Closed
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+class Model(Closed):
+    """The frozen base that every role of the run shares."""
+
+    base: str = Field(min_length=1)
+    """A built-in name (`smollm2-135m-instruct`), a Hugging Face id, or a local folder."""
+    revision: str | None = None
+    """Commit or tag of a Hugging Face id."""
+    dtype: Dtype = "bfloat16"
+    """Precision of the frozen weights and of the computation; everything trainable is float32."""
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository carries. Off unless you read that code."""

@@ -1,0 +1,30 @@
+"""The whole recipe: a named graph of stages on one base model."""
+
+from pydantic import Field
+
+from triptych.recipe.base import Closed, Name
+from triptych.recipe.model import Model
+from triptych.recipe.stages import Stage
+
+
+class Storage(Closed):
+    """Where a run writes. Every value is a folder or an fsspec URL."""
+
+    runs: str = "runs"
+    """A run lives in `<runs>/<recipe name>`."""
+    registry: str | None = None
+    """SQLAlchemy URL of the registry; None: a SQLite file `registry.db` in `runs`."""
+    artifacts: str | None = None
+    """Where registered adapters are kept; None: `<runs>/artifacts`."""
+
+
+class Recipe(Closed):
+    """What a person writes, and all that a run depends on."""
+
+    name: Name
+    seed: int = Field(0, ge=0)
+    machine: str = "local"
+    """Hardware that `plan` assumes: `local`, or a preset such as `8xh100-80`."""
+    model: Model
+    storage: Storage = Storage()
+    stages: dict[Name, Stage] = Field(min_length=1)
