@@ -1,0 +1,175 @@
+"""Base models: from the name in a recipe to a local folder, and from there to a tokenizer or a frozen model."""
+
+import difflib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from triptych.errors import UserError
+from triptych.models import demo
+from triptych.recipe.model import Model
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BUILT_IN = {demo.NAME: demo.demo_model}
+"""Built-in name -> what makes its folder."""
+FINGERPRINT_FILE = "triptych-fingerprint.json"
+
+_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+_SHAPE_KEYS = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "tie_word_embeddings",
+)
+
+
+def resolve_base(model: Model) -> Path:
+    """The local Hugging Face folder (config.json, safetensors, tokenizer) of the recipe's base.
+
+    Raises UserError when `model.base` is none of: a built-in name, a folder, a Hugging Face id that can be reached.
+    """
+    name = model.base
+    allowed = f"allowed are: a built-in name ({', '.join(BUILT_IN)}), a Hugging Face id (owner/name), a local folder"
+    if name in BUILT_IN:
+        return BUILT_IN[name]()
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _checked(folder.resolve(), name)
+    if name.startswith(("/", ".", "~")) or name.count("/") != 1:
+        near = difflib.get_close_matches(name.lower(), BUILT_IN, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"model.base: no folder and no built-in model is called {name!r}.{hint} {allowed}")
+    return _checked(_snapshot(model, allowed), name)
+
+
+def _snapshot(model: Model, allowed: str) -> Path:
+    """Downloads a Hugging Face id, or takes what an earlier download left where the hub cannot be reached."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    files = [*_FILES, "*.py"] if model.trust_remote_code else _FILES
+    where = f"{model.base!r}" + (f" at revision {model.revision!r}" if model.revision else "")
+    try:
+        return Path(snapshot_download(model.base, revision=model.revision, allow_patterns=files))
+    except HFValidationError as error:
+        raise UserError(f"model.base: {where} is no valid Hugging Face id ({error}); {allowed}") from error
+    except HfHubHTTPError as error:
+        raise UserError(f"model.base: the Hugging Face hub refused {where}: {error}; {allowed}") from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise UserError(
+            f"model.base: {where} is neither a folder nor in the local Hugging Face cache, and the hub cannot be "
+            f"reached; {allowed}"
+        ) from error
+    except OSError as error:
+        raise UserError(f"model.base: cannot download {where}: {error}") from error
+
+
+def _checked(folder: Path, name: str) -> Path:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.base: {name}: no config.json in {folder}")
+    if not any(folder.glob("*.safetensors")):
+        raise UserError(f"model.base: {name}: no *.safetensors in {folder}; weights in other formats are not loaded")
+    return folder
+
+
+def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The folder's tokenizer, with a chat template and a padding token that is not the end token (else UserError)."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.base: no usable tokenizer in {path}: {error}") from error
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"model.base: the tokenizer in {path} has no chat template; use an instruct model, or put a "
+            "chat_template.jinja beside its tokenizer.json"
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model.base: the tokenizer in {path} names no end token (eos_token)")
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        tokenizer.pad_token = _padding_token(tokenizer, path)
+    return tokenizer
+
+
+def _padding_token(tokenizer: "PreTrainedTokenizerBase", path: Path) -> str:
+    """An existing special token other than the end token; the vocabulary never grows."""
+    special = [
+        str(token)
+        for index, token in sorted(tokenizer.added_tokens_decoder.items())
+        if token.special and index not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
+    ]
+    if not special:
+        raise UserError(f"model.base: the tokenizer in {path} has no token to pad with other than its end token")
+    likely = [token for token in special if "pad" in token.lower()] + [t for t in special if "endoftext" in t]
+    return (likely or special)[0]
+
+
+def load_causal_lm(path: Path, dtype: "torch.dtype", *, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """The frozen base in evaluation mode, on the CPU, with sdpa attention and no key-value cache."""
+    from transformers import AutoModelForCausalLM
+
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, trust_remote_code=trust_remote_code
+    )
+    model.config.use_cache = False
+    return model.eval().requires_grad_(False)
+
+
+def fingerprint(path: Path) -> str:
+    """sha256 that identifies a base: its shapes and its weight files, by name; the same on every machine.
+
+    Digests are kept beside the model, where the folder can be written, and taken again when a file's size or time
+    changes.
+    """
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"no *.safetensors in {path}")
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    digests = _digests(path, files)
+    identity = {
+        "shape": {key: config[key] for key in _SHAPE_KEYS if key in config},
+        "weights": {file.name: digests[file.name]["sha256"] for file in files},
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _digests(path: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
+    """File name -> size, mtime_ns, sha256."""
+    cache = path / FINGERPRINT_FILE
+    try:
+        known = json.loads(cache.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    digests = {}
+    for file in files:
+        stat = file.stat()
+        entry = known.get(file.name, {})
+        if entry.get("size") != stat.st_size or entry.get("mtime_ns") != stat.st_mtime_ns:
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            entry = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest}
+        digests[file.name] = entry
+    if digests != known:
+        _write_if_allowed(cache, json.dumps(digests))
+    return digests
+
+
+def _write_if_allowed(target: Path, text: str) -> None:
+    try:
+        with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".fingerprint.", delete=False) as stream:
+            stream.write(text)
+        os.replace(stream.name, target)
+    except OSError:
+        return  # a read-only model folder: the digests are taken again next time
