@@ -1,0 +1,67 @@
+# Two commands matter: `make demo` and `make test`. Both install what they need into .venv first.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+# full, or quick: the same path with few steps
+PROFILE ?= full
+# cpu or gpu
+LOCK ?= cpu
+BIN := .venv/bin
+LOCKFILE := requirements/$(LOCK).lock
+TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
+
+.PHONY: help demo test test-fast bench lint format lock clean
+
+help:
+	@echo "make demo [PROFILE=full|quick]  the film-review example, from data to served adapters"
+	@echo "make test                       all tests"
+	@echo "make test-fast                  the tests that take seconds"
+	@echo "make bench                      speed against peers, as tables and as JSON in build/bench"
+	@echo "make lint                       ruff and mypy"
+	@echo "make lock                       write the locks anew from .venv"
+	@echo "make clean                      remove build outputs and caches (never runs/)"
+	@echo "LOCK=gpu installs the CUDA builds instead of the CPU builds"
+
+# torch's CPU build is on PyTorch's own index only, unless the configured index mirrors it.
+.venv/.installed: $(LOCKFILE) pyproject.toml
+	$(PYTHON) -m venv .venv
+	torch=$$(grep '^torch==' $(LOCKFILE)); \
+	$(BIN)/pip install --quiet --no-deps "$$torch" || \
+	$(BIN)/pip install --quiet --no-deps --extra-index-url $(TORCH_CPU_INDEX) "$$torch"
+	$(BIN)/pip install --quiet --no-deps -r $(LOCKFILE)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: .venv/.installed
+	$(BIN)/python examples/reviews/demo.py --profile $(PROFILE)
+
+test: .venv/.installed
+	$(BIN)/pytest
+
+test-fast: .venv/.installed
+	$(BIN)/pytest -m "not slow"
+
+bench: .venv/.installed
+	mkdir -p build/bench
+	set -e; for name in rollout multilora; do \
+	  $(BIN)/python tests/bench/$$name.py --json build/bench/$$name.json; \
+	done
+
+lint: .venv/.installed
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: .venv/.installed
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+# The GPU lock is resolved by uv, in an environment of its own.
+lock: .venv/.installed
+	$(BIN)/python requirements/lock.py cpu
+	$(PYTHON) -m venv build/uv && build/uv/bin/pip install --quiet uv packaging
+	build/uv/bin/python requirements/lock.py gpu
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find platform tests examples -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf platform/*.egg-info

