@@ -28,7 +28,7 @@ class Rollout(Closed):
     gpu_memory: Fraction = 0.4
     """Share of the GPU's memory of each engine."""
     sync: Literal["auto", "merged", "adapter"] = "auto"
-    """How new weights reach the engines: merged into the base, or as an adapter. auto: merged on CPU, adapter on GPU."""
+    """How weights reach the engines: merged into the base, or as an adapter. auto: merged on CPU, adapter on GPU."""
     timeout_s: Positive = 300.0
     """An engine that answers nothing for this long is replaced."""
     sampling: Sampling = Sampling()

@@ -1,0 +1,50 @@
+"""What a run is: closed typed models, YAML in and out, dotted overrides."""
+
+from triptych.recipe.base import Closed, Count, Fraction, Name, Positive
+from triptych.recipe.data import Data, Source
+from triptych.recipe.errors import Problem, RecipeError
+from triptych.recipe.graph import ready, stage_order
+from triptych.recipe.load import dump_recipe, load_recipe, load_yaml
+from triptych.recipe.method import Lora, Method
+from triptych.recipe.model import Dtype, Model
+from triptych.recipe.ppo import Importance, Kl, Ppo
+from triptych.recipe.recipe import Recipe, Storage
+from triptych.recipe.rollout import Rollout, Sampling
+from triptych.recipe.stages import PpoStage, Reward, Sft, Stage
+from triptych.recipe.training import Batch, Optimizer, Training, Workers
+
+__all__ = [
+    "Batch",
+    "Closed",
+    "Count",
+    "Data",
+    "Dtype",
+    "Fraction",
+    "Importance",
+    "Kl",
+    "Lora",
+    "Method",
+    "Model",
+    "Name",
+    "Optimizer",
+    "Positive",
+    "Ppo",
+    "PpoStage",
+    "Problem",
+    "Recipe",
+    "RecipeError",
+    "Reward",
+    "Rollout",
+    "Sampling",
+    "Sft",
+    "Source",
+    "Stage",
+    "Storage",
+    "Training",
+    "Workers",
+    "dump_recipe",
+    "load_recipe",
+    "load_yaml",
+    "ready",
+    "stage_order",
+]

@@ -1,0 +1,80 @@
+"""What an endpoint is: one base model, the adapters on it, and the engine that runs them."""
+
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from triptych.recipe.base import Closed, Count, Fraction, Name, Positive
+from triptych.recipe.model import Model
+
+RANKS = (8, 16, 32, 64, 128, 256, 512)
+"""Values of max_lora_rank that vLLM has kernels for."""
+
+
+class Engine(Closed):
+    """vLLM on one replica."""
+
+    max_loras: Count = 4
+    """Adapters that one batch can mix."""
+    max_cpu_loras: Count = 16
+    """Adapters kept in memory; one that is not there is read from disk before its request runs."""
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 512] = 32
+    """Largest rank of an adapter; memory of every slot grows with it."""
+    max_model_len: Count | None = None
+    """Prompt and answer, in tokens; None: as many as the model was made for."""
+    max_num_seqs: Count = 64
+    """Sequences in one batch."""
+    max_queued_requests: Count = 256
+    """Requests that wait beyond what the replicas take; more are answered 503."""
+    threads: Count | None = None
+    """Cores of the engine on CPU; None: all of the node."""
+    kv_cache_gb: Positive = 1.0
+    """Key/value cache on CPU."""
+    gpu_memory: Fraction = 0.9
+    """Share of each GPU's memory."""
+    cpus: float = Field(0.0, ge=0)
+    """Logical CPUs that Ray reserves for each replica."""
+    gpus: int = Field(0, ge=0)
+    """GPUs of each replica; the weights are split over them (tensor parallel)."""
+    adapter_timeout_s: Positive = 60.0
+    """A request waits this long for its adapter to be fetched and loaded."""
+
+    @model_validator(mode="after")
+    def _slots(self) -> "Engine":
+        if self.max_cpu_loras < self.max_loras:
+            raise ValueError(
+                f"max_cpu_loras ({self.max_cpu_loras}) cannot be smaller than max_loras ({self.max_loras}): "
+                "an adapter in a batch is also in memory"
+            )
+        return self
+
+
+class ServeConfig(Closed):
+    """The arguments of `triptych serve` and of `triptych.serve:build`."""
+
+    model: Model
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,126}$")
+    """Model id of the base; None: the last part of `model.base`, or all of a Hugging Face id."""
+    registry: str = Field(min_length=1)
+    """Where adapters are registered: a SQLite file or a SQLAlchemy URL."""
+    artifacts: str | None = None
+    """Where the registry keeps adapters; None: its own default."""
+    adapters: Literal["all"] | tuple[Name, ...] = "all"
+    """Adapters to serve, each in all its versions; `all`: whatever fits the base, now or later."""
+    engine: Engine = Engine()
+    replicas: Count = 1
+    host: str = Field("127.0.0.1", min_length=1)
+    port: int = Field(8000, ge=1, le=65535)
+    require_key: bool = True
+    """Refuse requests without an API key of the registry."""
+
+    @property
+    def model_id(self) -> str:
+        """What clients call the base model."""
+        if self.name is not None:
+            return self.name
+        base = self.model.base.rstrip("/")
+        if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", base):
+            return base
+        return base.rpartition("/")[2]
