@@ -70,6 +70,7 @@ for _name, _pattern, _first in _RESOLVERS:
     _Loader.add_implicit_resolver(_TAG + _name, _pattern, _first)
 for _name in ("null", "bool", "str", "seq", "map"):
     _Loader.add_constructor(_TAG + _name, getattr(yaml.SafeLoader, f"construct_yaml_{_name}"))
+_Loader.add_constructor(None, _Loader.construct_undefined)
 _Loader.add_constructor(_TAG + "int", _Loader.construct_core_int)
 _Loader.add_constructor(_TAG + "float", _Loader.construct_core_float)
 
@@ -142,7 +143,7 @@ def parse(text: str, file: str, line: str | None = None) -> tuple[yaml.Node | No
         raise refuse(mark.line + 1 if mark else None, f"YAML: {what}") from None
     except yaml.reader.ReaderError as error:
         at = text.count("\n", 0, error.position) + 1
-        raise refuse(at, f"YAML: {error.reason}: #x{ord(error.character):04x}") from None
+        raise refuse(at, f"YAML: {error.reason}: #x{error.character:04x}") from None
     except RecursionError:
         raise refuse(None, "YAML: nested too deeply") from None
     except _TooLargeError as error:
@@ -173,6 +174,12 @@ class _Dumper(yaml.SafeDumper):
     """Quotes text that either schema, YAML 1.1 or the core schema, would read as something else."""
 
 
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # Unicode's own line breaks survive as escapes only.
+    return dumper.represent_scalar(_TAG + "str", text, style='"' if set(text) & set("\x85\u2028\u2029") else None)
+
+
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_implicit_resolver(_TAG + "float", FLOAT, list("-+.0123456789"))
 
 
