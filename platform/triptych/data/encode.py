@@ -1,0 +1,165 @@
+"""Rows to tokens, through the tokenizer's chat template.
+
+A chat is cut where the assistant begins to speak (the template of what came before, with its generation prompt) and
+where it ends (its end token, without the newline that follows), and each piece is tokenised by itself: so training sees
+exactly the tokens that sampling sees, prompt first, whatever would merge across the border.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from triptych.data.rows import Message, PairRow, PromptRow, SftRow
+from triptych.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+
+IGNORE = -100
+"""The label of a token that is not learned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One chat: `labels[i]` is `input_ids[i]` where the assistant wrote it, else -100. Not shifted."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class PairExample:
+    """Two whole chats that differ in the last answer, each ending with the assistant's end token."""
+
+    chosen: list[int]
+    rejected: list[int]
+    margin: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded(Generic[T]):
+    """What became of the rows."""
+
+    items: list[T]
+    truncated: int
+    """Rows cut at the maximum length."""
+    dropped: int
+    """Rows left out: nothing to learn in them, or (pairs) longer than the maximum length."""
+
+
+def encode_sft(rows: Iterable[SftRow], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Encoded[Example]:
+    """Chats with labels on the assistant's tokens, cut at `max_length`; UserError if nothing is left to learn."""
+    items, truncated, dropped = [], 0, 0
+    for pieces in _tokenized([_pieces(row.messages, tokenizer) for row in rows], tokenizer):
+        ids = [token for piece, _ in pieces for token in piece]
+        labels = [token if learned else IGNORE for piece, learned in pieces for token in piece]
+        if all(label == IGNORE for label in labels[1:max_length]):  # the first token is predicted by nothing
+            dropped += 1
+            continue
+        truncated += len(ids) > max_length
+        items.append(Example(ids[:max_length], labels[:max_length]))
+    if not items:
+        raise UserError(f"data: none of {dropped} rows has an assistant's token within max_length={max_length}")
+    return Encoded(items, truncated, dropped)
+
+
+def encode_pairs(
+    rows: Iterable[PairRow], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> Encoded[PairExample]:
+    """Pairs of chats. A longer pair is dropped: a score is read at the end token, which a cut would lose."""
+    rows = list(rows)
+    chats = [
+        _pieces((*row.prompt, Message("assistant", answer)), tokenizer)
+        for row in rows
+        for answer in (row.chosen, row.rejected)
+    ]
+    whole = [[token for piece, _ in pieces for token in piece] for pieces in _tokenized(chats, tokenizer)]
+    items = [
+        PairExample(chosen, rejected, row.margin)
+        for row, chosen, rejected in zip(rows, whole[::2], whole[1::2], strict=True)
+        if max(len(chosen), len(rejected)) <= max_length
+    ]
+    if not items:
+        raise UserError(f"data: none of {len(rows)} pairs is within max_length={max_length} tokens")
+    return Encoded(items, 0, len(rows) - len(items))
+
+
+def encode_prompts(
+    rows: Iterable[PromptRow], tokenizer: "PreTrainedTokenizerBase", max_length: int, max_bad_rows: int = 0
+) -> list[list[int]]:
+    """Prompts with the generation prompt at their end.
+
+    Longer ones are malformed rows: left out, and refused (UserError) where there are more than `max_bad_rows`.
+    """
+    texts = [_render(row.messages, tokenizer, generation=True) for row in rows]
+    prompts = _ids(texts, tokenizer)
+    longer = [number for number, ids in enumerate(prompts, start=1) if len(ids) > max_length]
+    if len(longer) > max_bad_rows:
+        raise UserError(
+            f"data: {len(longer)} of {len(prompts)} prompts are longer than {max_length} tokens "
+            f"(max_bad_rows allows {max_bad_rows}); the first are rows {', '.join(map(str, longer[:5]))}"
+        )
+    kept = [ids for ids in prompts if len(ids) <= max_length]
+    if not kept:
+        raise UserError(f"data: none of {len(prompts)} prompts is within {max_length} tokens")
+    return kept
+
+
+def _pieces(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase") -> list[tuple[str, bool]]:
+    """The chat's text up to the last assistant's end token, as (piece, is it the assistant's?)."""
+    pieces: list[tuple[str, bool]] = []
+    done = ""
+    for index, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        before = _render(messages[:index], tokenizer, generation=True)
+        after = _render(messages[: index + 1], tokenizer, generation=False)
+        if not (before.startswith(done) and after.startswith(before)):
+            raise UserError(
+                "model.base: its chat template rewrites earlier turns when a later one is added, so the assistant's "
+                "tokens cannot be told apart; use a template that only appends"
+            )
+        done = before + _through_end_token(after[len(before) :], tokenizer)
+        pieces += [(before[sum(len(text) for text, _ in pieces) :], False), (done[len(before) :], True)]
+    return pieces
+
+
+def _through_end_token(turn: str, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The assistant's turn without what the template writes after its last special token."""
+    end = max(
+        (turn.rfind(token) + len(token) for token in _special(tokenizer) if token in turn),
+        default=0,
+    )
+    if end == 0:
+        raise UserError("model.base: its chat template ends the assistant's turn without a special token")
+    return turn[:end]
+
+
+def _special(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+
+
+def _render(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", *, generation: bool) -> str:
+    import jinja2
+
+    chat = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation))
+    except jinja2.TemplateError as error:
+        roles = ", ".join(message.role for message in messages)
+        raise UserError(f"model.base: its chat template refuses a chat of the turns {roles}: {error}") from error
+
+
+def _tokenized(
+    chats: list[list[tuple[str, bool]]], tokenizer: "PreTrainedTokenizerBase"
+) -> Iterator[list[tuple[list[int], bool]]]:
+    """Chat by chat, its pieces as tokens; tokenised in one call."""
+    ids = iter(_ids([text for chat in chats for text, _ in chat], tokenizer))
+    for chat in chats:
+        yield [(next(ids), learned) for _, learned in chat]
+
+
+def _ids(texts: list[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []

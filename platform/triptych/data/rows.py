@@ -1,0 +1,156 @@
+"""One row of data: a chat, a preference pair or a prompt; parsed from a plain record, or refused with a reason."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+Kind = Literal["sft", "pairs", "prompts"]
+
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class SftRow:
+    """A chat to imitate; at least one turn is the assistant's."""
+
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PairRow:
+    """Two answers to one prompt, the first preferred; `margin` says by how much, where it is known."""
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    margin: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A chat that waits for the assistant's turn."""
+
+    messages: tuple[Message, ...]
+
+
+Row = SftRow | PairRow | PromptRow
+AnyRow = TypeVar("AnyRow", SftRow, PairRow, PromptRow)
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A malformed row: its line in the file (row number in a Parquet file or a hub's data set), counted from 1."""
+
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rows(Generic[AnyRow]):
+    """The rows that a source gave."""
+
+    items: list[AnyRow]
+    digest: str
+    """sha256 of the used rows in order, whatever file format they came in."""
+    bad: list[BadRow] = field(default_factory=list)
+
+
+def parse_sft(record: Mapping[str, Any]) -> SftRow:
+    """From `{messages}` or `{prompt, response}`; ValueError says what is wrong."""
+    if record.get("messages") is not None:
+        messages = _messages(record["messages"], "messages")
+        if not any(message.role == "assistant" for message in messages):
+            raise ValueError("messages: no turn is the assistant's, so nothing could be learned")
+        return SftRow(messages)
+    _require(record, "prompt", "response", instead="messages")
+    return SftRow((*_prompt(record["prompt"], "prompt"), Message("assistant", _text(record["response"], "response"))))
+
+
+def parse_pair(record: Mapping[str, Any]) -> PairRow:
+    """From `{prompt, chosen, rejected, margin?}`; ValueError says what is wrong."""
+    _require(record, "prompt", "chosen", "rejected")
+    chosen, rejected = _text(record["chosen"], "chosen"), _text(record["rejected"], "rejected")
+    if chosen == rejected:
+        raise ValueError("chosen and rejected are the same text")
+    return PairRow(_prompt(record["prompt"], "prompt"), chosen, rejected, _margin(record.get("margin")))
+
+
+def parse_prompt(record: Mapping[str, Any]) -> PromptRow:
+    """From `{messages}` or `{prompt}`; ValueError says what is wrong."""
+    if record.get("messages") is not None:
+        return PromptRow(_prompt(record["messages"], "messages"))
+    _require(record, "prompt", instead="messages")
+    return PromptRow(_prompt(record["prompt"], "prompt"))
+
+
+def _require(record: Mapping[str, Any], *names: str, instead: str | None = None) -> None:
+    missing = [name for name in names if record.get(name) is None]
+    if missing:
+        alternative = f" (or {instead!r} in place of them)" if instead else ""
+        has = ", ".join(sorted(map(str, record))) or "nothing"
+        raise ValueError(f"no {' and no '.join(map(repr, missing))}{alternative}; the row has: {has}")
+
+
+def _prompt(value: Any, name: str) -> tuple[Message, ...]:
+    """A string is the user's only turn; a list is a chat that ends before the assistant's turn."""
+    if isinstance(value, str) and name == "prompt":
+        return (Message("user", _text(value, name)),)
+    messages = _messages(value, name)
+    if messages[-1].role != "user":
+        raise ValueError(f"{name}: the last turn is the {messages[-1].role}'s, not the user's")
+    return messages
+
+
+def _messages(value: Any, name: str) -> tuple[Message, ...]:
+    if isinstance(value, str):  # a CSV cell
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError(f"{name}: neither a list of messages nor JSON text of one") from None
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{name}: not a list of messages, or an empty one")
+    return tuple(_message(item, f"{name}[{index}]", index) for index, item in enumerate(value))
+
+
+def _message(item: Any, name: str, index: int) -> Message:
+    if not isinstance(item, Mapping) or not {"role", "content"} <= item.keys():
+        raise ValueError(f"{name}: not a message with 'role' and 'content'")
+    if item["role"] not in ROLES:
+        raise ValueError(f"{name}.role: {item['role']!r} is none of {', '.join(ROLES)}")
+    if item["role"] == "system" and index > 0:
+        raise ValueError(f"{name}.role: a system message can only come first")
+    return Message(item["role"], _text(item["content"], f"{name}.content"))
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: {type(value).__name__} in place of text")
+    if not value.strip():
+        raise ValueError(f"{name}: empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name}: half a surrogate pair, which is no Unicode text") from None
+    return value
+
+
+def _margin(value: Any) -> float | None:
+    if value is None or value == "":
+        return None
+    try:
+        margin = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"margin: {value!r} is not a number") from None
+    if isinstance(value, bool) or not math.isfinite(margin):
+        raise ValueError(f"margin: {value!r} is not a finite number")
+    return margin

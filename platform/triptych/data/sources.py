@@ -1,0 +1,176 @@
+"""Sources: JSONL, Parquet and CSV files at any fsspec URL, and data sets of the Hugging Face hub; read row by row."""
+
+import csv
+import difflib
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, Literal, overload
+
+import fsspec
+
+from triptych.data.rows import BadRow, Kind, PairRow, PromptRow, Row, Rows, SftRow, parse_pair, parse_prompt, parse_sft
+from triptych.errors import UserError
+from triptych.recipe.data import Source
+
+Numbered = Iterator[tuple[int, Any]]
+"""Line (or row) number from 1 -> a record, or a ValueError that says why there is none."""
+
+_PARSE: dict[Kind, Callable[[dict[str, Any]], Row]] = {"sft": parse_sft, "pairs": parse_pair, "prompts": parse_prompt}
+_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)")
+_SHOWN = 5
+
+
+@overload
+def load_rows(source: Source, kind: Literal["sft"]) -> Rows[SftRow]: ...
+@overload
+def load_rows(source: Source, kind: Literal["pairs"]) -> Rows[PairRow]: ...
+@overload
+def load_rows(source: Source, kind: Literal["prompts"]) -> Rows[PromptRow]: ...
+def load_rows(source: Source, kind: Kind) -> Rows[Any]:
+    """Reads the source's rows as `kind`.
+
+    Raises UserError for a source that cannot be read, one without a usable row, and one with more malformed rows than
+    `source.max_bad_rows` (the message counts them and shows the first five).
+    """
+    items: list[Row] = []
+    bad: list[BadRow] = []
+    digest = hashlib.sha256()
+    for line, record in _records(source):
+        try:
+            if isinstance(record, ValueError):
+                raise record
+            row = _PARSE[kind](_renamed(record, source.columns))
+        except ValueError as error:
+            bad.append(BadRow(line, str(error)))
+            continue
+        digest.update(json.dumps(asdict(row), sort_keys=True).encode() + b"\n")
+        items.append(row)
+        if len(items) == source.limit:
+            break
+    _judge(source, kind, len(items), bad)
+    return Rows(items, digest.hexdigest(), bad)
+
+
+def _judge(source: Source, kind: Kind, good: int, bad: list[BadRow]) -> None:
+    shown = "".join(f"\n  line {row.line}: {row.reason}" for row in bad[:_SHOWN])
+    if len(bad) > _SHOWN:
+        shown += f"\n  and {len(bad) - _SHOWN} more"
+    if len(bad) > source.max_bad_rows:
+        raise UserError(
+            f"{source.path}: {len(bad)} of {good + len(bad)} rows are malformed as {kind} "
+            f"(max_bad_rows allows {source.max_bad_rows}):{shown}"
+        )
+    if good == 0:
+        raise UserError(f"{source.path}: no usable row" + (f"; all {len(bad)} are malformed:{shown}" if bad else ""))
+
+
+def _renamed(record: Any, columns: dict[str, str]) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise ValueError(f"a JSON {type(record).__name__} in place of an object")
+    for ours, theirs in columns.items():
+        if theirs not in record:
+            has = ", ".join(map(str, record))
+            raise ValueError(f"no {theirs!r}, which `columns` names for {ours!r}; the row has: {has}")
+    return record | {ours: record[theirs] for ours, theirs in columns.items()}
+
+
+def _records(source: Source) -> Numbered:
+    if source.path.startswith("hf://"):
+        yield from _hub(source)
+        return
+    suffix = PurePosixPath(source.path).suffix.lower()
+    if suffix not in _READERS:
+        raise UserError(f"{source.path}: {suffix or 'no'} file suffix; allowed: {', '.join(_READERS)}, hf://owner/name")
+    try:
+        with fsspec.open(source.path, "rb") as stream:
+            yield from _READERS[suffix](stream, source.path)
+    except FileNotFoundError:
+        raise UserError(f"{source.path}: no such file{_near(source.path)}") from None
+    except (OSError, ImportError) as error:
+        raise UserError(f"{source.path}: cannot be read: {error}") from error
+
+
+def _near(path: str) -> str:
+    """` (did you mean ...?)`, from the names in the same folder."""
+    try:
+        fs, inner = fsspec.url_to_fs(path)
+        folder, _, name = inner.rpartition("/")
+        names = [entry.rstrip("/").rpartition("/")[2] for entry in fs.ls(folder, detail=False)]
+    except (OSError, ValueError):
+        return ""
+    near = difflib.get_close_matches(name, names, n=3)
+    return f" (did you mean {', '.join(near)}?)" if near else ""
+
+
+def _jsonl(stream: BinaryIO, path: str) -> Numbered:
+    for line, data in enumerate(stream, start=1):
+        if line == 1:
+            data = _without_bom(data, path)
+        if not data.strip():
+            continue
+        try:
+            yield line, json.loads(data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            yield line, ValueError(f"not UTF-8 at byte {error.start} of the line")
+        except RecursionError:
+            yield line, ValueError("nested too deeply")
+        except ValueError as error:
+            yield line, ValueError(f"not JSON: {error}")
+
+
+def _csv(stream: BinaryIO, path: str) -> Numbered:
+    def lines() -> Iterator[str]:
+        for number, data in enumerate(stream, start=1):
+            try:
+                yield (_without_bom(data, path) if number == 1 else data).decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{path}: line {number} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
+
+    reader = csv.DictReader(lines(), strict=True)
+    line = 2
+    try:
+        for record in reader:
+            whole = None not in record and None not in record.values()
+            yield line, record if whole else ValueError(f"not {len(reader.fieldnames or ())} fields, as in the header")
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}: line {line} is not CSV: {error}") from error
+
+
+def _parquet(stream: BinaryIO, path: str) -> Numbered:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = itertools.count(1)
+    try:
+        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1024):
+            for record in batch.to_pylist():
+                yield next(number), record
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path}: not a readable Parquet file: {error}") from error
+
+
+def _hub(source: Source) -> Numbered:
+    match = _HUB.fullmatch(source.path)
+    if not match:
+        raise UserError(f"{source.path}: a data set of the Hugging Face hub is written hf://owner/name")
+    import datasets
+
+    try:
+        yield from enumerate(datasets.load_dataset(match[1], split=source.split, streaming=True), start=1)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise UserError(f"{source.path} (split {source.split}): cannot be read: {error}") from error
+
+
+def _without_bom(data: bytes, path: str) -> bytes:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(f"{path}: the file is UTF-16; save it as UTF-8")
+    return data.removeprefix(b"\xef\xbb\xbf")
+
+
+_READERS: dict[str, Callable[[BinaryIO, str], Numbered]] = {".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv}
