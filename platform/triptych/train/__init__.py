@@ -1,0 +1,1 @@
+"""The learner and what it stands on; torch only, the launcher on Ray Train aside."""

@@ -1,0 +1,35 @@
+"""Heads beside the language model's own."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class ScalarHead(nn.Module):
+    """One number a position: hidden [..., d] -> [...], always in float32.
+
+    Initialised as in Huang et al. 2024 (arXiv 2403.17031): standard deviation 1 / sqrt(d + 1), bias 0.
+    """
+
+    def __init__(self, hidden_size: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        scale = 1 / math.sqrt(hidden_size + 1)
+        self.weight = nn.Parameter(torch.randn(1, hidden_size, generator=generator) * scale)
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).squeeze(-1)
+
+    @torch.no_grad()
+    def load(self, weight: Tensor, bias: Tensor) -> None:
+        """Take the values of another head: weight [1, d], bias [1]."""
+        self.weight.copy_(weight)
+        self.bias.copy_(bias)
+
+    @torch.no_grad()
+    def standardize(self, mean: float, std: float) -> None:
+        """Fold (score - mean) / std into the head."""
+        self.weight.div_(std)
+        self.bias.sub_(mean).div_(std)

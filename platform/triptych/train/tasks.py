@@ -1,0 +1,112 @@
+"""What is computed of a batch: the objectives of the stages, and the forward passes that PPO scores samples with."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from triptych.objectives.language import cross_entropy_sum, token_logprobs
+from triptych.objectives.policy import ppo_policy_loss, ppo_value_loss
+from triptych.objectives.preference import bradley_terry_loss
+from triptych.train.batch import Batch, before_response, last_token, response_ids, response_mask
+from triptych.train.learner import Metrics, Sums
+from triptych.train.roles import RoleModel
+
+
+@dataclass(frozen=True)
+class LanguageModeling:
+    """Mean cross-entropy of the labelled tokens."""
+
+    role: str
+
+    def denominators(self, batch: Batch) -> Sums:
+        return {"loss": (batch["labels"][:, 1:] != -100).sum()}
+
+    def loss(self, model: RoleModel, batch: Batch) -> tuple[Sums, Metrics]:
+        labels = batch["labels"][:, 1:]
+        learned = labels != -100
+        hidden = model.hidden(batch["ids"], batch["mask"])[:, :-1]
+        total, count = cross_entropy_sum(model.logits(hidden[learned]), labels[learned])
+        return {"loss": total}, {"loss": (total, count)}
+
+
+@dataclass(frozen=True)
+class PairwiseReward:
+    """Mean Bradley-Terry loss of pairs."""
+
+    role: str
+
+    def denominators(self, batch: Batch) -> Sums:
+        return {"loss": torch.tensor(len(batch["ids"]) // 2)}
+
+    def loss(self, model: RoleModel, batch: Batch) -> tuple[Sums, Metrics]:
+        chosen, rejected = sequence_scores(model, batch).chunk(2)
+        total, count, _ = bradley_terry_loss(chosen, rejected)
+        right = (chosen > rejected).float().sum()
+        return {"loss": total}, {
+            "loss": (total, count),
+            "accuracy": (right, count),
+            "margin": ((chosen - rejected).sum(), count),
+        }
+
+
+@dataclass(frozen=True)
+class PolicyUpdate:
+    """Clipped policy objective; needs `old_logprobs`, `advantages`, `weights` [B, R] in the batch."""
+
+    role: str
+    clip: float
+    temperature: float
+
+    def denominators(self, batch: Batch) -> Sums:
+        return {"policy": batch["length"].sum()}
+
+    def loss(self, model: RoleModel, batch: Batch) -> tuple[Sums, Metrics]:
+        mask = response_mask(batch["length"])
+        logprobs, _ = response_logprobs(model, batch, self.temperature)
+        width = mask.shape[1]
+        old, advantages, weights = (batch[name][:, :width] for name in ("old_logprobs", "advantages", "weights"))
+        total, count, metrics = ppo_policy_loss(logprobs, old, advantages, mask, self.clip, weights=weights)
+        return {"policy": total}, {"policy_loss": (total, count)} | {k: (v, count) for k, v in metrics.items()}
+
+
+@dataclass(frozen=True)
+class ValueUpdate:
+    """Clipped value objective; needs `old_values`, `returns` [B, R] in the batch."""
+
+    role: str
+    clip: float | None
+
+    def denominators(self, batch: Batch) -> Sums:
+        return {"value": batch["length"].sum()}
+
+    def loss(self, model: RoleModel, batch: Batch) -> tuple[Sums, Metrics]:
+        mask = response_mask(batch["length"])
+        values = response_values(model, batch)
+        width = mask.shape[1]
+        old, returns = batch["old_values"][:, :width], batch["returns"][:, :width]
+        total, count, metrics = ppo_value_loss(values, old, returns, mask, self.clip)
+        return {"value": total}, {"value_loss": (total, count)} | {k: (v, count) for k, v in metrics.items()}
+
+
+def sequence_scores(model: RoleModel, batch: Batch) -> Tensor:
+    """The active role's score of each row [B], read at its last real token."""
+    return model.scores(last_token(model.hidden(batch["ids"], batch["mask"]), batch["mask"]))
+
+
+def response_values(model: RoleModel, batch: Batch) -> Tensor:
+    """The active role's value of the state before each token of the answer: [B, R]."""
+    return model.scores(before_response(model.hidden(batch["ids"], batch["mask"]), batch))
+
+
+def response_logprobs(model: RoleModel, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability [B, R] of each token of the answer, and the entropy [B, R] there (detached); 0 past its end."""
+    mask = response_mask(batch["length"])
+    hidden = before_response(model.hidden(batch["ids"], batch["mask"]), batch)
+    logits = model.logits(hidden[mask]).float() / temperature
+    logprobs = token_logprobs(logits, response_ids(batch)[mask])
+    with torch.no_grad():
+        log_softmax = logits.detach().log_softmax(dim=-1)
+        entropy = -(log_softmax.exp() * log_softmax).sum(dim=-1)
+    empty = torch.zeros(mask.shape, dtype=logprobs.dtype, device=mask.device)
+    return empty.masked_scatter(mask, logprobs), empty.masked_scatter(mask, entropy.to(logprobs.dtype))
