@@ -105,6 +105,8 @@ def _prompt(value: Any, name: str) -> tuple[Message, ...]:
     """A string is the user's only turn; a list is a chat that ends before the assistant's turn."""
     if isinstance(value, str) and name == "prompt":
         return (Message("user", _text(value, name)),)
+    if not isinstance(value, str | list):
+        raise ValueError(f"{name}: {type(value).__name__} in place of text or a list of messages")
     messages = _messages(value, name)
     if messages[-1].role != "user":
         raise ValueError(f"{name}: the last turn is the {messages[-1].role}'s, not the user's")

@@ -91,7 +91,7 @@ def _records(source: Source) -> Numbered:
             yield from _READERS[suffix](stream, source.path)
     except FileNotFoundError:
         raise UserError(f"{source.path}: no such file{_near(source.path)}") from None
-    except (OSError, ImportError) as error:
+    except (OSError, ImportError, ValueError) as error:
         raise UserError(f"{source.path}: cannot be read: {error}") from error
 
 

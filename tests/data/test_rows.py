@@ -1,0 +1,74 @@
+"""Each malformed record is refused with its reason."""
+
+from typing import Any
+
+import pytest
+
+from triptych.data.rows import Message, PairRow, PromptRow, SftRow, parse_pair, parse_prompt, parse_sft
+
+USER = {"role": "user", "content": "Hi"}
+ASSISTANT = {"role": "assistant", "content": "Hello"}
+
+
+def test_the_two_shapes_of_a_chat_are_the_same_row() -> None:
+    row = SftRow((Message("user", "Hi"), Message("assistant", "Hello")))
+    assert parse_sft({"prompt": "Hi", "response": "Hello"}) == row
+    assert parse_sft({"messages": [USER, ASSISTANT], "other": 1}) == row
+    assert parse_sft({"messages": '[{"role":"user","content":"Hi"},{"role":"assistant","content":"Hello"}]'}) == row
+    assert parse_sft({"prompt": [USER], "response": "Hello", "messages": None}) == row
+
+
+def test_pairs_and_prompts() -> None:
+    prompt = (Message("user", "Hi"),)
+    assert parse_pair({"prompt": "Hi", "chosen": "a", "rejected": "b"}) == PairRow(prompt, "a", "b", None)
+    assert parse_pair({"prompt": [USER], "chosen": "a", "rejected": "b", "margin": "1.5"}).margin == 1.5
+    assert parse_pair({"prompt": [USER], "chosen": "a", "rejected": "b", "margin": ""}).margin is None
+    assert parse_prompt({"prompt": "Hi"}) == parse_prompt({"messages": [USER]}) == PromptRow(prompt)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({}, "no 'prompt' and no 'response'"),
+        ({"prompt": "Hi", "text": "x"}, r"no 'response' \(or 'messages'.*the row has: prompt, text"),
+        ({"prompt": "Hi", "response": None}, "no 'response'"),
+        ({"prompt": "Hi", "response": "  \n"}, "response: empty"),
+        ({"prompt": "Hi", "response": 3}, "response: int in place of text"),
+        ({"prompt": "Hi", "response": "\ud800"}, "surrogate"),
+        ({"prompt": {"a": 1}, "response": "x"}, "prompt: dict in place of text or a list"),
+        ({"messages": "no JSON"}, "neither a list of messages nor JSON"),
+        ({"messages": []}, "empty one"),
+        ({"messages": [USER]}, "no turn is the assistant's"),
+        ({"messages": [USER, {"role": "assistant"}]}, r"messages\[1\]: not a message"),
+        ({"messages": [USER, {"role": "bot", "content": "x"}]}, r"messages\[1\]\.role: 'bot' is none of"),
+        ({"messages": [USER, {"role": "system", "content": "x"}, ASSISTANT]}, "can only come first"),
+        ({"messages": [USER, {"role": "assistant", "content": ""}]}, r"messages\[1\]\.content: empty"),
+    ],
+)
+def test_malformed_chats(record: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_sft(record)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"rejected": "a"}, "same text"),
+        ({"margin": "much"}, "not a number"),
+        ({"margin": float("nan")}, "not a finite number"),
+        ({"margin": True}, "not a finite number"),
+        ({"margin": [1]}, "not a number"),
+        ({"prompt": [USER, ASSISTANT]}, "the last turn is the assistant's"),
+        ({"chosen": None}, "no 'chosen'"),
+    ],
+)
+def test_malformed_pairs(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_pair({"prompt": "Hi", "chosen": "a", "rejected": "b"} | change)
+
+
+def test_malformed_prompts() -> None:
+    with pytest.raises(ValueError, match="the last turn is the assistant's"):
+        parse_prompt({"messages": [USER, ASSISTANT]})
+    with pytest.raises(ValueError, match="no 'prompt'"):
+        parse_prompt({"question": "Hi"})
