@@ -71,8 +71,8 @@ def _reach(address: str) -> None:
 def require(bundles: Sequence[Bundle]) -> None:
     """Raise UserError where the connected cluster, even if idle, cannot hold all the bundles at once.
 
-    Compares sums with the cluster's totals and each bundle with the largest node. Whether the nodes can be packed is left
-    to Ray; who waits for a placement gives up after a time.
+    Compares sums with the cluster's totals and each bundle with the largest node. Whether the nodes can be packed is
+    left to Ray; who waits for a placement gives up after a time.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for resource, asked in (("CPU", "cpus"), ("GPU", "gpus")):

@@ -1,0 +1,34 @@
+"""`triptych doctor`: what this machine can do, and what is missing."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MARKS = {"ok": "[green]ok     [/green]", "warning": "[yellow]warning[/yellow]", "missing": "[red]missing[/red]"}
+
+
+def doctor(
+    runs: Annotated[Path, typer.Option(help="Folder that runs are written to.")] = Path("runs"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
+) -> None:
+    """Show what this machine can do and what is missing; exit 1 if something needed is. Takes half a minute."""
+    from rich.console import Console
+
+    from triptych.cluster.doctor import Check, examine
+
+    console = Console(highlight=False, soft_wrap=True)
+    checks: list[Check] = []
+    for check in examine(runs):
+        checks.append(check)
+        if not as_json:
+            console.print(f"{MARKS[check.status]} {check.name:14}", end="")
+            console.print(check.found, markup=False)
+            if check.status != "ok":
+                console.print(f"{'':22} -> {check.advice}", markup=False)
+    if as_json:
+        typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    if any(check.status == "missing" for check in checks):
+        raise typer.Exit(1)
