@@ -6,6 +6,7 @@ PROFILE ?= full
 # cpu or gpu
 LOCK ?= cpu
 BIN := .venv/bin
+BENCHMARKS := multilora rollout
 LOCKFILE := requirements/$(LOCK).lock
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
@@ -41,10 +42,7 @@ test-fast: .venv/.installed
 	$(BIN)/pytest -m "not slow"
 
 bench: .venv/.installed
-	mkdir -p build/bench
-	set -e; for name in rollout multilora; do \
-	  $(BIN)/python tests/bench/$$name.py --json build/bench/$$name.json; \
-	done
+	set -e; for name in $(BENCHMARKS); do $(BIN)/python tests/bench/$$name.py --out build/bench/$$name.json; done
 
 lint: .venv/.installed
 	$(BIN)/ruff check
