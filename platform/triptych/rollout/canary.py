@@ -1,0 +1,109 @@
+"""Do the engines really run the weights that were just sent? Asked after every sync.
+
+An engine's log-probabilities e of fixed sequences are compared with the learner's before (old) and after (new) the
+update. In low precision e differs from the learner's by more than one update may move it, so no single distance can
+tell the two apart; the share of the update that the engine shows can:
+
+    alpha = <e - old, new - old> / |new - old|^2
+
+is 1 with the new weights and 0 with the old ones, plus noise: its standard error is
+rms(e - old - alpha (new - old)) / |new - old|.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from triptych.errors import RunError
+
+Logprobs = Sequence[Sequence[float]]
+"""[sequence][response token], at temperature 1."""
+CONFIDENCE = 3.0
+"""Standard errors that a verdict needs."""
+
+
+@dataclass(frozen=True)
+class EngineCanary:
+    """What the canary saw of one engine."""
+
+    gap: float
+    """Mean |engine - new| of a token."""
+    share: float | None
+    """Share of the update that the engine shows; None without an update to look for."""
+    error: float | None
+    """Standard error of `share`."""
+
+    @property
+    def conclusive(self) -> bool:
+        """The update was large enough against the noise to tell new weights from old ones."""
+        return self.error is not None and CONFIDENCE * self.error < 0.5
+
+
+@dataclass(frozen=True)
+class CanaryReport:
+    engines: tuple[EngineCanary, ...]
+    moved: float | None
+    """Mean |new - old| of a token on the learner's side."""
+
+    @property
+    def gap(self) -> float:
+        """The worst engine's."""
+        return max(engine.gap for engine in self.engines)
+
+
+def check_canary(
+    engine_logprobs: Sequence[Logprobs], learner_new: Logprobs, learner_old: Logprobs | None, tolerance: float
+) -> CanaryReport:
+    """Compare each engine with the learner after a sync.
+
+    Args:
+        engine_logprobs: for each engine, what `RolloutPool.logprobs` gave.
+        learner_new: the learner's own, with the weights just sent.
+        learner_old: with the weights before; None at the first sync.
+        tolerance: largest mean |engine - new| of a token, in nats.
+
+    Raises:
+        RunError: an engine still runs the old weights, is off by more than the tolerance, or gave no usable numbers.
+    """
+    new = _flat(learner_new, "the learner")
+    old = _flat(learner_old, "the learner before the update") if learner_old is not None else None
+    reports = []
+    for index, logprobs in enumerate(engine_logprobs):
+        engine = _flat(logprobs, f"rollout engine {index}")
+        if [len(row) for row in logprobs] != [len(row) for row in learner_new]:
+            raise RunError(f"rollout engine {index} answered the canary for other tokens than the learner's")
+        report = _compare(engine, new, old)
+        if report.share is not None and report.error is not None and report.share + CONFIDENCE * report.error < 0.5:
+            raise RunError(
+                f"rollout engine {index} still runs the old weights: its log-probabilities show {report.share:.0%} of "
+                f"the update (standard error {report.error:.0%}); the sync did not reach it"
+            )
+        if report.gap > tolerance:
+            raise RunError(
+                f"rollout engine {index} is off the learner by {report.gap:.4f} nats a token after the sync, "
+                f"more than {tolerance:.4f}: it runs other weights or another precision"
+            )
+        reports.append(report)
+    moved = None if old is None else sum(abs(n - o) for n, o in zip(new, old, strict=True)) / len(new)
+    return CanaryReport(tuple(reports), moved)
+
+
+def _flat(logprobs: Logprobs, whose: str) -> list[float]:
+    values = [value for row in logprobs for value in row]
+    if not values or not all(math.isfinite(value) for value in values):
+        raise RunError(f"the canary's log-probabilities of {whose} are empty or not finite")
+    return values
+
+
+def _compare(engine: list[float], new: list[float], old: list[float] | None) -> EngineCanary:
+    gap = sum(abs(e - n) for e, n in zip(engine, new, strict=True)) / len(new)
+    if old is None:
+        return EngineCanary(gap, None, None)
+    update = [n - o for n, o in zip(new, old, strict=True)]
+    seen = [e - o for e, o in zip(engine, old, strict=True)]
+    size = math.fsum(u * u for u in update)
+    if size == 0.0:
+        return EngineCanary(gap, None, None)
+    share = math.fsum(s * u for s, u in zip(seen, update, strict=True)) / size
+    noise = math.sqrt(math.fsum((s - share * u) ** 2 for s, u in zip(seen, update, strict=True)) / len(new))
+    return EngineCanary(gap, share, noise / math.sqrt(size))

@@ -1,0 +1,63 @@
+"""Who has answered what: requests go out in chunks, and every lease is answered exactly once, in request order."""
+
+from collections import deque
+from collections.abc import Sequence
+
+from triptych.errors import RunError
+from triptych.rollout.record import RolloutRecord, SampleRequest
+
+CHUNKS_PER_ENGINE = 2
+LARGEST_CHUNK = 64
+
+
+def chunked(requests: Sequence[SampleRequest], engines: int) -> list[list[SampleRequest]]:
+    """Chunks of nearly equal tokens: the requests, longest prompt first, are dealt round.
+
+    A few chunks for each engine: an engine computes a larger batch faster, but an idle one can only take a chunk that
+    waits, and a dead one loses the chunk it had.
+    """
+    count = max(min(len(requests), engines * CHUNKS_PER_ENGINE), -(-len(requests) // LARGEST_CHUNK))
+    longest_first = sorted(requests, key=lambda request: -len(request.prompt_ids))
+    return [longest_first[i::count] for i in range(count)]
+
+
+class Leases:
+    """The accounting of one call of `generate`."""
+
+    def __init__(self, requests: Sequence[SampleRequest], engines: int) -> None:
+        self._order = [request.lease for request in requests]
+        if len(set(self._order)) != len(self._order):
+            raise RunError("the leases of one call must differ")
+        self._waiting = deque(chunked(requests, engines))
+        self._answers: dict[str, RolloutRecord] = {}
+
+    def take(self) -> list[SampleRequest] | None:
+        """The next chunk, or None when all are out or answered."""
+        return self._waiting.popleft() if self._waiting else None
+
+    def give_back(self, chunk: list[SampleRequest]) -> None:
+        """The engine that had it is gone: the next idle engine takes what is unanswered."""
+        unanswered = [request for request in chunk if request.lease not in self._answers]
+        if unanswered:
+            self._waiting.appendleft(unanswered)
+
+    def answer(self, chunk: list[SampleRequest], records: list[RolloutRecord]) -> None:
+        """Store the records of a chunk.
+
+        Raises:
+            RunError: a record for another lease than asked, or a second one for the same lease.
+        """
+        if [record.lease for record in records] != [request.lease for request in chunk]:
+            raise RunError("a rollout engine answered other leases than it was given")
+        for record in records:
+            if record.lease in self._answers:
+                raise RunError(f"lease {record.lease} was answered twice")
+            self._answers[record.lease] = record
+
+    @property
+    def done(self) -> bool:
+        return len(self._answers) == len(self._order)
+
+    def records(self) -> list[RolloutRecord]:
+        """One a request, in request order, whatever order they were answered in."""
+        return [self._answers[lease] for lease in self._order]

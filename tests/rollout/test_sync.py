@@ -1,0 +1,76 @@
+"""Merging an adapter into the base checkpoint, without an engine."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from transformers import LlamaForCausalLM
+
+from triptych.errors import RunError
+from triptych.rollout.sync import adapter_digest, checkpoint_files, merged_weights, resolve_mode
+
+MakeAdapter = Callable[..., Any]
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_merged_weights_are_those_of_peft(model_dir: Path, make_adapter: MakeAdapter, rslora: bool) -> None:
+    adapter = make_adapter(3, use_rslora=rslora, target_modules=["q_proj", "down_proj"])
+    merged = dict(merged_weights(model_dir, adapter.content, adapter.config, torch.float32, CPU))
+    model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(model_dir), adapter.folder).merge_and_unload()
+    expected = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    assert merged.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(merged[name], weight, atol=1e-6, rtol=1e-5)
+
+
+def test_the_sum_is_rounded_once(model_dir: Path, make_adapter: MakeAdapter) -> None:
+    adapter = make_adapter(4)
+    low = dict(merged_weights(model_dir, adapter.content, adapter.config, torch.bfloat16, CPU))
+    full = dict(merged_weights(model_dir, adapter.content, adapter.config, torch.float32, CPU))
+    assert all(torch.equal(low[name], weight.bfloat16()) for name, weight in full.items())
+
+
+def test_sharded_checkpoints_are_read_whole(model_dir: Path, make_adapter: MakeAdapter, tmp_path: Path) -> None:
+    LlamaForCausalLM.from_pretrained(model_dir).save_pretrained(tmp_path, max_shard_size="200KB")
+    assert len(checkpoint_files(tmp_path)) > 1
+    adapter = make_adapter(5)
+    arguments = (adapter.content, adapter.config, torch.float32, CPU)
+    one, many = dict(merged_weights(model_dir, *arguments)), dict(merged_weights(tmp_path, *arguments))
+    assert one.keys() == many.keys()
+    assert all(torch.equal(one[name], many[name]) for name in one)
+
+
+def test_no_part_of_an_adapter_is_lost_silently(model_dir: Path, make_adapter: MakeAdapter) -> None:
+    adapter = make_adapter(6)
+    tensors = load_safetensors(adapter.content)
+    renamed = {name.replace("layers.1.", "layers.9."): tensor for name, tensor in tensors.items()}
+    with pytest.raises(RunError, match=r"has no model\.layers\.9\."):
+        dict(merged_weights(model_dir, save_safetensors(renamed), adapter.config, torch.float32, CPU))
+    extra = tensors | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}
+    with pytest.raises(RunError, match="no part of a LoRA"):
+        dict(merged_weights(model_dir, save_safetensors(extra), adapter.config, torch.float32, CPU))
+    half = {name: tensor for name, tensor in tensors.items() if "q_proj.lora_A" not in name}
+    with pytest.raises(RunError, match=r"q_proj\.weight without lora_A"):
+        dict(merged_weights(model_dir, save_safetensors(half), adapter.config, torch.float32, CPU))
+    for key, value in (("use_dora", True), ("bias", "all"), ("rank_pattern", {"q_proj": 8})):
+        with pytest.raises(RunError, match=key):
+            dict(merged_weights(model_dir, adapter.content, adapter.config | {key: value}, torch.float32, CPU))
+
+
+def test_digest_covers_bytes_and_config() -> None:
+    config = {"r": 4, "lora_alpha": 8}
+    digest = adapter_digest(b"weights", config)
+    assert digest == adapter_digest(b"weights", json.loads('{"lora_alpha": 8, "r": 4}'))
+    assert digest not in (adapter_digest(b"weight", config), adapter_digest(b"weights", config | {"r": 5}))
+
+
+def test_auto_mode_follows_the_device() -> None:
+    assert (resolve_mode("auto", on_gpu=False), resolve_mode("auto", on_gpu=True)) == ("merged", "adapter")
+    assert resolve_mode("adapter", on_gpu=False) == "adapter"
