@@ -1,0 +1,171 @@
+"""The replica: one vLLM engine that takes adapters from the registry while it runs."""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ray.llm._internal.common.callbacks.base import CallbackBase, CallbackConfig
+from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig
+from ray.llm._internal.serve.core.configs.openai_api_models import ErrorInfo, ErrorResponse
+from ray.llm._internal.serve.core.server.llm_server import LLMServer
+from ray.llm._internal.serve.engines.vllm.vllm_models import VLLMEngineConfig
+from ray.serve.llm import LLMConfig
+
+from triptych.models.base import fingerprint, resolve_base
+from triptych.recipe.serve import ServeConfig
+from triptych.registry import Registry
+from triptych.serve import loader
+
+logger = logging.getLogger("ray.serve")
+
+_PARALLEL_LOADS = 16
+
+
+def llm_config(config: ServeConfig) -> LLMConfig:
+    """What Ray Serve LLM needs to know about the engine."""
+    engine = config.engine
+    engine_kwargs: dict[str, Any] = {
+        "dtype": config.model.dtype,
+        "trust_remote_code": config.model.trust_remote_code,
+        "max_model_len": engine.max_model_len,
+        "max_num_seqs": engine.max_num_seqs,
+        "enable_lora": True,
+        "max_loras": engine.max_loras,
+        "max_cpu_loras": engine.max_cpu_loras,
+        "max_lora_rank": engine.max_lora_rank,
+    }
+    if engine.gpus:
+        engine_kwargs |= {"tensor_parallel_size": engine.gpus, "gpu_memory_utilization": engine.gpu_memory}
+        bundles = [{"GPU": 1.0}] * engine.gpus
+    else:
+        engine_kwargs |= {"kv_cache_memory_bytes": int(engine.kv_cache_gb * 2**30), "enforce_eager": True}
+        bundles = [{"CPU": 0.0}]  # the replica's own CPUs are added to the first bundle
+    return LLMConfig(
+        model_loading_config={"model_id": config.model_id, "model_source": config.model.base},
+        engine_kwargs=engine_kwargs,
+        placement_group_config={"bundles": bundles},
+        runtime_env={"env_vars": _environment(config)},
+        callback_config=CallbackConfig(callback_class=_ModelIsHere),
+        experimental_configs={"stream_batching_interval_ms": 0},
+        deployment_config={
+            "num_replicas": config.replicas,
+            # A placement group cannot ask for nothing: one byte of memory stands for a replica that needs no CPU.
+            "ray_actor_options": {"num_cpus": engine.cpus, "memory": 1},
+            # Twice the batch: the next requests are in the engine before the running ones end.
+            "max_ongoing_requests": 2 * engine.max_num_seqs,
+            "max_queued_requests": engine.max_queued_requests,
+            # A busy node with few cores answers late, and that is no reason to restart it.
+            "health_check_timeout_s": 60,
+            "graceful_shutdown_timeout_s": 10,
+        },
+    )
+
+
+def _environment(config: ServeConfig) -> dict[str, str]:
+    env = {"VLLM_NO_USAGE_STATS": "1"}
+    if config.engine.gpus == 0:
+        # The engine and its worker in one process, its threads ours to set: one process less to start and to pass to.
+        env |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    return env
+
+
+class _ModelIsHere(CallbackBase):
+    """`resolve_base` fetched the model: Ray has nothing to download."""
+
+    async def on_before_node_init(self) -> None:
+        self.ctx.run_init_node = False
+
+
+class _CpuEngineConfig(VLLMEngineConfig):
+    """Ray insists on a separate worker process on CPU; see `_environment`."""
+
+    def get_initialization_kwargs(self) -> dict[str, Any]:
+        return {**super().get_initialization_kwargs(), "distributed_executor_backend": "uni"}
+
+
+class AdapterServer(LLMServer):
+    """Ray's vLLM replica, but a request for `name@3` finds that adapter version loaded, whenever it was registered.
+
+    Ray's own multiplexing is left out: it knows only names in a bucket, loads one adapter at a time, and a load that
+    hangs blocks all others.
+    """
+
+    async def __init__(self, llm_config: LLMConfig, *, config: dict[str, Any]) -> None:
+        self._config = ServeConfig.model_validate(config)
+        folder = resolve_base(self._config.model)
+        self._fingerprint = fingerprint(folder)
+        self._registry = Registry(self._config.registry, self._config.artifacts)
+        self._loads: dict[str, asyncio.Task[None]] = {}
+        self._pool = ThreadPoolExecutor(_PARALLEL_LOADS, thread_name_prefix="adapter")
+        # Ray gives an actor without CPUs one thread; the engine's process takes its own number from here.
+        os.environ["OMP_NUM_THREADS"] = str(self._config.engine.threads or len(os.sched_getaffinity(0)))
+        stock = llm_config.get_engine_config()
+        kind = VLLMEngineConfig if self._config.engine.gpus else _CpuEngineConfig
+        # Ray offers no public way to say where on this node the model lies, or which executor runs it.
+        llm_config._engine_config = kind.model_validate({**dict(stock), "hf_model_id": str(folder)})
+        await super().__init__(llm_config)
+
+    def _init_multiplex_loader(self, model_downloader_cls: object = None) -> None:
+        """No multiplexing by Ray."""
+
+    async def _maybe_resolve_lora_from_multiplex(self) -> None:
+        """A client's header never chooses an adapter."""
+
+    async def _start_engine(self) -> None:
+        """Without Ray's usage report, which costs an actor of its own."""
+        await self.engine.start()
+
+    async def _run_request(self, request: Any, **options: Any) -> AsyncIterator[Any]:
+        failure = await self._load(request.model)
+        if failure is not None:
+            return _only(failure)
+        return await super()._run_request(request, **options)
+
+    async def _load(self, ref: str) -> ErrorResponse | None:
+        """Have the adapter version in the engine; concurrent first requests wait for one load."""
+        if ref == self._config.model_id:
+            return None
+        load = self._loads.get(ref)
+        if load is None:
+            load = self._loads[ref] = asyncio.create_task(self._load_now(ref))
+            load.add_done_callback(lambda done: self._forget_failure(ref, done))
+        try:
+            async with asyncio.timeout(self._config.engine.adapter_timeout_s):
+                await asyncio.shield(load)
+        except TimeoutError:
+            return _error(503, "adapter_load_timeout", f"The adapter {ref} is still being loaded; try again later.")
+        except loader.MisfitError as error:
+            return _error(400, "adapter_not_servable", f"The adapter {ref} is not served here: {error}.")
+        except Exception:
+            logger.exception("adapter %s could not be loaded", ref)
+            return _error(500, "adapter_load_failed", f"The adapter {ref} could not be loaded.")
+        return None
+
+    async def _load_now(self, ref: str) -> None:
+        folder = await asyncio.get_running_loop().run_in_executor(self._pool, self._fetch, ref)
+        # vLLM numbers adapters itself; the path is new for new content, so no cached prefix of other weights is reused.
+        await self.engine.resolve_lora(
+            DiskMultiplexConfig(model_id=ref, max_total_tokens=None, local_path=folder, lora_assigned_int_id=1)
+        )
+
+    def _fetch(self, ref: str) -> str:
+        version = self._registry.get(ref)
+        reason = loader.misfit(version, self._fingerprint, self._config.engine.max_lora_rank)
+        if reason is not None:
+            raise loader.MisfitError(reason)
+        return str(loader.fetch(version))
+
+    def _forget_failure(self, ref: str, done: "asyncio.Task[None]") -> None:
+        if done.cancelled() or done.exception() is not None:
+            del self._loads[ref]
+
+
+def _error(code: int, kind: str, message: str) -> ErrorResponse:
+    return ErrorResponse(error=ErrorInfo(message=message, type=kind, code=code))
+
+
+async def _only(item: ErrorResponse) -> AsyncIterator[ErrorResponse]:
+    yield item

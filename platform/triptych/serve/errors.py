@@ -1,0 +1,69 @@
+"""Errors as OpenAI's clients expect them: a status, and `{"error": {message, type, param, code}}`."""
+
+from typing import Any
+
+from starlette.responses import JSONResponse
+
+_SHOWN = 80
+
+
+class ApiError(Exception):
+    """What a client is told. The message never holds a path or what another component said in its own words."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, param: str | None = None, retry_after: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+
+    def body(self) -> dict[str, Any]:
+        """The JSON of the answer."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        """The whole answer."""
+        headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(self.body(), self.status, headers)
+
+
+def shown(name: str) -> str:
+    """A client's own word, short and without control characters, to be told back."""
+    text = "".join(c if c.isprintable() else "?" for c in name[: _SHOWN + 1])
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+
+
+def invalid_key(missing: bool) -> ApiError:
+    """No key, or none that the registry knows."""
+    if missing:
+        return ApiError(401, "invalid_api_key", "No API key was given: send `Authorization: Bearer KEY`.")
+    return ApiError(401, "invalid_api_key", "The API key is wrong, or it was revoked.")
+
+
+def unknown_model(name: str, reason: str | None = None) -> ApiError:
+    """No such model, or one that is not served here."""
+    text = f"The model `{shown(name)}` does not exist."
+    if reason is not None:
+        text = f"The model `{shown(name)}` is not served here: {reason}."
+    return ApiError(404, "model_not_found", text, param="model")
+
+
+def overloaded() -> ApiError:
+    """All replicas and the queue before them are full."""
+    return ApiError(503, "overloaded", "All engines are busy and the queue is full.", retry_after=1)
+
+
+def unavailable(what: str) -> ApiError:
+    """A component is down."""
+    return ApiError(503, "unavailable", f"The {what} does not answer.", retry_after=5)
+
+
+def internal() -> ApiError:
+    """Anything else; the log knows more."""
+    return ApiError(500, "internal_error", "The request failed on the server.")

@@ -1,0 +1,155 @@
+"""One request's way to the engine and back."""
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+from fastapi import Response
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+from ray.llm._internal.serve.core.configs.openai_api_models import ErrorResponse
+from ray.llm._internal.serve.core.ingress.utils import _sanitize_chat_completion_request
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.llm.openai_api_models import ChatCompletionRequest
+from starlette.responses import JSONResponse, StreamingResponse
+from vllm.entrypoints.generate.base.protocol import StreamOptions
+
+from triptych.observe.metrics import GatewayMetrics
+from triptych.serve import errors
+from triptych.serve.errors import ApiError
+
+logger = logging.getLogger("ray.serve")
+
+_OURS = {"priority": 0, "session_id": None, "kv_transfer_params": None, "ec_transfer_params": None, "vllm_xargs": None}
+"""Fields of vLLM's requests that steer the engine, not the answer: a client's values are dropped."""
+
+_DONE = "data: [DONE]\n\n"
+
+
+class Chunks(Protocol):
+    """What a streaming deployment handle returns."""
+
+    async def __anext__(self) -> Any: ...
+
+    def cancel(self) -> None: ...
+
+
+class Exchange:
+    """Sends `body` to the engine under the engine's name for the model, and measures what comes back."""
+
+    def __init__(self, method: str, body: Any, model: str, metrics: GatewayMetrics) -> None:
+        self._method = method
+        self._metrics = metrics
+        self._model = model
+        self._started = time.perf_counter()
+        self._hides_usage = bool(body.stream) and not (body.stream_options and body.stream_options.include_usage)
+        self._body = _for_engine(body, model)
+
+    async def run(self, engine: Any) -> Response:
+        """The whole answer, or a stream of server-sent events; ApiError where there is none."""
+        self._metrics.started(self._model)
+        chunks: Chunks = getattr(engine, self._method).remote(self._body, None)
+        try:
+            first = await _next(chunks)
+            if isinstance(first, ErrorResponse):
+                raise _engine_error(first.error.code, first.error.type, first.error.message)
+            if isinstance(first, str) and (error := _error_in(first)) is not None:
+                raise error
+        except asyncio.CancelledError:
+            chunks.cancel()
+            self._metrics.cancelled(self._model)
+            raise
+        except ApiError as error:
+            self._metrics.failed(self._model, error.code)
+            raise
+        if isinstance(first, str):
+            return StreamingResponse(
+                self._events(first, chunks), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+            )
+        answer = first.model_dump()
+        self._finished(answer["usage"])
+        return JSONResponse(answer)
+
+    async def _events(self, first: str, chunks: Chunks) -> AsyncIterator[str]:
+        """The engine's events, without the count of tokens where the client did not ask for it."""
+        self._metrics.first_token(self._model, time.perf_counter() - self._started)
+        event, ended = first, False
+        try:
+            while event != _DONE:
+                usage, error = _usage_in(event), _error_in(event)
+                if error is not None:
+                    raise error
+                if usage is not None:
+                    self._finished(usage)
+                if usage is None or not self._hides_usage:
+                    yield event
+                event = await _next(chunks)
+            ended = True
+        except ApiError as error:
+            self._metrics.failed(self._model, error.code)
+            ended = True
+            yield f"data: {json.dumps(error.body())}\n\n"
+        finally:
+            if not ended:  # the client went away
+                chunks.cancel()
+                self._metrics.cancelled(self._model)
+        yield _DONE
+
+    def _finished(self, usage: dict[str, Any]) -> None:
+        self._metrics.finished(
+            self._model,
+            seconds=time.perf_counter() - self._started,
+            prompt_tokens=usage["prompt_tokens"],
+            completion_tokens=usage["completion_tokens"] or 0,
+        )
+
+
+def _for_engine(body: Any, model: str) -> Any:
+    """The client's request under the engine's model name and an id of ours, its tokens always counted."""
+    if isinstance(body, ChatCompletionRequest):
+        body = _sanitize_chat_completion_request(body)
+    ours = {field: value for field, value in _OURS.items() if field in type(body).model_fields}
+    ours |= {"model": model, "request_id": uuid.uuid4().hex}
+    if body.stream:
+        asked = body.stream_options or StreamOptions()
+        ours["stream_options"] = asked.model_copy(update={"include_usage": True})
+    return body.model_copy(update=ours)
+
+
+async def _next(chunks: Chunks) -> Any:
+    """The next answer, event or error of the engine; an engine that is full or gone becomes an ApiError."""
+    try:
+        batch = await chunks.__anext__()
+    except BackPressureError as error:
+        raise errors.overloaded() from error
+    except (DeploymentUnavailableError, ActorDiedError, ActorUnavailableError) as error:
+        raise errors.unavailable("engine") from error
+    except (RayError, StopAsyncIteration) as error:
+        logger.exception("the engine failed")
+        raise errors.internal() from error
+    return batch[0] if isinstance(batch, list) else batch
+
+
+def _error_in(event: str) -> ApiError | None:
+    if not event.startswith('data: {"error"'):
+        return None
+    error = json.loads(event.removeprefix("data: "))["error"]
+    return _engine_error(error["code"], error["type"], error["message"])
+
+
+def _engine_error(status: int, kind: str, message: str) -> ApiError:
+    """What is wrong with the request is passed on; what went wrong inside is for the log."""
+    if 400 <= status < 500:
+        return ApiError(status, kind, message)
+    logger.error("the engine answered %d %s: %s", status, kind, message)
+    return errors.internal()
+
+
+def _usage_in(event: str) -> dict[str, Any] | None:
+    """The token counts of a stream's last event but one."""
+    if '"choices":[]' not in event:
+        return None
+    return json.loads(event.removeprefix("data: "))["usage"]

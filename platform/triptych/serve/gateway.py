@@ -1,0 +1,50 @@
+"""The deployment that clients talk to."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from fastapi import FastAPI, Response
+from ray.serve.handle import DeploymentHandle
+
+from triptych.observe.metrics import GatewayMetrics
+from triptych.recipe.serve import ServeConfig
+from triptych.registry import Registry
+from triptych.serve.catalog import Catalog
+from triptych.serve.errors import ApiError
+from triptych.serve.exchange import Exchange
+from triptych.serve.http import http_app
+from triptych.serve.keys import KeyCheck
+
+_REGISTRY_THREADS = 8
+
+
+class Gateway:
+    """Names become versions here, so the engine never sees an alias; and nobody without a key comes further."""
+
+    def __init__(self, engine: DeploymentHandle, *, config: dict[str, Any], base_fingerprint: str) -> None:
+        settings = ServeConfig.model_validate(config)
+        registry = Registry(settings.registry, settings.artifacts)
+        pool = ThreadPoolExecutor(_REGISTRY_THREADS, thread_name_prefix="registry")
+        self._authorize = KeyCheck(registry, pool, required=settings.require_key)
+        self._catalog = Catalog(settings, base_fingerprint, registry, pool)
+        self._engine = engine.options(stream=True)
+        self._metrics = GatewayMetrics()
+
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        """The routes of this replica."""
+        return http_app(self, self._authorize)
+
+    async def cards(self) -> list[dict[str, Any]]:
+        """Every model that is served."""
+        return await self._catalog.cards()
+
+    async def card(self, model: str) -> dict[str, Any]:
+        """One model."""
+        return await self._catalog.card(model)
+
+    async def generate(self, method: str, body: Any) -> Response:
+        """Answer a chat or a completion, whole or as a stream of server-sent events."""
+        if not body.model:
+            raise ApiError(400, "invalid_request", "You must name a model.", param="model")
+        model = await self._catalog.resolve(body.model)
+        return await Exchange(method, body, model, self._metrics).run(self._engine)

@@ -1,0 +1,108 @@
+"""The HTTP surface: these routes and no others, a key before anything is read, one shape for every error."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from triptych.serve import errors
+from triptych.serve.errors import ApiError
+
+logger = logging.getLogger("ray.serve")
+
+HEALTH = "/healthz"
+"""The only route that needs no key."""
+
+
+class Endpoints(Protocol):
+    """What the routes call."""
+
+    async def cards(self) -> list[dict[str, Any]]: ...
+
+    async def card(self, model: str) -> dict[str, Any]: ...
+
+    async def generate(self, method: str, body: Any) -> Response: ...
+
+
+def http_app(endpoints: Endpoints, authorize: Callable[[Mapping[str, str]], Awaitable[None]]) -> FastAPI:
+    """The ASGI application of one gateway."""
+    app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(_KeyFirst, authorize=authorize)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _validation_error)
+    app.add_exception_handler(Exception, _unexpected)
+
+    @app.get(HEALTH)
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": await endpoints.cards()}
+
+    @app.get("/v1/models/{model:path}")
+    async def model(model: str) -> dict[str, Any]:
+        return await endpoints.card(model)
+
+    @app.post("/v1/chat/completions")
+    async def chat(body: ChatCompletionRequest) -> Response:
+        return await endpoints.generate("chat", body)
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionRequest) -> Response:
+        return await endpoints.generate("completions", body)
+
+    return app
+
+
+class _KeyFirst:
+    """Answers 401 before a body is read or a route is looked up."""
+
+    def __init__(self, app: ASGIApp, authorize: Callable[[Mapping[str, str]], Awaitable[None]]) -> None:
+        self._app = app
+        self._authorize = authorize
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] != HEALTH:
+            try:
+                await self._authorize(Headers(scope=scope))
+            except ApiError as error:
+                await error.response()(scope, receive, send)
+                return
+            except Exception:
+                logger.exception("the key could not be checked")
+                await errors.unavailable("registry").response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _api_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+def _http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    text = {404: "There is no such route.", 405: "This route does not take that method."}
+    return ApiError(error.status_code, "invalid_request", text.get(error.status_code, "Bad request.")).response()
+
+
+def _validation_error(_: Request, error: Exception) -> Response:
+    """The first fault, with its field; never the input, which may be long or private."""
+    assert isinstance(error, RequestValidationError)
+    fault = error.errors()[0]
+    field = ".".join(str(step) for step in fault["loc"] if step != "body") or None
+    message = f"{field}: {fault['msg']}" if field else str(fault["msg"])
+    return ApiError(400, "invalid_request", errors.shown(message), param=field).response()
+
+
+def _unexpected(_: Request, error: Exception) -> Response:
+    logger.error("unexpected error", exc_info=error)
+    return errors.internal().response()

@@ -1,0 +1,55 @@
+"""Adapters from the registry to folders that the engine can read again at any time."""
+
+import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from triptych import storage
+from triptych.errors import RunError
+from triptych.models.cache import cache_dir
+from triptych.registry import AdapterVersion
+
+
+class MisfitError(Exception):
+    """The adapter exists, but this engine cannot serve it; the message is fit for a client."""
+
+
+def misfit(version: AdapterVersion, base_fingerprint: str, max_rank: int) -> str | None:
+    """Why an engine on this base cannot serve the adapter; None if it can."""
+    if not version.servable:
+        return version.why_not or "it cannot be served"
+    if version.base_fingerprint != base_fingerprint:
+        return f"it was trained on another base ({version.base})"
+    rank = _rank(version)
+    if rank > max_rank:
+        return f"its rank is {rank}, and engine.max_lora_rank is {max_rank}"
+    return None
+
+
+def _rank(version: AdapterVersion) -> int:
+    config = json.loads(storage.read_bytes(storage.join(version.url, "adapter_config.json")))
+    return max(config["r"], *config.get("rank_pattern", {}).values(), 0)
+
+
+def fetch(version: AdapterVersion) -> Path:
+    """A verified copy of the adapter in this node's cache, under its digest.
+
+    vLLM reads an adapter again whenever it left the engine's memory, in the middle of its step loop: so what it reads
+    is a copy that nobody else removes. RunError when the artifact is not what was registered.
+    """
+    cache = cache_dir("served")
+    target = cache / version.sha256
+    if storage.read_manifest(str(target)) is not None:
+        storage.verify(str(target))
+        return target
+    if storage.verify(version.url).digest != version.sha256:
+        raise RunError(f"{version.ref}: {version.url} is not what was registered (its digest differs)")
+    source = storage.local_copy(version.url, cache)
+    if source != target:
+        with suppress(storage.AlreadyCommittedError), storage.committed(str(target)) as staging:
+            shutil.copytree(source, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns(storage.MANIFEST))
+    if storage.verify(str(target)).digest != version.sha256:
+        storage.remove(str(target))
+        raise RunError(f"{version.ref}: {version.url} changed while it was copied")
+    return target

@@ -1,0 +1,96 @@
+"""Start and stop the endpoint from Python."""
+
+import errno
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from triptych.errors import RunError, UserError
+from triptych.recipe.serve import ServeConfig
+
+APP = "triptych"
+START_TIMEOUT_S = 900.0
+PLACE_TIMEOUT_S = 120.0
+
+_POLL_S = 0.5
+
+
+def start(config: ServeConfig, progress: Callable[[str], None] = lambda _: None) -> str:
+    """Serve on the connected Ray cluster in the background; the URL, once the engine answers.
+
+    `progress` is told what is being waited for. UserError: the port is in use, or the config asks for what cannot be
+    served; nothing was started then. RunError: it was started and failed, and was taken down again.
+    """
+    check_port(config.host, config.port)
+    progress("checking the base, the registry and the adapters")
+    from ray import serve
+
+    from triptych.cluster.ray import Bundle, require
+    from triptych.serve.app import application
+
+    app = application(config.model_dump(mode="json"))
+    engine = config.engine
+    require([Bundle("serve replicas", config.replicas, engine.cpus, engine.gpus)])
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    serve.start(proxy_location="HeadOnly", http_options=serve.HTTPOptions(host=config.host, port=config.port))
+    try:
+        target = serve.RunTarget(app, name=APP, route_prefix="/")
+        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+        _wait(progress)
+    except BaseException:
+        stop()
+        raise
+    host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104
+    return f"http://{host}:{config.port}/v1"
+
+
+def stop() -> None:
+    """Take the endpoint down; the Ray cluster stays."""
+    from ray import serve
+
+    serve.shutdown()
+
+
+@contextmanager
+def serving(config: ServeConfig, progress: Callable[[str], None] = lambda _: None) -> Iterator[str]:
+    """The endpoint's URL for the time of the block."""
+    url = start(config, progress)
+    try:
+        yield url
+    finally:
+        stop()
+
+
+def check_port(host: str, port: int) -> None:
+    """UserError if nothing can listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+            raise UserError(f"port: {host}:{port} {why}; choose another with --port") from error
+
+
+def _wait(progress: Callable[[str], None]) -> None:
+    """Until the application runs; RunError if it fails, or if a replica finds no place."""
+    from ray import serve
+    from ray.serve.schema import ApplicationStatus, DeploymentStatus
+
+    started = time.monotonic()
+    while True:
+        app = serve.status().applications[APP]
+        if app.status == ApplicationStatus.RUNNING:
+            return
+        messages = "; ".join(d.message for d in app.deployments.values() if d.message) or app.message
+        failed = any(d.status == DeploymentStatus.UNHEALTHY for d in app.deployments.values())
+        if failed or app.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+            raise RunError(f"the endpoint did not start: {messages}")
+        waited = time.monotonic() - started
+        if waited > START_TIMEOUT_S or (waited > PLACE_TIMEOUT_S and "to be scheduled" in messages):
+            raise RunError(f"the endpoint did not start within {waited:.0f} s: {messages}")
+        progress("starting the engine")
+        time.sleep(_POLL_S)
