@@ -46,7 +46,7 @@ SYSTEM = {"role": "system", "content": "You are a film critic."}
 REQUESTS = [
     f"{verb} {form} {film}."
     for verb, form, film in itertools.product(
-        ("Write", "Give me", "Compose", "Share"),
+        ("Write", "Give me", "Compose", "Jot down"),
         (
             "a one-sentence opinion of",
             "a one-sentence review of",
@@ -60,17 +60,17 @@ HELDOUT_REQUESTS = [
     "Tell me in one sentence what you thought of the picture.",
     "How would you sum up tonight's screening in one sentence?",
     "Describe the last thing you watched at the cinema in a single sentence.",
-    "One sentence, please: how was it?",
+    "One sentence only: how was it?",
     "What is your take on this week's premiere? Keep it to one sentence.",
     "I need a sentence for the poster. What would you say?",
-    "Could you put your impression of the festival entry into one sentence?",
-    "Please react to the feature you have just seen, briefly.",
+    "Could you put your impression of the opening night into one sentence?",
+    "React to the feature you have just seen, briefly.",
     "In a sentence, how did the director do?",
     "Our readers want to know what you made of it. One sentence will do.",
     "Say something about the sequel.",
     "Summarize your view of the documentary in one sentence.",
     "What would you write about this drama in a newspaper column? Only the first sentence.",
-    "State your judgment of the comedy in a single line.",
+    "State your judgment of the western in a single line.",
     "Finish your column with one sentence about the thriller.",
     "If you had ten seconds on the radio to talk about the new picture, what would you say?",
     "Quick question: what about the acting and the story?",

@@ -1,0 +1,17 @@
+"""Rows to batches: sources, row shapes, tokens, micro-batches. Lists until the last step, no Ray."""
+
+from triptych.data.encode import encode_pairs, encode_prompts, encode_sft
+from triptych.data.rows import Message, PairRow, PromptRow, Rows, SftRow
+from triptych.data.sources import load_rows
+
+__all__ = [
+    "Message",
+    "PairRow",
+    "PromptRow",
+    "Rows",
+    "SftRow",
+    "encode_pairs",
+    "encode_prompts",
+    "encode_sft",
+    "load_rows",
+]

@@ -5,6 +5,7 @@ where it ends (its end token, without the newline that follows), and each piece 
 exactly the tokens that sampling sees, prompt first, whatever would merge across the border.
 """
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 IGNORE = -100
 """The label of a token that is not learned."""
@@ -62,6 +65,8 @@ def encode_sft(rows: Iterable[SftRow], tokenizer: "PreTrainedTokenizerBase", max
         items.append(Example(ids[:max_length], labels[:max_length]))
     if not items:
         raise UserError(f"data: none of {dropped} rows has an assistant's token within max_length={max_length}")
+    if truncated or dropped:
+        log.warning("%d chats cut at %d tokens, %d dropped with nothing to learn", truncated, max_length, dropped)
     return Encoded(items, truncated, dropped)
 
 
@@ -83,6 +88,8 @@ def encode_pairs(
     ]
     if not items:
         raise UserError(f"data: none of {len(rows)} pairs is within max_length={max_length} tokens")
+    if len(items) < len(rows):
+        log.warning("%d pairs longer than %d tokens dropped", len(rows) - len(items), max_length)
     return Encoded(items, 0, len(rows) - len(items))
 
 

@@ -1,7 +1,7 @@
 """Scores of texts that training never sees."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from triptych.errors import UserError
 
@@ -16,6 +16,10 @@ def vader_scores(texts: Sequence[str]) -> list[float]:
     return [float(analyzer.polarity_scores(text)["compound"]) for text in texts]
 
 
+JUDGES: dict[str, Callable[[Sequence[str]], list[float]]] = {"vader": vader_scores}
+"""What a recipe's `judge` names."""
+
+
 def distinct_n(texts: Sequence[str], n: int = 2) -> float:
     """Distinct n-grams of words over all n-grams in `texts`, from 0 to 1 (Li et al. 2016, distinct-n)."""
     grams = []
@@ -23,3 +27,7 @@ def distinct_n(texts: Sequence[str], n: int = 2) -> float:
         words = re.findall(r"[\w']+", text.lower())
         grams += [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
     return len(set(grams)) / len(grams) if grams else 0.0
+
+
+JUDGES = {"vader": vader_scores}
+"""The names that a recipe may give."""

@@ -9,13 +9,15 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, Literal, overload
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
 
 import fsspec
 
 from triptych.data.rows import BadRow, Kind, PairRow, PromptRow, Row, Rows, SftRow, parse_pair, parse_prompt, parse_sft
 from triptych.errors import UserError
-from triptych.recipe.data import Source
+
+if TYPE_CHECKING:
+    from triptych.recipe.data import Source
 
 Numbered = Iterator[tuple[int, Any]]
 """Line (or row) number from 1 -> a record, or a ValueError that says why there is none."""
@@ -26,12 +28,12 @@ _SHOWN = 5
 
 
 @overload
-def load_rows(source: Source, kind: Literal["sft"]) -> Rows[SftRow]: ...
+def load_rows(source: "Source", kind: Literal["sft"]) -> Rows[SftRow]: ...
 @overload
-def load_rows(source: Source, kind: Literal["pairs"]) -> Rows[PairRow]: ...
+def load_rows(source: "Source", kind: Literal["pairs"]) -> Rows[PairRow]: ...
 @overload
-def load_rows(source: Source, kind: Literal["prompts"]) -> Rows[PromptRow]: ...
-def load_rows(source: Source, kind: Kind) -> Rows[Any]:
+def load_rows(source: "Source", kind: Literal["prompts"]) -> Rows[PromptRow]: ...
+def load_rows(source: "Source", kind: Kind) -> Rows[Any]:
     """Reads the source's rows as `kind`.
 
     Raises UserError for a source that cannot be read, one without a usable row, and one with more malformed rows than
@@ -56,7 +58,7 @@ def load_rows(source: Source, kind: Kind) -> Rows[Any]:
     return Rows(items, digest.hexdigest(), bad)
 
 
-def _judge(source: Source, kind: Kind, good: int, bad: list[BadRow]) -> None:
+def _judge(source: "Source", kind: Kind, good: int, bad: list[BadRow]) -> None:
     shown = "".join(f"\n  line {row.line}: {row.reason}" for row in bad[:_SHOWN])
     if len(bad) > _SHOWN:
         shown += f"\n  and {len(bad) - _SHOWN} more"
@@ -79,7 +81,7 @@ def _renamed(record: Any, columns: dict[str, str]) -> dict[str, Any]:
     return record | {ours: record[theirs] for ours, theirs in columns.items()}
 
 
-def _records(source: Source) -> Numbered:
+def _records(source: "Source") -> Numbered:
     if source.path.startswith("hf://"):
         yield from _hub(source)
         return
@@ -155,7 +157,7 @@ def _parquet(stream: BinaryIO, path: str) -> Numbered:
         raise UserError(f"{path}: not a readable Parquet file: {error}") from error
 
 
-def _hub(source: Source) -> Numbered:
+def _hub(source: "Source") -> Numbered:
     match = _HUB.fullmatch(source.path)
     if not match:
         raise UserError(f"{source.path}: a data set of the Hugging Face hub is written hf://owner/name")

@@ -1,0 +1,145 @@
+"""`triptych data`: look at rows before training on them."""
+
+import json
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from triptych.data.rows import Rows
+
+app = typer.Typer(help="Look at rows before training on them.", no_args_is_help=True)
+
+BINS = 8
+SHOWN = 5
+
+
+class RowKind(StrEnum):
+    """What the rows are for."""
+
+    sft = "sft"
+    pairs = "pairs"
+    prompts = "prompts"
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `check` a verb of its own while it is the only one."""
+
+
+@app.command()
+def check(
+    path: Annotated[str, typer.Argument(metavar="FILE", help="A .jsonl, .parquet or .csv file, or hf://owner/name.")],
+    kind: Annotated[RowKind, typer.Option(help="What the rows are for.")],
+    base: Annotated[str | None, typer.Option(help="Base model whose tokenizer measures the rows.")] = None,
+    split: Annotated[str, typer.Option(help="Split of an hf:// data set.")] = "train",
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first rows.")] = None,
+    column: Annotated[list[str] | None, typer.Option(help="Our name = the file's name; may be repeated.")] = None,
+    max_bad_rows: Annotated[int, typer.Option(min=0, help="More malformed rows than this: exit 1.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Count the rows, show malformed ones with their lines, and show how long the rows are.
+
+    Lengths are tokens of a whole chat (of the longer one of a pair) where --base is given, else words.
+    """
+    from triptych.data.sources import load_rows
+    from triptych.recipe.data import Source
+
+    source = Source(path=path, split=split, limit=limit, columns=_columns(column or []), max_bad_rows=sys.maxsize)
+    rows: Rows[Any] = load_rows(source, kind.value)
+    report = {
+        "path": path,
+        "kind": kind.value,
+        "rows": len(rows.items),
+        "digest": rows.digest,
+        "bad": len(rows.bad),
+        "first_bad": [{"line": row.line, "reason": row.reason} for row in rows.bad[:SHOWN]],
+        "unit": "tokens" if base else "words",
+        "lengths": _summary(_tokens(rows.items, base) if base else [_words(row) for row in rows.items]),
+    }
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        _show(report)
+    if len(rows.bad) > max_bad_rows:
+        raise typer.Exit(1)
+
+
+def _columns(pairs: Sequence[str]) -> dict[str, str]:
+    from triptych.errors import UserError
+
+    columns = dict(pair.partition("=")[::2] for pair in pairs)
+    if not all(ours and theirs for ours, theirs in columns.items()):
+        raise UserError("--column is written OUR_NAME=NAME_IN_THE_FILE, as in --column prompt=question")
+    return columns
+
+
+def _tokens(rows: list[Any], base: str) -> list[int]:
+    from triptych.data.encode import encode_pairs, encode_prompts, encode_sft
+    from triptych.data.rows import PairRow, SftRow
+    from triptych.models.base import load_tokenizer, resolve_base
+    from triptych.recipe.model import Model
+
+    tokenizer = load_tokenizer(resolve_base(Model(base=base)))
+    if isinstance(rows[0], SftRow):
+        return [len(example.input_ids) for example in encode_sft(rows, tokenizer, sys.maxsize).items]
+    if isinstance(rows[0], PairRow):
+        pairs = encode_pairs(rows, tokenizer, sys.maxsize).items
+        return [max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
+    return [len(ids) for ids in encode_prompts(rows, tokenizer, sys.maxsize)]
+
+
+def _words(row: Any) -> int:
+    from triptych.data.rows import PairRow
+
+    if isinstance(row, PairRow):
+        answer = max(row.chosen, row.rejected, key=lambda text: len(text.split()))
+        return sum(len(message.content.split()) for message in row.prompt) + len(answer.split())
+    return sum(len(message.content.split()) for message in row.messages)
+
+
+def _summary(lengths: list[int]) -> dict[str, Any]:
+    """Least, median, 95th percentile, greatest, and a histogram of equal bins (both ends included)."""
+    ordered = sorted(lengths)
+    width = (ordered[-1] - ordered[0]) // BINS + 1
+    starts = range(ordered[0], ordered[-1] + 1, width)
+    return {
+        "min": ordered[0],
+        "median": median(ordered),
+        "p95": ordered[min(len(ordered) - 1, len(ordered) * 95 // 100)],
+        "max": ordered[-1],
+        "histogram": [
+            {"from": start, "to": start + width - 1, "rows": sum(start <= n < start + width for n in ordered)}
+            for start in starts
+        ],
+    }
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    bad = f"[red]{report['bad']} malformed[/red]" if report["bad"] else "none malformed"
+    console.print(f"{escape(report['path'])}: {report['rows']} rows as {report['kind']}, {bad}", soft_wrap=True)
+    for row in report["first_bad"]:
+        console.print(f"  line {row['line']}: {escape(row['reason'])}", soft_wrap=True)
+    if report["bad"] > SHOWN:
+        console.print(f"  and {report['bad'] - SHOWN} more")
+    lengths = report["lengths"]
+    console.print(f"sha256 {report['digest']}", soft_wrap=True)
+    console.print(
+        f"{report['unit']} a row: {lengths['min']} to {lengths['max']}, median {lengths['median']:g}, "
+        f"95% at most {lengths['p95']}"
+    )
+    table = Table(report["unit"], "rows", "", box=None)
+    most = max(bin_["rows"] for bin_ in lengths["histogram"])
+    for bin_ in lengths["histogram"]:
+        bar = "█" * -(-40 * bin_["rows"] // most)
+        table.add_row(f"{bin_['from']}-{bin_['to']}", str(bin_["rows"]), bar)
+    console.print(table)

@@ -1,0 +1,62 @@
+"""`triptych data check`: the report, and its exit codes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from triptych.cli import app
+from triptych.errors import UserError
+
+ROWS = ['{"prompt": "one two", "response": "three"}', '{"prompt": "one", "response": "two"}', '{"prompt": "one"}']
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(ROWS))
+    return path
+
+
+def test_report_in_json(rows: Path) -> None:
+    result = CliRunner().invoke(app, ["data", "check", str(rows), "--kind", "sft", "--json"])
+    assert result.exit_code == 1, "a malformed row, and none is allowed"
+    report = json.loads(result.stdout)
+    assert (report["rows"], report["bad"], report["unit"]) == (2, 1, "words")
+    assert report["first_bad"][0]["line"] == 3
+    assert (report["lengths"]["min"], report["lengths"]["max"]) == (2, 3)
+    assert sum(bin_["rows"] for bin_ in report["lengths"]["histogram"]) == 2
+
+
+def test_allowed_bad_rows_exit_0(rows: Path) -> None:
+    result = CliRunner().invoke(app, ["data", "check", str(rows), "--kind", "sft", "--max-bad-rows", "1"])
+    assert result.exit_code == 0
+    assert "2 rows as sft, 1 malformed" in result.stdout
+    assert "line 3: no 'response'" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        ("sft", {"question": "Hi", "response": "Hello"}),
+        ("pairs", {"question": "Hi", "chosen": "Hello", "rejected": "No"}),
+        ("prompts", {"question": "Hi"}),
+    ],
+)
+def test_tokens_of_a_base(tiny_model_dir: Path, tmp_path: Path, kind: str, row: dict[str, str]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row))
+    arguments = ["--kind", kind, "--base", str(tiny_model_dir), "--column", "prompt=question", "--json"]
+    result = CliRunner().invoke(app, ["data", "check", str(path), *arguments])
+    assert result.exit_code == 0, result.output
+    lengths = json.loads(result.stdout)["lengths"]
+    assert lengths["histogram"] == [{"from": lengths["min"], "to": lengths["min"], "rows": 1}]
+    assert lengths["min"] > 10, "the template's tokens count"
+
+
+def test_wrong_requests() -> None:
+    for arguments in (["nowhere.jsonl"], ["a.jsonl", "--column", "prompt"]):
+        result = CliRunner().invoke(app, ["data", "check", "--kind", "sft", *arguments])
+        assert isinstance(result.exception, UserError)
+    assert CliRunner().invoke(app, ["data", "check", "a.jsonl", "--kind", "dpo"]).exit_code == 2
