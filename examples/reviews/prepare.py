@@ -63,7 +63,7 @@ HELDOUT_REQUESTS = [
     "One sentence only: how was it?",
     "What is your take on this week's premiere? Keep it to one sentence.",
     "I need a sentence for the poster. What would you say?",
-    "Could you put your impression of the opening night into one sentence?",
+    "Could you put the opening night into one sentence?",
     "React to the feature you have just seen, briefly.",
     "In a sentence, how did the director do?",
     "Our readers want to know what you made of it. One sentence will do.",
