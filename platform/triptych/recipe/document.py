@@ -55,6 +55,9 @@ class _Loader(yaml.SafeLoader):
         self.flatten_mapping(node)
         return {key.value: self.construct_object(value, deep=deep) for key, value in node.value}
 
+    def refuse_tag(self, node: yaml.Node) -> None:
+        raise yaml.constructor.ConstructorError(None, None, f"refused tag '{node.tag}'", node.start_mark)
+
     def construct_core_int(self, node: yaml.ScalarNode) -> int:
         text = node.value.replace("_", "")
         try:
@@ -70,7 +73,7 @@ for _name, _pattern, _first in _RESOLVERS:
     _Loader.add_implicit_resolver(_TAG + _name, _pattern, _first)
 for _name in ("null", "bool", "str", "seq", "map"):
     _Loader.add_constructor(_TAG + _name, getattr(yaml.SafeLoader, f"construct_yaml_{_name}"))
-_Loader.add_constructor(None, _Loader.construct_undefined)
+_Loader.add_constructor(None, _Loader.refuse_tag)
 _Loader.add_constructor(_TAG + "int", _Loader.construct_core_int)
 _Loader.add_constructor(_TAG + "float", _Loader.construct_core_float)
 
@@ -138,8 +141,6 @@ def parse(text: str, file: str, line: str | None = None) -> tuple[yaml.Node | No
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = error.problem or error.context or "is not valid"
-        if isinstance(error, yaml.constructor.ConstructorError):
-            what = what.replace("could not determine a constructor for the tag", "refused tag")
         raise refuse(mark.line + 1 if mark else None, f"YAML: {what}") from None
     except yaml.reader.ReaderError as error:
         at = text.count("\n", 0, error.position) + 1
