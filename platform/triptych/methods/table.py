@@ -34,6 +34,11 @@ METHODS: dict[str, Method] = {
 }
 
 
+def method_config(method: Lora) -> LoraConfig:
+    """peft's configuration of a recipe's method."""
+    return METHODS[method.name].config(method)
+
+
 def apply_method(model: PreTrainedModel | PeftModel, method: Lora, adapter: str) -> PeftModel:
     """Add the method's parameters to `model` under the name `adapter`."""
-    return apply_lora(model, METHODS[method.name].config(method), adapter)
+    return apply_lora(model, method_config(method), adapter)

@@ -5,8 +5,6 @@ So the gradient is the same however a batch is cut into micro-batches and over r
 """
 
 import math
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from triptych.errors import RunError
 from triptych.recipe import Optimizer
 from triptych.train.batch import Batch
+from triptych.train.clock import Clock
 from triptych.train.group import Group
 from triptych.train.optimizer import adamw, learning_rate
 from triptych.train.roles import RoleModel
@@ -79,7 +78,7 @@ class Learner:
         Raises:
             RunError: MAX_BAD_STEPS such steps in a row.
         """
-        clock = _Clock()
+        clock = Clock()
         metrics = self.accumulate(objective, micro_batches, clock)
         parameters = self._parameters[objective.role]
         self.group.sum_gradients(parameters.values())
@@ -100,38 +99,43 @@ class Learner:
         return StepReport(metrics, dict(clock.seconds))
 
     def accumulate(
-        self, objective: Objective, micro_batches: Sequence[Batch | None], clock: "_Clock | None" = None
+        self, objective: Objective, micro_batches: Sequence[Batch | None], clock: Clock | None = None
     ) -> dict[str, float]:
         """Add this rank's share of the global gradient to the role's parameters; global metrics back."""
-        clock = clock or _Clock()
-        denominators = self._sum_over_all(objective.denominators(batch) for batch in micro_batches if batch)
-        totals: dict[str, Tensor] = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
+        clock = clock or Clock()
+        batches = [self._placed(batch) for batch in micro_batches if batch is not None]
+        denominators = self._sum_over_all(objective.denominators(batch) for batch in batches)
+        metrics: list[Metrics] = []
         clock.lap("data")
-        for batch in micro_batches:
-            if batch is None:
-                continue
+        for batch in batches:
             with self.model.use(objective.role):
-                sums, metrics = objective.loss(self.model, batch)
+                sums, measured = objective.loss(self.model, batch)
             loss = torch.stack([total / denominators[name] for name, total in sums.items()]).sum()
             clock.lap("forward")
             loss.backward()
             clock.lap("backward")
-            for name, (total, weight) in metrics.items():
-                totals[name] += torch.stack([total.detach(), weight]).to("cpu", torch.float64)
-        summed = self._sum_over_all([dict(totals)])
-        return {name: float(pair[0] / pair[1].clamp(min=1e-12)) for name, pair in summed.items()}
+            metrics.append(measured)
+        return self._reduced(metrics)
+
+    @torch.no_grad()
+    def evaluate(self, objective: Objective, micro_batches: Sequence[Batch | None]) -> dict[str, float]:
+        """The objective's metrics over all ranks' batches, nothing updated."""
+        metrics: list[Metrics] = []
+        for batch in micro_batches:
+            if batch is not None:
+                with self.model.use(objective.role):
+                    metrics.append(objective.loss(self.model, self._placed(batch))[1])
+        return self._reduced(metrics)
 
     @torch.no_grad()
     def forward(self, role: str, compute: Callable[[RoleModel, Batch], Tensor], batch: Batch) -> Tensor:
         """`compute` of one batch as `role`, without gradients."""
         with self.model.use(role):
-            return compute(self.model, batch)
+            return compute(self.model, self._placed(batch))
 
     def gradients(self, role: str) -> dict[str, Tensor]:
         """Full float32 gradients of a role, between `accumulate` and an update; zero where nothing flowed."""
-        return {
-            name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self._parameters[role].items()
-        }
+        return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self._parameters[role].items()}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
         """Tensors and counters from which `load_state` goes on exactly."""
@@ -154,6 +158,17 @@ class Learner:
                     if (value := tensors.get(f"{role}/{key}/{name}")) is not None:
                         optimizer_state[parameter][key] = value.clone()
         self._steps = dict(counters)
+
+    def _placed(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+
+    def _reduced(self, metrics: Iterable[Metrics]) -> dict[str, float]:
+        """Sum over weight of each metric, over micro-batches and ranks."""
+        pairs = [
+            {name: torch.stack([total.detach().double(), weight.double()]) for name, (total, weight) in m.items()}
+            for m in metrics
+        ]
+        return {name: float(pair[0] / pair[1].clamp(min=1e-12)) for name, pair in self._sum_over_all(pairs).items()}
 
     def _sum_over_all(self, parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Sum name by name over micro-batches, then over ranks in one message; ranks may lack names."""
@@ -184,16 +199,3 @@ class Learner:
                 "lower the learning rate, or train in float32"
             )
         return False
-
-
-class _Clock:
-    """Seconds by part, each lap from the end of the one before."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._last = time.perf_counter()
-
-    def lap(self, part: str) -> None:
-        now = time.perf_counter()
-        self.seconds[part] += now - self._last
-        self._last = now

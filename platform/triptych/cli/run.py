@@ -1,0 +1,37 @@
+"""`triptych run`: all stages of a recipe, or one."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def run(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
+    stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=value.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the stages' summaries as JSON.")] = False,
+) -> None:
+    """Run a recipe's stages. The same command again goes on where it stopped; finished stages are not done again."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from triptych.cluster.ray import connect
+    from triptych.observe.progress import ProgressDisplay
+    from triptych.recipe import load_recipe
+    from triptych.stages.run import run_folder, run_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    with connect(), ProgressDisplay() as display:
+        summaries = run_recipe(loaded, display.handle, stage)
+    if as_json:
+        typer.echo(json.dumps(summaries, indent=2))
+        return
+    table = Table(title=f"{loaded.name}: {run_folder(loaded)}")
+    for column in ("stage", "registered as", "measured"):
+        table.add_column(column)
+    for name, found in summaries.items():
+        measured = ", ".join(f"{key} {value:.3g}" for key, value in found["metrics"].items())
+        table.add_row(name, found["registered"], measured)
+    Console().print(table)

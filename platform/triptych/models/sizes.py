@@ -1,0 +1,196 @@
+"""Parameter counts of a model from its config.json alone: no weights, no torch.
+
+Covers the Llama family: token embeddings, pre-norm blocks of (grouped-query) attention and a gated MLP, a final norm,
+and an output head that may share the embeddings' weights.
+"""
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from triptych.errors import UserError
+from triptych.recipe.method import Lora
+from triptych.recipe.model import Model
+
+BUILT_IN = ("smollm2-135m-instruct",)
+"""Models whose configuration comes with the package, in `<name>.json`."""
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Where the members of the Llama family differ in their weights."""
+
+    qkv_bias: bool = False
+    """Biases on the query, key and value projections, whatever `attention_bias` says."""
+    qk_norm: bool = False
+    """A norm over each head's queries and keys."""
+
+
+FAMILIES = {
+    "llama": _Family(),
+    "mistral": _Family(),
+    "qwen2": _Family(qkv_bias=True),
+    "qwen3": _Family(qk_norm=True),
+    "smollm3": _Family(),
+}
+"""`model_type` of config.json -> its differences."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The shapes of a model. Sizes are numbers of elements."""
+
+    vocab: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    tied: bool
+    max_length: int
+    """Positions that the model was made for."""
+    linears: Mapping[str, tuple[int, int, bool]]
+    """Linear layers of one block: name -> (inputs, outputs, whether it has a bias)."""
+    qk_norm: bool
+
+    @property
+    def embedding(self) -> int:
+        """Parameters of the token embeddings; of the output head too, where it is not tied."""
+        return self.vocab * self.hidden
+
+    @property
+    def layer(self) -> int:
+        """Parameters of one block."""
+        linear = sum(inputs * outputs + outputs * bias for inputs, outputs, bias in self.linears.values())
+        return linear + 2 * self.hidden + 2 * self.head_dim * self.qk_norm
+
+    @property
+    def total(self) -> int:
+        """All parameters, tied weights counted once."""
+        return self.embedding * (1 if self.tied else 2) + self.layers * self.layer + self.hidden
+
+    @property
+    def kv_per_token(self) -> int:
+        """Elements of keys and values that a token leaves in the cache."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
+
+    def targets(self, method: Lora) -> dict[str, tuple[int, int]]:
+        """Linear layers of one block that the method adapts: name -> (inputs, outputs).
+
+        Raises:
+            UserError: a target is no linear layer of a block.
+        """
+        shapes = {name: (inputs, outputs) for name, (inputs, outputs, _) in self.linears.items()}
+        if method.targets == "all-linear":
+            return shapes
+        wrong = [target for target in method.targets if target not in shapes]
+        if wrong:
+            near = difflib.get_close_matches(wrong[0], shapes, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            raise UserError(
+                f"method.targets: `{wrong[0]}` is no linear layer of this model{hint}; "
+                f"allowed: all-linear, or a list of {', '.join(shapes)}"
+            )
+        return {name: shape for name, shape in shapes.items() if name in method.targets}
+
+    def lora(self, method: Lora) -> int:
+        """Parameters of a LoRA adapter: r (inputs + outputs) a target and block (arXiv 2106.09685)."""
+        return self.layers * sum(method.r * (inputs + outputs) for inputs, outputs in self.targets(method).values())
+
+
+def model_sizes(model: Model) -> Sizes:
+    """The sizes of a recipe's base. Looks at config.json only; downloads no more than that.
+
+    Raises:
+        UserError: no such model, no config.json, or a family whose sizes are not known.
+    """
+    return sizes_of(read_config(model), model.base)
+
+
+def read_config(model: Model) -> dict[str, Any]:
+    """The config.json of a built-in model, a folder or a Hugging Face id."""
+    if model.base in BUILT_IN:
+        text = (resources.files("triptych.models") / f"{model.base}.json").read_text(encoding="utf-8")
+    else:
+        text = _config_file(model).read_text(encoding="utf-8")
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"model.base: {model.base}: config.json is not JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"model.base: {model.base}: config.json holds no mapping")
+    return config
+
+
+def _config_file(model: Model) -> Path:
+    allowed = f"allowed: a built-in name ({', '.join(BUILT_IN)}), a local folder, a Hugging Face id (owner/name)"
+    folder = Path(model.base).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"model.base: no config.json in {folder}; {allowed}")
+        return folder / "config.json"
+    if model.base.startswith(("/", ".", "~")) or model.base.count("/") != 1:
+        near = difflib.get_close_matches(model.base.lower(), BUILT_IN, n=1, cutoff=0.5)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        raise UserError(f"model.base: no folder and no built-in model is called `{model.base}`{hint}; {allowed}")
+
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(hf_hub_download(model.base, "config.json", revision=model.revision))
+    except (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model.base: no config.json of `{model.base}` to be had: {reason}; {allowed}") from None
+
+
+def sizes_of(config: Mapping[str, Any], name: str) -> Sizes:
+    """The sizes that a config.json describes; `name` is how errors call the model."""
+    family = FAMILIES.get(str(config.get("model_type")))
+    if family is None:
+        raise UserError(
+            f"model.base: {name}: the sizes of model type {config.get('model_type')!r} are not known; "
+            f"allowed: {', '.join(FAMILIES)}"
+        )
+    try:
+        return _sizes(config, family)
+    except KeyError as error:
+        raise UserError(f"model.base: {name}: config.json has no {error.args[0]}") from None
+
+
+def _sizes(config: Mapping[str, Any], family: _Family) -> Sizes:
+    hidden, heads, intermediate = (
+        int(config[key]) for key in ("hidden_size", "num_attention_heads", "intermediate_size")
+    )
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    head_dim = int(config.get("head_dim") or hidden // heads)
+    queries, keys = heads * head_dim, kv_heads * head_dim
+    bias, mlp_bias = bool(config.get("attention_bias", False)), bool(config.get("mlp_bias", False))
+    qkv_bias = bias or family.qkv_bias
+    return Sizes(
+        vocab=int(config["vocab_size"]),
+        hidden=hidden,
+        layers=int(config["num_hidden_layers"]),
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        intermediate=intermediate,
+        tied=bool(config.get("tie_word_embeddings", False)),
+        max_length=int(config.get("max_position_embeddings", 0)) or math.ceil(1e9),
+        linears={
+            "q_proj": (hidden, queries, qkv_bias),
+            "k_proj": (hidden, keys, qkv_bias),
+            "v_proj": (hidden, keys, qkv_bias),
+            "o_proj": (queries, hidden, bias),
+            "gate_proj": (hidden, intermediate, mlp_bias),
+            "up_proj": (hidden, intermediate, mlp_bias),
+            "down_proj": (intermediate, hidden, mlp_bias),
+        },
+        qk_norm=family.qk_norm,
+    )

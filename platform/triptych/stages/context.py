@@ -1,0 +1,158 @@
+"""What every stage is given, and how its folder remembers what it was made from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from triptych import __version__, storage
+from triptych.errors import UserError
+from triptych.models.adapter import Adapter, load_adapter
+from triptych.observe.progress import Progress
+from triptych.recipe import PpoStage, Recipe, Reward, Sft
+from triptych.registry import AdapterVersion, Registry
+
+StageT = TypeVar("StageT", Sft, Reward, PpoStage)
+
+_WITHOUT_EFFECT = {"workers", "checkpoint_every", "needs", "register_as", "max_bad_rows"}
+"""Fields that change how a stage runs, not what comes out."""
+
+
+@dataclass(frozen=True)
+class StageContext(Generic[StageT]):
+    """A stage of a run. Picklable: workers get the same."""
+
+    recipe: Recipe
+    name: str
+    stage: StageT
+    run: str
+    """URL of the run's folder."""
+    base_dir: str
+    """Local Hugging Face folder of the base."""
+    base_fingerprint: str
+    registry_url: str
+    artifacts: str
+    progress: Progress
+
+    @property
+    def folder(self) -> str:
+        return storage.join(self.run, "stages", self.name)
+
+    @property
+    def checkpoints(self) -> str:
+        return storage.join(self.folder, "checkpoints")
+
+    @property
+    def artifact(self) -> str:
+        return storage.join(self.folder, "artifact")
+
+    @property
+    def adapter_name(self) -> str:
+        return self.stage.register_as or f"{self.recipe.name}-{self.name}"
+
+    def registry(self) -> Registry:
+        return Registry(self.registry_url, self.artifacts)
+
+    def about(self) -> dict[str, str]:
+        """What an adapter's folder says of its origin."""
+        digest = storage.digest_of(self.recipe.model_dump(mode="json"))
+        return {"base": self.recipe.model.base, "base_fingerprint": self.base_fingerprint, "recipe": digest}
+
+
+def begin(ctx: StageContext[Any], data: Mapping[str, str], parents: Mapping[str, str]) -> dict[str, Any]:
+    """Write down what the stage is made from: its fields, the digests of its rows and of its parents.
+
+    Raises:
+        UserError: its folder was begun from something else; the differing fields are named.
+    """
+    fields = ctx.stage.model_dump(mode="json")
+    inputs = {
+        "stage": _without(fields, _WITHOUT_EFFECT),
+        "model": ctx.recipe.model.model_dump(mode="json"),
+        "base": ctx.base_fingerprint,
+        "seed": ctx.recipe.seed,
+        "data": dict(data),
+        "parents": dict(parents),
+    }
+    url = storage.join(ctx.folder, "state.json")
+    if not storage.exists(url):
+        storage.write_bytes(url, json.dumps(inputs, indent=2).encode())
+        return inputs
+    before, now = _flat(json.loads(storage.read_bytes(url))), _flat(json.loads(json.dumps(inputs)))
+    differing = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
+    if differing:
+        listed = ", ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in differing[:5])
+        raise UserError(
+            f"{ctx.folder} was begun from another recipe or other data ({listed}); "
+            "give the run another `name`, or remove that folder to do the stage again"
+        )
+    return inputs
+
+
+def finish(
+    ctx: StageContext[Any], inputs: Mapping[str, Any], kind: str, metrics: Mapping[str, float]
+) -> AdapterVersion:
+    """Register the stage's artifact, once, and write its summary."""
+    registry = ctx.registry()
+    digest = storage.verify(ctx.artifact).digest
+    known = [version for version in _versions(registry, ctx.adapter_name) if version.sha256 == digest]
+    version = known[0] if known else _register(ctx, registry, inputs, kind, metrics)
+    summary = {"kind": ctx.stage.kind, "metrics": dict(metrics), "registered": version.ref, "sha256": version.sha256}
+    storage.write_bytes(storage.join(ctx.folder, "summary.json"), json.dumps(summary, indent=2).encode())
+    return version
+
+
+def summary(run: str, stage: str) -> dict[str, Any] | None:
+    """What a finished stage wrote; None before its end."""
+    url = storage.join(run, "stages", stage, "summary.json")
+    if not storage.exists(url):
+        return None
+    content: dict[str, Any] = json.loads(storage.read_bytes(url))
+    return content
+
+
+def parent(ctx: StageContext[Any], ref: str, kind: str) -> tuple[Adapter, AdapterVersion]:
+    """The adapter that `ref` names: a stage of this run, or `name@version` in the registry.
+
+    Raises:
+        UserError: it is of another kind or sits on another base.
+    """
+    registry = ctx.registry()
+    done = summary(ctx.run, ref) if ref in ctx.recipe.stages else None
+    version = registry.get(done["registered"] if done else ref)
+    if version.base_fingerprint != ctx.base_fingerprint:
+        raise UserError(f"{version.ref} was trained on {version.base}, another base than {ctx.recipe.model.base}")
+    storage.verify(version.url)
+    return load_adapter(storage.local_copy(version.url), kind), version
+
+
+def _register(
+    ctx: StageContext[Any], registry: Registry, inputs: Mapping[str, Any], kind: str, metrics: Mapping[str, float]
+) -> AdapterVersion:
+    lineage = dict(inputs) | {"run": ctx.run, "stage_name": ctx.name, "code": __version__} | ctx.about()
+    return registry.register(
+        ctx.adapter_name,
+        ctx.artifact,
+        kind=kind,
+        base=ctx.recipe.model.base,
+        base_fingerprint=ctx.base_fingerprint,
+        lineage=lineage,
+        metrics=dict(metrics),
+    )
+
+
+def _versions(registry: Registry, name: str) -> list[AdapterVersion]:
+    known = {adapter.name for adapter in registry.adapters()}
+    return list(registry.versions(name)) if name in known else []
+
+
+def _without(value: Any, keys: set[str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _without(item, keys) for key, item in value.items() if key not in keys}
+    return value
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    return {k: v for key, item in value.items() for k, v in _flat(item, f"{path}.{key}" if path else key).items()}

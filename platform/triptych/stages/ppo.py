@@ -1,0 +1,213 @@
+"""Proximal policy optimisation from a reward model, with the answers sampled by a pool of engines.
+
+Four roles on one base: the policy starts as a trainable copy of the SFT adapter and the reference is a frozen one; the
+critic starts as a trainable copy of the reward model, head included. Every rank runs the same code; rank 0 talks to the
+pool and broadcasts what it said.
+"""
+
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triptych import storage
+from triptych.data import encode_prompts, load_rows
+from triptych.data.batches import epoch_order
+from triptych.models.adapter import Adapter, save_adapter
+from triptych.models.base import load_tokenizer
+from triptych.objectives.advantages import gae, whiten
+from triptych.objectives.kl import kl_penalty
+from triptych.objectives.policy import importance_weights
+from triptych.observe.log import MetricsLog
+from triptych.observe.metrics import PpoMetrics
+from triptych.recipe import PpoStage, Source
+from triptych.registry import AdapterVersion
+from triptych.rollout.pool import RolloutPool
+from triptych.rollout.record import SampleRequest
+from triptych.stages.context import StageContext, begin, finish, parent
+from triptych.stages.ppo_evaluation import evaluate, write_rollouts
+from triptych.stages.ppo_run import CRITIC, POLICY, REFERENCE, REWARD, Run, request, resume, save, start
+from triptych.stages.ppo_sync import PROBES, first_sync, probe, sync_policy
+from triptych.stages.samples import Samples
+from triptych.stages.table import write_table
+from triptych.train.clock import Clock
+from triptych.train.on_ray import launch
+from triptych.train.tasks import PolicyUpdate, ValueUpdate, response_values, sequence_scores
+
+
+def run(ctx: StageContext[PpoStage]) -> AdapterVersion:
+    """Prompts -> rollouts and updates -> registered policy. Goes on from where an earlier call stopped."""
+    stage = ctx.stage
+    policy, policy_version = parent(ctx, stage.policy, "lora")
+    reward, reward_version = parent(ctx, stage.reward, "reward")
+    digests = {"train": _prepare(ctx, "train", stage.data.train)}
+    if stage.data.heldout:
+        digests["heldout"] = _prepare(ctx, "heldout", stage.data.heldout)
+    parents = {policy_version.ref: policy_version.sha256, reward_version.ref: reward_version.sha256}
+    inputs = begin(ctx, digests, parents)
+    if storage.read_manifest(ctx.artifact) is None:
+        pool = start_pool(ctx, policy.config.r)
+        try:
+            config = {"ctx": ctx, "pool": pool, "policy": policy, "reward": reward}
+            launch(ctx.name, _train, config, stage.workers, storage.join(ctx.folder, "ray"))
+        finally:
+            pool.close()
+    metrics = json.loads(storage.read_bytes(storage.join(ctx.artifact, "metrics.json")))
+    return finish(ctx, inputs, "lora", metrics)
+
+
+def start_pool(ctx: StageContext[PpoStage], lora_r: int) -> RolloutPool:
+    stage = ctx.stage
+    answer = max(stage.rollout.sampling.max_new_tokens, stage.evaluation.max_new_tokens)
+    return RolloutPool.start(
+        model_dir=ctx.base_dir,
+        dtype=ctx.recipe.model.dtype,
+        rollout=stage.rollout,
+        max_model_len=stage.max_prompt_tokens + answer,
+        lora_r=lora_r,
+        stop_token_ids=[load_tokenizer(ctx.base_dir).eos_token_id],
+    )
+
+
+def ppo_step(run: Run, step: int) -> dict[str, float]:
+    """One step: sample, score, look back, reward, advantage, update, sync, record. Metrics back."""
+    ppo, learner, clock = run.stage.ppo, run.learner, Clock()
+
+    samples = run.sample(requests_of(run, step), run.stage.rollout.sampling)
+    mask = samples.mask
+    clock.lap("sample")
+
+    scores = samples.forward(learner, REWARD, sequence_scores)
+    clock.lap("score")
+
+    old_logprobs, entropy = run.logprobs(samples, POLICY)
+    reference_logprobs, _ = run.logprobs(samples, REFERENCE)
+    old_values = samples.forward(learner, CRITIC, response_values)
+    clock.lap("forward")
+
+    rewards = token_rewards(run, samples, scores, old_logprobs, reference_logprobs)
+    advantages, returns = gae(rewards, old_values, mask, ppo.gamma, ppo.lam)
+    if ppo.whiten:
+        advantages = whiten(advantages, mask)
+    weights = importance_weights(
+        old_logprobs, samples.rollout_logprobs, mask, level=ppo.importance.level, cap=ppo.importance.cap
+    )
+    clock.lap("advantages")
+
+    columns = {"old_logprobs": old_logprobs, "advantages": advantages, "weights": weights}
+    before_update = probe(run, samples.records[:PROBES])
+    updates = update(run, step, samples, columns | {"old_values": old_values, "returns": returns})
+    clock.lap("update")
+
+    kl = ((old_logprobs - reference_logprobs) * mask).sum(dim=1).mean().item()
+    if run.kl is not None:
+        run.kl.update(kl, len(samples.records))
+    canary = sync_policy(run, step + 1, before_update)
+    clock.lap("sync")
+
+    if learner.group.rank == 0:
+        write_rollouts(run.ctx, step, samples, scores)
+    gap = (old_logprobs - samples.rollout_logprobs).abs()[mask]
+    clock.lap("record")
+    return (
+        {
+            "reward": scores.mean().item(),
+            "reward_std": scores.std().item(),
+            "kl": kl,
+            "kl_coef": run.kl_coef,
+            "entropy": entropy[mask].mean().item(),
+            "response_length": mask.sum(dim=1).float().mean().item(),
+            "truncated": samples.truncated.float().mean().item(),
+            "logprob_gap": gap.mean().item(),
+            "logprob_gap_max": gap.max().item(),
+            "tokens": float(mask.sum()),
+        }
+        | updates
+        | canary
+        | {f"seconds_{phase}": seconds for phase, seconds in clock.seconds.items()}
+    )
+
+
+def requests_of(run: Run, step: int) -> list[SampleRequest]:
+    """The prompts of a step, each `samples_per_prompt` times; every answer has a lease and a seed of its own."""
+    stage, seed = run.stage, run.ctx.recipe.seed
+    first = step * stage.prompts_per_step
+    requests = []
+    for number in range(first, first + stage.prompts_per_step):
+        epoch, position = divmod(number, len(run.prompts))
+        prompt = run.prompts[epoch_order(len(run.prompts), seed, epoch)[position]]
+        leases = [f"{step}/{number - first}/{copy}" for copy in range(stage.samples_per_prompt)]
+        requests += [request(prompt, lease, seed) for lease in leases]
+    return requests
+
+
+def token_rewards(run: Run, samples: Samples, scores: Tensor, old: Tensor, reference: Tensor) -> Tensor:
+    """[N, R]: minus the KL penalty at every answer token, plus the score, once, at its last.
+
+    Ziegler et al. 2019 (arXiv 1909.08593), equation 2. An answer that was cut by its length loses a fixed amount.
+    """
+    ppo, mask = run.stage.ppo, samples.mask
+    rewards = torch.where(mask, -run.kl_coef * kl_penalty(old, reference, kind=ppo.kl.kind), 0.0)
+    final = scores.clamp(-ppo.reward_clip, ppo.reward_clip) - ppo.missing_eos_penalty * samples.truncated
+    last = mask.sum(dim=1) - 1
+    return rewards.index_put((torch.arange(len(last)), last), final, accumulate=True)
+
+
+def update(run: Run, step: int, samples: Samples, columns: dict[str, Tensor]) -> dict[str, float]:
+    """The optimiser steps on one batch of samples: a fresh order each epoch, every sample once an epoch."""
+    ppo, learner = run.stage.ppo, run.learner
+    policy = PolicyUpdate(POLICY, ppo.clip, run.stage.rollout.sampling.temperature)
+    value = ValueUpdate(CRITIC, ppo.value_clip)
+    count = len(samples.records)
+    totals: dict[str, float] = {}
+    for epoch in range(ppo.epochs):
+        order = epoch_order(count, run.ctx.recipe.seed, step * ppo.epochs + epoch)
+        for part in range(ppo.minibatches):
+            rows = order[part * count // ppo.minibatches : (part + 1) * count // ppo.minibatches]
+            batches = [batch for _, batch in samples.micro_batches(learner, rows, columns)]
+            policy_report, value_report = learner.step(policy, batches), learner.step(value, batches)
+            metrics = policy_report.metrics | {f"value_{k}": v for k, v in value_report.metrics.items()}
+            for name, number in metrics.items():
+                totals[name] = totals.get(name, 0.0) + number / (ppo.epochs * ppo.minibatches)
+    return totals
+
+
+def _train(config: dict[str, Any]) -> None:
+    """On every worker of the Ray Train group."""
+    ctx: StageContext[PpoStage] = config["ctx"]
+    stage, run = ctx.stage, start(config)
+    rank0 = run.learner.group.rank == 0
+    log, gauges = MetricsLog(ctx.folder), PpoMetrics(ctx.recipe.name, ctx.name)
+    done = resume(run)
+    if rank0:
+        log.truncate(done)
+    first_sync(run, done)
+    if run.heldout and done == 0:
+        evaluate(run, "before")
+    for step in range(done, stage.steps):
+        row = {"step": step + 1} | ppo_step(run, step)
+        if run.heldout and stage.evaluate_every and (step + 1) % stage.evaluate_every == 0 and step + 1 < stage.steps:
+            row |= evaluate(run, f"step-{step + 1:08d}")
+        if rank0:
+            log.add(row)
+            gauges.record(row)
+            ctx.progress.update(ctx.name, step + 1, stage.steps, {k: row[k] for k in ("reward", "kl", "logprob_gap")})
+        if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
+            save(run, log, step + 1)
+    metrics = evaluate(run, "after") if run.heldout else {}
+    if rank0:
+        with storage.committed(ctx.artifact) as folder:
+            adapter = Adapter(config["policy"].config, run.learner.model.adapter(POLICY), "lora")
+            save_adapter(folder, adapter, ctx.about())
+            (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def _prepare(ctx: StageContext[PpoStage], split: str, source: Source) -> str:
+    """Encode a source's prompts into the stage's table; the digest of the rows."""
+    rows = load_rows(source, "prompts")
+    prompts = encode_prompts(
+        rows.items, load_tokenizer(ctx.base_dir), ctx.stage.max_prompt_tokens, source.max_bad_rows - len(rows.bad)
+    )
+    write_table(storage.join(ctx.folder, "data", split), {"prompt_ids": prompts})
+    return rows.digest

@@ -1,0 +1,134 @@
+"""What a rank holds during PPO: the roles, the pool, the prompts; how it starts, saves and goes on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from torch import Tensor
+
+from triptych import storage
+from triptych.errors import RunError
+from triptych.models.adapter import Adapter
+from triptych.models.base import load_tokenizer
+from triptych.objectives.kl import AdaptiveKL
+from triptych.observe.log import MetricsLog
+from triptych.recipe import PpoStage, Sampling
+from triptych.rollout.pool import RolloutPool
+from triptych.rollout.record import SampleRequest
+from triptych.stages.context import StageContext
+from triptych.stages.models import role_model
+from triptych.stages.samples import Samples
+from triptych.stages.table import read_table
+from triptych.train import checkpoint
+from triptych.train.learner import Learner
+from triptych.train.roles import RoleModel
+from triptych.train.tasks import response_logprobs
+
+POLICY, REFERENCE, CRITIC, REWARD = "policy", "reference", "critic", "reward"
+
+
+@dataclass
+class Run:
+    """What a rank holds while it trains."""
+
+    ctx: StageContext[PpoStage]
+    learner: Learner
+    pool: RolloutPool
+    prompts: list[list[int]]
+    heldout: list[list[int]]
+    policy_config: LoraConfig
+    kl: AdaptiveKL | None
+    pad: int
+
+    @property
+    def stage(self) -> PpoStage:
+        return self.ctx.stage
+
+    @property
+    def kl_coef(self) -> float:
+        return self.stage.ppo.kl.coef if self.kl is None else self.kl.coef
+
+    def sample(self, requests: list[SampleRequest], sampling: Sampling) -> Samples:
+        """Answers of the pool, in the order of the requests, on every rank."""
+        records = self.pool.generate(requests, sampling) if self.learner.group.rank == 0 else None
+        received = self.learner.group.broadcast(records)
+        if received is None:
+            raise RunError("rank 0 broadcast no samples")
+        return Samples(received, self.pad, self.stage.micro_tokens)
+
+    def logprobs(self, samples: Samples, role: str) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and entropies [N, R] at the sampling temperature."""
+        temperature = self.stage.rollout.sampling.temperature
+        both = samples.forward(
+            self.learner, role, lambda model, batch: torch.stack(response_logprobs(model, batch, temperature), dim=2)
+        )
+        return both[..., 0], both[..., 1]
+
+
+def start(config: dict[str, Any]) -> Run:
+    """The four roles on one base, and what surrounds them."""
+    ctx: StageContext[PpoStage] = config["ctx"]
+    stage = ctx.stage
+    policy: Adapter = config["policy"]
+    reward: Adapter = config["reward"]
+    model = role_model(ctx)
+    add_roles(model, policy, reward)
+    updates = stage.steps * stage.ppo.epochs * stage.ppo.minibatches
+    optimizers = {POLICY: stage.policy_optimizer, CRITIC: stage.value_optimizer}
+    kl = stage.ppo.kl
+    return Run(
+        ctx=ctx,
+        learner=Learner(model, optimizers, dict.fromkeys(optimizers, updates)),
+        pool=config["pool"],
+        prompts=read_prompts(ctx, "train"),
+        heldout=read_prompts(ctx, "heldout") if stage.data.heldout else [],
+        policy_config=policy.config,
+        kl=None if kl.target is None else AdaptiveKL(kl.coef, kl.target, kl.horizon),
+        pad=load_tokenizer(ctx.base_dir).pad_token_id,
+    )
+
+
+def add_roles(model: RoleModel, policy: Adapter, reward: Adapter) -> None:
+    """Policy and reference from one adapter, reward and critic from the other; scores come out normalised."""
+    if reward.normalization is None:
+        raise RunError("the reward model has no normalisation constants")
+    model.add(POLICY, policy.config, trainable=True, weights=policy.weights)
+    model.add(REFERENCE, policy.config, trainable=False, weights=policy.weights)
+    for role in (REWARD, CRITIC):
+        head = reward.scalar_head()
+        head.standardize(reward.normalization.mean, reward.normalization.std)
+        model.add(role, reward.config, trainable=role == CRITIC, weights=reward.weights, head=head)
+
+
+def read_prompts(ctx: StageContext[PpoStage], split: str) -> list[list[int]]:
+    """The encoded prompts that the driver committed."""
+    prompts: list[list[int]] = read_table(storage.join(ctx.folder, "data", split))["prompt_ids"]
+    return prompts
+
+
+def request(prompt: list[int], lease: str, seed: object) -> SampleRequest:
+    """One answer to ask for; its random stream follows from `seed` and the lease alone."""
+    stream = int(storage.digest_of([seed, lease])[:8], 16)
+    return SampleRequest(lease, tuple(prompt), stream)
+
+
+def resume(run: Run) -> int:
+    """Load the last checkpoint; steps done, 0 without one."""
+    last = checkpoint.latest(run.ctx.checkpoints)
+    if last is None:
+        return 0
+    run.learner.load_state(last.tensors, last.state["steps"])
+    if run.kl is not None:
+        run.kl.load_state_dict(last.state["kl"])
+    return last.step
+
+
+def save(run: Run, log: MetricsLog, step: int) -> None:
+    """Commit everything that `resume` needs; rank 0 writes."""
+    if run.learner.group.rank == 0:
+        tensors, steps = run.learner.state()
+        log.flush(step)
+        state = {"steps": steps, "kl": None if run.kl is None else run.kl.state_dict()}
+        checkpoint.save(run.ctx.checkpoints, step, tensors, state)
+    run.learner.group.barrier()

@@ -1,0 +1,74 @@
+"""The policy's weights into the engines, and the proof, every time, that the engines run them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from safetensors.torch import save
+from torch import Tensor
+
+from triptych.models.adapter import peft_json
+from triptych.rollout.canary import check_canary
+from triptych.rollout.record import RolloutRecord
+from triptych.stages.ppo_run import POLICY, Run
+from triptych.train.batch import Batch, sample_batch
+from triptych.train.roles import BASE, RoleModel
+from triptych.train.tasks import response_logprobs
+
+PROBES = 4
+"""Answers whose log-probabilities engines and learner are asked for after a sync."""
+
+TOLERANCE = {"float32": 0.01, "bfloat16": 0.25}
+"""Largest mean |engine - learner| of a token, in nats; measured here: 7e-6 and 0.045."""
+
+Logprobs = list[list[float]]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Fixed sequences, and the learner's log-probabilities of their answers before an update."""
+
+    prompts: list[list[int]]
+    answers: list[list[int]]
+    before: Logprobs
+
+
+def probe(run: Run, records: Sequence[RolloutRecord], role: str = POLICY) -> Probe:
+    """Ask the learner about some answers, as `role`."""
+    prompts, answers = [list(r.prompt_ids) for r in records], [list(r.response_ids) for r in records]
+    return Probe(prompts, answers, _learner_logprobs(run, role, prompts, answers))
+
+
+def first_sync(run: Run, version: int) -> None:
+    """Before any answer is there: prompts cut in two stand for answers, and the base for the old weights."""
+    halves = [(prompt[: len(prompt) // 2], prompt[len(prompt) // 2 :]) for prompt in run.prompts[:PROBES]]
+    prompts, answers = [first for first, _ in halves], [second for _, second in halves]
+    sync_policy(run, version, Probe(prompts, answers, _learner_logprobs(run, BASE, prompts, answers)))
+
+
+def sync_policy(run: Run, version: int, asked: Probe) -> dict[str, float]:
+    """Send the policy's adapter to every engine as `version`.
+
+    Raises:
+        RunError: an engine still runs older weights, or others.
+    """
+    learner = run.learner
+    now = _learner_logprobs(run, POLICY, asked.prompts, asked.answers)
+    metrics: dict[str, float] = {}
+    if learner.group.rank == 0:
+        weights: dict[str, Tensor] = {k: v.cpu().contiguous() for k, v in learner.model.adapter(POLICY).items()}
+        report = run.pool.sync(save(weights), peft_json(run.policy_config), version)
+        sequences = [p + a for p, a in zip(asked.prompts, asked.answers, strict=True)]
+        engines = run.pool.logprobs(sequences, [len(prompt) for prompt in asked.prompts])
+        canary = check_canary(engines, now, asked.before, TOLERANCE[run.ctx.recipe.model.dtype])
+        metrics = {"sync_seconds": report.seconds, "canary_gap": canary.gap}
+    return learner.group.broadcast(metrics)
+
+
+def _learner_logprobs(run: Run, role: str, prompts: list[list[int]], answers: list[list[int]]) -> Logprobs:
+    """Log-probabilities at temperature 1 of each answer's tokens."""
+
+    def compute(model: RoleModel, batch: Batch) -> Tensor:
+        return response_logprobs(model, batch, temperature=1.0)[0]
+
+    rows = run.learner.forward(role, compute, sample_batch(prompts, answers, run.pad)).float().tolist()
+    return [row[: len(answer)] for row, answer in zip(rows, answers, strict=True)]

@@ -1,0 +1,132 @@
+"""A whole recipe: every stage as soon as the stages it waits for are done and the cluster has room for it."""
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from triptych import storage
+from triptych.cluster.ray import require
+from triptych.errors import UserError
+from triptych.models.base import fingerprint, resolve_base
+from triptych.observe.progress import Progress
+from triptych.recipe import Recipe, dump_recipe, ready, stage_order
+from triptych.stages import ppo, reward, sft
+from triptych.stages.context import StageContext, summary
+from triptych.stages.resources import bundles
+
+RUNNERS: dict[str, Callable[[StageContext[Any]], Any]] = {"sft": sft.run, "reward": reward.run, "ppo": ppo.run}
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A stage's end: what it raised, or None."""
+
+    stage: str
+    error: BaseException | None
+
+
+def run_recipe(recipe: Recipe, progress: Progress, only: str | None = None) -> dict[str, dict[str, Any]]:
+    """Run the stages that are not done yet, side by side where the cluster has room; every stage's summary.
+
+    Needs a connection to Ray. A stage that fails lets those already running end, and is then raised.
+
+    Raises:
+        UserError: a stage can never be placed, or `only` waits for a stage that is not done.
+        RunError: a stage failed.
+    """
+    contexts = {name: _context(recipe, name, progress) for name in stage_order(recipe)}
+    run = next(iter(contexts.values())).run
+    done = [name for name in contexts if summary(run, name) is not None]
+    wanted = _wanted(recipe, only, done)
+    for name in wanted:
+        if name not in done:
+            require(bundles(name, recipe.stages[name]))
+    storage.write_bytes(storage.join(run, "recipe.yaml"), dump_recipe(recipe).encode())
+
+    ended: queue.Queue[Ended] = queue.Queue()
+    running: list[str] = []
+    failure: BaseException | None = None
+    while True:
+        for name in ready(recipe, done, running):
+            if failure is None and name in wanted and _fits(recipe, [*running, name]):
+                running.append(name)
+                # A daemon thread, so that Ctrl-C need not wait for it.
+                threading.Thread(target=_run_stage, args=(contexts[name], ended), daemon=True).start()
+        if not running:
+            break
+        end = ended.get()
+        running.remove(end.stage)
+        if end.error is None:
+            done.append(end.stage)
+        else:
+            failure = failure or end.error
+    if failure is not None:
+        raise failure
+    return {name: found for name in wanted if (found := summary(run, name)) is not None}
+
+
+def run_folder(recipe: Recipe) -> str:
+    """URL of the run's folder; a local one is absolute, since workers have another working directory."""
+    return storage.join(storage.absolute(recipe.storage.runs), recipe.name)
+
+
+def _context(recipe: Recipe, name: str, progress: Progress) -> StageContext[Any]:
+    runs = storage.absolute(recipe.storage.runs)
+    base = resolve_base(recipe.model)
+    return StageContext(
+        recipe=recipe,
+        name=name,
+        stage=recipe.stages[name],
+        run=run_folder(recipe),
+        base_dir=str(base),
+        base_fingerprint=fingerprint(base),
+        registry_url=registry_url(recipe),
+        artifacts=recipe.storage.artifacts or storage.join(runs, "artifacts"),
+        progress=progress,
+    )
+
+
+def registry_url(recipe: Recipe) -> str:
+    """SQLAlchemy URL of the recipe's registry.
+
+    Raises:
+        UserError: runs go to an object store, which holds no SQLite file, and the recipe names no registry.
+    """
+    if recipe.storage.registry:
+        return recipe.storage.registry
+    runs = storage.absolute(recipe.storage.runs)
+    if "://" in runs:
+        raise UserError(f"storage.registry: needed where storage.runs is an object store ({runs}); a SQLAlchemy URL")
+    return f"sqlite:///{runs}/registry.db"
+
+
+def _wanted(recipe: Recipe, only: str | None, done: list[str]) -> list[str]:
+    if only is None:
+        return stage_order(recipe)
+    if only not in recipe.stages:
+        raise UserError(f"--stage {only}: no such stage; allowed: {', '.join(recipe.stages)}")
+    missing = [parent for parent in recipe.stages[only].parents() if parent not in done]
+    if missing:
+        raise UserError(f"--stage {only} waits for {', '.join(missing)}: run those first, or leave out --stage")
+    return [only]
+
+
+def _fits(recipe: Recipe, names: list[str]) -> bool:
+    """Whether these stages' bundles fit the cluster's totals together; a stage alone was checked before."""
+    if len(names) == 1:
+        return True
+    try:
+        require([bundle for name in names for bundle in bundles(name, recipe.stages[name])])
+    except UserError:
+        return False
+    return True
+
+
+def _run_stage(ctx: StageContext[Any], ended: "queue.Queue[Ended]") -> None:
+    try:
+        RUNNERS[ctx.stage.kind](ctx)
+        ended.put(Ended(ctx.name, None))
+    except BaseException as error:
+        ended.put(Ended(ctx.name, error))

@@ -1,0 +1,72 @@
+"""Sampled answers of one PPO step, and what is computed of them: matrices [samples, answer tokens]."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from triptych.data.batches import micro_batches
+from triptych.rollout.record import RolloutRecord
+from triptych.train.batch import Batch, response_mask, sample_batch
+from triptych.train.learner import Learner
+from triptych.train.roles import RoleModel
+
+
+@dataclass(frozen=True)
+class Samples:
+    """N answers, the same on every rank; R is the longest answer's length."""
+
+    records: Sequence[RolloutRecord]
+    pad: int
+    micro_tokens: int
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """[N, R] bool, true at answer tokens."""
+        return response_mask(torch.tensor([len(record.response_ids) for record in self.records]))
+
+    @cached_property
+    def rollout_logprobs(self) -> Tensor:
+        """[N, R] log-probabilities that the engines gave; 0 past an answer's end."""
+        flat = torch.tensor([value for record in self.records for value in record.logprobs])
+        return torch.zeros(self.mask.shape).masked_scatter(self.mask, flat)
+
+    @cached_property
+    def truncated(self) -> Tensor:
+        """[N] bool: answers cut by their length."""
+        return torch.tensor([record.finish_reason == "length" for record in self.records])
+
+    def micro_batches(
+        self, learner: Learner, rows: Sequence[int] | None = None, columns: dict[str, Tensor] | None = None
+    ) -> list[tuple[list[int], Batch]]:
+        """This rank's micro-batches of the given rows (all of them): row numbers, and the batch with its `columns`."""
+        chosen = list(range(len(self.records))) if rows is None else list(rows)
+        lengths = [len(self.records[row].prompt_ids) + len(self.records[row].response_ids) for row in chosen]
+        mine = micro_batches(lengths, self.micro_tokens, learner.group.size)[learner.group.rank]
+        return [self._batch([chosen[index] for index in micro], columns or {}) for micro in mine if micro]
+
+    def forward(self, learner: Learner, role: str, compute: Callable[[RoleModel, Batch], Tensor]) -> Tensor:
+        """`compute` of every row as `role`, over all ranks: [B, ...] of each micro-batch becomes [N, ...].
+
+        Where the second dimension is the answer's tokens, a micro-batch fills the first of them.
+        """
+        whole: Tensor | None = None
+        for rows, batch in self.micro_batches(learner):
+            values = learner.forward(role, compute, batch).float().cpu()
+            if whole is None:
+                width = self.mask.shape[1:] if values.ndim > 1 else ()
+                whole = torch.zeros(len(self.records), *width, *values.shape[2:])
+            if values.ndim == 1:
+                whole[rows] = values
+            else:
+                whole[rows, : values.shape[1]] = values
+        parts = [part for part in learner.group.gather(whole) if part is not None]
+        return torch.stack(parts).sum(dim=0)
+
+    def _batch(self, rows: list[int], columns: dict[str, Tensor]) -> tuple[list[int], Batch]:
+        prompts = [self.records[row].prompt_ids for row in rows]
+        responses = [self.records[row].response_ids for row in rows]
+        batch = sample_batch(prompts, responses, self.pad)
+        return rows, batch | {name: column[rows] for name, column in columns.items()}

@@ -1,0 +1,98 @@
+"""The one file that puts the learner on Ray Train."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from triptych.errors import RunError, UserError
+from triptych.recipe import Workers
+
+PLACEMENT_TIMEOUT_S = 120.0
+
+_ALLOCATOR = {
+    # glibc maps and unmaps every large tensor afresh, and each page is then faulted in again: keep freed memory.
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+}
+
+
+def launch(
+    name: str,
+    train: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    workers: Workers,
+    storage_path: str,
+    placement_timeout_s: float = PLACEMENT_TIMEOUT_S,
+) -> None:
+    """Run `train(config)` on every worker of a Ray Train group and wait for its end.
+
+    `storage_path` takes Ray Train's own bookkeeping; checkpoints are `train`'s matter.
+    A worker that dies restarts the group, `workers.max_restarts` times; `train` goes on from its own checkpoint.
+
+    Raises:
+        UserError: `train` raised one, or the cluster lacks the resources for good.
+        RunError: it failed otherwise, or could not be placed in time.
+    """
+    resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+    _wait_until_placeable(name, [resources] * workers.count, placement_timeout_s)
+    trainer = TorchTrainer(
+        _train_with_threads,
+        train_loop_config={"train": train, "config": config, "threads": workers.threads},
+        torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage_path,
+            failure_config=FailureConfig(max_failures=workers.max_restarts, controller_failure_limit=0),
+            worker_runtime_env={"env_vars": _ALLOCATOR},
+        ),
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        raise _cause(name, list(error.worker_failures.values())) from error
+    except TrainingFailedError as error:
+        raise RunError(f"stage {name}: {error}") from error
+
+
+def _train_with_threads(loop: dict[str, Any]) -> None:
+    # Ray gives its workers one thread; the recipe or the machine says how many they get.
+    local_workers = ray.train.get_context().get_local_world_size()
+    torch.set_num_threads(loop["threads"] or max((os.cpu_count() or 1) // local_workers, 1))
+    loop["train"](loop["config"])
+
+
+def _wait_until_placeable(name: str, bundles: list[dict[str, float]], timeout_s: float) -> None:
+    """Ray Train retries a group that does not fit for ever; this ends with what is missing."""
+    group = placement_group(bundles)
+    try:
+        if not group.wait(timeout_s):
+            asked = {key: sum(bundle.get(key, 0.0) for bundle in bundles) for key in bundles[0]}
+            free = {key: ray.available_resources().get(key, 0.0) for key in asked}
+            raise RunError(
+                f"stage {name} was not placed within {timeout_s:g} s: its workers need {asked}, free are {free}; "
+                "lower stages.<name>.workers or rollout.engines, or wait until the cluster has room"
+            )
+    finally:
+        remove_placement_group(group)
+
+
+def _cause(name: str, failures: list[BaseException]) -> Exception:
+    """What a worker raised, as the driver should raise it."""
+    for failure in failures:
+        inner: BaseException | None = failure
+        while inner is not None:
+            if isinstance(inner, UserError | RunError):
+                return inner
+            inner = getattr(inner, "cause", None) or inner.__cause__
+    return RunError(f"stage {name}: a worker failed: {failures[0] if failures else 'no reason given'}")
