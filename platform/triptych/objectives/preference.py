@@ -1,0 +1,85 @@
+"""Losses from preferences: a reward model's, and those that train a policy from ranked answers."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from triptych.objectives.masking import LossParts, widen
+
+
+def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | None = None) -> LossParts:
+    """-log sigmoid(chosen - rejected - margin), summed over pairs (Ouyang et al. 2022; margin: arXiv 2307.09288).
+
+    All `[pairs]`, scores of a reward model. Returns the sum, the number of pairs, and sums of `correct` (the chosen
+    answer scores higher; a tie counts half) and `score_gap`.
+    """
+    gap = widen(chosen) - widen(rejected)
+    loss = F.softplus(-(gap if margin is None else gap - margin.to(gap)))
+    return loss.sum(), _number(gap), {"correct": _correct(gap), "score_gap": gap.detach().sum()}
+
+
+def dpo_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    ref_chosen: Tensor,
+    ref_rejected: Tensor,
+    beta: float,
+    kind: Literal["sigmoid", "ipo"] = "sigmoid",
+) -> LossParts:
+    """Direct preference optimisation over `[pairs]` of summed log-probabilities of the answers.
+
+    With h the log-ratio of the chosen answer less that of the rejected one, `sigmoid` is -log sigmoid(beta * h)
+    (Rafailov et al. 2023, arXiv 2305.18290, eq. 7) and `ipo` is (h - 1 / (2 beta))^2 (Azar et al. 2023,
+    arXiv 2310.12036, eq. 17). Returns the sum, the number of pairs, and sums of `correct`, `chosen_reward` and
+    `rejected_reward` (beta times the log-ratio).
+    """
+    chosen_ratio = widen(chosen) - widen(ref_chosen).detach()
+    rejected_ratio = widen(rejected) - widen(ref_rejected).detach()
+    h = chosen_ratio - rejected_ratio
+    if kind == "sigmoid":
+        loss = F.softplus(-beta * h)
+    elif kind == "ipo":
+        loss = (h - 1.0 / (2.0 * beta)).square()
+    else:
+        raise ValueError(f"unknown kind {kind!r}: sigmoid or ipo")
+    metrics = {
+        "correct": _correct(h),
+        "chosen_reward": beta * chosen_ratio.detach().sum(),
+        "rejected_reward": beta * rejected_ratio.detach().sum(),
+    }
+    return loss.sum(), _number(h), metrics
+
+
+def rrhf_loss(
+    logps: Tensor, lengths: Tensor, scores: Tensor, query_ids: Tensor, length_penalty: float = 1.0
+) -> LossParts:
+    """Ranking loss of RRHF (Yuan et al. 2023, arXiv 2304.05302, eq. 2): the better answer shall be the likelier one.
+
+    Args:
+        logps: `[n]`, summed log-probability of each answer.
+        lengths: `[n]`, tokens of each answer.
+        scores: `[n]`, higher is better; answers that tie are not compared.
+        query_ids: `[n]`, only answers to the same query are compared.
+        length_penalty: p = logp / length^length_penalty.
+
+    Returns:
+        Sum of max(0, p_worse - p_better) over ordered pairs, the number of queries (the paper's loss is a sum over the
+        pairs of one query), and sums of `pairs` and `correct` (pairs already in order).
+    """
+    logps = widen(logps)
+    p = logps / lengths.to(logps).clamp(min=1).pow(length_penalty)
+    worse = (scores[:, None] < scores[None, :]) & (query_ids[:, None] == query_ids[None, :])
+    gap = p[:, None] - p[None, :]
+    loss = torch.where(worse, F.relu(gap), 0.0).sum()
+    queries = torch.tensor(float(query_ids.unique().numel()), dtype=torch.float64, device=logps.device)
+    return loss, queries, {"pairs": worse.sum().to(p.dtype), "correct": (worse & (gap < 0)).sum().to(p.dtype)}
+
+
+def _number(x: Tensor) -> Tensor:
+    return torch.tensor(float(x.numel()), dtype=torch.float64, device=x.device)
+
+
+def _correct(gap: Tensor) -> Tensor:
+    return (gap > 0).to(gap.dtype).sum() + (gap == 0).to(gap.dtype).sum() / 2

@@ -1,0 +1,143 @@
+"""Preference losses against hand-worked numbers, gradients, and cuts."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from triptych.objectives.preference import bradley_terry_loss, dpo_loss, rrhf_loss
+
+
+def vector(*xs: float) -> Tensor:
+    return torch.tensor(xs, dtype=torch.float64)
+
+
+def draw(n: int, rows: int = 8) -> list[Tensor]:
+    return list(torch.randn(n, rows, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("gap", "expected"), [(0, 0.693147), (1, 0.313262), (2, 0.126928)])
+def test_bradley_terry(gap: float, expected: float) -> None:
+    loss, count, _ = bradley_terry_loss(vector(gap + 3), vector(3))
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+    assert count == 1
+    with_margin, _, _ = bradley_terry_loss(vector(gap + 3.5), vector(3), margin=vector(0.5))
+    assert with_margin.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_bradley_terry_metrics() -> None:
+    loss, count, metrics = bradley_terry_loss(vector(1, 0, 2, 2), vector(0, 1, 0, 2))
+    assert loss.item() == pytest.approx(0.3132617 + 1.3132617 + 0.1269280 + 0.6931472, abs=1e-6)
+    assert (count, metrics["correct"], metrics["score_gap"]) == (4, 2.5, 2)
+
+
+def test_bradley_terry_stays_finite() -> None:
+    chosen = torch.tensor([-1e4, 1e4], requires_grad=True)
+    loss, _, _ = bradley_terry_loss(chosen, torch.zeros(2))
+    loss.backward()
+    assert loss.item() == 1e4
+    assert chosen.grad is not None
+    assert chosen.grad.tolist() == [-1, 0]
+
+
+def test_dpo_sigmoid() -> None:
+    chosen, rejected, ref_chosen, ref_rejected = vector(-10), vector(-12), vector(-11), vector(-11)
+    loss, count, metrics = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=0.5)
+    assert loss.item() == pytest.approx(0.313262, abs=1e-6)  # beta * h = 0.5 * (1 + 1)
+    assert count == 1
+    assert (metrics["chosen_reward"], metrics["rejected_reward"], metrics["correct"]) == (0.5, -0.5, 1)
+
+
+def test_dpo_ipo() -> None:
+    args = vector(-10, -10), vector(-12, -12), vector(-11, -10), vector(-11, -11)  # h = 2, 1
+    loss, _, _ = dpo_loss(*args, beta=0.5, kind="ipo")
+    assert loss.item() == pytest.approx((2 - 1) ** 2 + (1 - 1) ** 2)
+
+
+def test_dpo_starts_at_log_2_and_half_beta_inverse_squared() -> None:
+    chosen, rejected = draw(2)
+    assert dpo_loss(chosen, rejected, chosen, rejected, 0.1)[0].item() == pytest.approx(8 * math.log(2))
+    assert dpo_loss(chosen, rejected, chosen, rejected, 0.1, "ipo")[0].item() == pytest.approx(8 * 25)
+
+
+def test_dpo_refuses_an_unknown_kind() -> None:
+    with pytest.raises(ValueError, match="sigmoid or ipo"):
+        dpo_loss(*draw(4), beta=0.1, kind="other")  # type: ignore[arg-type]  # ty: ignore
+
+
+def test_gradients() -> None:
+    a, b, c, d = draw(4)
+    a.requires_grad_()
+    b.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, y: bradley_terry_loss(x, y, c.abs())[0], (a, b))
+    for kind in ("sigmoid", "ipo"):
+        assert torch.autograd.gradcheck(lambda x, y, kind=kind: dpo_loss(x, y, c, d, 0.3, kind)[0], (a, b))
+    lengths, queries = torch.arange(1, 9), torch.arange(8) // 4
+    assert torch.autograd.gradcheck(lambda x: rrhf_loss(x, lengths, c, queries)[0], a)
+
+
+def test_reference_gets_no_gradient() -> None:
+    a, b, c, d = (x.requires_grad_() for x in draw(4))
+    dpo_loss(a, b, c, d, 0.1)[0].backward()
+    assert a.grad is not None
+    assert c.grad is d.grad is None
+
+
+def test_pair_losses_do_not_depend_on_the_cut() -> None:
+    a, b, c, d = draw(4)
+    whole = bradley_terry_loss(a, b)[0], dpo_loss(a, b, c, d, 0.2)[0]
+    for size in (1, 2, 4):
+        cuts = [x.split(size) for x in (a, b, c, d)]
+        torch.testing.assert_close(sum(bradley_terry_loss(x, y)[0] for x, y in zip(*cuts[:2], strict=True)), whole[0])
+        torch.testing.assert_close(sum(dpo_loss(*parts, 0.2)[0] for parts in zip(*cuts, strict=True)), whole[1])
+
+
+def test_no_pairs_is_a_zero_that_can_be_differentiated() -> None:
+    empty = torch.zeros(0, requires_grad=True)
+    loss, count, _ = bradley_terry_loss(empty, empty)
+    loss.backward()
+    assert (loss, count) == (0, 0)
+
+
+def test_rrhf_sums_over_ordered_pairs() -> None:
+    logps, lengths = vector(-2, -6, -4), torch.tensor([2, 3, 4])  # p = -1, -2, -1
+    scores, query = vector(0.1, 0.9, 0.5), torch.zeros(3, dtype=torch.long)
+    loss, count, metrics = rrhf_loss(logps, lengths, scores, query)
+    assert loss.item() == pytest.approx(1 + 1 + 0)  # 0 below 1, 2 below 1, 0 below 2
+    assert (count, metrics["pairs"], metrics["correct"]) == (1, 3, 0)
+
+
+@pytest.mark.parametrize(("penalty", "expected"), [(0.0, 2.0), (1.0, 0.0), (0.5, 4 / 2 - 2 / 2**0.5)])
+def test_rrhf_length_penalty(penalty: float, expected: float) -> None:
+    loss, _, _ = rrhf_loss(vector(-2, -4), torch.tensor([2, 4]), vector(0, 1), torch.zeros(2), penalty)
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_rrhf_compares_only_within_a_query_and_not_ties() -> None:
+    logps, lengths = vector(0, -1, 0, -1), torch.ones(4)
+    loss, count, metrics = rrhf_loss(logps, lengths, vector(0, 1, 0, 1), torch.tensor([7, 7, 3, 3]))
+    assert (loss, count, metrics["pairs"]) == (2, 2, 2)
+    tied, _, metrics = rrhf_loss(logps, lengths, torch.ones(4), torch.zeros(4))
+    assert (tied, metrics["pairs"]) == (0, 0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 1000), answers=st.integers(1, 5))
+def test_rrhf_equals_the_double_loop_and_does_not_depend_on_the_cut_by_query(seed: int, answers: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    n = 4 * answers
+    logps = torch.randn(n, generator=generator, dtype=torch.float64)
+    lengths, scores = (torch.randint(1, 5, (n,), generator=generator) for _ in range(2))
+    queries = torch.arange(n) // answers
+    p = (logps / lengths).tolist()
+    loop = sum(
+        max(0.0, p[i] - p[j]) for i in range(n) for j in range(n) if queries[i] == queries[j] and scores[i] < scores[j]
+    )
+    loss, count, _ = rrhf_loss(logps, lengths, scores, queries)
+    assert loss.item() == pytest.approx(loop)
+    parts = [rrhf_loss(*(x[queries == q] for x in (logps, lengths, scores, queries))) for q in range(4)]
+    torch.testing.assert_close(sum(part for part, _, _ in parts), loss, check_dtype=False)
+    assert count == sum(float(c) for _, c, _ in parts) == 4
