@@ -175,6 +175,22 @@ def list_committed(url: str) -> list[str]:
     return sorted(name for item in found if not (name := str(item).rsplit("/", 2)[1]).startswith("."))
 
 
+def list_files(url: str) -> list[str]:
+    """Sorted names of the files directly under `url`, hidden ones aside; empty when there is no such place."""
+    fs, path = _open(url)
+    if not _exists(fs, path):
+        return []
+    entries = fs.ls(path, detail=True)
+    names = (str(entry["name"]).rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def absolute(url: str) -> str:
+    """A local folder's absolute path; any other URL as it is."""
+    fs, path = _open(url)
+    return path if isinstance(fs, LocalFileSystem) else url
+
+
 def write_bytes(url: str, data: bytes) -> None:
     """Write one file, whole or not at all; folders above it are made."""
     fs, path = _open(url)

@@ -1,0 +1,71 @@
+"""Takes an adapter folder into the registry's store: copied, inspected and committed, or not there at all."""
+
+import json
+import shutil
+from pathlib import Path
+
+from triptych import storage
+from triptych.errors import UserError
+from triptych.registry import servable
+
+NOTE = "triptych.json"
+"""What peft's files do not say: kind, base, base_fingerprint."""
+
+
+def store(
+    source: str, target: str, kind: str, base_fingerprint: str, max_rank: int, *, for_serving: bool
+) -> str | None:
+    """Commit a copy of `source` at `target`; why vLLM cannot serve it, None if it can.
+
+    The copy is what is inspected, so nothing can be exchanged in between. UserError, and no copy: broken, unsafe, at
+    odds with its own triptych.json, or not servable when it is meant `for_serving`.
+    """
+    if not storage.exists(source):
+        raise UserError(f"there is no folder {source}")
+    if storage.read_manifest(source) is not None:
+        storage.verify(source)
+    folder = storage.local_copy(source)
+    with storage.committed(target) as staging:
+        try:
+            _copy_files(folder, staging)
+            _check_note(staging, kind, base_fingerprint)
+            why_not = servable.inspect(staging, kind, max_rank)
+        except servable.ArtifactError as error:
+            raise servable.ArtifactError(f"{source}: {error}") from error
+        if for_serving and why_not is not None:
+            raise UserError(f"{source} cannot be served: {why_not}")
+    return why_not
+
+
+def copy(folder: Path, target: str) -> None:
+    """Commit a copy of a stored artifact."""
+    with storage.committed(target) as staging:
+        _copy_files(folder, staging)
+
+
+def read_note(folder: Path) -> dict[str, object]:
+    """The folder's triptych.json; empty for an adapter from elsewhere."""
+    try:
+        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise servable.ArtifactError(f"{NOTE} is not valid JSON: {error}") from error
+    if not isinstance(note, dict):
+        raise servable.ArtifactError(f"{NOTE} holds no JSON object")
+    return note
+
+
+def _copy_files(folder: Path, target: Path) -> None:
+    for path in servable.check_files(folder):
+        name = path.relative_to(folder)
+        if name.as_posix() != storage.MANIFEST:
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target / name, follow_symlinks=False)
+
+
+def _check_note(folder: Path, kind: str, base_fingerprint: str) -> None:
+    note = read_note(folder)
+    for field, asked in (("kind", kind), ("base_fingerprint", base_fingerprint)):
+        if note.get(field, asked) != asked:
+            raise servable.ArtifactError(f"{NOTE}: {field} is {note[field]!r}, it is being registered with {asked!r}")

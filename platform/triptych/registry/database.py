@@ -1,0 +1,168 @@
+"""Opens the registry's database, and gives transactions that many processes can use at once."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, inspect, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.orm import Session
+
+from triptych.errors import RunError, UserError
+from triptych.registry.tables import SCHEMA_VERSION, Base, MetaRow
+
+_BUSY_S = 30.0
+_ADVISORY_LOCK = 0x74726970  # "trip": the key of PostgreSQL's lock around the creation of the tables
+_UNUSABLE = {
+    "not a database": "it is not a SQLite file",
+    "unable to open": "it cannot be opened: check that its folder exists and is writable",
+    "readonly": "it is read-only: make the file and its folder writable",
+    "disk is full": "the disk is full: free some space",
+    "disk I/O error": "the disk does not take it: check its space and health",
+}
+
+
+class Database:
+    """A registry's database, created on first use. Safe for threads; every process opens its own."""
+
+    def __init__(self, url: str, *, create: bool = True) -> None:
+        """`url`: a SQLAlchemy URL, or the path of a SQLite file. Without `create` a missing registry is a UserError."""
+        self._url = _parse(url)
+        self.place = self._url.render_as_string(hide_password=True)
+        self.file = Path(self._url.database or "") if self._url.get_backend_name() == "sqlite" else None
+        if self.file is not None:
+            self._prepare(self.file, create)
+        self._engine = self._make_engine()
+        self._writing = self._engine.execution_options(triptych_write=True)
+        with self._explained():
+            if not self._ready():
+                self._create(create)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """One consistent view."""
+        with self._explained(), Session(self._engine) as session:
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """One transaction, committed at a clean exit. SQLite: its only writer from the first statement on."""
+        with self._explained(), Session(self._writing) as session, session.begin():
+            yield session
+
+    def _prepare(self, file: Path, create: bool) -> None:
+        if not create and not file.exists():
+            raise UserError(f"there is no registry at {self.place}: `triptych run` or `adapters register` makes one")
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the registry {self.place} cannot be made: {error}") from error
+
+    def _make_engine(self) -> Engine:
+        try:
+            engine = create_engine(self._url, pool_pre_ping=self.file is None)
+        except (NoSuchModuleError, ModuleNotFoundError) as error:
+            raise UserError(
+                f"no driver for the registry {self.place} ({error}): for PostgreSQL install psycopg, "
+                "and write postgresql+psycopg://"
+            ) from error
+        if self.file is not None:
+            event.listen(engine, "connect", _configure_sqlite)
+            event.listen(engine, "begin", _begin_sqlite)
+        return engine
+
+    def _ready(self) -> bool:
+        """Whether the tables are there; UserError if they are not ours, or newer than this code."""
+        with self._engine.connect() as connection:
+            tables = inspect(connection).get_table_names()
+            if not tables:
+                return False
+            if MetaRow.__tablename__ not in tables:
+                if self.file is None:
+                    return False  # a server's database may hold other tables beside ours
+                raise UserError(f"{self.place} is a database, but not a registry: it has the tables {sorted(tables)}")
+            found = connection.execute(text("SELECT value FROM meta WHERE key = 'schema_version'")).scalar_one_or_none()
+        if found is None:
+            raise UserError(f"{self.place} is not a registry: its table `meta` has no schema_version")
+        if int(found) > SCHEMA_VERSION:
+            raise UserError(
+                f"the registry {self.place} has schema version {found}, from a newer Triptych; this one knows "
+                f"{SCHEMA_VERSION}: upgrade Triptych, or use another registry"
+            )
+        return True
+
+    def _create(self, create: bool) -> None:
+        if not create:
+            raise UserError(f"there is no registry at {self.place}: `triptych run` or `adapters register` makes one")
+        if self.file is not None:
+            self._switch_to_wal()
+        with self._writing.begin() as connection:
+            if self.file is None:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+            if MetaRow.__tablename__ in inspect(connection).get_table_names():
+                return  # another process was faster
+            Base.metadata.create_all(connection)
+            connection.execute(insert(MetaRow).values(key="schema_version", value=str(SCHEMA_VERSION)))
+
+    def _switch_to_wal(self) -> None:
+        """Write-ahead log: readers and the writer do not block each other. The file keeps this mode."""
+        deadline = time.monotonic() + _BUSY_S
+        while True:
+            raw = self._engine.raw_connection()
+            try:
+                raw.cursor().execute("PRAGMA journal_mode=WAL")
+                return
+            except Exception as error:  # SQLite does not wait here, whatever its busy_timeout
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise UserError(f"the registry {self.place} cannot be made: {error}") from error
+                time.sleep(0.05)
+            finally:
+                raw.close()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            reason = str(error.orig).strip().partition("\n")[0]
+            for sign, meaning in _UNUSABLE.items():
+                if sign in reason:
+                    raise UserError(f"the registry {self.place}: {meaning} ({reason})") from error
+            if "locked" in reason:
+                raise RunError(f"the registry {self.place} was busy for {_BUSY_S:.0f} s: try again") from error
+            if error.connection_invalidated or "connection" in reason:
+                raise RunError(f"the registry {self.place} cannot be reached: {reason}") from error
+            raise
+
+
+def _parse(url: str) -> URL:
+    if "://" not in url:
+        url = f"sqlite:///{url}"
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise UserError("the registry's URL is malformed: give sqlite:///FILE or postgresql+psycopg://...") from error
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise UserError(f"registry {parsed.drivername}://...: sqlite and postgresql are what a registry can live in")
+    if parsed.get_backend_name() == "sqlite":
+        if not parsed.database or parsed.database == ":memory:" or parsed.database.startswith("file:"):
+            raise UserError("a SQLite registry needs a file: sqlite:///FILE")
+        return parsed.set(database=str(Path(parsed.database).expanduser().absolute()))
+    return parsed
+
+
+def _configure_sqlite(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # or else the driver starts transactions of its own accord
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={int(_BUSY_S * 1000)}")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that reads and then writes must be the writer from its start: SQLite cannot wait for that later.
+    write = connection.get_execution_options().get("triptych_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")

@@ -1,0 +1,206 @@
+"""What an artifact folder is allowed to hold, and whether vLLM can serve it."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from triptych.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_RANK = 64
+"""Largest rank that is taken as servable unless the caller says otherwise. An engine that serves a rank rounds it up to
+one that vLLM has kernels for, and every adapter in it then costs that rank."""
+MAX_BYTES = 8 * 2**30
+_SUFFIXES = {".safetensors", ".json", ".jsonl", ".parquet", ".txt", ".md", ".yaml", ".yml", ".jinja", ".model", ".html"}
+_NAMES = {"LICENSE", "NOTICE"}
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
+_CONFIG, _WEIGHTS, _HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
+_PLAIN_INITS = {"gaussian", "eva", "orthogonal", "mica", "lora_ga"}
+"""Ways to draw the first weights that leave the base alone; the others (PiSSA, OLoRA, CorDA, LoftQ) change it."""
+_SERVED_WHOLE = {"classifier", "score"}
+_ENTIRE = re.compile(r"\.(embed_tokens|lm_head)\.base_layer\.weight$|\.(score|classifier)\.(weight|bias)$")
+"""Entire matrices that vLLM takes, or skips, beside the factors."""
+_PAIR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
+
+
+class ArtifactError(UserError):
+    """A folder that must never be stored: unsafe or broken. The message names the file and the reason."""
+
+
+def check_files(folder: Path, max_bytes: int = MAX_BYTES) -> list[Path]:
+    """The files of an artifact folder, sorted; ArtifactError at a link, a kind of file not kept, or too many bytes."""
+    if not folder.is_dir() or folder.is_symlink():
+        raise ArtifactError(f"{folder} is not a folder")
+    files = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ArtifactError(f"{name} is a link or a device: an artifact holds plain files only")
+        if path.is_dir():
+            continue
+        if path.suffix in _PICKLES:
+            raise ArtifactError(f"{name} may hold code (pickle): save tensors as .safetensors and remove it")
+        if path.name.startswith(".") or (path.suffix not in _SUFFIXES and path.name not in _NAMES):
+            raise ArtifactError(f"{name}: an artifact holds {', '.join(sorted(_SUFFIXES | _NAMES))} files only")
+        files.append(path)
+    size = sum(path.stat().st_size for path in files)
+    if size > max_bytes:
+        raise ArtifactError(f"{size:,} bytes are more than an artifact may have ({max_bytes:,})")
+    return files
+
+
+def inspect(folder: Path, kind: str, max_rank: int = MAX_RANK) -> str | None:
+    """Why vLLM cannot serve the artifact; None if it can.
+
+    `folder` has passed `check_files`. ArtifactError if it is broken or refers to code: a tensor that is not finite,
+    shapes that contradict the rank, a malformed file, `auto_map` in a configuration.
+    """
+    for path in sorted(folder.rglob("*config.json")):
+        if "auto_map" in _read_json(path):
+            raise ArtifactError(f"{path.name}: auto_map points to Python code, and an artifact never brings code")
+    config = _read_json(folder / _CONFIG)
+    shapes = _checked_shapes(folder)
+    if kind == "reward":
+        _check_head(folder, shapes)
+    is_lora = config.get("peft_type") == "LORA"
+    stray = _check_pairs(config, shapes[_WEIGHTS]) if is_lora else []
+    if kind != "lora" or _HEAD in shapes:
+        return (
+            "it has a scalar head: the endpoint generates text, it gives no scores"
+            if _HEAD in shapes
+            else (f"it is of kind {kind!r}: only adapters of kind 'lora' are served")
+        )
+    if not is_lora:
+        return f"its peft_type is {config.get('peft_type')!r}: vLLM serves LORA only"
+    return _unsupported(config, max_rank) or (f"vLLM has no place for its tensor {stray[0]}" if stray else None)
+
+
+def _unsupported(config: Mapping[str, Any], max_rank: int) -> str | None:
+    """The first feature of a LoRA configuration that vLLM does not serve."""
+    init = config.get("init_lora_weights", True)
+    others = sorted(set(config.get("modules_to_save") or ()) - _SERVED_WHOLE)
+    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    refusals = {
+        "it uses DoRA (use_dora): merge it into the base, or train plain LoRA": config.get("use_dora"),
+        "it trains biases (lora_bias)": config.get("lora_bias"),
+        f"it trains biases (bias={config.get('bias')!r})": config.get("bias", "none") != "none",
+        f"init_lora_weights={init!r} changed the base's weights: convert it to plain LoRA first": (
+            isinstance(init, str) and init.lower() not in _PLAIN_INITS
+        ),
+        f"it trains whole modules (modules_to_save: {', '.join(others)})": others,
+        "it trains single tokens (trainable_token_indices)": config.get("trainable_token_indices"),
+        "it is an activated LoRA (alora_invocation_tokens)": config.get("alora_invocation_tokens"),
+        "it replicates layers (layer_replication)": config.get("layer_replication"),
+        "it is block-diagonal (use_bdlora)": config.get("use_bdlora"),
+        "it uses QA-LoRA (use_qalora)": config.get("use_qalora"),
+        f"its rank is {rank}, and {max_rank} is the largest allowed": rank > max_rank,
+    }
+    return next((reason for reason, applies in refusals.items() if applies), None)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path.name} is missing: an adapter folder holds {_CONFIG} and {_WEIGHTS}") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path.name} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path.name} holds no JSON object")
+    return content
+
+
+def _checked_shapes(folder: Path) -> dict[str, dict[str, tuple[int, ...]]]:
+    """File -> tensor -> shape, of every safetensors file; ArtifactError at a malformed file or a value not finite."""
+    if not (folder / _WEIGHTS).is_file():
+        raise ArtifactError(f"{_WEIGHTS} is missing: an adapter folder holds {_CONFIG} and {_WEIGHTS}")
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for path in sorted(folder.rglob("*.safetensors")):
+        name = path.relative_to(folder).as_posix()
+        shapes[name] = {}
+        for key, tensor in _tensors(path):
+            if not tensor.is_floating_point():
+                raise ArtifactError(f"{name}: {key} has type {tensor.dtype}; weights are floating-point numbers")
+            if not tensor.float().isfinite().all():
+                raise ArtifactError(f"{name}: {key} has values that are not finite (NaN or Inf)")
+            shapes[name][key] = tuple(tensor.shape)
+    return shapes
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, "Tensor"]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                yield key, file.get_tensor(key)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"{path.name} is not a sound safetensors file: {error}") from error
+
+
+def _check_head(folder: Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> None:
+    head = shapes.get(_HEAD)
+    if head is None:
+        raise ArtifactError(f"{_HEAD} is missing: a reward model without its head gives no scores")
+    weight = head.get("weight", ())
+    if set(head) != {"weight", "bias"} or len(weight) != 2 or weight[0] != 1 or head["bias"] != (1,):
+        raise ArtifactError(f"{_HEAD} holds weight [1, d] and bias [1], not {dict(head)}")
+    normalization = _read_json(folder / "triptych.json").get("normalization")
+    if not isinstance(normalization, dict) or not (
+        _finite(normalization.get("mean")) and _finite(normalization.get("std")) and normalization["std"] > 0
+    ):
+        raise ArtifactError(f"triptych.json: normalization needs a mean and a std above 0, not {normalization}")
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _check_pairs(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Check that LoRA's A and B come in pairs and agree with the rank; the tensors that are neither."""
+    default, pattern = config.get("r"), config.get("rank_pattern") or {}
+    if not all(isinstance(rank, int) and rank > 0 for rank in (default, *pattern.values())):
+        raise ArtifactError(f"{_CONFIG}: r and rank_pattern hold ranks, whole numbers from 1")
+    ranks: dict[str, dict[str, int]] = {}
+    stray = []
+    for key, shape in shapes.items():
+        match = _PAIR.fullmatch(key)
+        if match is None:
+            if not _ENTIRE.search(key):
+                stray.append(key)
+            continue
+        if len(shape) < 2:
+            raise ArtifactError(f"{_WEIGHTS}: {key} has shape {list(shape)}; LoRA's factors are matrices")
+        ranks.setdefault(match["module"], {})[match["side"]] = shape[0] if match["side"] == "A" else shape[1]
+    if not ranks:
+        raise ArtifactError(f"{_WEIGHTS} holds no LoRA tensors")
+    for module, found in ranks.items():
+        expected = _rank_of(module, default, pattern)
+        if set(found) != {"A", "B"}:
+            raise ArtifactError(f"{_WEIGHTS}: {module} has only one of lora_A and lora_B")
+        # An adapter of fused experts (target_parameters) stacks them: its shapes are multiples of the rank.
+        stacked = bool(config.get("target_parameters")) and found["A"] % expected == 0
+        if found["A"] != found["B"] or (found["A"] != expected and not stacked):
+            raise ArtifactError(
+                f"{_WEIGHTS}: {module} has rank {found['A']} in lora_A and {found['B']} in lora_B, "
+                f"{_CONFIG} says {expected}"
+            )
+    return stray
+
+
+def _rank_of(module: str, default: Any, pattern: Mapping[str, int]) -> int:
+    """peft's rule: the first pattern that matches the module's name from a dot on."""
+    name = module.removeprefix("base_model.model.")
+    for key, rank in pattern.items():
+        try:
+            matches = re.match(rf"(.*\.)?({key})$", name)
+        except re.error as error:
+            raise ArtifactError(f"{_CONFIG}: rank_pattern {key!r} is not a regular expression: {error}") from error
+        if matches:
+            return rank
+    return int(default)
