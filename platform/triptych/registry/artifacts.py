@@ -43,12 +43,13 @@ def copy(folder: Path, target: str) -> None:
         _copy_files(folder, staging)
 
 
-def read_note(folder: Path) -> dict[str, object]:
-    """The folder's triptych.json; empty for an adapter from elsewhere."""
+def read_note(url: str) -> dict[str, object]:
+    """The folder's triptych.json; empty for an adapter from elsewhere. UserError where there is no folder."""
+    if not storage.exists(url):
+        raise UserError(f"there is no folder {url}")
+    place = storage.join(url, NOTE)
     try:
-        note = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
+        note = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
     except ValueError as error:
         raise servable.ArtifactError(f"{NOTE} is not valid JSON: {error}") from error
     if not isinstance(note, dict):
@@ -65,7 +66,7 @@ def _copy_files(folder: Path, target: Path) -> None:
 
 
 def _check_note(folder: Path, kind: str, base_fingerprint: str) -> None:
-    note = read_note(folder)
+    note = read_note(str(folder))
     for field, asked in (("kind", kind), ("base_fingerprint", base_fingerprint)):
         if note.get(field, asked) != asked:
             raise servable.ArtifactError(f"{NOTE}: {field} is {note[field]!r}, it is being registered with {asked!r}")

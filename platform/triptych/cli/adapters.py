@@ -1,0 +1,199 @@
+"""`triptych adapters`: what has been trained, under names, versions and aliases."""
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from triptych.cli.registry import DEFAULT, AsJson, RegistryUrl, open_registry, print_table
+from triptych.errors import UserError
+
+if TYPE_CHECKING:
+    from triptych.registry import Adapter, AdapterVersion, Registry
+
+app = typer.Typer(help="Trained adapters: versions, aliases, lineage.", no_args_is_help=True)
+
+Ref = Annotated[str, typer.Argument(metavar="REF", help="NAME, NAME@VERSION or NAME@ALIAS.")]
+AdapterName = Annotated[str, typer.Argument(metavar="NAME", help="Name of an adapter.")]
+
+
+@app.command("list")
+def list_(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show the versions of this adapter.")] = None,
+    registry: RegistryUrl = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """All adapters, or all versions of one."""
+    known = open_registry(registry)
+    if name is None:
+        _list_adapters(known, as_json)
+    else:
+        _list_versions(known, name, as_json)
+
+
+@app.command()
+def show(ref: Ref, registry: RegistryUrl = DEFAULT, as_json: AsJson = False) -> None:
+    """One version: where it lies, what it was made from, what was made from it."""
+    known = open_registry(registry)
+    version = known.get(ref)
+    facts = _facts(version) | {
+        "ancestors": [one.ref for one in known.ancestors(version.ref)],
+        "descendants": [one.ref for one in known.descendants(version.ref)],
+        "used_by": known.users(version.ref),
+    }
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    for key, value in facts.items():
+        typer.echo(f"{key:17} {value if isinstance(value, str) else json.dumps(value)}")
+
+
+@app.command()
+def register(
+    name: AdapterName,
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="adapter_config.json, adapter_model.safetensors.")],
+    kind: Annotated[str | None, typer.Option(help="`lora` or `reward`; default: what triptych.json says.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base model; default: what triptych.json says.")] = None,
+    parent: Annotated[list[str] | None, typer.Option(metavar="REF", help="Made from; may be repeated.")] = None,
+    for_serving: Annotated[bool, typer.Option(help="Refuse what vLLM cannot serve.")] = False,
+    max_rank: Annotated[int, typer.Option(min=1, max=512, help="Largest LoRA rank that counts as servable.")] = 64,
+    artifacts: Annotated[
+        str | None, typer.Option(metavar="URL", envvar="TRIPTYCH_ARTIFACTS", help="Where adapters are kept.")
+    ] = None,
+    registry: RegistryUrl = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Add a folder as the next version of NAME."""
+    from triptych import __version__, storage
+    from triptych.registry.artifacts import read_note
+
+    note = read_note(folder)
+    base, fingerprint = _base(base, note)
+    version = open_registry(registry, artifacts, create=True).register(
+        name,
+        folder,
+        kind=kind or str(note.get("kind", "lora")),
+        base=base,
+        base_fingerprint=fingerprint,
+        lineage={"source": storage.absolute(folder), "code": __version__, "parents": parent or []},
+        metrics={},
+        for_serving=for_serving,
+        max_rank=max_rank,
+    )
+    if as_json:
+        typer.echo(json.dumps(_facts(version), indent=2))
+        return
+    typer.echo(version.ref)
+    if version.why_not is not None:
+        typer.echo(f"{version.ref} is kept, but cannot be served: {version.why_not}", err=True)
+
+
+@app.command()
+def alias(
+    ref: Ref,
+    name: Annotated[str, typer.Argument(metavar="ALIAS", help="`default` is what the bare name means.")],
+    delete: Annotated[bool, typer.Option("--delete", help="Remove the alias; REF is then the bare name.")] = False,
+    registry: RegistryUrl = DEFAULT,
+) -> None:
+    """Let NAME@ALIAS mean a version."""
+    known = open_registry(registry)
+    if delete:
+        known.drop_alias(ref, name)
+        typer.echo(f"removed {ref}@{name}")
+        return
+    version = known.get(ref)
+    known.alias(version.name, name, version.version)
+    typer.echo(f"{version.name}@{name} -> {version.ref}")
+
+
+@app.command()
+def rollback(
+    name: AdapterName,
+    alias: Annotated[str, typer.Argument(metavar="[ALIAS]", help="Which alias to take back.")] = "default",
+    registry: RegistryUrl = DEFAULT,
+) -> None:
+    """Point an alias at the version it had before."""
+    version = open_registry(registry).rollback(name, alias)
+    typer.echo(f"{name}@{alias} -> {version.ref}")
+
+
+@app.command()
+def remove(
+    ref: Ref,
+    force: Annotated[
+        str | None,
+        typer.Option(metavar="REF", help="Repeat REF as NAME@VERSION: remove it although it is in use, with aliases."),
+    ] = None,
+    registry: RegistryUrl = DEFAULT,
+) -> None:
+    """Remove a version and its files; refused while an alias or another version's lineage points at it."""
+    known = open_registry(registry)
+    version = known.get(ref)
+    users = known.users(version.ref)
+    if force not in (None, version.ref):
+        raise UserError(f"--force names {force}, but what would be removed is {version.ref}")
+    if users and force is None:
+        raise UserError(f"{version.ref} is used by {', '.join(users)}; to remove it still: --force {version.ref}")
+    known.remove(version.ref, force=force is not None)
+    typer.echo(f"removed {version.ref}")
+
+
+@app.command()
+def export(
+    ref: Ref,
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A new folder, or URL; loads in plain peft.")],
+    registry: RegistryUrl = DEFAULT,
+) -> None:
+    """Copy a version's files, verified, to a new folder."""
+    version = open_registry(registry).export(ref, folder)
+    typer.echo(f"{version.ref} -> {folder}")
+
+
+def _list_adapters(known: "Registry", as_json: bool) -> None:
+    found = [(adapter, known.get(f"{adapter.name}@{adapter.plain}")) for adapter in known.adapters()]
+    if as_json:
+        facts = [asdict(adapter) | {"plain": adapter.plain, "servable": version.servable} for adapter, version in found]
+        typer.echo(json.dumps(facts, indent=2, default=str))
+        return
+    rows = [
+        (adapter.name, version.ref, version.kind, version.base, _served(version), _aliases(adapter))
+        for adapter, version in found
+    ]
+    print_table(("name", "means", "kind", "base", "servable", "aliases"), rows)
+
+
+def _list_versions(known: "Registry", name: str, as_json: bool) -> None:
+    versions = known.versions(name)
+    if as_json:
+        typer.echo(json.dumps([_facts(version) for version in versions], indent=2))
+        return
+    rows = [
+        (version.ref, version.kind, f"{version.created_at:%Y-%m-%d %H:%M}", version.sha256[:12], _served(version))
+        for version in versions
+    ]
+    print_table(("version", "kind", "created", "sha256", "servable"), rows)
+
+
+def _facts(version: "AdapterVersion") -> dict[str, Any]:
+    return {"ref": version.ref} | asdict(version) | {"created_at": version.created_at.isoformat()}
+
+
+def _served(version: "AdapterVersion") -> str:
+    return "yes" if version.why_not is None else f"no: {version.why_not}"
+
+
+def _aliases(adapter: "Adapter") -> str:
+    return " ".join(f"{alias}={version}" for alias, version in sorted(adapter.aliases.items()))
+
+
+def _base(base: str | None, note: dict[str, object]) -> tuple[str, str]:
+    """Name and fingerprint of the base: as the folder notes, else of the model that `--base` names."""
+    if base is None:
+        if not isinstance(note.get("base"), str) or not isinstance(note.get("base_fingerprint"), str):
+            raise UserError("--base: the folder's triptych.json does not say which base model the adapter fits")
+        return str(note["base"]), str(note["base_fingerprint"])
+    from triptych.models.base import fingerprint, resolve_base
+    from triptych.recipe.model import Model
+
+    return base, fingerprint(resolve_base(Model(base=base)))
