@@ -95,7 +95,7 @@ def test_value_loss(value: float, old: float, target: float, expected: float, cl
     loss, count, metrics = ppo_value_loss(row(value), row(old), row(target), ONE, clip=0.2)
     assert loss.item() == pytest.approx(expected)
     assert count.item() == 1
-    assert metrics["value_clipped"] == clipped
+    assert metrics["clipped"] == clipped
     assert ppo_value_loss(row(value), row(old), row(target), ONE)[0].item() == pytest.approx((value - target) ** 2 / 2)
 
 

@@ -64,7 +64,7 @@ def ppo_value_loss(
     """Half the larger of the squared errors of the value and of the value held within `clip` of the old one.
 
     All `[batch, time]`; `clip` None: half the squared error. Returns the sum over tokens, the number of tokens, and
-    sums of `squared_error`, `value`, and `value_clipped` (tokens whose gradient was cut).
+    sums of `squared_error`, `mean` (of the values), and `clipped` (tokens whose gradient was cut).
     """
     values, old_values, returns = keep(values, mask), keep(old_values.detach(), mask), keep(returns.detach(), mask)
     squares = (values - returns).square()
@@ -74,8 +74,8 @@ def ppo_value_loss(
         larger, clipped = torch.maximum(squares, bounded), bounded > squares
     metrics = {
         "squared_error": squares.detach().sum(),
-        "value": values.detach().sum(),
-        "value_clipped": clipped.sum().to(values.dtype),
+        "mean": values.detach().sum(),
+        "clipped": clipped.sum().to(values.dtype),
     }
     return larger.sum() / 2, count_of(mask), metrics
 

@@ -86,7 +86,7 @@ class ValueUpdate:
         width = mask.shape[1]
         old, returns = batch["old_values"][:, :width], batch["returns"][:, :width]
         total, count, metrics = ppo_value_loss(values, old, returns, mask, self.clip)
-        return {"value": total}, {"value_loss": (total, count)} | {k: (v, count) for k, v in metrics.items()}
+        return {"value": total}, {"loss": (total, count)} | {k: (v, count) for k, v in metrics.items()}
 
 
 def sequence_scores(model: RoleModel, batch: Batch) -> Tensor:
