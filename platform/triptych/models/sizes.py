@@ -6,7 +6,6 @@ and an output head that may share the embeddings' weights.
 
 import difflib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -53,10 +52,10 @@ class Sizes:
     head_dim: int
     intermediate: int
     tied: bool
-    max_length: int
-    """Positions that the model was made for."""
+    max_length: int | None
+    """Positions that the model was made for, where its config says."""
     linears: Mapping[str, tuple[int, int, bool]]
-    """Linear layers of one block: name -> (inputs, outputs, whether it has a bias)."""
+    """Linear layers of one block: `self_attn.q_proj` and so on -> (inputs, outputs, whether it has a bias)."""
     qk_norm: bool
 
     @property
@@ -89,15 +88,17 @@ class Sizes:
         shapes = {name: (inputs, outputs) for name, (inputs, outputs, _) in self.linears.items()}
         if method.targets == "all-linear":
             return shapes
-        wrong = [target for target in method.targets if target not in shapes]
+        found = {target: [name for name in shapes if f".{name}".endswith(f".{target}")] for target in method.targets}
+        wrong = [target for target, names in found.items() if not names]
         if wrong:
-            near = difflib.get_close_matches(wrong[0], shapes, n=1)
+            endings = [name.rpartition(".")[2] for name in shapes]
+            near = difflib.get_close_matches(wrong[0], endings, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             raise UserError(
                 f"method.targets: `{wrong[0]}` is no linear layer of this model{hint}; "
-                f"allowed: all-linear, or a list of {', '.join(shapes)}"
+                f"allowed: all-linear, or a list of {', '.join(endings)}"
             )
-        return {name: shape for name, shape in shapes.items() if name in method.targets}
+        return {name: shapes[name] for names in found.values() for name in names}
 
     def lora(self, method: Lora) -> int:
         """Parameters of a LoRA adapter: r (inputs + outputs) a target and block (arXiv 2106.09685)."""
@@ -182,15 +183,15 @@ def _sizes(config: Mapping[str, Any], family: _Family) -> Sizes:
         head_dim=head_dim,
         intermediate=intermediate,
         tied=bool(config.get("tie_word_embeddings", False)),
-        max_length=int(config.get("max_position_embeddings", 0)) or math.ceil(1e9),
+        max_length=config.get("max_position_embeddings"),
         linears={
-            "q_proj": (hidden, queries, qkv_bias),
-            "k_proj": (hidden, keys, qkv_bias),
-            "v_proj": (hidden, keys, qkv_bias),
-            "o_proj": (queries, hidden, bias),
-            "gate_proj": (hidden, intermediate, mlp_bias),
-            "up_proj": (hidden, intermediate, mlp_bias),
-            "down_proj": (intermediate, hidden, mlp_bias),
+            "self_attn.q_proj": (hidden, queries, qkv_bias),
+            "self_attn.k_proj": (hidden, keys, qkv_bias),
+            "self_attn.v_proj": (hidden, keys, qkv_bias),
+            "self_attn.o_proj": (queries, hidden, bias),
+            "mlp.gate_proj": (hidden, intermediate, mlp_bias),
+            "mlp.up_proj": (hidden, intermediate, mlp_bias),
+            "mlp.down_proj": (intermediate, hidden, mlp_bias),
         },
         qk_norm=family.qk_norm,
     )

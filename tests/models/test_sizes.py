@@ -1,0 +1,108 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM as CausalLM
+from transformers import (
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
+
+from triptych.errors import UserError
+from triptych.models import base, sizes
+from triptych.models.sizes import model_sizes, sizes_of
+from triptych.recipe import Lora, Model
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+CONFIGS = [
+    LlamaConfig(**SMALL, tie_word_embeddings=True),
+    LlamaConfig(**SMALL, tie_word_embeddings=False, attention_bias=True, mlp_bias=True),
+    LlamaConfig(**SMALL | {"num_key_value_heads": 6}, head_dim=16, tie_word_embeddings=True),
+    MistralConfig(**SMALL, head_dim=8, tie_word_embeddings=False),
+    Qwen2Config(**SMALL, tie_word_embeddings=True),
+    Qwen3Config(**SMALL, head_dim=8, tie_word_embeddings=False),
+    SmolLM3Config(**SMALL, tie_word_embeddings=True),
+]
+METHODS = [
+    Lora(r=4),
+    Lora(r=3, targets=("q_proj", "v_proj")),
+    Lora(r=2, targets=("mlp.down_proj", "self_attn.o_proj")),
+]
+
+
+def test_smollm2_has_the_parameters_it_is_known_for() -> None:
+    found = model_sizes(Model(base="smollm2-135m-instruct"))
+    assert found.total == 134_515_008
+    assert found.lora(Lora(r=16)) == 4_884_480
+    assert found.kv_per_token == 2 * 30 * 3 * 64
+
+
+def test_built_in_models_are_those_that_can_be_resolved() -> None:
+    assert set(sizes.BUILT_IN) == set(base.BUILT_IN)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.model_type)
+def test_counts_are_those_of_the_model_that_transformers_builds(config: PreTrainedConfig) -> None:
+    with torch.device("meta"):
+        model = CausalLM.from_config(config)
+    found = sizes_of(json.loads(config.to_json_string(use_diff=False)), "tiny")
+    assert found.total == sum(parameter.numel() for parameter in model.parameters())
+    assert found.max_length == config.max_position_embeddings
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: str(method.targets))
+@pytest.mark.parametrize("config", CONFIGS[:4], ids=lambda config: config.model_type)
+def test_lora_counts_are_those_that_peft_trains(config: PreTrainedConfig, method: Lora) -> None:
+    targets = method.targets if isinstance(method.targets, str) else list(method.targets)
+    model = get_peft_model(CausalLM.from_config(config), LoraConfig(r=method.r, target_modules=targets))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    assert sizes_of(json.loads(config.to_json_string(use_diff=False)), "tiny").lora(method) == trained
+
+
+def test_sizes_of_a_folder(tiny_model_dir: Path) -> None:
+    stored = sum(p.numel() for p in CausalLM.from_pretrained(tiny_model_dir).parameters())
+    assert model_sizes(Model(base=str(tiny_model_dir))).total == stored
+
+
+def test_target_that_is_no_linear_layer() -> None:
+    with pytest.raises(UserError) as caught:
+        model_sizes(Model(base="smollm2-135m-instruct")).lora(Lora(targets=("q_prj",)))
+    assert str(caught.value) == (
+        "method.targets: `q_prj` is no linear layer of this model; did you mean `q_proj`?; allowed: all-linear, "
+        "or a list of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"
+    )
+
+
+def test_bases_without_known_sizes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config.json in .*; allowed: a built-in name"):
+        model_sizes(Model(base=str(tmp_path)))
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(UserError, match=r"model type 'mamba' are not known; allowed: llama, mistral, qwen2"):
+        model_sizes(Model(base=str(tmp_path)))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(UserError, match=r"config.json has no hidden_size"):
+        model_sizes(Model(base=str(tmp_path)))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config.json is not JSON"):
+        model_sizes(Model(base=str(tmp_path)))
+    with pytest.raises(UserError, match=r"called `smollm2-135m`; did you mean `smollm2-135m-instruct`\?; allowed"):
+        model_sizes(Model(base="smollm2-135m"))
+    with pytest.raises(UserError, match=r"model.base: no config.json of `nobody/nothing` to be had"):
+        model_sizes(Model(base="nobody/nothing"))

@@ -1,0 +1,83 @@
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from triptych.cli import main
+from triptych.recipe import load_recipe
+
+
+class Cli:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch = monkeypatch
+        self.capsys = capsys
+
+    def __call__(self, *arguments: object) -> tuple[int, str, str]:
+        """Exit code, stdout, stderr of `triptych plan ...`."""
+        self.monkeypatch.setattr(sys, "argv", ["triptych", "plan", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = self.capsys.readouterr()
+        return int(ended.value.code or 0), printed.out, printed.err
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("COLUMNS", "160")
+    return Cli(monkeypatch, capsys)
+
+
+def test_recipe_tables_and_totals_on_stdout(plan: Cli, recipe_file: Path, tmp_path: Path) -> None:
+    code, out, err = plan(recipe_file, "--set", "machine=8xh100-80", "--set", "seed=5")
+    assert (code, err) == (0, "")
+    resolved, _, tables = out.partition("\n\n")
+    (tmp_path / "resolved.yaml").write_text(resolved)
+    assert load_recipe(tmp_path / "resolved.yaml") == load_recipe(recipe_file, ["machine=8xh100-80", "seed=5"])
+    for word in ("Placement on 8xh100-80", "2 engines", "Memory of one process", "activations", "Totals", "tokens/s"):
+        assert word in tables
+
+
+def test_json(plan: Cli, recipe_file: Path) -> None:
+    code, out, err = plan(recipe_file, "--json", "--stage", "ppo", "--set", "machine=1xh100-80")
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert set(found) == {"recipe", "placement", "estimate"}
+    assert found["recipe"]["stages"]["sft"]["train"]["batch"]["rows"] == 16
+    assert found["placement"]["waves"] == [["ppo"]]
+    assert list(found["estimate"]["stages"]) == ["ppo"]
+    assert found["estimate"]["peak_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "stages.sft.train.epoch=1"], "stages.sft.train.epoch: unknown key; did you mean `epochs`?"),
+        (["--set", "machine=h100"], "machine: `h100` is not known"),
+        (["--stage", "pppo"], "no stage `pppo`; did you mean `ppo`?"),
+        (["--set", "machine=1xh100-80", "--set", "stages.sft.train.workers.gpus=2"], "stages.sft does not fit machine"),
+        (["--set", "model.base=smollm2"], "model.base: no folder and no built-in model is called `smollm2`"),
+        (["--sett", "x"], "No such option"),
+    ],
+)
+def test_what_is_wrong_goes_to_stderr_with_exit_code_2(
+    plan: Cli, recipe_file: Path, arguments: list[str], message: str
+) -> None:
+    code, out, err = plan(recipe_file, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_every_error_of_the_file_is_told(plan: Cli, recipe_file: Path) -> None:
+    recipe_file.write_text(recipe_file.read_text().replace("steps: 8", "steps: 0").replace("epochs", "epoch"))
+    code, out, err = plan(recipe_file)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {recipe_file}:")
+    assert len(err.splitlines()) == 3
+    assert "Traceback" not in err
+
+
+def test_missing_recipe(plan: Cli, tmp_path: Path) -> None:
+    code, out, err = plan(tmp_path / "none.yaml")
+    assert (code, out, err) == (2, "", f"error: {tmp_path}/none.yaml: no such file\n")
