@@ -1,0 +1,247 @@
+"""Every Prometheus metric of Triptych: names, kinds, help and labels, and the objects that emit them.
+
+Values go through `ray.util.metrics`; Ray exports them on each node's metrics port with `ray_` before the name:
+`Metric.exported` is the name to query. Labels are bounded: runs, stages, phases, and adapter versions of the registry.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One Prometheus metric."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...]
+    buckets: tuple[float, ...] = ()
+    """Upper bounds of a histogram."""
+
+    @property
+    def exported(self) -> str:
+        """The name on Ray's metrics port."""
+        return f"ray_{self.name}"
+
+
+_MODEL = ("model",)
+_STAGE = ("run", "stage")
+_SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+OTHER = "other"
+"""Label of a request whose model is not in the registry."""
+
+GATEWAY_REQUESTS = Metric(
+    "triptych_gateway_requests_total",
+    "counter",
+    "Requests that ended, by adapter version and outcome (ok, error, cancelled).",
+    ("model", "outcome"),
+)
+GATEWAY_ERRORS = Metric(
+    "triptych_gateway_errors_total", "counter", "Requests answered with an error, by its code.", ("model", "code")
+)
+GATEWAY_PROMPT_TOKENS = Metric("triptych_gateway_prompt_tokens_total", "counter", "Tokens of prompts.", _MODEL)
+GATEWAY_COMPLETION_TOKENS = Metric("triptych_gateway_completion_tokens_total", "counter", "Tokens of answers.", _MODEL)
+GATEWAY_IN_FLIGHT = Metric("triptych_gateway_in_flight_requests", "gauge", "Requests under way.", _MODEL)
+GATEWAY_FIRST_TOKEN = Metric(
+    "triptych_gateway_time_to_first_token_seconds",
+    "histogram",
+    "From a streamed request's arrival to its first token.",
+    _MODEL,
+    _SECONDS,
+)
+GATEWAY_SECONDS = Metric(
+    "triptych_gateway_request_seconds", "histogram", "From a request's arrival to its last token.", _MODEL, _SECONDS
+)
+
+TRAIN_STEP = Metric("triptych_train_step", "gauge", "Optimizer steps done.", _STAGE)
+TRAIN_LOSS = Metric("triptych_train_loss", "gauge", "Loss of the last step.", _STAGE)
+TRAIN_ACCURACY = Metric(
+    "triptych_train_accuracy", "gauge", "Pairs of the last step that the reward model puts in order.", _STAGE
+)
+TRAIN_TOKENS_PER_SECOND = Metric(
+    "triptych_train_tokens_per_second", "gauge", "Tokens of the last step, padding excluded, by its seconds.", _STAGE
+)
+TRAIN_GRAD_NORM = Metric("triptych_train_grad_norm", "gauge", "Norm of the gradient before clipping.", _STAGE)
+TRAIN_LEARNING_RATE = Metric("triptych_train_learning_rate", "gauge", "Learning rate of the last step.", _STAGE)
+TRAIN_NON_FINITE = Metric(
+    "triptych_train_non_finite_steps_total", "counter", "Steps skipped: their gradient was not finite.", _STAGE
+)
+TRAIN_SECONDS = Metric(
+    "triptych_train_seconds_total",
+    "counter",
+    "Seconds by part of the step (data, forward, backward, communication, optimizer).",
+    (*_STAGE, "part"),
+)
+
+PPO_STEP = Metric("triptych_ppo_policy_version", "gauge", "Policy version that the rollout engines run.", _STAGE)
+PPO_REWARD = Metric("triptych_ppo_reward_mean", "gauge", "Mean score of the step's answers.", _STAGE)
+PPO_REWARD_STD = Metric("triptych_ppo_reward_std", "gauge", "Standard deviation of the step's scores.", _STAGE)
+PPO_KL = Metric("triptych_ppo_kl", "gauge", "Mean KL to the reference, nats a response.", _STAGE)
+PPO_KL_COEF = Metric("triptych_ppo_kl_coef", "gauge", "Coefficient of the KL penalty.", _STAGE)
+PPO_ENTROPY = Metric("triptych_ppo_entropy", "gauge", "Mean entropy of the policy, nats a token.", _STAGE)
+PPO_CLIP_FRACTION = Metric("triptych_ppo_clip_fraction", "gauge", "Tokens whose policy gradient was cut.", _STAGE)
+PPO_LENGTH = Metric("triptych_ppo_response_length", "gauge", "Mean tokens of an answer.", _STAGE)
+PPO_TRUNCATED = Metric("triptych_ppo_truncated_fraction", "gauge", "Answers cut by their length.", _STAGE)
+PPO_GAP = Metric(
+    "triptych_ppo_logprob_gap", "gauge", "Mean |engine - learner| log-probability of a sampled token, nats.", _STAGE
+)
+PPO_POLICY_LOSS = Metric("triptych_ppo_policy_loss", "gauge", "Policy loss of the last step.", _STAGE)
+PPO_VALUE_LOSS = Metric("triptych_ppo_value_loss", "gauge", "Value loss of the last step.", _STAGE)
+PPO_GRAD_NORM = Metric("triptych_ppo_grad_norm", "gauge", "Norm of the policy's gradient before clipping.", _STAGE)
+PPO_LEARNING_RATE = Metric("triptych_ppo_learning_rate", "gauge", "Learning rate of the policy.", _STAGE)
+PPO_NON_FINITE = Metric(
+    "triptych_ppo_non_finite_steps_total", "counter", "Policy updates skipped: gradient not finite.", _STAGE
+)
+PPO_RESTARTS = Metric("triptych_ppo_engine_restarts", "gauge", "Rollout engines replaced since the start.", _STAGE)
+PPO_SECONDS = Metric("triptych_ppo_seconds_total", "counter", "Seconds by phase of the step.", (*_STAGE, "phase"))
+
+METRICS: dict[str, Metric] = {value.name: value for value in list(globals().values()) if isinstance(value, Metric)}
+"""All of them, by name."""
+
+TRAIN_ROW = {
+    "step": TRAIN_STEP,
+    "loss": TRAIN_LOSS,
+    "accuracy": TRAIN_ACCURACY,
+    "tokens_per_second": TRAIN_TOKENS_PER_SECOND,
+    "grad_norm": TRAIN_GRAD_NORM,
+    "learning_rate": TRAIN_LEARNING_RATE,
+}
+"""Key of a row in a stage's metrics log -> gauge."""
+
+PPO_ROW = {
+    "step": PPO_STEP,
+    "reward": PPO_REWARD,
+    "reward_std": PPO_REWARD_STD,
+    "kl": PPO_KL,
+    "kl_coef": PPO_KL_COEF,
+    "entropy": PPO_ENTROPY,
+    "clipped": PPO_CLIP_FRACTION,
+    "response_length": PPO_LENGTH,
+    "truncated": PPO_TRUNCATED,
+    "logprob_gap": PPO_GAP,
+    "policy_loss": PPO_POLICY_LOSS,
+    "value_loss": PPO_VALUE_LOSS,
+    "grad_norm": PPO_GRAD_NORM,
+    "learning_rate": PPO_LEARNING_RATE,
+    "engine_restarts": PPO_RESTARTS,
+}
+"""The same for PPO."""
+
+
+class TrainMetrics:
+    """What an SFT or reward stage emits after each step."""
+
+    def __init__(self, run: str, stage: str) -> None:
+        self._emit = _Emitter({"run": run, "stage": stage})
+
+    def record(self, row: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
+        """`row`: one of the metrics log (keys of TRAIN_ROW and `skipped`); `seconds`: by part of the step."""
+        self._emit.row(TRAIN_ROW, row)
+        self._emit.add(TRAIN_NON_FINITE, row.get("skipped", 0.0))
+        for part, value in seconds.items():
+            self._emit.add(TRAIN_SECONDS, value, part=part)
+
+
+class PpoMetrics:
+    """What a PPO stage emits after each step."""
+
+    def __init__(self, run: str, stage: str) -> None:
+        self._emit = _Emitter({"run": run, "stage": stage})
+
+    def record(self, row: Mapping[str, Any]) -> None:
+        """`row`: one of the metrics log (keys of PPO_ROW, `skipped`, and `seconds_<phase>`)."""
+        self._emit.row(PPO_ROW, row)
+        self._emit.add(PPO_NON_FINITE, row.get("skipped", 0.0))
+        for key, value in row.items():
+            if key.startswith("seconds_"):
+                self._emit.add(PPO_SECONDS, value, phase=key.removeprefix("seconds_"))
+
+
+class GatewayMetrics:
+    """What a gateway replica emits. `model` is always a registered version, the base's name, or `OTHER`."""
+
+    def __init__(self) -> None:
+        self._emit = _Emitter({}, serve=True)
+        self._in_flight: dict[str, int] = {}
+
+    def started(self, model: str) -> None:
+        """A request came in; exactly one of `finished`, `failed` and `cancelled` follows."""
+        self._count(model, 1)
+
+    def first_token(self, model: str, seconds: float) -> None:
+        """A streamed request's first token left."""
+        self._emit.observe(GATEWAY_FIRST_TOKEN, seconds, model=model)
+
+    def finished(self, model: str, seconds: float, prompt_tokens: int, completion_tokens: int) -> None:
+        """The whole answer is there."""
+        self._emit.observe(GATEWAY_SECONDS, seconds, model=model)
+        self._emit.add(GATEWAY_PROMPT_TOKENS, prompt_tokens, model=model)
+        self._emit.add(GATEWAY_COMPLETION_TOKENS, completion_tokens, model=model)
+        self._end(model, "ok")
+
+    def failed(self, model: str, code: str) -> None:
+        """The answer was an error."""
+        self._emit.add(GATEWAY_ERRORS, 1, model=model, code=code)
+        self._end(model, "error")
+
+    def cancelled(self, model: str) -> None:
+        """The client went away."""
+        self._end(model, "cancelled")
+
+    def rejected(self, code: str) -> None:
+        """An error before a registered model was found: no key, no such model."""
+        self._emit.add(GATEWAY_ERRORS, 1, model=OTHER, code=code)
+        self._emit.add(GATEWAY_REQUESTS, 1, model=OTHER, outcome="error")
+
+    def _end(self, model: str, outcome: str) -> None:
+        self._emit.add(GATEWAY_REQUESTS, 1, model=model, outcome=outcome)
+        self._count(model, -1)
+
+    def _count(self, model: str, change: int) -> None:
+        self._in_flight[model] = self._in_flight.get(model, 0) + change
+        self._emit.set(GATEWAY_IN_FLIGHT, self._in_flight[model], model=model)
+
+
+class _Emitter:
+    """Ray's metric objects, made at first use, with fixed labels on each."""
+
+    def __init__(self, labels: dict[str, str], serve: bool = False) -> None:
+        """`serve`: Ray Serve adds deployment, replica and application, so that replicas do not overwrite each other."""
+        if serve:
+            from ray.serve import metrics
+        else:
+            from ray.util import metrics  # type: ignore[no-redef]
+        self._kinds: dict[str, Any] = {"counter": metrics.Counter, "gauge": metrics.Gauge}
+        self._histogram: Any = metrics.Histogram
+        self._labels = labels
+        self._made: dict[str, Any] = {}
+
+    def row(self, gauges: Mapping[str, Metric], row: Mapping[str, Any]) -> None:
+        for key, metric in gauges.items():
+            if key in row:
+                self.set(metric, row[key])
+
+    def set(self, metric: Metric, value: float, **labels: str) -> None:
+        self._of(metric).set(float(value), self._labels | labels)
+
+    def add(self, metric: Metric, value: float, **labels: str) -> None:
+        """Nothing for 0, which Ray refuses, and for what is not finite, which would spoil the sum."""
+        if value > 0 and math.isfinite(value):
+            self._of(metric).inc(float(value), self._labels | labels)
+
+    def observe(self, metric: Metric, value: float, **labels: str) -> None:
+        # Ray refuses 0 in a histogram too.
+        self._of(metric).observe(max(float(value), 1e-9), self._labels | labels)
+
+    def _of(self, metric: Metric) -> Any:
+        if metric.name not in self._made:
+            self._made[metric.name] = (
+                self._histogram(metric.name, metric.help, list(metric.buckets), metric.labels)
+                if metric.kind == "histogram"
+                else self._kinds[metric.kind](metric.name, metric.help, metric.labels)
+            )
+        return self._made[metric.name]
