@@ -35,7 +35,7 @@ def test_chunks_are_balanced_in_tokens() -> None:
 
 def test_answers_come_back_in_request_order_after_a_loss() -> None:
     asked = requests(40)
-    leases = Leases(asked, engines=2)
+    leases = Leases(asked, engines=5)
     lost = leases.take()
     assert lost
     leases.give_back(lost)
@@ -60,7 +60,7 @@ def test_only_unanswered_leases_are_given_out_again() -> None:
 
 
 def test_a_second_or_foreign_answer_is_refused() -> None:
-    leases = Leases(requests(8), engines=1)
+    leases = Leases(requests(8), engines=2)
     first, second = leases.take(), leases.take()
     assert first
     assert second

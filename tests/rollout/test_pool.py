@@ -220,7 +220,7 @@ def test_a_killed_engine_loses_and_doubles_nothing(
 ) -> None:
     old, new = adapters
     pool.sync(new.content, new.config, version=7)
-    asked, sampling = requests(256), Sampling(max_new_tokens=80, temperature=0.7)
+    asked, sampling = requests(512), Sampling(max_new_tokens=48, temperature=0.7)
     undisturbed = pool.generate(asked, sampling)
     restarts, victim = pool.stats()["restarts"], pids(pool)[0]
     killed: list[int] = []

@@ -54,7 +54,11 @@ class EnginePlan:
         if self.rollout.gpus:
             common["gpu_memory_utilization"] = self.rollout.gpu_memory
         else:
-            common |= {"enforce_eager": True, "kv_cache_memory_bytes": int(self.rollout.kv_cache_gb * 2**30)}
+            common |= {
+                "enforce_eager": True,
+                "kv_cache_memory_bytes": int(self.rollout.kv_cache_gb * 2**30),
+                "block_size": 32,  # at the default of 128 no chat shares the keys and values of its system prompt
+            }
         if self.mode == "adapter":
             rank = next(r for r in VLLM_RANKS if r >= self.lora_r)
             # Two in memory: the new adapter is loaded before the old one goes.

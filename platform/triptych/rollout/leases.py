@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from triptych.errors import RunError
 from triptych.rollout.record import RolloutRecord, SampleRequest
 
-CHUNKS_PER_ENGINE = 2
-LARGEST_CHUNK = 64
+LARGEST_CHUNK = 128
 
 
 def chunked(requests: Sequence[SampleRequest], engines: int) -> list[list[SampleRequest]]:
     """Chunks of nearly equal tokens: the requests, longest prompt first, are dealt round.
 
-    A few chunks for each engine: an engine computes a larger batch faster, but an idle one can only take a chunk that
-    waits, and a dead one loses the chunk it had.
+    A chunk is one engine's batch, and a larger batch is faster (64 answers of the 135M model by two engines, one core
+    each, tokens/s: chunks of 32 383, of 16 328, of 8 253, of 4 179). So few answers make one chunk an engine; of many,
+    an idle engine takes the next.
     """
-    count = max(min(len(requests), engines * CHUNKS_PER_ENGINE), -(-len(requests) // LARGEST_CHUNK))
+    count = max(min(len(requests), engines), -(-len(requests) // LARGEST_CHUNK))
     longest_first = sorted(requests, key=lambda request: -len(request.prompt_ids))
     return [longest_first[i::count] for i in range(count)]
 
