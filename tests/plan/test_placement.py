@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -6,7 +7,7 @@ from triptych.errors import UserError
 from triptych.plan import Machine, Node, machine, place
 from triptych.plan.machines import GIB, GPUS
 from triptych.plan.placement import Request, pack
-from triptych.recipe import Recipe
+from triptych.recipe import Recipe, load_recipe
 
 Reviews = Callable[..., Recipe]
 
@@ -78,3 +79,8 @@ def test_packing_gpus() -> None:
 def test_packing_tenths_is_exact() -> None:
     assert pack([request(10, 0.1)], cpus(1)) is not None
     assert pack([request(11, 0.1)], cpus(1)) is None
+
+
+def test_the_example_fits_two_cpus() -> None:
+    example = Path(__file__).parents[2] / "examples" / "reviews" / "recipe.yaml"
+    assert place(load_recipe(example), cpus(2)).waves[-1] == ["ppo"]

@@ -125,9 +125,9 @@ def micro_batch(stage: Stage) -> MicroBatch:
 def block_bytes(sizes: Sizes, method: Lora, dtype: str, length: int) -> int:
     """Bytes that autograd keeps of one block for one token of a row of `length` tokens.
 
-    Inputs of both norms (float32); queries, expanded keys and values, output, mask and log-sum-exp
-    of attention; gate, its
-    activation and the up projection; the input of every adapted layer (shared where layers share it) and A's output.
+    Inputs of both norms (float32); queries, expanded keys and values, output, mask and log-sum-exp of
+    attention; gate, its activation and the up projection; the input of every adapted layer (shared where layers share
+    it) and A's output.
     """
     size = BYTES[dtype]
     queries = sizes.heads * sizes.head_dim
