@@ -59,6 +59,8 @@ def test_an_unknown_key_is_told_with_its_line(tmp_path: Path) -> None:
 
 
 def test_the_example_loads() -> None:
-    config = load_yaml(REPOSITORY / "examples" / "reviews" / "serve.yaml", ServeConfig, ["port=8123", "engine.threads=1"])
+    config = load_yaml(
+        REPOSITORY / "examples" / "reviews" / "serve.yaml", ServeConfig, ["port=8123", "engine.threads=1"]
+    )
     assert config.port == 8123
     assert config.engine.threads == 1

@@ -33,17 +33,17 @@ async def test_an_answer_is_reused_until_it_is_old(pool: ThreadPoolExecutor) -> 
 
 async def test_many_at_once_ask_once(pool: ThreadPoolExecutor) -> None:
     asked: list[str] = []
-    fresh = Fresh(lambda key: asked.append(key), pool, seconds=10)
+    fresh: Fresh[str, None] = Fresh(asked.append, pool, seconds=10)
     await asyncio.gather(*(fresh.get("a") for _ in range(50)))
     assert asked == ["a"]
 
 
 async def test_one_key_that_hangs_does_not_hold_up_another(pool: ThreadPoolExecutor) -> None:
     gate = threading.Event()
-    fresh = Fresh(lambda key: gate.wait(10) if key == "slow" else key, pool, seconds=10)
+    fresh: Fresh[str, bool] = Fresh(lambda key: key == "fast" or gate.wait(10), pool, seconds=10)
     slow = asyncio.create_task(fresh.get("slow"))
     try:
-        assert await asyncio.wait_for(fresh.get("fast"), timeout=1) == "fast"
+        assert await asyncio.wait_for(fresh.get("fast"), timeout=1)
         assert not slow.done()
     finally:
         gate.set()
@@ -51,7 +51,7 @@ async def test_one_key_that_hangs_does_not_hold_up_another(pool: ThreadPoolExecu
 
 
 async def test_an_error_is_raised_and_not_remembered(pool: ThreadPoolExecutor) -> None:
-    answers = iter([ValueError("down"), "up"])
+    answers: Iterator[str | Exception] = iter([ValueError("down"), "up"])
 
     def ask(_: str) -> str:
         answer = next(answers)
@@ -81,7 +81,7 @@ async def test_a_caller_that_gives_up_leaves_the_answer_to_the_others(pool: Thre
 
 
 async def test_memory_is_bounded(pool: ThreadPoolExecutor) -> None:
-    fresh = Fresh(lambda key: key, pool, seconds=10, most=3)
+    fresh: Fresh[int, int] = Fresh(lambda key: key, pool, seconds=10, most=3)
     for key in range(10):
         await fresh.get(key)
     assert len(fresh._answers) == 3

@@ -1,5 +1,7 @@
 """`triptych serve`: the endpoint."""
 
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,38 +24,56 @@ def serve(
     """Serve a base model and its adapters behind one OpenAI-compatible endpoint, until Ctrl-C."""
     from rich.console import Console
 
-    from triptych.cluster.ray import connect
     from triptych.recipe.load import load_yaml
     from triptych.recipe.serve import ServeConfig
-    from triptych.serve.run import check_port, serving
+    from triptych.serve.preflight import check, check_port
 
     overrides = [*(set_ or []), *([] if port is None else [f"port={port}"])]
     settings = load_yaml(config, ServeConfig, overrides)
     check_port(settings.host, settings.port)
+    check(settings)
+    from triptych.cluster.ray import connect
+    from triptych.serve.run import models, serving
+
     console = Console(stderr=True)
-    with connect(), _spinner(console) as progress, serving(settings, progress) as url:
+    with _spinner(console) as progress, connect(), serving(settings, progress) as url:
         progress("")
-        typer.echo(f"serving {settings.model_id} at {url}")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray sets its own when it starts
+        typer.echo(f"serving at {url}")
+        for model in models():
+            typer.echo(f"  {model}")
         if settings.require_key:
-            typer.echo("clients need a key: triptych keys create LABEL")
+            console.print("clients need a key: triptych keys create LABEL", style="dim")
         console.print("Ctrl-C stops it", style="dim")
         _until_interrupted()
-        console.print("stopping")
+        console.print("stopping", style="dim")
 
 
 @contextmanager
 def _spinner(console: "Console") -> Iterator["Callable[[str], None]"]:
     """Shows what is being waited for, and for how long; an empty text ends it."""
     started = time.monotonic()
-    with console.status("") as status:
+    shown = ["starting Ray"]
+    ended = threading.Event()
 
-        def progress(text: str) -> None:
-            if text:
-                status.update(f"{text} ({time.monotonic() - started:.0f} s)")
-            else:
-                status.stop()
+    def show() -> None:
+        with console.status("") as status:
+            while not ended.wait(0.2):
+                status.update(f"{shown[0]} ({time.monotonic() - started:.0f} s)")
 
+    def progress(text: str) -> None:
+        shown[0] = text
+        if not text:
+            ended.set()
+            thread.join()
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
+    try:
         yield progress
+    finally:
+        progress("")
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray sets its own when it starts
 
 
 def _until_interrupted() -> None:

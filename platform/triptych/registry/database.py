@@ -41,6 +41,11 @@ class Database:
             if not self._ready():
                 self._create(create)
 
+    @property
+    def url(self) -> str:
+        """Opens the same database from any folder; holds the password, if there is one."""
+        return self._url.render_as_string(hide_password=False)
+
     @contextmanager
     def read(self) -> Iterator[Session]:
         """One consistent view."""

@@ -35,6 +35,11 @@ class Registry:
         beside = None if self._home is None else storage.join(self._home, "artifacts")
         self._artifacts = storage.absolute(artifacts) if artifacts else beside
 
+    @property
+    def url(self) -> str:
+        """Opens the same registry from any folder; holds the database's password, if there is one."""
+        return self._database.url
+
     def register(
         self,
         name: str,
@@ -114,7 +119,7 @@ class Registry:
             for name, version in session.execute(order):
                 versions[name].append(version)
             aliases = queries.aliases(session)
-            made = dict(session.execute(select(AdapterRow.name, AdapterRow.created_at)).tuples().all())
+            made = {row.name: row.created_at for row in session.scalars(select(AdapterRow))}
         return [Adapter(name, tuple(found), aliases[name], made[name]) for name, found in versions.items()]
 
     def versions(self, name: str) -> list[AdapterVersion]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import AdapterVersion, Registry, UnknownAdapter
-from triptych.serve.errors import unknown_model
+from triptych.serve.errors import ApiError, unknown_model
 from triptych.serve.fresh import Fresh
 from triptych.serve.loader import misfit
 
@@ -40,8 +40,10 @@ class Catalog:
         self._found = Fresh(self._find, pool, SEEN_AFTER_S)
         self._cards = Fresh(self._list, pool, SEEN_AFTER_S)
 
-    async def resolve(self, model: str) -> str:
-        """The engine's name for what a client asked for; ApiError 404 if that is nothing."""
+    async def resolve(self, model: str | None) -> str:
+        """The engine's name for what a client asked for; ApiError 404 if there is none, 400 if it asked for none."""
+        if not model:
+            raise ApiError(400, "invalid_request", "You must name a model.", param="model")
         if model == self._config.model_id:
             return model
         if not _REFERENCE.fullmatch(model):

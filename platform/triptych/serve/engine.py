@@ -1,10 +1,8 @@
 """The replica: one vLLM engine that takes adapters from the registry while it runs."""
 
-import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ray.llm._internal.common.callbacks.base import CallbackBase, CallbackConfig
@@ -17,11 +15,10 @@ from ray.serve.llm import LLMConfig
 from triptych.models.base import fingerprint, resolve_base
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import Registry
-from triptych.serve import loader
+from triptych.serve import errors, loader
+from triptych.serve.resident import Resident
 
 logger = logging.getLogger("ray.serve")
-
-_PARALLEL_LOADS = 16
 
 
 def llm_config(config: ServeConfig) -> LLMConfig:
@@ -93,13 +90,12 @@ class AdapterServer(LLMServer):
     hangs blocks all others.
     """
 
-    async def __init__(self, llm_config: LLMConfig, *, config: dict[str, Any]) -> None:
+    async def __init__(self, llm_config: LLMConfig, *, config: dict[str, Any]) -> None:  # type: ignore[misc]
         self._config = ServeConfig.model_validate(config)
         folder = resolve_base(self._config.model)
         self._fingerprint = fingerprint(folder)
-        self._registry = Registry(self._config.registry, self._config.artifacts)
-        self._loads: dict[str, asyncio.Task[None]] = {}
-        self._pool = ThreadPoolExecutor(_PARALLEL_LOADS, thread_name_prefix="adapter")
+        self._registry = Registry(self._config.registry, self._config.artifacts, create=False)
+        self._resident = Resident(self._fetch, self._load, self._config.engine.adapter_timeout_s)
         # Ray gives an actor without CPUs one thread; the engine's process takes its own number from here.
         os.environ["OMP_NUM_THREADS"] = str(self._config.engine.threads or len(os.sched_getaffinity(0)))
         stock = llm_config.get_engine_config()
@@ -119,33 +115,27 @@ class AdapterServer(LLMServer):
         await self.engine.start()
 
     async def _run_request(self, request: Any, **options: Any) -> AsyncIterator[Any]:
-        failure = await self._load(request.model)
+        failure = await self._have(request.model)
         if failure is not None:
             return _only(failure)
         return await super()._run_request(request, **options)
 
-    async def _load(self, ref: str) -> ErrorResponse | None:
-        """Have the adapter version in the engine; concurrent first requests wait for one load."""
+    async def _have(self, ref: str) -> ErrorResponse | None:
+        """The adapter version loaded, or why it is not."""
         if ref == self._config.model_id:
             return None
-        load = self._loads.get(ref)
-        if load is None:
-            load = self._loads[ref] = asyncio.create_task(self._load_now(ref))
-            load.add_done_callback(lambda done: self._forget_failure(ref, done))
         try:
-            async with asyncio.timeout(self._config.engine.adapter_timeout_s):
-                await asyncio.shield(load)
+            await self._resident.ensure(ref)
         except TimeoutError:
-            return _error(503, "adapter_load_timeout", f"The adapter {ref} is still being loaded; try again later.")
+            return _error(503, errors.ADAPTER_SLOW, f"The adapter {ref} is still being loaded; try again later.")
         except loader.MisfitError as error:
-            return _error(400, "adapter_not_servable", f"The adapter {ref} is not served here: {error}.")
+            return _error(400, errors.ADAPTER_UNFIT, f"The adapter {ref} is not served here: {error}.")
         except Exception:
             logger.exception("adapter %s could not be loaded", ref)
-            return _error(500, "adapter_load_failed", f"The adapter {ref} could not be loaded.")
+            return _error(500, errors.ADAPTER_FAILED, f"The adapter {ref} could not be loaded.")
         return None
 
-    async def _load_now(self, ref: str) -> None:
-        folder = await asyncio.get_running_loop().run_in_executor(self._pool, self._fetch, ref)
+    async def _load(self, ref: str, folder: str) -> None:
         # vLLM numbers adapters itself; the path is new for new content, so no cached prefix of other weights is reused.
         await self.engine.resolve_lora(
             DiskMultiplexConfig(model_id=ref, max_total_tokens=None, local_path=folder, lora_assigned_int_id=1)
@@ -157,10 +147,6 @@ class AdapterServer(LLMServer):
         if reason is not None:
             raise loader.MisfitError(reason)
         return str(loader.fetch(version))
-
-    def _forget_failure(self, ref: str, done: "asyncio.Task[None]") -> None:
-        if done.cancelled() or done.exception() is not None:
-            del self._loads[ref]
 
 
 def _error(code: int, kind: str, message: str) -> ErrorResponse:

@@ -4,7 +4,11 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
-_SHOWN = 80
+ADAPTER_FAILED = "adapter_load_failed"
+ADAPTER_SLOW = "adapter_load_timeout"
+ADAPTER_UNFIT = "adapter_not_servable"
+ENGINE_CODES = {ADAPTER_FAILED, ADAPTER_SLOW, ADAPTER_UNFIT}
+"""What our replicas say themselves, in words that are fit for a client."""
 
 
 class ApiError(Exception):
@@ -33,10 +37,10 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, headers)
 
 
-def shown(name: str) -> str:
-    """A client's own word, short and without control characters, to be told back."""
-    text = "".join(c if c.isprintable() else "?" for c in name[: _SHOWN + 1])
-    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+def shown(text: str, most: int = 80) -> str:
+    """A client's own words, short and without control characters, to be told back."""
+    plain = "".join(c if c.isprintable() else "?" for c in text[: most + 1])
+    return plain if len(plain) <= most else plain[:most] + "..."
 
 
 def invalid_key(missing: bool) -> ApiError:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
 from fastapi import Response
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.llm._internal.serve.core.configs.openai_api_models import ErrorResponse
 from ray.llm._internal.serve.core.ingress.utils import _sanitize_chat_completion_request
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -27,6 +27,7 @@ _OURS = {"priority": 0, "session_id": None, "kv_transfer_params": None, "ec_tran
 """Fields of vLLM's requests that steer the engine, not the answer: a client's values are dropped."""
 
 _DONE = "data: [DONE]\n\n"
+_NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0}
 
 
 class Chunks(Protocol):
@@ -76,21 +77,21 @@ class Exchange:
     async def _events(self, first: str, chunks: Chunks) -> AsyncIterator[str]:
         """The engine's events, without the count of tokens where the client did not ask for it."""
         self._metrics.first_token(self._model, time.perf_counter() - self._started)
-        event, ended = first, False
+        event, usage, ended = first, _NO_TOKENS, False
         try:
             while event != _DONE:
-                usage, error = _usage_in(event), _error_in(event)
-                if error is not None:
+                if (error := _error_in(event)) is not None:
                     raise error
-                if usage is not None:
-                    self._finished(usage)
-                if usage is None or not self._hides_usage:
+                counted = _usage_in(event)
+                usage = counted or usage
+                if counted is None or not self._hides_usage:
                     yield event
                 event = await _next(chunks)
             ended = True
+            self._finished(usage)
         except ApiError as error:
-            self._metrics.failed(self._model, error.code)
             ended = True
+            self._metrics.failed(self._model, error.code)
             yield f"data: {json.dumps(error.body())}\n\n"
         finally:
             if not ended:  # the client went away
@@ -99,19 +100,15 @@ class Exchange:
         yield _DONE
 
     def _finished(self, usage: dict[str, Any]) -> None:
-        self._metrics.finished(
-            self._model,
-            seconds=time.perf_counter() - self._started,
-            prompt_tokens=usage["prompt_tokens"],
-            completion_tokens=usage["completion_tokens"] or 0,
-        )
+        seconds = time.perf_counter() - self._started
+        self._metrics.finished(self._model, seconds, usage["prompt_tokens"], usage["completion_tokens"])
 
 
 def _for_engine(body: Any, model: str) -> Any:
     """The client's request under the engine's model name and an id of ours, its tokens always counted."""
     if isinstance(body, ChatCompletionRequest):
         body = _sanitize_chat_completion_request(body)
-    ours = {field: value for field, value in _OURS.items() if field in type(body).model_fields}
+    ours: dict[str, Any] = {field: value for field, value in _OURS.items() if field in type(body).model_fields}
     ours |= {"model": model, "request_id": uuid.uuid4().hex}
     if body.stream:
         asked = body.stream_options or StreamOptions()
@@ -127,7 +124,7 @@ async def _next(chunks: Chunks) -> Any:
         raise errors.overloaded() from error
     except (DeploymentUnavailableError, ActorDiedError, ActorUnavailableError) as error:
         raise errors.unavailable("engine") from error
-    except (RayError, StopAsyncIteration) as error:
+    except Exception as error:
         logger.exception("the engine failed")
         raise errors.internal() from error
     return batch[0] if isinstance(batch, list) else batch
@@ -142,7 +139,7 @@ def _error_in(event: str) -> ApiError | None:
 
 def _engine_error(status: int, kind: str, message: str) -> ApiError:
     """What is wrong with the request is passed on; what went wrong inside is for the log."""
-    if 400 <= status < 500:
+    if 400 <= status < 500 or kind in errors.ENGINE_CODES:
         return ApiError(status, kind, message)
     logger.error("the engine answered %d %s: %s", status, kind, message)
     return errors.internal()

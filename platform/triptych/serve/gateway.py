@@ -21,9 +21,9 @@ _REGISTRY_THREADS = 8
 class Gateway:
     """Names become versions here, so the engine never sees an alias; and nobody without a key comes further."""
 
-    def __init__(self, engine: DeploymentHandle, *, config: dict[str, Any], base_fingerprint: str) -> None:
+    def __init__(self, engine: DeploymentHandle[Any], *, config: dict[str, Any], base_fingerprint: str) -> None:
         settings = ServeConfig.model_validate(config)
-        registry = Registry(settings.registry, settings.artifacts)
+        registry = Registry(settings.registry, settings.artifacts, create=False)
         pool = ThreadPoolExecutor(_REGISTRY_THREADS, thread_name_prefix="registry")
         self._authorize = KeyCheck(registry, pool, required=settings.require_key)
         self._catalog = Catalog(settings, base_fingerprint, registry, pool)
@@ -42,9 +42,15 @@ class Gateway:
         """One model."""
         return await self._catalog.card(model)
 
+    def rejected(self, error: ApiError) -> None:
+        """Count an error that came before a model was found."""
+        self._metrics.rejected(error.code)
+
     async def generate(self, method: str, body: Any) -> Response:
         """Answer a chat or a completion, whole or as a stream of server-sent events."""
-        if not body.model:
-            raise ApiError(400, "invalid_request", "You must name a model.", param="model")
-        model = await self._catalog.resolve(body.model)
+        try:
+            model = await self._catalog.resolve(body.model)
+        except ApiError as error:
+            self.rejected(error)
+            raise
         return await Exchange(method, body, model, self._metrics).run(self._engine)

@@ -10,6 +10,7 @@ from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionReq
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
+from vllm.exceptions import VLLMClientError
 
 from triptych.serve import errors
 from triptych.serve.errors import ApiError
@@ -18,6 +19,9 @@ logger = logging.getLogger("ray.serve")
 
 HEALTH = "/healthz"
 """The only route that needs no key."""
+
+_LONGEST = 300
+"""Characters of a message about a client's own fields."""
 
 
 class Endpoints(Protocol):
@@ -29,15 +33,23 @@ class Endpoints(Protocol):
 
     async def generate(self, method: str, body: Any) -> Response: ...
 
+    def rejected(self, error: ApiError) -> None: ...
+
 
 def http_app(endpoints: Endpoints, authorize: Callable[[Mapping[str, str]], Awaitable[None]]) -> FastAPI:
     """The ASGI application of one gateway."""
     app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(_KeyFirst, authorize=authorize)
-    app.add_exception_handler(ApiError, _api_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(Exception, _unexpected)
+    app.add_middleware(_KeyFirst, authorize=authorize, rejected=endpoints.rejected)
+
+    async def answer(_: Request, error: Exception) -> Response:
+        if isinstance(error, ApiError):
+            return error.response()  # counted where it was raised
+        told = _told(error)
+        endpoints.rejected(told)
+        return told.response()
+
+    for kind in (ApiError, HTTPException, RequestValidationError, VLLMClientError, Exception):
+        app.add_exception_handler(kind, answer)
 
     @app.get(HEALTH)
     async def health() -> dict[str, str]:
@@ -65,44 +77,49 @@ def http_app(endpoints: Endpoints, authorize: Callable[[Mapping[str, str]], Awai
 class _KeyFirst:
     """Answers 401 before a body is read or a route is looked up."""
 
-    def __init__(self, app: ASGIApp, authorize: Callable[[Mapping[str, str]], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        authorize: Callable[[Mapping[str, str]], Awaitable[None]],
+        rejected: Callable[[ApiError], None],
+    ) -> None:
         self._app = app
         self._authorize = authorize
+        self._rejected = rejected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] != HEALTH:
-            try:
-                await self._authorize(Headers(scope=scope))
-            except ApiError as error:
+            error = await self._refusal(scope)
+            if error is not None:
+                self._rejected(error)
                 await error.response()(scope, receive, send)
-                return
-            except Exception:
-                logger.exception("the key could not be checked")
-                await errors.unavailable("registry").response()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-
-def _api_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)
-    return error.response()
-
-
-def _http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    text = {404: "There is no such route.", 405: "This route does not take that method."}
-    return ApiError(error.status_code, "invalid_request", text.get(error.status_code, "Bad request.")).response()
-
-
-def _validation_error(_: Request, error: Exception) -> Response:
-    """The first fault, with its field; never the input, which may be long or private."""
-    assert isinstance(error, RequestValidationError)
-    fault = error.errors()[0]
-    field = ".".join(str(step) for step in fault["loc"] if step != "body") or None
-    message = f"{field}: {fault['msg']}" if field else str(fault["msg"])
-    return ApiError(400, "invalid_request", errors.shown(message), param=field).response()
+    async def _refusal(self, scope: Scope) -> ApiError | None:
+        try:
+            await self._authorize(Headers(scope=scope))
+        except ApiError as error:
+            return error
+        except Exception:
+            logger.exception("the key could not be checked")
+            return errors.unavailable("registry")
+        return None
 
 
-def _unexpected(_: Request, error: Exception) -> Response:
+def _told(error: Exception) -> ApiError:
+    """What a client is told of a request that no endpoint took."""
+    if isinstance(error, HTTPException):
+        text = {404: "There is no such route.", 405: "This route does not take that method."}
+        return ApiError(error.status_code, "invalid_request", text.get(error.status_code, "Bad request."))
+    if isinstance(error, RequestValidationError):
+        fault = error.errors()[0]
+        field = ".".join(str(step) for step in fault["loc"] if step != "body") or None
+        # Never the input: it may be long or private.
+        message = f"{field}: {fault['msg']}" if field else str(fault["msg"])
+        return ApiError(400, "invalid_request", errors.shown(message, _LONGEST), param=field)
+    if isinstance(error, VLLMClientError):
+        message = errors.shown(str(error.args[0]), _LONGEST)  # str(error) repeats the value
+        return ApiError(400, "invalid_request", message, param=getattr(error, "parameter", None))
     logger.error("unexpected error", exc_info=error)
-    return errors.internal().response()
+    return errors.internal()

@@ -17,7 +17,7 @@ class KeyCheck:
     """The API keys of the registry; `required=False` lets everybody in."""
 
     def __init__(self, registry: Registry, pool: Executor, *, required: bool) -> None:
-        self._known = Fresh(lambda key: registry.check_key(key) is not None, pool, SEEN_AFTER_S)
+        self._known: Fresh[str, bool] = Fresh(lambda key: registry.check_key(key) is not None, pool, SEEN_AFTER_S)
         self._required = required
 
     async def __call__(self, headers: Mapping[str, str]) -> None:

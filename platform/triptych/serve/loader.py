@@ -1,6 +1,7 @@
 """Adapters from the registry to folders that the engine can read again at any time."""
 
 import json
+import logging
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,9 @@ from triptych import storage
 from triptych.errors import RunError
 from triptych.models.cache import cache_dir
 from triptych.registry import AdapterVersion
+
+
+logger = logging.getLogger("ray.serve")
 
 
 class MisfitError(Exception):
@@ -40,9 +44,14 @@ def fetch(version: AdapterVersion) -> Path:
     """
     cache = cache_dir("served")
     target = cache / version.sha256
-    if storage.read_manifest(str(target)) is not None:
-        storage.verify(str(target))
-        return target
+    if storage.exists(str(target)):
+        try:
+            storage.verify(str(target))
+        except RunError as error:
+            logger.warning("the cached copy of %s is damaged, and is fetched anew: %s", version.ref, error)
+            storage.remove(str(target))
+        else:
+            return target
     if storage.verify(version.url).digest != version.sha256:
         raise RunError(f"{version.ref}: {version.url} is not what was registered (its digest differs)")
     source = storage.local_copy(version.url, cache)

@@ -1,14 +1,14 @@
 """Start and stop the endpoint from Python."""
 
-import errno
 import logging
-import socket
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from triptych.errors import RunError, UserError
+from triptych.errors import RunError
 from triptych.recipe.serve import ServeConfig
+from triptych.serve.preflight import check, check_port
 
 APP = "triptych"
 START_TIMEOUT_S = 900.0
@@ -25,18 +25,21 @@ def start(config: ServeConfig, progress: Callable[[str], None] = lambda _: None)
     """
     check_port(config.host, config.port)
     progress("checking the base, the registry and the adapters")
+    checked, base = check(config)
+    progress("importing vLLM")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from ray import serve
+    from ray.serve.config import HTTPOptions
 
     from triptych.cluster.ray import Bundle, require
     from triptych.serve.app import application
 
-    app = application(config.model_dump(mode="json"))
-    engine = config.engine
-    require([Bundle("serve replicas", config.replicas, engine.cpus, engine.gpus)])
+    engine = checked.engine
+    require([Bundle("serve replicas", checked.replicas, engine.cpus, engine.gpus)])
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    serve.start(proxy_location="HeadOnly", http_options=serve.HTTPOptions(host=config.host, port=config.port))
+    target = serve.RunTarget(application(checked, base), name=APP, route_prefix="/")
+    serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=config.host, port=config.port))
     try:
-        target = serve.RunTarget(app, name=APP, route_prefix="/")
         serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
         _wait(progress)
     except BaseException:
@@ -44,6 +47,13 @@ def start(config: ServeConfig, progress: Callable[[str], None] = lambda _: None)
         raise
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104
     return f"http://{host}:{config.port}/v1"
+
+
+def models() -> list[str]:
+    """Names of the models that the running endpoint serves."""
+    from ray import serve
+
+    return [card["id"] for card in serve.get_app_handle(APP).cards.remote().result(timeout_s=60)]
 
 
 def stop() -> None:
@@ -61,18 +71,6 @@ def serving(config: ServeConfig, progress: Callable[[str], None] = lambda _: Non
         yield url
     finally:
         stop()
-
-
-def check_port(host: str, port: int) -> None:
-    """UserError if nothing can listen there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError as error:
-            why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
-            raise UserError(f"port: {host}:{port} {why}; choose another with --port") from error
 
 
 def _wait(progress: Callable[[str], None]) -> None:

@@ -1,0 +1,47 @@
+"""What can be known to be wrong before anything starts."""
+
+import errno
+import socket
+from pathlib import Path
+
+from triptych.errors import UserError
+from triptych.models.base import BUILT_IN, fingerprint, resolve_base
+from triptych.recipe.serve import ServeConfig
+from triptych.registry import Registry
+from triptych.serve.loader import misfit
+from triptych.storage import absolute
+
+
+def check(config: ServeConfig) -> tuple[ServeConfig, str]:
+    """The config with local paths made absolute, since replicas run in other folders, and the base's fingerprint.
+
+    UserError unless the base and the registry are there and every adapter that the config names can be served on it.
+    """
+    base = fingerprint(resolve_base(config.model))
+    registry = Registry(config.registry, config.artifacts, create=False)
+    for name in () if config.adapters == "all" else config.adapters:
+        reason = misfit(registry.get(name), base, config.engine.max_lora_rank)
+        if reason is not None:
+            raise UserError(f"adapters: {name} cannot be served: {reason}")
+    return _absolute(config, registry), base
+
+
+def check_port(host: str, port: int) -> None:
+    """UserError if nothing can listen there."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
+            raise UserError(f"port: {host}:{port} {why}; choose another with --port") from error
+
+
+def _absolute(config: ServeConfig, registry: Registry) -> ServeConfig:
+    model = config.model
+    if model.base not in BUILT_IN and Path(model.base).expanduser().is_dir():
+        model = model.model_copy(update={"base": str(Path(model.base).expanduser().resolve())})
+    artifacts = None if config.artifacts is None else absolute(config.artifacts)
+    found = {"model": model, "name": config.model_id, "registry": registry.url, "artifacts": artifacts}
+    return config.model_copy(update=found)
