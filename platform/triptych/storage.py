@@ -177,12 +177,12 @@ def list_committed(url: str) -> list[str]:
 
 def list_files(url: str) -> list[str]:
     """Sorted names of the files directly under `url`, hidden ones aside; empty when there is no such place."""
-    fs, path = _open(url)
-    if not _exists(fs, path):
-        return []
-    entries = fs.ls(path, detail=True)
-    names = (str(entry["name"]).rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
-    return sorted(name for name in names if not name.startswith("."))
+    return _names(url, "file")
+
+
+def list_folders(url: str) -> list[str]:
+    """Sorted names of the folders directly under `url`, hidden ones aside; empty when there is no such place."""
+    return _names(url, "directory")
 
 
 def absolute(url: str) -> str:
@@ -251,6 +251,15 @@ def _open(url: str) -> tuple[AbstractFileSystem, str]:
         raise UserError(f"{url!r} is neither a folder nor a URL of a known kind: {error}") from error
     fs.invalidate_cache()  # object stores cache listings, and other processes write
     return fs, str(path).rstrip("/")
+
+
+def _names(url: str, kind: Literal["file", "directory"]) -> list[str]:
+    fs, path = _open(url)
+    if not _exists(fs, path):
+        return []
+    entries = fs.ls(path, detail=True)
+    names = (str(entry["name"]).rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == kind)
+    return sorted(name for name in names if not name.startswith("."))
 
 
 def _exists(fs: AbstractFileSystem, path: str) -> bool:

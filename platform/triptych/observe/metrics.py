@@ -1,7 +1,8 @@
 """Every Prometheus metric of Triptych: names, kinds, help and labels, and the objects that emit them.
 
 Values go through `ray.util.metrics`; Ray exports them on each node's metrics port with `ray_` before the name:
-`Metric.exported` is the name to query. Labels are bounded: runs, stages, phases, and adapter versions of the registry.
+`Metric.exported` is the name to query, and each process has a `WorkerId` of its own. A histogram's `_sum` is made of
+its buckets' middles: take quantiles, not means. Labels are bounded: runs, stages, phases, versions in the registry.
 """
 
 import math
@@ -77,7 +78,7 @@ TRAIN_SECONDS = Metric(
     (*_STAGE, "part"),
 )
 
-PPO_STEP = Metric("triptych_ppo_policy_version", "gauge", "Policy version that the rollout engines run.", _STAGE)
+PPO_VERSION = Metric("triptych_ppo_policy_version", "gauge", "Policy version that the rollout engines run.", _STAGE)
 PPO_REWARD = Metric("triptych_ppo_reward_mean", "gauge", "Mean score of the step's answers.", _STAGE)
 PPO_REWARD_STD = Metric("triptych_ppo_reward_std", "gauge", "Standard deviation of the step's scores.", _STAGE)
 PPO_KL = Metric("triptych_ppo_kl", "gauge", "Mean KL to the reference, nats a response.", _STAGE)
@@ -113,7 +114,7 @@ TRAIN_ROW = {
 """Key of a row in a stage's metrics log -> gauge."""
 
 PPO_ROW = {
-    "step": PPO_STEP,
+    "step": PPO_VERSION,
     "reward": PPO_REWARD,
     "reward_std": PPO_REWARD_STD,
     "kl": PPO_KL,
@@ -165,7 +166,7 @@ class GatewayMetrics:
     """What a gateway replica emits. `model` is always a registered version, the base's name, or `OTHER`."""
 
     def __init__(self) -> None:
-        self._emit = _Emitter({}, serve=True)
+        self._emit = _Emitter({})
         self._in_flight: dict[str, int] = {}
 
     def started(self, model: str) -> None:
@@ -209,12 +210,9 @@ class GatewayMetrics:
 class _Emitter:
     """Ray's metric objects, made at first use, with fixed labels on each."""
 
-    def __init__(self, labels: dict[str, str], serve: bool = False) -> None:
-        """`serve`: Ray Serve adds deployment, replica and application, so that replicas do not overwrite each other."""
-        if serve:
-            from ray.serve import metrics
-        else:
-            from ray.util import metrics  # type: ignore[no-redef]
+    def __init__(self, labels: dict[str, str]) -> None:
+        from ray.util import metrics
+
         self._kinds: dict[str, Any] = {"counter": metrics.Counter, "gauge": metrics.Gauge}
         self._histogram: Any = metrics.Histogram
         self._labels = labels

@@ -1,0 +1,122 @@
+"""The page of a run, from what lies in its folder."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from triptych import __version__, storage
+from triptych.observe.report import lineage, samples, series, svg
+from triptych.observe.runs import RunView, StageView, read_run
+
+_ASSETS = files("triptych.observe.report")
+_FIRST_TILES = (
+    "heldout_reward",
+    "heldout_judge",
+    "heldout_accuracy",
+    "heldout_loss",
+    "heldout_kl",
+    "heldout_distinct2",
+)
+_NAMES = {
+    "heldout_kl": "KL, nats a response",
+    "heldout_distinct2": "Distinct 2-grams",
+    "heldout_length": "Answer length, tokens",
+    "heldout_truncated": "Cut by length",
+    "heldout_judge": "Independent judge",
+}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One measured number on held-out data; `before`: the same before training."""
+
+    label: str
+    value: str
+    before: str | None
+    change: str | None
+
+
+def write_report(run_url: str) -> str:
+    """Write `report.html` into the run's folder; its path or URL."""
+    target = storage.join(run_url, "report.html")
+    storage.write_bytes(target, render(read_run(run_url)).encode())
+    return target
+
+
+def render(run: RunView) -> str:
+    """The whole page. Everything that comes from the run is escaped."""
+    environment = Environment(
+        loader=PackageLoader("triptych.observe.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(draw=svg.draw, hover=svg.hover_data, number=svg.number, colors=svg.COLORS)
+    model = run.recipe.get("model") or {}
+    return environment.get_template("page.html.j2").render(
+        run=run,
+        base=str(model.get("base", "?")),
+        seed=run.recipe.get("seed"),
+        css=_ASSETS.joinpath("page.css").read_text(),
+        js=_ASSETS.joinpath("page.js").read_text(),
+        lineage=lineage.draw(lineage.nodes(run)),
+        stages=[_stage(stage) for stage in run.stages],
+        version=__version__,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _stage(stage: StageView) -> dict[str, Any]:
+    first, later = series.charts(stage.rows)
+    shown, prompts = samples.pairs(stage.samples)
+    return {
+        "view": stage,
+        "status": stage.status,
+        "registered": (stage.summary or {}).get("registered"),
+        "sha256": (stage.summary or {}).get("sha256"),
+        "steps": stage.rows[-1]["step"] if stage.rows else 0,
+        "duration": _duration(sum(_seconds(row) for row in stage.rows)),
+        "tiles": tiles(stage),
+        "charts": first,
+        "more": later,
+        "pairs": shown,
+        "prompts": prompts,
+        "data": (stage.state or {}).get("data") or {},
+    }
+
+
+def tiles(stage: StageView) -> list[Tile]:
+    """Held-out metrics after the stage, with what they were before where that was measured."""
+    after = (stage.summary or {}).get("metrics") or stage.evaluations.get("after", {})
+    before = {f"heldout_{key}": value for key, value in samples.means(stage.samples.get("before", [])).items()}
+    before |= stage.evaluations.get("before", {})
+    order = [*(key for key in _FIRST_TILES if key in after), *(key for key in after if key not in _FIRST_TILES)]
+    return [_tile(key, after[key], before, stage.kind) for key in order if isinstance(after[key], int | float)]
+
+
+def _tile(key: str, value: float, before: dict[str, float], kind: str) -> Tile:
+    label = _NAMES.get(key) or key.replace("heldout_", "held-out ").replace("_", " ").capitalize()
+    if key not in before or kind != "ppo":
+        return Tile(label, svg.number(value), None, None)
+    difference = value - before[key]
+    change = f"{difference:+.3g}"
+    deviation = before.get("heldout_reward_std", 0.0)
+    if key == "heldout_reward" and deviation > 0:
+        change += f" ({difference / deviation:+.2f} standard deviations)"
+    return Tile(label, svg.number(value), svg.number(before[key]), change)
+
+
+def _seconds(row: dict[str, Any]) -> float:
+    if "step_seconds" in row:
+        return float(row["step_seconds"])
+    return sum(float(value) for key, value in row.items() if key.startswith("seconds_"))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,55 @@
+"""Answers to the same held-out prompts before and after training, side by side."""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from triptych.observe.runs import Row
+
+MAX_PROMPTS = 40
+"""Prompts that a page shows; the run's folder has them all."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt and its first answer before and after; None where there is none."""
+
+    prompt: str
+    question: str
+    """The prompt's last user turn, for reading."""
+    before: Row | None
+    after: Row | None
+
+
+def pairs(samples: dict[str, list[Row]]) -> tuple[list[Pair], int]:
+    """The pairs to show and the number of distinct prompts, in the order in which prompts were asked."""
+    before, after = (_first_answers(samples.get(label, [])) for label in ("before", "after"))
+    prompts = list(dict.fromkeys([*before, *after]))
+    shown = [Pair(prompt, question(prompt), before.get(prompt), after.get(prompt)) for prompt in prompts[:MAX_PROMPTS]]
+    return shown, len(prompts)
+
+
+def means(rows: Sequence[Row]) -> dict[str, float]:
+    """Mean `reward` and `judge` over the answers that have one."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        for key in ("reward", "judge"):
+            if isinstance(row.get(key), int | float):
+                values[key].append(row[key])
+    return {key: sum(found) / len(found) for key, found in values.items()}
+
+
+def question(prompt: str) -> str:
+    """The last user turn of a decoded chat whose roles stand on lines of their own; else the whole prompt."""
+    turns = re.split(r"(?:^|\n)\s*(user|assistant|system)(?:\n|$)", prompt)
+    spoken = [text.strip() for role, text in zip(turns[1::2], turns[2::2], strict=True) if role == "user"]
+    return spoken[-1] if spoken else prompt.strip()
+
+
+def _first_answers(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    found: dict[str, Row] = {}
+    for row in rows:
+        found.setdefault(str(row.get("prompt", "")), row)
+    return found

@@ -1,0 +1,150 @@
+"""Charts as inline SVG, readable without scripts; a script adds the values under the pointer."""
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from triptych.observe.report.series import Chart, Point, Series
+
+WIDTH, HEIGHT = 380, 190
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 8, 24
+COLORS = 8
+"""Hues of the style sheet, `--c0` to `--c7`."""
+
+
+class _Scale:
+    """Data -> pixels on one axis."""
+
+    def __init__(self, low: float, high: float, start: float, end: float) -> None:
+        self.low, self.high = low, high
+        self._start, self._factor = start, (end - start) / (high - low)
+
+    def __call__(self, value: float) -> float:
+        return self._start + (value - self.low) * self._factor
+
+
+def draw(chart: Chart) -> str:
+    """The chart as one `<svg>` element."""
+    shown = _stacked(chart.series) if chart.kind == "stack" else chart.series
+    x, y = _scales(chart, shown)
+    marks = {"line": _lines, "band": _band, "stack": _areas}[chart.kind](shown, x, y)
+    axes = "".join(
+        [
+            *(
+                f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
+                f'<text class="tick" x="{_LEFT - 6}" y="{y(t) + 3.5:.1f}" text-anchor="end">{number(t)}</text>'
+                for t in ticks(y.low, y.high, 5)
+            ),
+            *(
+                f'<text class="tick" x="{x(t):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{number(t)}</text>'
+                for t in ticks(x.low, x.high, 6)
+                if t == int(t)
+            ),
+        ]
+    )
+    label = f"{chart.title}, steps {number(x.low)} to {number(x.high)}"
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{axes}{marks}'
+        f'<line class="cursor" x1="0" x2="0" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}" visibility="hidden"/></svg>'
+    )
+
+
+def hover_data(chart: Chart) -> dict[str, Any]:
+    """What the script needs: pixel and values at each step."""
+    x, _ = _scales(chart, _stacked(chart.series) if chart.kind == "stack" else chart.series)
+    steps = sorted({step for series in chart.series for step, _ in series.points})
+    values = [dict(series.points) for series in chart.series]
+    return {
+        "width": WIDTH,
+        "names": [series.name for series in chart.series],
+        "points": [
+            [round(x(step), 1), number(step), [number(at[step]) if step in at else None for at in values]]
+            for step in steps
+        ],
+    }
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """Round numbers within [low, high], about `count` of them."""
+    rough = (high - low) / count
+    magnitude = 10.0 ** math.floor(math.log10(rough))
+    size = min((magnitude * factor for factor in (1, 2, 5, 10)), key=lambda step: abs(math.log(step / rough)))
+    first = math.ceil(low / size - 1e-9)
+    return [round(index * size, 12) for index in range(first, math.floor(high / size + 1e-9) + 1)]
+
+
+def number(value: float) -> str:
+    """Short text of a number: at most four significant digits."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e6 or abs(value) < 1e-3:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    if abs(value) >= 1e4:
+        return f"{value / 1000:.4g}k"
+    return f"{value:.4g}"
+
+
+def _scales(chart: Chart, shown: Sequence[Series]) -> tuple[_Scale, _Scale]:
+    steps = [step for series in shown for step, _ in series.points]
+    values = [value for series in shown for _, value in series.points]
+    if chart.kind == "band" and len(shown) == 2:
+        spread = dict(shown[1].points)
+        values = [v + sign * spread.get(s, 0.0) for s, v in shown[0].points for sign in (-1, 1)]
+    if chart.kind == "stack" or chart.from_zero:
+        values.append(0.0)
+    low, high = min(values), max(values)
+    pad = 0.06 * (high - low) or 0.5 * abs(high) or 1.0
+    low, high = (0.0 if 0 <= low < pad + 0.3 * high else low - pad), high + pad
+    first, last = min(steps), max(steps)
+    if first == last:
+        first, last = first - 1, last + 1
+    return _Scale(first, last, _LEFT, WIDTH - _RIGHT), _Scale(low, high, HEIGHT - _BOTTOM, _TOP)
+
+
+def _stacked(series: Sequence[Series]) -> list[Series]:
+    """Running totals, bottom first, at the steps that the first series has."""
+    totals = {step: 0.0 for step, _ in series[0].points}
+    layers = []
+    for one in series:
+        at = dict(one.points)
+        totals = {step: total + at.get(step, 0.0) for step, total in totals.items()}
+        layers.append(Series(one.name, list(totals.items())))
+    return layers
+
+
+def _lines(series: Sequence[Series], x: _Scale, y: _Scale) -> str:
+    return "".join(_line(one.points, index, x, y) for index, one in enumerate(series))
+
+
+def _line(points: Sequence[Point], color: int, x: _Scale, y: _Scale) -> str:
+    step, value = points[-1]
+    style = f"--c:var(--c{color % COLORS})"
+    end = f'<circle class="end" style="{style}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="3"/>'
+    return f'<polyline class="line" style="{style}" points="{_path(points, x, y)}"/>{end}'
+
+
+def _band(series: Sequence[Series], x: _Scale, y: _Scale) -> str:
+    mean = series[0].points
+    if len(series) < 2:
+        return _line(mean, 0, x, y)
+    spread = dict(series[1].points)
+    above = [(step, value + spread.get(step, 0.0)) for step, value in mean]
+    below = [(step, value - spread.get(step, 0.0)) for step, value in reversed(mean)]
+    outline = _path([*above, *below], x, y)
+    return f'<polygon class="band" style="--c:var(--c0)" points="{outline}"/>{_line(mean, 0, x, y)}'
+
+
+def _areas(layers: Sequence[Series], x: _Scale, y: _Scale) -> str:
+    floor: list[Point] = [(step, 0.0) for step, _ in layers[0].points]
+    areas = []
+    for index, layer in enumerate(layers):
+        outline = _path([*layer.points, *reversed(floor)], x, y)
+        areas.append(f'<polygon class="area" style="--c:var(--c{index % COLORS})" points="{outline}"/>')
+        floor = layer.points
+    return "".join(areas)
+
+
+def _path(points: Sequence[Point], x: _Scale, y: _Scale) -> str:
+    return " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
