@@ -9,7 +9,7 @@ from triptych.recipe.base import Closed, Count, Fraction, Positive
 
 class Sampling(Closed):
     max_new_tokens: Count = 48
-    temperature: Positive = 1.0
+    temperature: float = Field(1.0, gt=0, le=2)
     """Divides the logits here and in every log-probability of the learner."""
     top_p: float = Field(1.0, gt=0, le=1)
 
