@@ -18,7 +18,7 @@ from pathlib import Path
 
 from harness import Arm, Comparison, emit, run_benchmark
 
-PROMPTS, NEW_TOKENS, RANK, MODEL_LEN, REPEATS = 64, 32, 16, 256, 3
+PROMPTS, NEW_TOKENS, RANK, MODEL_LEN, REPEATS = 64, 32, 16, 256, 2
 SUBJECTS = ("a quiet drama", "a heist film", "a documentary about bees", "a musical", "a western", "a courtroom film")
 TARGET = 2.0
 POOLS = {

@@ -40,7 +40,7 @@ def cluster() -> Iterator[None]:
 
 
 def start(model_dir: Path, placement_timeout_s: float = 120.0, **settings: Any) -> RolloutPool:
-    rollout = Rollout(**{"kv_cache_gb": 0.1, "timeout_s": 15.0, **settings})
+    rollout = Rollout(**{"kv_cache_gb": 0.1, "timeout_s": 10.0, **settings})
     return RolloutPool.start(str(model_dir), "float32", rollout, MODEL_LEN, 4, [STOP], placement_timeout_s)
 
 
