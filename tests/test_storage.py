@@ -274,6 +274,13 @@ def test_single_files(place: str) -> None:
     assert not storage.exists(url)
 
 
+def test_files_are_listed_without_folders_and_hidden_ones(place: str) -> None:
+    assert storage.list_files(place) == []
+    for name in ("b", "a", "deep/c", ".hidden"):
+        storage.write_bytes(f"{place}/{name}", b"")
+    assert storage.list_files(place) == ["a", "b"]
+
+
 def test_remove_takes_the_whole_folder(place: str) -> None:
     fill(storage.join(place, "a"), x="1", deep__y="2")
     fill(storage.join(place, "b"), x="1")

@@ -1,6 +1,7 @@
 """Versions, aliases, lineage."""
 
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -346,6 +347,7 @@ for _ in range(10):
 def _four_processes(url: str, artifacts: Path, lora: Path) -> None:
     command = [sys.executable, "-c", _TEN, url, str(artifacts), str(lora)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes["env"] = os.environ | {"OMP_NUM_THREADS": "1"}
     workers = [subprocess.Popen(command, **pipes) for _ in range(4)]
     for worker in workers:
         assert worker.stdout is not None
