@@ -60,7 +60,8 @@ def sync_policy(run: Run, version: int, asked: Probe) -> dict[str, float]:
         sequences = [p + a for p, a in zip(asked.prompts, asked.answers, strict=True)]
         engines = run.pool.logprobs(sequences, [len(prompt) for prompt in asked.prompts])
         canary = check_canary(engines, now, asked.before, TOLERANCE[run.ctx.recipe.model.dtype])
-        metrics = {"sync_seconds": report.seconds, "canary_gap": canary.gap}
+        restarts = float(run.pool.stats()["restarts"])
+        metrics = {"sync_seconds": report.seconds, "canary_gap": canary.gap, "engine_restarts": restarts}
     return learner.group.broadcast(metrics)
 
 

@@ -106,7 +106,7 @@ def _tile(key: str, value: float, before: dict[str, float], kind: str) -> Tile:
     change = f"{difference:+.3g}"
     deviation = before.get("heldout_reward_std", 0.0)
     if key == "heldout_reward" and deviation > 0:
-        change += f" ({difference / deviation:+.2f} standard deviations)"
+        change += f" ({difference / deviation:+.2f} SD)"
     return Tile(label, svg.number(value), svg.number(before[key]), change)
 
 

@@ -1,0 +1,81 @@
+"""`triptych runs` on a made run: tables, JSON, the report's path, and wrong names."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from triptych.cli import main
+
+RECIPE = "name: {0}\nmodel: {{base: tiny}}\nstages:\n  sft: {{kind: sft}}\n  ppo: {{kind: ppo}}\n"
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two runs: `done` is finished but for its PPO, which has a checkpoint; `new` has only begun. And a stranger."""
+    for name in ("done", "new"):
+        stage = tmp_path / name / "stages" / "sft"
+        stage.mkdir(parents=True)
+        (tmp_path / name / "recipe.yaml").write_text(RECIPE.format(name))
+        (stage / "state.json").write_text('{"parents": {}}')
+    sft = tmp_path / "done" / "stages" / "sft"
+    (sft / "metrics").mkdir()
+    (sft / "metrics" / "step-00000002.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n')
+    (sft / "summary.json").write_text('{"kind": "sft", "metrics": {"heldout_loss": 1.25}, "registered": "done-sft@1"}')
+    checkpoint = tmp_path / "done" / "stages" / "ppo" / "checkpoints" / "step-00000004"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text("{}")
+    (tmp_path / "artifacts").mkdir()
+    return tmp_path
+
+
+def triptych(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["triptych", *args])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    code = exit_.value.code
+    return code if isinstance(code, int) else 0
+
+
+def test_list(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert triptych(monkeypatch, "runs", "list", "--json", "--runs", str(runs)) == 0
+    assert json.loads(capsys.readouterr().out) == [
+        {"name": "done", "stages": {"sft": "done", "ppo": "step 4"}},
+        {"name": "new", "stages": {"sft": "begun", "ppo": "waiting"}},
+    ]
+    assert triptych(monkeypatch, "runs", "list", "--runs", str(runs)) == 0
+    assert "sft done, ppo step 4" in capsys.readouterr().out
+
+
+def test_show(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert triptych(monkeypatch, "runs", "show", "done", "--json", "--runs", str(runs)) == 0
+    sft = json.loads(capsys.readouterr().out)["stages"]["sft"]
+    assert sft == {
+        "kind": "sft",
+        "status": "done",
+        "steps": 2,
+        "registered": "done-sft@1",
+        "metrics": {"heldout_loss": 1.25},
+    }
+    assert triptych(monkeypatch, "runs", "show", "done", "--runs", str(runs)) == 0
+    assert "done-sft@1" in capsys.readouterr().out
+
+
+def test_report(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert triptych(monkeypatch, "runs", "report", "done", "--runs", str(runs)) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path == runs / "done" / "report.html"
+    assert "<svg" in path.read_text()
+
+
+@pytest.mark.parametrize("name", ["dnoe", "../done", "artifacts"])
+def test_wrong_names(
+    name: str, runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert triptych(monkeypatch, "runs", "show", name, "--runs", str(runs)) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    if name == "dnoe":
+        assert "there is done" in printed.err

@@ -1,0 +1,58 @@
+"""Metrics segments: written at checkpoints, dropped and written again by a stage that resumes."""
+
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from triptych.observe.log import MetricsLog, read_metrics
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "local":
+        return str(tmp_path / "stage")
+    fsspec.filesystem("memory").store.clear()
+    return "memory://stage"
+
+
+def _steps(folder: str) -> list[int]:
+    return [row["step"] for row in read_metrics(folder)]
+
+
+def test_rows_come_back_in_order(folder: str) -> None:
+    log = MetricsLog(folder)
+    for step in range(1, 13):
+        log.add({"step": step, "loss": 1 / step})
+        if step % 4 == 0:
+            log.flush(step)
+    assert _steps(folder) == list(range(1, 13))
+    assert read_metrics(folder)[2] == {"step": 3, "loss": 1 / 3}
+
+
+def test_rows_since_the_last_flush_are_not_there(folder: str) -> None:
+    log = MetricsLog(folder)
+    log.add({"step": 1})
+    log.flush(1)
+    log.add({"step": 2})
+    assert _steps(folder) == [1]
+
+
+def test_a_resumed_stage_replaces_what_came_after_its_checkpoint(folder: str) -> None:
+    log = MetricsLog(folder)
+    for step in (2, 4, 6):
+        log.add({"step": step - 1, "try": 1})
+        log.add({"step": step, "try": 1})
+        log.flush(step)
+    resumed = MetricsLog(folder)
+    resumed.truncate(2)
+    assert _steps(folder) == [1, 2]
+    resumed.add({"step": 3, "try": 2})
+    resumed.flush(3)
+    assert [(row["step"], row["try"]) for row in read_metrics(folder)] == [(1, 1), (2, 1), (3, 2)]
+
+
+def test_nothing_to_read_or_drop_before_the_first_flush(folder: str) -> None:
+    MetricsLog(folder).truncate(0)
+    MetricsLog(folder).flush(0)
+    assert read_metrics(folder) == []
