@@ -11,7 +11,6 @@ from triptych.errors import RunError
 from triptych.models.cache import cache_dir
 from triptych.registry import AdapterVersion
 
-
 logger = logging.getLogger("ray.serve")
 
 
