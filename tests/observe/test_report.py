@@ -242,6 +242,6 @@ def test_chromium_renders_it_alone(make_run: MakeRun, tmp_path: Path) -> None:
     root = re.search(r"<html[^>]*>", done.stdout)
     assert root is not None
     assert 'data-requests="0"' in root[0]
-    assert re.search(r'data-probe="step \\d+\|train [\d.]+', root[0])
+    assert re.search(r'data-probe="step \d+\|train [\d.]+', root[0])
     requested = set(re.findall(r'"url":"((?:https?|wss?)://[^"]+)"', log.read_text()))
     assert requested == set()

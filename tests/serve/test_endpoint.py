@@ -1,5 +1,6 @@
 """The whole endpoint, for real: Ray Serve, vLLM, SmolLM2-135M in float32, adapters out of a registry."""
 
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,12 @@ import openai
 import pytest
 
 from triptych.models.base import load_tokenizer, resolve_base
+from triptych.observe.metrics import (
+    GATEWAY_COMPLETION_TOKENS,
+    GATEWAY_ERRORS,
+    GATEWAY_FIRST_TOKEN,
+    GATEWAY_REQUESTS,
+)
 from triptych.recipe.model import Model
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import Registry
@@ -255,3 +262,25 @@ def test_clients_that_leave_free_the_engine(endpoint: Endpoint) -> None:
     started = time.monotonic()
     endpoint.ask(BASE, tokens=4)
     assert time.monotonic() - started < 10
+
+
+def test_what_happened_is_counted_by_version(endpoint: Endpoint) -> None:
+    """Prometheus sees versions of the registry and the base, and no name that a client made up."""
+    import ray
+
+    endpoint.ask("kind@1", tokens=1)
+    with pytest.raises(openai.NotFoundError):
+        endpoint.ask("made-up-by-a-client")
+    node = ray.nodes()[0]
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    wanted = [
+        f'ray_{GATEWAY_REQUESTS.name}{{.*model="kind@1",.*outcome="ok"',
+        f'ray_{GATEWAY_ERRORS.name}{{.*code="model_not_found",.*model="other"',
+        f'ray_{GATEWAY_COMPLETION_TOKENS.name}{{.*model="{BASE}"',
+        f'ray_{GATEWAY_FIRST_TOKEN.name}_bucket{{.*model="kind@1"',
+    ]
+    deadline = time.monotonic() + 40
+    while missing := [pattern for pattern in wanted if not re.search(pattern, text := httpx.get(url).text)]:
+        assert time.monotonic() < deadline, missing
+        time.sleep(1)
+    assert "made-up-by-a-client" not in text

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
-from test_learner import CASES, gradients, make_learner, make_model
+from test_learner import CASES, gradients, make_learner, make_model  # type: ignore[import-not-found]
 
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
 torch.set_num_threads(1)

@@ -131,7 +131,7 @@ def test_gradient_does_not_depend_on_the_padding_side(tiny_model_dir: Path, case
 
 def test_gradient_does_not_depend_on_ranks(tiny_model_dir: Path, tmp_path: Path) -> None:
     script = Path(__file__).with_name("rank_gradients.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     subprocess.run([*command, tiny_model_dir, tmp_path], check=True, timeout=120)
     learner = make_learner(make_model(tiny_model_dir, torch.float64))
     for case, (objective, make) in CASES.items():

@@ -30,6 +30,6 @@ def apply_lora(model: PreTrainedModel | PeftModel, config: LoraConfig, adapter: 
         if isinstance(model, PeftModel):
             model.add_adapter(adapter, config)
             return model
-        return get_peft_model(model, config, adapter_name=adapter)  # type: ignore[return-value]
+        return get_peft_model(model, config, adapter_name=adapter)
     except ValueError as error:
         raise UserError(f"method.targets: {config.target_modules} does not fit this model: {error}") from error

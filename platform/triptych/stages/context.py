@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from triptych import __version__, storage
@@ -27,7 +28,7 @@ class StageContext(Generic[StageT]):
     stage: StageT
     run: str
     """URL of the run's folder."""
-    base_dir: str
+    base_dir: Path
     """Local Hugging Face folder of the base."""
     base_fingerprint: str
     registry_url: str

@@ -1,17 +1,24 @@
-"""The base model of a stage's workers, on the device that Ray gave them."""
+"""The tokenizer and the base model of a stage's workers, on the device that Ray gave them."""
 
 from typing import Any
 
 import ray.train.torch
 import torch
+from transformers import PreTrainedTokenizerBase
 
-from triptych.models.base import load_causal_lm
+from triptych.models.base import load_causal_lm, load_tokenizer
 from triptych.stages.context import StageContext
 from triptych.train.roles import RoleModel
+
+
+def tokenizer_of(ctx: StageContext[Any]) -> PreTrainedTokenizerBase:
+    """The base's tokenizer."""
+    return load_tokenizer(ctx.base_dir, trust_remote_code=ctx.recipe.model.trust_remote_code)
 
 
 def role_model(ctx: StageContext[Any]) -> RoleModel:
     """The frozen base, no role on it yet; what is initialised next is the same on every rank."""
     torch.manual_seed(ctx.recipe.seed)
-    base = load_causal_lm(ctx.base_dir, getattr(torch, ctx.recipe.model.dtype))
-    return RoleModel(base.to(ray.train.torch.get_device()))  # type: ignore[arg-type]
+    settings = ctx.recipe.model
+    base = load_causal_lm(ctx.base_dir, getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code)
+    return RoleModel(base.to(ray.train.torch.get_device()))

@@ -15,7 +15,6 @@ from triptych import storage
 from triptych.data import encode_prompts, load_rows
 from triptych.data.batches import epoch_order
 from triptych.models.adapter import Adapter, save_adapter
-from triptych.models.base import load_tokenizer
 from triptych.objectives.advantages import gae, whiten
 from triptych.objectives.kl import kl_penalty
 from triptych.objectives.policy import importance_weights
@@ -26,6 +25,7 @@ from triptych.registry import AdapterVersion
 from triptych.rollout.pool import RolloutPool
 from triptych.rollout.record import SampleRequest
 from triptych.stages.context import StageContext, begin, finish, parent
+from triptych.stages.models import tokenizer_of
 from triptych.stages.ppo_evaluation import evaluate, write_rollouts
 from triptych.stages.ppo_run import CRITIC, POLICY, REFERENCE, REWARD, Run, request, resume, save, start
 from triptych.stages.ppo_sync import PROBES, first_sync, probe, sync_policy
@@ -61,12 +61,12 @@ def start_pool(ctx: StageContext[PpoStage], lora_r: int) -> RolloutPool:
     stage = ctx.stage
     answer = max(stage.rollout.sampling.max_new_tokens, stage.evaluation.max_new_tokens)
     return RolloutPool.start(
-        model_dir=ctx.base_dir,
+        model_dir=str(ctx.base_dir),
         dtype=ctx.recipe.model.dtype,
         rollout=stage.rollout,
         max_model_len=stage.max_prompt_tokens + answer,
         lora_r=lora_r,
-        stop_token_ids=[load_tokenizer(ctx.base_dir).eos_token_id],
+        stop_token_ids=[tokenizer_of(ctx).eos_token_id],
     )
 
 
@@ -207,7 +207,7 @@ def _prepare(ctx: StageContext[PpoStage], split: str, source: Source) -> str:
     """Encode a source's prompts into the stage's table; the digest of the rows."""
     rows = load_rows(source, "prompts")
     prompts = encode_prompts(
-        rows.items, load_tokenizer(ctx.base_dir), ctx.stage.max_prompt_tokens, source.max_bad_rows - len(rows.bad)
+        rows.items, tokenizer_of(ctx), ctx.stage.max_prompt_tokens, source.max_bad_rows - len(rows.bad)
     )
     write_table(storage.join(ctx.folder, "data", split), {"prompt_ids": prompts})
     return rows.digest

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from triptych import storage
 from triptych.data.judge import JUDGES, distinct_n
-from triptych.models.base import load_tokenizer
 from triptych.recipe import PpoStage
 from triptych.stages.context import StageContext
+from triptych.stages.models import tokenizer_of
 from triptych.stages.ppo_run import POLICY, REFERENCE, REWARD, Run, request
 from triptych.stages.samples import Samples
 from triptych.train.tasks import sequence_scores
@@ -78,10 +78,8 @@ def _write_answers(
 ) -> None:
     prompts = _texts(run.ctx, [record.prompt_ids for record in samples.records])
     rows = [
-        {"prompt": prompt, "response": answer, "reward": score, "judge": judge}
-        for prompt, answer, score, judge in zip(
-            prompts, answers, scores.tolist(), judged or [None] * len(answers), strict=True
-        )
+        {"prompt": prompt, "response": answer, "reward": score, "judge": judged[number] if judged else None}
+        for number, (prompt, answer, score) in enumerate(zip(prompts, answers, scores.tolist(), strict=True))
     ]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     storage.write_bytes(storage.join(run.ctx.folder, "samples", f"{label}.jsonl"), text.encode())
@@ -92,6 +90,6 @@ def _evaluation(ctx: StageContext[PpoStage], label: str) -> str:
 
 
 def _texts(ctx: StageContext[PpoStage], sequences: list[tuple[int, ...]]) -> list[str]:
-    tokenizer = load_tokenizer(ctx.base_dir)
+    tokenizer = tokenizer_of(ctx)
     texts: list[str] = tokenizer.batch_decode([list(ids) for ids in sequences], skip_special_tokens=True)
     return [text.strip() for text in texts]

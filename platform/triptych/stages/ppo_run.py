@@ -10,14 +10,13 @@ from torch import Tensor
 from triptych import storage
 from triptych.errors import RunError
 from triptych.models.adapter import Adapter
-from triptych.models.base import load_tokenizer
 from triptych.objectives.kl import AdaptiveKL
 from triptych.observe.log import MetricsLog
 from triptych.recipe import PpoStage, Sampling
 from triptych.rollout.pool import RolloutPool
 from triptych.rollout.record import SampleRequest
 from triptych.stages.context import StageContext
-from triptych.stages.models import role_model
+from triptych.stages.models import role_model, tokenizer_of
 from triptych.stages.samples import Samples
 from triptych.stages.table import read_table
 from triptych.train import checkpoint
@@ -85,7 +84,7 @@ def start(config: dict[str, Any]) -> Run:
         heldout=read_prompts(ctx, "heldout") if stage.data.heldout else [],
         policy_config=policy.config,
         kl=None if kl.target is None else AdaptiveKL(kl.coef, kl.target, kl.horizon),
-        pad=load_tokenizer(ctx.base_dir).pad_token_id,
+        pad=tokenizer_of(ctx).pad_token_id,
     )
 
 

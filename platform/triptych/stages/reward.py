@@ -12,13 +12,12 @@ from triptych.data import encode_pairs, load_rows
 from triptych.errors import RunError
 from triptych.methods import method_config
 from triptych.models.adapter import Adapter, Normalization, save_adapter
-from triptych.models.base import load_tokenizer
 from triptych.models.heads import ScalarHead
 from triptych.recipe import Reward, Source
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext, begin, finish
 from triptych.stages.loop import Rows, evaluate, fit, total_steps
-from triptych.stages.models import role_model
+from triptych.stages.models import role_model, tokenizer_of
 from triptych.stages.table import read_table, write_table
 from triptych.train.batch import pair_batch
 from triptych.train.learner import Learner
@@ -50,7 +49,7 @@ def run(ctx: StageContext[Reward]) -> AdapterVersion:
 def _prepare(ctx: StageContext[Reward], split: str, source: Source) -> str:
     """Encode a source's pairs into the stage's table; the digest of the rows."""
     rows = load_rows(source, "pairs")
-    encoded = encode_pairs(rows.items, load_tokenizer(ctx.base_dir), ctx.stage.train.batch.max_length)
+    encoded = encode_pairs(rows.items, tokenizer_of(ctx), ctx.stage.train.batch.max_length)
     columns = {"chosen": [pair.chosen for pair in encoded.items], "rejected": [p.rejected for p in encoded.items]}
     write_table(storage.join(ctx.folder, "data", split), columns)
     return rows.digest
@@ -70,7 +69,7 @@ def _train(config: dict[str, Any]) -> None:
     """On every worker of the Ray Train group."""
     ctx: StageContext[Reward] = config["ctx"]
     stage = ctx.stage
-    pad = load_tokenizer(ctx.base_dir).pad_token_id
+    pad = tokenizer_of(ctx).pad_token_id
     train = _rows(ctx, "train", pad)
     heldout = _rows(ctx, "heldout", pad) if stage.data.heldout else None
     model = role_model(ctx)

@@ -6,15 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+
 from triptych import storage
-from triptych.cluster.ray import require
 from triptych.errors import UserError
 from triptych.models.base import fingerprint, resolve_base
 from triptych.observe.progress import Progress
+from triptych.plan import Machine, cluster, place, requests
+from triptych.plan.placement import pack
 from triptych.recipe import Recipe, dump_recipe, ready, stage_order
 from triptych.stages import ppo, reward, sft
 from triptych.stages.context import StageContext, summary
-from triptych.stages.resources import bundles
 
 RUNNERS: dict[str, Callable[[StageContext[Any]], Any]] = {"sft": sft.run, "reward": reward.run, "ppo": ppo.run}
 
@@ -24,7 +26,7 @@ class Ended:
     """A stage's end: what it raised, or None."""
 
     stage: str
-    error: BaseException | None
+    error: Exception | None
 
 
 def run_recipe(recipe: Recipe, progress: Progress, only: str | None = None) -> dict[str, dict[str, Any]]:
@@ -40,17 +42,18 @@ def run_recipe(recipe: Recipe, progress: Progress, only: str | None = None) -> d
     run = next(iter(contexts.values())).run
     done = [name for name in contexts if summary(run, name) is not None]
     wanted = _wanted(recipe, only, done)
+    machine = cluster(ray.nodes())
     for name in wanted:
         if name not in done:
-            require(bundles(name, recipe.stages[name]))
+            place(recipe, machine, name)
     storage.write_bytes(storage.join(run, "recipe.yaml"), dump_recipe(recipe).encode())
 
     ended: queue.Queue[Ended] = queue.Queue()
     running: list[str] = []
-    failure: BaseException | None = None
+    failure: Exception | None = None
     while True:
         for name in ready(recipe, done, running):
-            if failure is None and name in wanted and _fits(recipe, [*running, name]):
+            if failure is None and name in wanted and _fits(recipe, machine, [*running, name]):
                 running.append(name)
                 # A daemon thread, so that Ctrl-C need not wait for it.
                 threading.Thread(target=_run_stage, args=(contexts[name], ended), daemon=True).start()
@@ -80,7 +83,7 @@ def _context(recipe: Recipe, name: str, progress: Progress) -> StageContext[Any]
         name=name,
         stage=recipe.stages[name],
         run=run_folder(recipe),
-        base_dir=str(base),
+        base_dir=base,
         base_fingerprint=fingerprint(base),
         registry_url=registry_url(recipe),
         artifacts=recipe.storage.artifacts or storage.join(runs, "artifacts"),
@@ -113,20 +116,15 @@ def _wanted(recipe: Recipe, only: str | None, done: list[str]) -> list[str]:
     return [only]
 
 
-def _fits(recipe: Recipe, names: list[str]) -> bool:
-    """Whether these stages' bundles fit the cluster's totals together; a stage alone was checked before."""
-    if len(names) == 1:
-        return True
-    try:
-        require([bundle for name in names for bundle in bundles(name, recipe.stages[name])])
-    except UserError:
-        return False
-    return True
+def _fits(recipe: Recipe, machine: Machine, names: list[str]) -> bool:
+    """Whether the cluster has room for these stages at once."""
+    return pack([request for name in names for request in requests(name, recipe.stages[name])], machine) is not None
 
 
 def _run_stage(ctx: StageContext[Any], ended: "queue.Queue[Ended]") -> None:
+    error: Exception | None = None
     try:
         RUNNERS[ctx.stage.kind](ctx)
-        ended.put(Ended(ctx.name, None))
-    except BaseException as error:
-        ended.put(Ended(ctx.name, error))
+    except Exception as raised:  # noqa: BLE001 - the driver raises it
+        error = raised
+    ended.put(Ended(ctx.name, error))

@@ -7,12 +7,11 @@ from triptych import storage
 from triptych.data import encode_sft, load_rows
 from triptych.methods import method_config
 from triptych.models.adapter import Adapter, save_adapter
-from triptych.models.base import load_tokenizer
 from triptych.recipe import Sft, Source
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext, begin, finish
 from triptych.stages.loop import Rows, evaluate, fit, total_steps
-from triptych.stages.models import role_model
+from triptych.stages.models import role_model, tokenizer_of
 from triptych.stages.table import read_table, write_table
 from triptych.train.batch import language_batch
 from triptych.train.learner import Learner
@@ -40,7 +39,7 @@ def _sources(ctx: StageContext[Sft]) -> dict[str, Source]:
 def _prepare(ctx: StageContext[Sft], split: str, source: Source) -> str:
     """Encode a source's rows into the stage's table; the digest of the rows."""
     rows = load_rows(source, "sft")
-    encoded = encode_sft(rows.items, load_tokenizer(ctx.base_dir), ctx.stage.train.batch.max_length)
+    encoded = encode_sft(rows.items, tokenizer_of(ctx), ctx.stage.train.batch.max_length)
     columns = {"input_ids": [item.input_ids for item in encoded.items], "labels": [i.labels for i in encoded.items]}
     write_table(storage.join(ctx.folder, "data", split), columns)
     return rows.digest
@@ -59,7 +58,7 @@ def _train(config: dict[str, Any]) -> None:
     """On every worker of the Ray Train group."""
     ctx: StageContext[Sft] = config["ctx"]
     stage = ctx.stage
-    pad = load_tokenizer(ctx.base_dir).pad_token_id
+    pad = tokenizer_of(ctx).pad_token_id
     train = _rows(ctx, "train", pad)
     heldout = _rows(ctx, "heldout", pad) if stage.data.heldout else None
     model = role_model(ctx)

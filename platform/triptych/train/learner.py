@@ -33,7 +33,9 @@ MAX_BAD_STEPS = 5
 class Objective(Protocol):
     """What one optimiser step minimises, and for which role."""
 
-    role: str
+    @property
+    def role(self) -> str:
+        """The role that is trained."""
 
     def denominators(self, batch: Batch) -> Sums:
         """What each sum of `loss` is divided by, from the batch alone; summed over micro-batches and ranks."""

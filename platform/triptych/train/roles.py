@@ -67,7 +67,7 @@ class RoleModel(nn.Module):
             head.requires_grad_(trainable)
         for layer in self._layers():
             # Autocast does the casting; peft's own would copy every activation to float32 first.
-            layer.cast_input_dtype_enabled = self._base.dtype != torch.bfloat16
+            layer.__dict__["cast_input_dtype_enabled"] = self._base.dtype != torch.bfloat16
         self._activate(self._current)
 
     def load_adapter(self, role: str, weights: Mapping[str, Tensor]) -> None:
@@ -110,15 +110,15 @@ class RoleModel(nn.Module):
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         decoder = getattr(self._base, self._base.base_model_prefix)
         output = decoder(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-        return output.last_hidden_state  # type: ignore[no-any-return]
+        return output.last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., d]; give only the positions that count."""
-        return self._base.get_output_embeddings()(hidden)  # type: ignore[no-any-return]
+        return self._base.get_output_embeddings()(hidden)
 
     def scores(self, hidden: Tensor) -> Tensor:
         """The active role's scalar at each hidden state: [..., d] -> [...], float32."""
-        return self.heads[self._current](hidden)  # type: ignore[no-any-return]
+        return self.heads[self._current](hidden)
 
     def _activate(self, role: str) -> None:
         if role != BASE and role not in self.trainable:
