@@ -43,7 +43,7 @@ def serve(
         for model in models():
             typer.echo(f"  {model}")
         if settings.require_key:
-            console.print("clients need a key: triptych keys create LABEL", style="dim")
+            console.print("clients need a key: triptych keys create --label NAME", style="dim")
         console.print("Ctrl-C stops it", style="dim")
         _until_interrupted()
         console.print("stopping", style="dim")
