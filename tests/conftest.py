@@ -63,8 +63,8 @@ def _tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=len(tokenizer),
-                hidden_size=64,
-                intermediate_size=128,
+                hidden_size=128,  # heads of 32, which vLLM's CPU attention takes
+                intermediate_size=256,
                 num_hidden_layers=2,
                 num_attention_heads=4,
                 num_key_value_heads=2,

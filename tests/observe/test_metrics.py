@@ -37,6 +37,8 @@ def scraped() -> Iterator[dict[str, Family]]:
     """What a node's metrics port says after two processes emitted everything."""
     import ray
 
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
     ray.init(num_cpus=1, num_gpus=0, include_dashboard=False)
     try:
         emits: Any = ray.remote(_Emits)
@@ -45,9 +47,12 @@ def scraped() -> Iterator[dict[str, Family]]:
         node = ray.nodes()[0]
         url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
         wanted = {metric.exported for metric in METRICS.values()}
-        yield _scrape(url, wanted, workers=2)
+        _scrape(url, wanted, workers=2)
+        time.sleep(4)  # Ray drops a gauge that was not set for two intervals
+        yield _scrape(url, wanted, workers=2, timeout=0)
     finally:
         ray.shutdown()
+        monkeypatch.undo()
 
 
 class _Emits:

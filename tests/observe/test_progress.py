@@ -69,7 +69,8 @@ def test_a_terminal_gets_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     with ProgressDisplay() as display:
         for step in (5, 6):
             display.handle.update("ppo", step, 8, {"reward": 0.5})
-            time.sleep(0.3)
+            display.handle.snapshot()  # it has arrived
+            time.sleep(1)
     text = screen.getvalue()
     assert "ppo" in text
     assert "6/8" in text

@@ -166,6 +166,28 @@ def test_a_copied_role_answers_bit_for_bit_and_unlike_the_base(tiny_model_dir: P
     assert not torch.equal(logprobs("policy"), reference)
 
 
+def test_dropout_acts_in_training_alone_and_only_if_asked(tiny_model_dir: Path) -> None:
+    torch.manual_seed(0)
+    model = RoleModel(load_causal_lm(tiny_model_dir, torch.float64))
+    model.add("policy", method_config(Lora(r=4, alpha=8, dropout=0.5)), trainable=True)
+    with torch.no_grad():
+        for parameter in model.parameters_of("policy").values():
+            parameter.normal_(std=0.1)
+    batch = language(list(range(8)), torch.float64)
+    objective = LanguageModeling("policy")
+
+    def loss(learner: Learner) -> float:
+        return learner.accumulate(objective, [batch])["loss"]
+
+    with_dropout, without = (
+        Learner(model, {"policy": Optimizer()}, {"policy": 1}, dropout=dropout) for dropout in (True, False)
+    )
+    assert loss(with_dropout) != loss(with_dropout)
+    assert loss(without) == loss(without)
+    loss(with_dropout)
+    assert with_dropout.evaluate(objective, [batch])["loss"] == pytest.approx(loss(without), abs=1e-12)
+
+
 def test_state_goes_on_exactly(tiny_model_dir: Path) -> None:
     def step(learner: Learner, k: int) -> float:
         return learner.step(LanguageModeling("policy"), [language([k, k + 1], torch.float32)]).metrics["loss"]

@@ -23,8 +23,12 @@ def run(
     from triptych.stages.run import run_folder, run_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    with connect(), ProgressDisplay() as display:
-        summaries = run_recipe(loaded, display.handle, stage)
+    try:
+        with connect(), ProgressDisplay() as display:
+            summaries = run_recipe(loaded, display.handle, stage)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
+        raise
     if as_json:
         typer.echo(json.dumps(summaries, indent=2))
         return

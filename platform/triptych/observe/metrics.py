@@ -6,8 +6,12 @@ its buckets' middles: take quantiles, not means. Labels are bounded: runs, stage
 """
 
 import math
-from collections.abc import Mapping
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 
@@ -31,6 +35,9 @@ class Metric:
 _MODEL = ("model",)
 _STAGE = ("run", "stage")
 _SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+REPEAT_S = 1.0
+"""Seconds between two settings of a gauge; Ray exports every ten seconds and keeps a value for twenty."""
 
 OTHER = "other"
 """Label of a request whose model is not in the registry."""
@@ -208,7 +215,10 @@ class GatewayMetrics:
 
 
 class _Emitter:
-    """Ray's metric objects, made at first use, with fixed labels on each."""
+    """Ray's metric objects, made at first use, with fixed labels on each.
+
+    Ray forgets a gauge that was not set for some seconds, and a step may take minutes: a thread sets them again.
+    """
 
     def __init__(self, labels: dict[str, str]) -> None:
         from ray.util import metrics
@@ -217,6 +227,8 @@ class _Emitter:
         self._histogram: Any = metrics.Histogram
         self._labels = labels
         self._made: dict[str, Any] = {}
+        self._gauges: dict[tuple[str, tuple[str, ...]], Callable[[], None]] = {}
+        threading.Thread(target=_keep, args=(weakref.ref(self),), name="metrics", daemon=True).start()
 
     def row(self, gauges: Mapping[str, Metric], row: Mapping[str, Any]) -> None:
         for key, metric in gauges.items():
@@ -224,7 +236,14 @@ class _Emitter:
                 self.set(metric, row[key])
 
     def set(self, metric: Metric, value: float, **labels: str) -> None:
-        self._of(metric).set(float(value), self._labels | labels)
+        emit = partial(self._of(metric).set, float(value), self._labels | labels)
+        emit()
+        self._gauges[metric.name, tuple(labels.values())] = emit
+
+    def repeat(self) -> None:
+        """Set every gauge to its last value again."""
+        for emit in list(self._gauges.values()):
+            emit()
 
     def add(self, metric: Metric, value: float, **labels: str) -> None:
         """Nothing for 0, which Ray refuses, and for what is not finite, which would spoil the sum."""
@@ -243,3 +262,14 @@ class _Emitter:
                 else self._kinds[metric.kind](metric.name, metric.help, metric.labels)
             )
         return self._made[metric.name]
+
+
+def _keep(emitter: "weakref.ref[_Emitter]") -> None:
+    """Repeat the emitter's gauges as long as somebody holds it."""
+    while True:
+        time.sleep(REPEAT_S)
+        alive = emitter()
+        if alive is None:
+            return
+        alive.repeat()
+        del alive

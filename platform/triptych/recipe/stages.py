@@ -64,7 +64,8 @@ class PpoStage(_Stage):
     """Tokens, padding included, of one forward and backward pass."""
     max_prompt_tokens: Count = 256
     """Longer prompts are malformed rows."""
-    workers: Workers = Workers()
+    workers: Workers = Workers(threads=2)
+    """More threads than CPUs pay off: the engines rest while the learner works."""
     checkpoint_every: Count = 4
     evaluate_every: Count | None = None
     """Steps between measurements on held-out prompts; None: before the first and after the last only."""

@@ -41,7 +41,7 @@ class Workers(Closed):
     """Logical CPUs that Ray reserves for each worker."""
     gpus: float = Field(0.0, ge=0)
     threads: Count | None = None
-    """Torch threads of each worker; None: the node's cores shared by its workers."""
+    """Torch threads of each worker; None: as many as its logical CPUs."""
     max_restarts: int = Field(2, ge=0)
     """How many worker failures a stage survives, going on from its last checkpoint."""
 

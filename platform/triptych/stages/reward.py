@@ -75,7 +75,7 @@ def _train(config: dict[str, Any]) -> None:
     model = role_model(ctx)
     model.add(REWARD, method_config(stage.method), trainable=True, head=ScalarHead(model.hidden_size))
     steps = total_steps(stage, len(train.lengths))
-    learner = Learner(model, {REWARD: stage.train.optimizer}, {REWARD: steps})
+    learner = Learner(model, {REWARD: stage.train.optimizer}, {REWARD: steps}, dropout=True)
     objective = PairwiseReward(REWARD)
 
     fit(ctx, learner, objective, train, heldout)

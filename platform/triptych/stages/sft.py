@@ -64,7 +64,7 @@ def _train(config: dict[str, Any]) -> None:
     model = role_model(ctx)
     model.add(POLICY, method_config(stage.method), trainable=True)
     steps = total_steps(stage, len(train.lengths))
-    learner = Learner(model, {POLICY: stage.train.optimizer}, {POLICY: steps})
+    learner = Learner(model, {POLICY: stage.train.optimizer}, {POLICY: steps}, dropout=True)
     objective = LanguageModeling(POLICY)
 
     fit(ctx, learner, objective, train, heldout)

@@ -61,8 +61,12 @@ class Learner:
         optimizers: Mapping[str, Optimizer],
         total_steps: Mapping[str, int],
         group: Group | None = None,
+        dropout: bool = False,
     ) -> None:
-        """`total_steps`: optimiser steps of each role over the whole run, for its schedule."""
+        """`total_steps`: optimiser steps of each role over the whole run, for its schedule.
+
+        `dropout` acts in `accumulate` alone. PPO trains without: its ratios compare two passes over one batch.
+        """
         self.model = model
         self.group = group or Group()
         self._config = dict(optimizers)
@@ -71,6 +75,7 @@ class Learner:
         self._optimizers = {role: adamw(self._parameters[role].values(), c) for role, c in optimizers.items()}
         self._steps = dict.fromkeys(optimizers, 0)
         self._bad_steps = 0
+        self._dropout = dropout
 
     def step(self, objective: Objective, micro_batches: Sequence[Batch | None]) -> StepReport:
         """One optimiser step. None stands for an empty micro-batch: ranks have equally many.
@@ -108,6 +113,7 @@ class Learner:
         batches = [self._placed(batch) for batch in micro_batches if batch is not None]
         denominators = self._sum_over_all(objective.denominators(batch) for batch in batches)
         metrics: list[Metrics] = []
+        self.model.train(self._dropout)
         clock.lap("data")
         for batch in batches:
             with self.model.use(objective.role):
@@ -123,6 +129,7 @@ class Learner:
     def evaluate(self, objective: Objective, micro_batches: Sequence[Batch | None]) -> dict[str, float]:
         """The objective's metrics over all ranks' batches, nothing updated."""
         metrics: list[Metrics] = []
+        self.model.eval()
         for batch in micro_batches:
             if batch is not None:
                 with self.model.use(objective.role):
@@ -132,6 +139,7 @@ class Learner:
     @torch.no_grad()
     def forward(self, role: str, compute: Callable[[RoleModel, Batch], Tensor], batch: Batch) -> Tensor:
         """`compute` of one batch as `role`, without gradients."""
+        self.model.eval()
         with self.model.use(role):
             return compute(self.model, self._placed(batch))
 

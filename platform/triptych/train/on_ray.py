@@ -1,6 +1,6 @@
 """The one file that puts the learner on Ray Train."""
 
-import os
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,7 +45,7 @@ def launch(
     _wait_until_placeable(name, [resources] * workers.count, placement_timeout_s)
     trainer = TorchTrainer(
         _train_with_threads,
-        train_loop_config={"train": train, "config": config, "threads": workers.threads},
+        train_loop_config={"train": train, "config": config, "threads": workers.threads or math.ceil(workers.cpus)},
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
@@ -66,9 +66,7 @@ def launch(
 
 
 def _train_with_threads(loop: dict[str, Any]) -> None:
-    # Ray gives its workers one thread; the recipe or the machine says how many they get.
-    local_workers = ray.train.get_context().get_local_world_size()
-    torch.set_num_threads(loop["threads"] or max((os.cpu_count() or 1) // local_workers, 1))
+    torch.set_num_threads(loop["threads"])  # Ray gives its workers one
     loop["train"](loop["config"])
 
 

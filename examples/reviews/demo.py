@@ -1,0 +1,137 @@
+"""The film-review example from data to served adapters, as a person would type it.
+
+Every step is a command of the command line; each is printed before it runs. Run again, it goes on where it stopped.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import openai
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).parent
+DATA = HERE / "data"
+RECIPE = HERE / "recipe.yaml"
+SERVE = HERE / "serve.yaml"
+RUNS = "runs"
+
+# The same path with few steps.
+QUICK = (
+    "name=reviews-quick",
+    "stages.sft.data.train.limit=96",
+    "stages.sft.data.heldout.limit=16",
+    "stages.reward.data.train.limit=64",
+    "stages.reward.data.heldout.limit=32",
+    "stages.ppo.steps=2",
+    "stages.ppo.prompts_per_step=4",
+    "stages.ppo.checkpoint_every=1",
+)
+ASKED = (
+    "Tell me in one sentence what you thought of the picture.",
+    "How would you sum up tonight's screening in one sentence?",
+    "Say something about the sequel.",
+)
+
+console = Console()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--profile", choices=("full", "quick"), default="full")
+    quick = parser.parse_args().profile == "quick"
+    name = "reviews-quick" if quick else "reviews"
+    started = time.monotonic()
+
+    if not (DATA / "sft.train.jsonl").is_file():
+        command(sys.executable, str(HERE / "prepare.py"))
+    overrides = [word for override in (QUICK if quick else ()) for word in ("--set", override)]
+    command("triptych", "run", str(RECIPE), *overrides)
+    command("triptych", "runs", "report", name)
+    key = command("triptych", "keys", "create", "demo", capture=True).strip()
+    console.print(f"API key, shown once: [bold]{key}[/bold]")
+    with endpoint() as url:
+        ask(openai.OpenAI(base_url=url, api_key=key), name)
+    show_measured(name)
+    console.print(f"done in {time.monotonic() - started:.0f} s; serve it with: triptych serve {SERVE}")
+
+
+def command(*words: str, capture: bool = False) -> str:
+    """Run one command; its output is shown, or returned."""
+    console.rule(" ".join(Path(word).name if word == sys.executable else word for word in words), align="left")
+    done = subprocess.run(_found(words), check=False, text=True, stdout=subprocess.PIPE if capture else None)
+    if done.returncode:
+        sys.exit(done.returncode)
+    return done.stdout or ""
+
+
+@contextmanager
+def endpoint() -> Iterator[str]:
+    """`triptych serve` on a free port, until the block ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ("triptych", "serve", str(SERVE), "--port", str(port))
+    console.rule(" ".join(words), align="left")
+    with subprocess.Popen(_found(words), stdout=subprocess.PIPE, text=True) as server:
+        if server.stdout is None:
+            raise RuntimeError("the server has no output")
+        try:
+            for line in server.stdout:
+                console.print(line.rstrip())
+                if line.startswith("serving at "):
+                    yield line.split()[-1]
+                    return
+            sys.exit(server.wait())
+        finally:
+            server.terminate()
+
+
+def ask(client: openai.OpenAI, name: str) -> None:
+    """The same questions to the base and to both adapters, side by side."""
+    models = ["smollm2-135m-instruct", f"{name}-sft", f"{name}-ppo"]
+    table = Table(title="The same question to the base and to both adapters", show_lines=True)
+    for column in ("question", *models):
+        table.add_column(column, ratio=1)
+    for question in ASKED:
+        messages = [{"role": "system", "content": "You are a film critic."}, {"role": "user", "content": question}]
+        answers = [
+            client.chat.completions.create(model=model, messages=messages, max_tokens=48, seed=1)  # type: ignore[arg-type]
+            for model in models
+        ]
+        table.add_row(question, *(str(answer.choices[0].message.content) for answer in answers))
+    console.print(table)
+
+
+def show_measured(name: str) -> None:
+    """Held-out answers before and after PPO."""
+    stages = Path(RUNS, name, "stages")
+    before, after = (
+        json.loads((stages / "ppo/evaluations" / f"{label}.json").read_text()) for label in ("before", "after")
+    )
+    reward = json.loads((stages / "reward/summary.json").read_text())["metrics"]
+    console.print(f"reward model: {reward['heldout_accuracy']:.3f} of held-out pairs ranked right")
+    table = Table(title="Sampled answers to held-out prompts")
+    for column in ("", "SFT", "after PPO"):
+        table.add_column(column, justify="left" if not column else "right")
+    for key, value in before.items():
+        table.add_row(key.removeprefix("heldout_"), f"{value:.3f}", f"{after[key]:.3f}")
+    console.print(table)
+
+
+def _found(words: tuple[str, ...]) -> list[str]:
+    """`triptych` is the one beside this interpreter, installed in the same environment."""
+    return [str(Path(sys.executable).parent / "triptych") if word == "triptych" else word for word in words]
+
+
+if __name__ == "__main__":
+    os.chdir(HERE.parents[1])
+    main()

@@ -1,0 +1,82 @@
+"""A whole recipe small enough for a test: the tiny model, a few rows, every kind of stage."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+WORDS = ("warm", "dull", "funny", "flat", "lovely", "slow", "great", "long")
+
+
+def _write(path: Path, rows: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture
+def recipe_file(tiny_model_dir: Path, tmp_path: Path) -> Path:
+    """SFT and reward of 60 short steps, PPO of 4 steps with two engines; fp32."""
+    chats = [
+        {"prompt": f"Film {i}?", "response": f"The film is {WORDS[i % 8]} and {WORDS[i // 8]}."} for i in range(48)
+    ]
+    pairs = [
+        {"prompt": f"Film {i}?", "chosen": f"It is {WORDS[i % 4 * 2]}.", "rejected": f"It is {WORDS[i % 4 * 2 + 1]}."}
+        for i in range(40)
+    ]
+    prompts = [{"prompt": f"What about film {i}?"} for i in range(6)]
+    method = {"name": "lora", "r": 4, "alpha": 8, "dropout": 0.1}
+    train = {
+        "steps": 60,
+        "optimizer": {"lr": 0.002},
+        "batch": {"rows": 8, "micro_tokens": 256, "max_length": 128},
+        "checkpoint_every": 5,
+    }
+    recipe = {
+        "name": "tiny",
+        "model": {"base": str(tiny_model_dir), "dtype": "float32"},
+        "storage": {"runs": str(tmp_path / "runs")},
+        "stages": {
+            "sft": {
+                "kind": "sft",
+                "method": method,
+                "data": {
+                    "train": {"path": _write(tmp_path / "sft.jsonl", chats)},
+                    "heldout": {"path": _write(tmp_path / "sft.heldout.jsonl", chats[:8])},
+                },
+                "train": train,
+            },
+            "reward": {
+                "kind": "reward",
+                "method": method,
+                "data": {
+                    "train": {"path": _write(tmp_path / "pairs.jsonl", pairs)},
+                    "heldout": {"path": _write(tmp_path / "pairs.heldout.jsonl", pairs[:8])},
+                },
+                "train": train,
+            },
+            "ppo": {
+                "kind": "ppo",
+                "policy": "sft",
+                "reward": "reward",
+                "data": {
+                    "train": {"path": _write(tmp_path / "prompts.jsonl", prompts)},
+                    "heldout": {"path": _write(tmp_path / "prompts.heldout.jsonl", prompts[:3])},
+                },
+                "steps": 4,
+                "prompts_per_step": 4,
+                "samples_per_prompt": 4,
+                "micro_tokens": 512,
+                "max_prompt_tokens": 96,
+                "ppo": {"minibatches": 2, "kl": {"target": 3.0, "horizon": 100}},
+                "rollout": {"kv_cache_gb": 0.1, "sampling": {"max_new_tokens": 12}},
+                "evaluation": {"max_new_tokens": 12},
+                "policy_optimizer": {"lr": 0.001},
+                "value_optimizer": {"lr": 0.001},
+                "checkpoint_every": 1,
+            },
+        },
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
