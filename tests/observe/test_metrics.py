@@ -1,5 +1,6 @@
 """Metric names hold to Prometheus' rules, and what is emitted in Ray's processes can be scraped from its port."""
 
+import math
 import re
 import time
 import urllib.request
@@ -37,11 +38,34 @@ def scraped() -> Iterator[dict[str, Family]]:
     """What a node's metrics port says after two processes emitted everything."""
     import ray
 
+    class Emits:
+        def emit(self) -> None:
+            self.train, self.ppo = TrainMetrics("reviews", "sft"), PpoMetrics("reviews", "ppo")
+            self.train.record(TRAIN, {"forward": 1.5, "data": 0.0})
+            self.train.record({"skipped": 1.0}, {"forward": math.nan})
+            self.diverged = TrainMetrics("reviews", "diverged")
+            self.diverged.record({"loss": 1.0}, {})
+            self.diverged.record({"loss": math.nan}, {})
+            for _ in range(2):
+                self.ppo.record(PPO)
+            self.gateway = GatewayMetrics()
+            for outcome in ("ok", "error", "cancelled"):
+                self.gateway.started("reviews-ppo@1")
+                if outcome == "ok":
+                    self.gateway.first_token("reviews-ppo@1", 0.07)
+                    self.gateway.finished("reviews-ppo@1", seconds=0.7, prompt_tokens=20, completion_tokens=30)
+                elif outcome == "error":
+                    self.gateway.failed("reviews-ppo@1", "overloaded")
+                else:
+                    self.gateway.cancelled("reviews-ppo@1")
+            self.gateway.started("reviews-sft@2")
+            self.gateway.rejected("model_not_found")
+
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
     ray.init(num_cpus=1, num_gpus=0, include_dashboard=False)
     try:
-        emits: Any = ray.remote(_Emits)
+        emits: Any = ray.remote(Emits)
         actors = [emits.options(num_cpus=0).remote() for _ in range(2)]
         ray.get([actor.emit.remote() for actor in actors])
         node = ray.nodes()[0]
@@ -49,36 +73,15 @@ def scraped() -> Iterator[dict[str, Family]]:
         wanted = {metric.exported for metric in METRICS.values()}
         _scrape(url, wanted, workers=2)
         time.sleep(4)  # Ray drops a gauge that was not set for two intervals
-        yield _scrape(url, wanted, workers=2, timeout=0)
+        yield _scrape(url, wanted, workers=2)
     finally:
         ray.shutdown()
         monkeypatch.undo()
 
 
-class _Emits:
-    def emit(self) -> None:
-        self.train, self.ppo = TrainMetrics("reviews", "sft"), PpoMetrics("reviews", "ppo")
-        self.train.record(TRAIN, {"forward": 1.5, "data": 0.0})
-        self.train.record(TRAIN | {"skipped": 1.0, "loss": float("nan")}, {"forward": float("nan")})
-        self.ppo.record(PPO)
-        self.ppo.record(PPO)
-        self.gateway = GatewayMetrics()
-        for outcome in ("ok", "error", "cancelled"):
-            self.gateway.started("reviews-ppo@1")
-            if outcome == "ok":
-                self.gateway.first_token("reviews-ppo@1", 0.07)
-                self.gateway.finished("reviews-ppo@1", seconds=0.7, prompt_tokens=20, completion_tokens=30)
-            elif outcome == "error":
-                self.gateway.failed("reviews-ppo@1", "overloaded")
-            else:
-                self.gateway.cancelled("reviews-ppo@1")
-        self.gateway.started("reviews-sft@2")
-        self.gateway.rejected("model_not_found")
-
-
-def _scrape(url: str, wanted: set[str], workers: int, timeout: float = 60) -> dict[str, Family]:
+def _scrape(url: str, wanted: set[str], workers: int) -> dict[str, Family]:
     """Families by sample name (a counter's with `_total`), once all wanted ones came from every worker."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + 60
     while True:
         with urllib.request.urlopen(url, timeout=10) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
@@ -113,6 +116,8 @@ def test_kinds_and_labels_arrive(scraped: dict[str, Family]) -> None:
 @pytest.mark.slow
 def test_training_values(scraped: dict[str, Family]) -> None:
     stage = {"run": "reviews", "stage": "sft"}
+    assert _one(scraped["ray_triptych_train_loss"], **stage).value == 0.25
+    assert {sample.labels["stage"] for sample in scraped["ray_triptych_train_loss"].samples} == {"sft"}  # NaN: a gap
     assert _one(scraped["ray_triptych_train_step"], **stage).value == 7
     assert _one(scraped["ray_triptych_train_non_finite_steps_total"], **stage).value == 1
     assert _one(scraped["ray_triptych_train_seconds_total"], **stage).value == 1.5  # zero and NaN parts add nothing

@@ -236,9 +236,13 @@ class _Emitter:
                 self.set(metric, row[key])
 
     def set(self, metric: Metric, value: float, **labels: str) -> None:
-        emit = partial(self._of(metric).set, float(value), self._labels | labels)
-        emit()
-        self._gauges[metric.name, tuple(labels.values())] = emit
+        """A value that is not finite ends the series: Prometheus shows a gap, not the last good value."""
+        key = (metric.name, tuple(labels.values()))
+        if not math.isfinite(value):
+            self._gauges.pop(key, None)
+            return
+        self._gauges[key] = partial(self._of(metric).set, float(value), self._labels | labels)
+        self._gauges[key]()
 
     def repeat(self) -> None:
         """Set every gauge to its last value again."""
