@@ -1,6 +1,7 @@
 """A whole recipe small enough for a test: the tiny model, a few rows, every kind of stage."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import yaml
 WORDS = ("warm", "dull", "funny", "flat", "lovely", "slow", "great", "long")
 
 
-def _write(path: Path, rows: list[dict[str, object]]) -> str:
+def _write(path: Path, rows: Sequence[Mapping[str, object]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 

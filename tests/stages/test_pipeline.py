@@ -45,7 +45,7 @@ def interrupt_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "the same command goes on" in err
 
 
@@ -57,17 +57,26 @@ def finished(run: Path, stage: str) -> bool:
     return (run / "stages" / stage / "summary.json").exists()
 
 
-def kill_an_engine(process: "subprocess.Popen[str]") -> None:
-    """kill -9, once the engines sample."""
+def kill_an_engine(process: "subprocess.Popen[str]", run: Path) -> None:
+    """kill -9, once the resumed run has sampled."""
+    before = {file.name for file in (run / "stages/ppo/rollouts").iterdir()}
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        children = psutil.Process(process.pid).children(recursive=True)
-        engines = [child for child in children if child.name().startswith("ray::Engine.sam")]
-        if engines:
-            engines[0].kill()
-            return
-        time.sleep(0.002)
-    raise AssertionError("no engine ever sampled")
+    while {file.name for file in (run / "stages/ppo/rollouts").iterdir()} == before:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "the resumed run never sampled"
+        time.sleep(0.01)
+    engines = [
+        child for child in psutil.Process(process.pid).children(recursive=True) if "ray::Engine" in _title(child)
+    ]
+    assert len(engines) == 2
+    engines[0].kill()
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def rollouts(run: Path) -> list[dict[str, list[Any]]]:
@@ -89,7 +98,7 @@ def runs(recipe_file: Path, tmp_path: Path) -> tuple[Path, Path, dict[str, Any],
     interrupt_when(process, lambda: has_checkpoint(disturbed, "ppo"))
     assert not finished(disturbed, "ppo")
     process = start(recipe_file, disturbed.parent)
-    kill_an_engine(process)
+    kill_an_engine(process, disturbed)
     return tmp_path / "straight" / "tiny", disturbed, straight, finish(process)
 
 

@@ -21,7 +21,7 @@ from triptych.train.roles import BASE, RoleModel
 from triptych.train.tasks import LanguageModeling, PairwiseReward, PolicyUpdate, ValueUpdate, response_logprobs
 
 PAD = 0
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-5}  # the tiny model has large random weights
 
 
 def make_model(folder: Path, dtype: torch.dtype) -> RoleModel:
@@ -99,8 +99,8 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
     largest = max(tensor.abs().max() for tensor in expected.values())
     assert largest > 0
     for name, tensor in expected.items():
-        # Some gradients are zero but for rounding, such as that of a bias that pairs cancel.
-        scale = max(tensor.abs().max(), 1e-3 * largest)
+        # A gradient that is zero but for rounding, such as that of a bias that pairs cancel, is held to the others'.
+        scale = tensor.abs().max() if tensor.abs().max() > 1e-5 * largest else largest
         assert (found[name] - tensor).abs().max() <= tolerance * scale, name
 
 
@@ -129,6 +129,7 @@ def test_gradient_does_not_depend_on_the_padding_side(tiny_model_dir: Path, case
     assert_equal(gradients(learner, objective, [left]), gradients(learner, objective, [right]), 1e-10)
 
 
+@pytest.mark.slow
 def test_gradient_does_not_depend_on_ranks(tiny_model_dir: Path, tmp_path: Path) -> None:
     script = Path(__file__).with_name("rank_gradients.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
