@@ -5,13 +5,16 @@ after Ctrl-C. Verbs import torch, ray and vllm inside their functions, so that `
 """
 
 import sys
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 from triptych import __version__
+from triptych.cli import adapters, data, keys, runs
+from triptych.cli.doctor import doctor
+from triptych.cli.plan import plan
+from triptych.cli.run import run
+from triptych.cli.serve import serve
 from triptych.errors import RunError, UserError
 
 app = typer.Typer(
@@ -38,15 +41,14 @@ def _root(
     """Options before the verb."""
 
 
-# A module is either one verb (a function of its own name) or a group of them (`app`).
-for _verb in ("doctor", "plan", "run", "serve", "adapters", "keys", "runs", "data"):
-    if find_spec(f"triptych.cli.{_verb}") is None:
-        continue
-    _module = import_module(f"triptych.cli.{_verb}")
-    if isinstance(getattr(_module, "app", None), typer.Typer):
-        app.add_typer(_module.app, name=_verb)
-    else:
-        app.command(_verb)(getattr(_module, _verb))
+app.command("doctor")(doctor)
+app.command("plan")(plan)
+app.command("run")(run)
+app.command("serve")(serve)
+app.add_typer(adapters.app, name="adapters")
+app.add_typer(keys.app, name="keys")
+app.add_typer(runs.app, name="runs")
+app.add_typer(data.app, name="data")
 
 
 def main() -> None:

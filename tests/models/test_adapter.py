@@ -1,0 +1,138 @@
+"""Adapter folders: peft reads them without us, and a reward model is whole or refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from triptych.errors import UserError
+from triptych.methods import method_config
+from triptych.models.adapter import Adapter, Normalization, load_adapter, save_adapter
+from triptych.models.base import load_causal_lm
+from triptych.models.heads import ScalarHead
+from triptych.recipe import Lora
+from triptych.stages.ppo_run import CRITIC, POLICY, REFERENCE, REWARD, add_roles
+from triptych.train.batch import sample_batch
+from triptych.train.roles import BASE, RoleModel
+from triptych.train.tasks import response_logprobs, response_values, sequence_scores
+
+ABOUT = {"base": "tiny", "base_fingerprint": "f", "recipe": "r"}
+
+
+def random_adapter(model: RoleModel, role: str, seed: int) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return {name: torch.randn_like(tensor) * 0.1 for name, tensor in model.adapter(role).items()}
+
+
+@pytest.fixture
+def reward(tiny_model_dir: Path) -> Adapter:
+    config = method_config(Lora(r=4))
+    model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
+    model.add("any", config, trainable=False)
+    head = ScalarHead(model.hidden_size)
+    tensors = {"weight": head.weight.detach(), "bias": torch.tensor([0.5])}
+    return Adapter(config, random_adapter(model, "any", 1), "reward", tensors, Normalization(mean=2.0, std=4.0))
+
+
+def test_the_adapter_alone_on_the_original_base_is_the_policy(
+    tiny_model_dir: Path, tmp_path: Path, reward: Adapter
+) -> None:
+    model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
+    config = method_config(Lora(r=4, alpha=16, rslora=True))
+    model.add("sft", config, trainable=False)
+    weights = random_adapter(model, "sft", 0)
+    model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
+    add_roles(model, Adapter(config, weights, "lora"), reward)
+    save_adapter(tmp_path, Adapter(config, model.adapter(POLICY), "lora"), ABOUT)
+
+    ids = torch.randint(5, 300, (2, 9), generator=torch.Generator().manual_seed(3))
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), str(tmp_path)).eval()
+    with torch.no_grad(), model.use(POLICY):
+        logits = model.logits(model.hidden(ids, torch.ones_like(ids)))
+        assert torch.allclose(logits, plain(input_ids=ids).logits, atol=1e-5)
+    with torch.no_grad(), model.use(BASE):
+        assert not torch.allclose(logits, model.logits(model.hidden(ids, torch.ones_like(ids))), atol=1e-2)
+
+
+def test_ppo_starts_with_equal_pairs_of_roles_on_one_base(tiny_model_dir: Path, reward: Adapter) -> None:
+    base = load_causal_lm(tiny_model_dir, torch.float32)
+    model = RoleModel(base)
+    config = method_config(Lora(r=4))
+    model.add("sft", config, trainable=False)
+    policy = Adapter(config, random_adapter(model, "sft", 0), "lora")
+    base = load_causal_lm(tiny_model_dir, torch.float32)
+    frozen = sum(parameter.numel() for parameter in base.parameters())
+    model = RoleModel(base)
+    add_roles(model, policy, reward)
+    assert sum(p.numel() for name, p in model.lm.named_parameters() if "lora_" not in name) == frozen
+
+    batch = sample_batch([[5, 6, 7], [8, 9]], [[10, 11], [12, 13, 14]], pad=0)
+    with torch.no_grad():
+        logprobs = {}
+        for role in (POLICY, REFERENCE, BASE):
+            with model.use(role):
+                logprobs[role] = response_logprobs(model, batch, 1.0)[0]
+        assert torch.equal(logprobs[POLICY], logprobs[REFERENCE])
+        assert (logprobs[POLICY] - logprobs[BASE]).abs().max() > 1e-3
+
+        with model.use(REWARD):
+            scores = sequence_scores(model, batch)
+            values = response_values(model, batch)
+        with model.use(CRITIC):
+            assert torch.equal(response_values(model, batch), values)
+            assert torch.equal(sequence_scores(model, batch), scores)
+
+    raw = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
+    raw.add("raw", reward.config, trainable=False, weights=reward.weights, head=reward.scalar_head())
+    with torch.no_grad(), raw.use("raw"):
+        assert torch.allclose(scores, (sequence_scores(raw, batch) - 2.0) / 4.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("missing", ["head.safetensors", "normalization"])
+def test_a_reward_model_without_head_or_normalization_is_refused(tmp_path: Path, reward: Adapter, missing: str) -> None:
+    save_adapter(tmp_path, reward, ABOUT)
+    assert load_adapter(tmp_path, "reward").normalization == Normalization(2.0, 4.0)
+    if missing == "normalization":
+        facts = json.loads((tmp_path / "triptych.json").read_text())
+        del facts["normalization"]
+        (tmp_path / "triptych.json").write_text(json.dumps(facts))
+    else:
+        (tmp_path / missing).unlink()
+    with pytest.raises(UserError, match="reward model without its head"):
+        load_adapter(tmp_path, "reward")
+
+
+def test_another_kind_is_refused(tmp_path: Path, reward: Adapter) -> None:
+    save_adapter(tmp_path, reward, ABOUT)
+    with pytest.raises(UserError, match="kind 'reward', where 'lora' is needed"):
+        load_adapter(tmp_path, "lora")
+
+
+def test_an_adapter_of_another_shape_is_refused(tiny_model_dir: Path) -> None:
+    model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
+    model.add("a", method_config(Lora(r=4)), trainable=False)
+    weights = model.adapter("a")
+    weights.pop(next(iter(weights)))
+    with pytest.raises(UserError, match="its tensors are not those of this model and method"):
+        model.load_adapter("a", weights)
+
+
+def test_the_score_is_read_at_the_last_real_token(tiny_model_dir: Path, reward: Adapter) -> None:
+    model = RoleModel(load_causal_lm(tiny_model_dir, torch.float64))
+    model.add("reward", reward.config, trainable=False, weights=reward.weights, head=reward.scalar_head())
+    model = model.double()
+    ids = torch.tensor([[5, 6, 7, 2]])
+
+    def score(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), model.use("reward"):
+            return sequence_scores(model, {"ids": ids, "mask": mask})
+
+    alone = score(ids, torch.ones_like(ids))
+    pad = torch.full((1, 3), 2)  # padding with the end token itself
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0, 0]])
+    assert torch.allclose(score(torch.cat([ids, pad], dim=1), mask), alone, atol=1e-12)
+    assert torch.allclose(score(torch.cat([pad, ids], dim=1), mask.flip(1)), alone, atol=1e-12)
+    assert not torch.allclose(score(ids[:, :3], torch.ones(1, 3, dtype=torch.long)), alone)
