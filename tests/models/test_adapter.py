@@ -74,7 +74,7 @@ def test_ppo_starts_with_equal_pairs_of_roles_on_one_base(tiny_model_dir: Path, 
         logprobs = {}
         for role in (POLICY, REFERENCE, BASE):
             with model.use(role):
-                logprobs[role] = response_logprobs(model, batch, 1.0)[0]
+                logprobs[role] = response_logprobs(model, batch, 1.0)
         assert torch.equal(logprobs[POLICY], logprobs[REFERENCE])
         assert (logprobs[POLICY] - logprobs[BASE]).abs().max() > 1e-3
 

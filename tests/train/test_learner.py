@@ -157,7 +157,7 @@ def test_a_copied_role_answers_bit_for_bit_and_unlike_the_base(tiny_model_dir: P
     batch = samples(list(range(8)), torch.float32)
 
     def logprobs(role: str) -> Tensor:
-        return learner.forward(role, lambda m, b: response_logprobs(m, b, 1.0)[0], batch)
+        return learner.forward(role, lambda m, b: response_logprobs(m, b, 1.0), batch)
 
     reference = logprobs("reference")
     assert torch.equal(logprobs("policy"), reference)

@@ -36,7 +36,7 @@ def test_launch(tmp_path: Path) -> None:
         def ready(self) -> None:
             """Both CPUs are taken once this answers."""
 
-    occupant = Occupant.remote()
+    occupant: Any = Occupant.remote()  # type: ignore[attr-defined]
     ray.get(occupant.ready.remote())
     with pytest.raises(RunError, match=r"stage c was not placed within 1 s: its workers need .*'CPU': 1.0"):
         launch("c", _write_threads, {"out": str(out)}, Workers(), str(tmp_path / "ray"), placement_timeout_s=1)

@@ -81,8 +81,8 @@ def ppo_step(run: Run, step: int) -> dict[str, float]:
     scores = samples.forward(learner, REWARD, sequence_scores)
     clock.lap("score")
 
-    old_logprobs, entropy = run.logprobs(samples, POLICY)
-    reference_logprobs, _ = run.logprobs(samples, REFERENCE)
+    old_logprobs, entropy = run.logprobs_and_entropy(samples, POLICY)
+    reference_logprobs = run.logprobs(samples, REFERENCE)
     old_values = samples.forward(learner, CRITIC, response_values)
     clock.lap("forward")
 

@@ -27,8 +27,8 @@ def evaluate(run: Run, label: str) -> dict[str, float]:
     ]
     samples = run.sample(requests, stage.evaluation)
     scores = samples.forward(run.learner, REWARD, sequence_scores)
-    logprobs, _ = run.logprobs(samples, POLICY)
-    reference, _ = run.logprobs(samples, REFERENCE)
+    logprobs = run.logprobs(samples, POLICY)
+    reference = run.logprobs(samples, REFERENCE)
     answers = _texts(run.ctx, [record.response_ids for record in samples.records])
     metrics = {
         "heldout_reward": scores.mean().item(),

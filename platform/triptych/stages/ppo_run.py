@@ -1,9 +1,9 @@
 """What a rank holds during PPO: the roles, the pool, the prompts; how it starts, saves and goes on."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import torch
 from peft import LoraConfig
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from triptych.stages.table import read_table
 from triptych.train import checkpoint
 from triptych.train.learner import Learner
 from triptych.train.roles import RoleModel
-from triptych.train.tasks import response_logprobs
+from triptych.train.tasks import response_logprobs, response_logprobs_and_entropy
 
 POLICY, REFERENCE, CRITIC, REWARD = "policy", "reference", "critic", "reward"
 
@@ -56,13 +56,19 @@ class Run:
             raise RunError("rank 0 broadcast no samples")
         return Samples(received, self.pad, self.stage.micro_tokens)
 
-    def logprobs(self, samples: Samples, role: str) -> tuple[Tensor, Tensor]:
+    def logprobs(self, samples: Samples, role: str) -> Tensor:
+        """Log-probabilities [N, R] at the sampling temperature."""
+        return samples.forward(self.learner, role, partial(response_logprobs, temperature=self._temperature))
+
+    def logprobs_and_entropy(self, samples: Samples, role: str) -> tuple[Tensor, Tensor]:
         """Log-probabilities and entropies [N, R] at the sampling temperature."""
-        temperature = self.stage.rollout.sampling.temperature
-        both = samples.forward(
-            self.learner, role, lambda model, batch: torch.stack(response_logprobs(model, batch, temperature), dim=2)
-        )
+        compute = partial(response_logprobs_and_entropy, temperature=self._temperature)
+        both = samples.forward(self.learner, role, compute)
         return both[..., 0], both[..., 1]
+
+    @property
+    def _temperature(self) -> float:
+        return self.stage.rollout.sampling.temperature
 
 
 def start(config: dict[str, Any]) -> Run:

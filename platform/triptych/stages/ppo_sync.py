@@ -69,7 +69,7 @@ def _learner_logprobs(run: Run, role: str, prompts: list[list[int]], answers: li
     """Log-probabilities at temperature 1 of each answer's tokens."""
 
     def compute(model: RoleModel, batch: Batch) -> Tensor:
-        return response_logprobs(model, batch, temperature=1.0)[0]
+        return response_logprobs(model, batch, temperature=1.0)
 
     rows = run.learner.forward(role, compute, sample_batch(prompts, answers, run.pad)).float().tolist()
     return [row[: len(answer)] for row, answer in zip(rows, answers, strict=True)]

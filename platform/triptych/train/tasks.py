@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from triptych.objectives.language import cross_entropy_sum, token_logprobs
+from triptych.objectives.language import cross_entropy_sum, token_entropy, token_logprobs
 from triptych.objectives.policy import ppo_policy_loss, ppo_value_loss
 from triptych.objectives.preference import bradley_terry_loss
 from triptych.train.batch import Batch, before_response, last_token, response_ids, response_mask
@@ -63,7 +63,7 @@ class PolicyUpdate:
 
     def loss(self, model: RoleModel, batch: Batch) -> tuple[Sums, Metrics]:
         mask = response_mask(batch["length"])
-        logprobs, _ = response_logprobs(model, batch, self.temperature)
+        logprobs = response_logprobs(model, batch, self.temperature)
         width = mask.shape[1]
         old, advantages, weights = (batch[name][:, :width] for name in ("old_logprobs", "advantages", "weights"))
         total, count, metrics = ppo_policy_loss(logprobs, old, advantages, mask, self.clip, weights=weights)
@@ -99,14 +99,27 @@ def response_values(model: RoleModel, batch: Batch) -> Tensor:
     return model.scores(before_response(model.hidden(batch["ids"], batch["mask"]), batch))
 
 
-def response_logprobs(model: RoleModel, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability [B, R] of each token of the answer, and the entropy [B, R] there (detached); 0 past its end."""
+def response_logprobs(model: RoleModel, batch: Batch, temperature: float) -> Tensor:
+    """Log-probability [B, R] of each token of the answer; 0 past its end."""
+    logits, labels = _response_logits(model, batch)
+    return _spread(token_logprobs(logits, labels, temperature), batch)
+
+
+def response_logprobs_and_entropy(model: RoleModel, batch: Batch, temperature: float) -> Tensor:
+    """[B, R, 2]: log-probability of each token of the answer, and the entropy where it was drawn; 0 past its end."""
+    logits, labels = _response_logits(model, batch)
+    both = (token_logprobs(logits, labels, temperature), token_entropy(logits, labels, temperature))
+    return torch.stack([_spread(values, batch) for values in both], dim=2)
+
+
+def _response_logits(model: RoleModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits [n, V] and tokens [n] of the n answer tokens of a batch: nothing is spent on prompts and padding."""
     mask = response_mask(batch["length"])
     hidden = before_response(model.hidden(batch["ids"], batch["mask"]), batch)
-    logits = model.logits(hidden[mask]).float() / temperature
-    logprobs = token_logprobs(logits, response_ids(batch)[mask])
-    with torch.no_grad():
-        log_softmax = logits.detach().log_softmax(dim=-1)
-        entropy = -(log_softmax.exp() * log_softmax).sum(dim=-1)
-    empty = torch.zeros(mask.shape, dtype=logprobs.dtype, device=mask.device)
-    return empty.masked_scatter(mask, logprobs), empty.masked_scatter(mask, entropy.to(logprobs.dtype))
+    return model.logits(hidden[mask]), response_ids(batch)[mask]
+
+
+def _spread(values: Tensor, batch: Batch) -> Tensor:
+    """[n] back to [B, R]."""
+    mask = response_mask(batch["length"])
+    return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
