@@ -25,7 +25,7 @@ SAMPLES = 16
 
 
 def start(recipe: Path, runs: Path) -> "subprocess.Popen[str]":
-    words = [TRIPTYCH, "run", str(recipe), "--set", f"storage.runs={runs}", "--json"]
+    words = [TRIPTYCH, "run", str(recipe), "--set", f"storage.runs={runs}", "--cpus", "2", "--json"]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -11,6 +11,8 @@ def run(
     recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
     stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=value.")] = None,
+    cpus: Annotated[int | None, typer.Option(help="Logical CPUs of a cluster started here; all if not given.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port for Prometheus, on a cluster started here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the stages' summaries as JSON.")] = False,
 ) -> None:
     """Run a recipe's stages. The same command again goes on where it stopped; finished stages are not done again."""
@@ -24,7 +26,7 @@ def run(
 
     loaded = load_recipe(recipe, overrides or [])
     try:
-        with connect(), ProgressDisplay() as display:
+        with connect(cpus, metrics_port), ProgressDisplay() as display:
             summaries = run_recipe(loaded, display.handle, stage)
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on from the last checkpoint", err=True)

@@ -20,6 +20,7 @@ def serve(
     config: Annotated[Path, typer.Argument(help="YAML file with the fields of a serve config.")],
     port: Annotated[int | None, typer.Option(help="Port to listen on, instead of the config's.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a field.")] = None,
+    metrics_port: Annotated[int | None, typer.Option(help="Port for Prometheus, on a cluster started here.")] = None,
 ) -> None:
     """Serve a base model and its adapters behind one OpenAI-compatible endpoint, until Ctrl-C."""
     from rich.console import Console
@@ -36,7 +37,7 @@ def serve(
     from triptych.serve.run import models, serving
 
     console = Console(stderr=True)
-    with _spinner(console) as progress, connect(), serving(settings, progress) as url:
+    with _spinner(console) as progress, connect(metrics_port=metrics_port), serving(settings, progress) as url:
         progress("")
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray sets its own when it starts
         typer.echo(f"serving at {url}")

@@ -29,3 +29,7 @@ class Data(Closed):
 
     train: Source
     heldout: Source | None = None
+
+    def splits(self) -> dict[str, Source]:
+        """The sources that are there, by name."""
+        return {"train": self.train} | ({"heldout": self.heldout} if self.heldout else {})

@@ -12,6 +12,7 @@ from triptych.models.adapter import Adapter, load_adapter
 from triptych.observe.progress import Progress
 from triptych.recipe import PpoStage, Recipe, Reward, Sft
 from triptych.registry import AdapterVersion, Registry
+from triptych.stages.table import Table, write_table
 
 StageT = TypeVar("StageT", Sft, Reward, PpoStage)
 
@@ -60,8 +61,8 @@ class StageContext(Generic[StageT]):
         return {"base": self.recipe.model.base, "base_fingerprint": self.base_fingerprint, "recipe": digest}
 
 
-def begin(ctx: StageContext[Any], data: Mapping[str, str], parents: Mapping[str, str]) -> dict[str, Any]:
-    """Write down what the stage is made from: its fields, the digests of its rows and of its parents.
+def begin(ctx: StageContext[Any], tables: Mapping[str, Table], parents: Mapping[str, str]) -> dict[str, Any]:
+    """Write down what the stage is made from (its fields, the digests of its rows and of its parents), and its tables.
 
     Raises:
         UserError: its folder was begun from something else; the differing fields are named.
@@ -72,22 +73,34 @@ def begin(ctx: StageContext[Any], data: Mapping[str, str], parents: Mapping[str,
         "model": ctx.recipe.model.model_dump(mode="json"),
         "base": ctx.base_fingerprint,
         "seed": ctx.recipe.seed,
-        "data": dict(data),
+        "data": {split: table.digest for split, table in tables.items()},
         "parents": dict(parents),
     }
-    url = storage.join(ctx.folder, "state.json")
+    _remember(storage.join(ctx.folder, "state.json"), inputs)
+    for split, table in tables.items():
+        write_table(storage.join(ctx.folder, "data", split), table)
+    return inputs
+
+
+def _remember(url: str, inputs: dict[str, Any]) -> None:
+    """Write the inputs, or compare them with those that are there."""
     if not storage.exists(url):
         storage.write_bytes(url, json.dumps(inputs, indent=2).encode())
-        return inputs
+        return
     before, now = _flat(json.loads(storage.read_bytes(url))), _flat(json.loads(json.dumps(inputs)))
     differing = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
     if differing:
         listed = ", ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in differing[:5])
         raise UserError(
-            f"{ctx.folder} was begun from another recipe or other data ({listed}); "
-            "give the run another `name`, or remove that folder to do the stage again"
+            f"{url} was begun from another recipe or other data ({listed}); "
+            "give the run another `name`, or remove the folder of that file to do the stage again"
         )
-    return inputs
+
+
+def measured(ctx: StageContext[Any]) -> dict[str, float]:
+    """The held-out metrics that the stage's workers left in its artifact."""
+    metrics: dict[str, float] = json.loads(storage.read_bytes(storage.join(ctx.artifact, "metrics.json")))
+    return metrics
 
 
 def finish(

@@ -24,13 +24,13 @@ from triptych.recipe import PpoStage, Source
 from triptych.registry import AdapterVersion
 from triptych.rollout.pool import RolloutPool
 from triptych.rollout.record import SampleRequest
-from triptych.stages.context import StageContext, begin, finish, parent
+from triptych.stages.context import StageContext, begin, finish, measured, parent
 from triptych.stages.models import tokenizer_of
 from triptych.stages.ppo_evaluation import evaluate, write_rollouts
 from triptych.stages.ppo_run import CRITIC, POLICY, REFERENCE, REWARD, Run, request, resume, save, start
 from triptych.stages.ppo_sync import PROBES, first_sync, probe, sync_policy
 from triptych.stages.samples import Samples
-from triptych.stages.table import write_table
+from triptych.stages.table import Table
 from triptych.train.clock import Clock
 from triptych.train.on_ray import launch
 from triptych.train.tasks import PolicyUpdate, ValueUpdate, response_values, sequence_scores
@@ -41,11 +41,9 @@ def run(ctx: StageContext[PpoStage]) -> AdapterVersion:
     stage = ctx.stage
     policy, policy_version = parent(ctx, stage.policy, "lora")
     reward, reward_version = parent(ctx, stage.reward, "reward")
-    digests = {"train": _prepare(ctx, "train", stage.data.train)}
-    if stage.data.heldout:
-        digests["heldout"] = _prepare(ctx, "heldout", stage.data.heldout)
+    tables = {split: _encode(ctx, source) for split, source in stage.data.splits().items()}
     parents = {policy_version.ref: policy_version.sha256, reward_version.ref: reward_version.sha256}
-    inputs = begin(ctx, digests, parents)
+    inputs = begin(ctx, tables, parents)
     if storage.read_manifest(ctx.artifact) is None:
         pool = start_pool(ctx, policy.config.r)
         try:
@@ -53,8 +51,7 @@ def run(ctx: StageContext[PpoStage]) -> AdapterVersion:
             launch(ctx.name, _train, config, stage.workers, storage.join(ctx.folder, "ray"))
         finally:
             pool.close()
-    metrics = json.loads(storage.read_bytes(storage.join(ctx.artifact, "metrics.json")))
-    return finish(ctx, inputs, "lora", metrics)
+    return finish(ctx, inputs, "lora", measured(ctx))
 
 
 def start_pool(ctx: StageContext[PpoStage], lora_r: int) -> RolloutPool:
@@ -203,11 +200,10 @@ def _train(config: dict[str, Any]) -> None:
             (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
-def _prepare(ctx: StageContext[PpoStage], split: str, source: Source) -> str:
-    """Encode a source's prompts into the stage's table; the digest of the rows."""
+def _encode(ctx: StageContext[PpoStage], source: Source) -> Table:
+    """Load and encode a source's prompts."""
     rows = load_rows(source, "prompts")
     prompts = encode_prompts(
         rows.items, tokenizer_of(ctx), ctx.stage.max_prompt_tokens, source.max_bad_rows - len(rows.bad)
     )
-    write_table(storage.join(ctx.folder, "data", split), {"prompt_ids": prompts})
-    return rows.digest
+    return Table({"prompt_ids": prompts}, rows.digest)

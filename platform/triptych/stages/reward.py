@@ -15,10 +15,10 @@ from triptych.models.adapter import Adapter, Normalization, save_adapter
 from triptych.models.heads import ScalarHead
 from triptych.recipe import Reward, Source
 from triptych.registry import AdapterVersion
-from triptych.stages.context import StageContext, begin, finish
+from triptych.stages.context import StageContext, begin, finish, measured
 from triptych.stages.loop import Rows, evaluate, fit, total_steps
 from triptych.stages.models import role_model, tokenizer_of
-from triptych.stages.table import read_table, write_table
+from triptych.stages.table import Table, read_table
 from triptych.train.batch import pair_batch
 from triptych.train.learner import Learner
 from triptych.train.on_ray import launch
@@ -29,14 +29,11 @@ REWARD = "reward"
 
 def run(ctx: StageContext[Reward]) -> AdapterVersion:
     """Pairs -> table -> training -> gate -> registered reward model. Goes on from where an earlier call stopped."""
-    data = ctx.stage.data
-    digests = {"train": _prepare(ctx, "train", data.train)}
-    if data.heldout:
-        digests["heldout"] = _prepare(ctx, "heldout", data.heldout)
-    inputs = begin(ctx, digests, {})
+    tables = {split: _encode(ctx, source) for split, source in ctx.stage.data.splits().items()}
+    inputs = begin(ctx, tables, {})
     if storage.read_manifest(ctx.artifact) is None:
         launch(ctx.name, _train, {"ctx": ctx}, ctx.stage.train.workers, storage.join(ctx.folder, "ray"))
-    metrics = json.loads(storage.read_bytes(storage.join(ctx.artifact, "metrics.json")))
+    metrics = measured(ctx)
     accuracy = metrics.get("heldout_accuracy", 0.0)
     if accuracy < ctx.stage.min_accuracy:
         raise RunError(
@@ -46,13 +43,12 @@ def run(ctx: StageContext[Reward]) -> AdapterVersion:
     return finish(ctx, inputs, "reward", metrics)
 
 
-def _prepare(ctx: StageContext[Reward], split: str, source: Source) -> str:
-    """Encode a source's pairs into the stage's table; the digest of the rows."""
+def _encode(ctx: StageContext[Reward], source: Source) -> Table:
+    """Load and encode a source's pairs."""
     rows = load_rows(source, "pairs")
     encoded = encode_pairs(rows.items, tokenizer_of(ctx), ctx.stage.train.batch.max_length)
     columns = {"chosen": [pair.chosen for pair in encoded.items], "rejected": [p.rejected for p in encoded.items]}
-    write_table(storage.join(ctx.folder, "data", split), columns)
-    return rows.digest
+    return Table(columns, rows.digest)
 
 
 def _rows(ctx: StageContext[Reward], split: str, pad: int) -> Rows:

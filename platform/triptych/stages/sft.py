@@ -9,10 +9,10 @@ from triptych.methods import method_config
 from triptych.models.adapter import Adapter, save_adapter
 from triptych.recipe import Sft, Source
 from triptych.registry import AdapterVersion
-from triptych.stages.context import StageContext, begin, finish
+from triptych.stages.context import StageContext, begin, finish, measured
 from triptych.stages.loop import Rows, evaluate, fit, total_steps
 from triptych.stages.models import role_model, tokenizer_of
-from triptych.stages.table import read_table, write_table
+from triptych.stages.table import Table, read_table
 from triptych.train.batch import language_batch
 from triptych.train.learner import Learner
 from triptych.train.on_ray import launch
@@ -23,26 +23,19 @@ POLICY = "policy"
 
 def run(ctx: StageContext[Sft]) -> AdapterVersion:
     """Rows -> table -> training -> registered adapter. Goes on from where an earlier call stopped."""
-    digests = {split: _prepare(ctx, split, source) for split, source in _sources(ctx).items()}
-    inputs = begin(ctx, digests, {})
+    tables = {split: _encode(ctx, source) for split, source in ctx.stage.data.splits().items()}
+    inputs = begin(ctx, tables, {})
     if storage.read_manifest(ctx.artifact) is None:
         launch(ctx.name, _train, {"ctx": ctx}, ctx.stage.train.workers, storage.join(ctx.folder, "ray"))
-    metrics = json.loads(storage.read_bytes(storage.join(ctx.artifact, "metrics.json")))
-    return finish(ctx, inputs, "lora", metrics)
+    return finish(ctx, inputs, "lora", measured(ctx))
 
 
-def _sources(ctx: StageContext[Sft]) -> dict[str, Source]:
-    data = ctx.stage.data
-    return {"train": data.train} | ({"heldout": data.heldout} if data.heldout else {})
-
-
-def _prepare(ctx: StageContext[Sft], split: str, source: Source) -> str:
-    """Encode a source's rows into the stage's table; the digest of the rows."""
+def _encode(ctx: StageContext[Sft], source: Source) -> Table:
+    """Load and encode a source's rows."""
     rows = load_rows(source, "sft")
     encoded = encode_sft(rows.items, tokenizer_of(ctx), ctx.stage.train.batch.max_length)
     columns = {"input_ids": [item.input_ids for item in encoded.items], "labels": [i.labels for i in encoded.items]}
-    write_table(storage.join(ctx.folder, "data", split), columns)
-    return rows.digest
+    return Table(columns, rows.digest)
 
 
 def _rows(ctx: StageContext[Sft], split: str, pad: int) -> Rows:
