@@ -30,7 +30,7 @@ def start(recipe: Path, runs: Path) -> "subprocess.Popen[str]":
 
 
 def finish(process: "subprocess.Popen[str]") -> dict[str, Any]:
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     summaries: dict[str, Any] = json.loads(out)
     return summaries
@@ -38,13 +38,13 @@ def finish(process: "subprocess.Popen[str]") -> dict[str, Any]:
 
 def interrupt_when(process: "subprocess.Popen[str]", reached: Callable[[], bool]) -> None:
     """Ctrl-C as soon as the run got that far."""
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 400
     while not reached():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "the run never got there"
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=280)
     assert process.returncode == 130, err
     assert "the same command goes on" in err
 
@@ -60,7 +60,7 @@ def finished(run: Path, stage: str) -> bool:
 def kill_an_engine(process: "subprocess.Popen[str]", run: Path) -> None:
     """kill -9, once the resumed run has sampled."""
     before = {file.name for file in (run / "stages/ppo/rollouts").iterdir()}
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while {file.name for file in (run / "stages/ppo/rollouts").iterdir()} == before:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline, "the resumed run never sampled"
@@ -102,7 +102,7 @@ def runs(recipe_file: Path, tmp_path: Path) -> tuple[Path, Path, dict[str, Any],
     return tmp_path / "straight" / "tiny", disturbed, straight, finish(process)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_a_disturbed_run_ends_like_an_undisturbed_one(
     runs: tuple[Path, Path, dict[str, Any], dict[str, Any]], recipe_file: Path
 ) -> None:
@@ -140,10 +140,10 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(
 
 def test_another_recipe_in_the_same_folder_is_refused(recipe_file: Path, tmp_path: Path) -> None:
     words = [TRIPTYCH, "run", str(recipe_file), "--stage", "sft", "--set", "stages.sft.train.steps=2", "--json"]
-    subprocess.run(words, check=True, capture_output=True, timeout=120)
+    subprocess.run(words, check=True, capture_output=True, timeout=280)
     words[words.index("stages.sft.train.steps=2")] = "stages.sft.train.optimizer.lr=0.5"
     (tmp_path / "runs/tiny/stages/sft/summary.json").unlink()
-    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=280)
     assert done.returncode == 2
     assert "stage.train.optimizer.lr: 0.002 -> 0.5" in done.stderr
     assert done.stdout == ""

@@ -1,6 +1,8 @@
 """`triptych run`: all stages of a recipe, or one."""
 
 import json
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +28,8 @@ def run(
 
     loaded = load_recipe(recipe, overrides or [])
     try:
-        with connect(cpus, metrics_port), ProgressDisplay() as display:
+        # Ray and libraries print to stdout, which is the results'.
+        with redirect_stdout(sys.stderr), connect(cpus, metrics_port), ProgressDisplay() as display:
             summaries = run_recipe(loaded, display.handle, stage)
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
