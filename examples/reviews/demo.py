@@ -56,7 +56,7 @@ def main() -> None:
     overrides = [word for override in (QUICK if quick else ()) for word in ("--set", override)]
     command("triptych", "run", str(RECIPE), *overrides)
     command("triptych", "runs", "report", name)
-    key = command("triptych", "keys", "create", "demo", capture=True).strip()
+    key = command("triptych", "keys", "create", "--label", "demo", capture=True).strip()
     console.print(f"API key, shown once: [bold]{key}[/bold]")
     with endpoint() as url:
         ask(openai.OpenAI(base_url=url, api_key=key), name)
