@@ -1,6 +1,7 @@
 """Which rows go together. Stateless: an epoch's order and a step's micro-batches follow from their arguments alone."""
 
 import hashlib
+import heapq
 from collections.abc import Sequence
 from math import ceil
 
@@ -15,18 +16,20 @@ def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(n, generator=generator).tolist()
 
 
-def micro_batches(lengths: Sequence[int], budget: int, world_size: int) -> list[list[list[int]]]:
+def micro_batches(
+    lengths: Sequence[int], budget: int, world_size: int, *, packed: bool = False
+) -> list[list[list[int]]]:
     """Cuts the rows of a step into micro-batches, [rank][micro-batch][row index].
 
-    Rows of like length go together. Padded to its longest row, a micro-batch has at most `budget` tokens, unless it is
-    one row that is longer. Each row comes once; each rank has the same number of micro-batches, the last of which may
-    be empty where there are too few rows to go round. The work is spread evenly: micro-batches are halved until every
-    rank has one in each round, and in a round the busiest rank gets the lightest.
+    A micro-batch has at most `budget` tokens, unless it is one row that is longer: `packed`, the sum of its rows'
+    lengths; else rows of like length go together and each counts as the longest. Each row comes once; each rank has
+    the same number of micro-batches, the last of which may be empty where there are too few rows to go round. The work
+    is spread evenly: every rank has a micro-batch in each round, and in a round the busiest rank gets the lightest.
     """
-    micros = _packed(lengths, budget)
+    micros = _balanced(lengths, budget, world_size) if packed else _alike(lengths, budget, world_size)
+    cost = _sum if packed else _padded
+    micros.sort(key=lambda micro: (-cost(micro, lengths), micro))
     rounds = ceil(len(micros) / world_size)
-    _halved(micros, rounds * world_size)
-    micros.sort(key=lambda micro: (-_padded(micro, lengths), micro))
     micros += [[] for _ in range(rounds * world_size - len(micros))]
 
     ranks: list[list[list[int]]] = [[] for _ in range(world_size)]
@@ -35,18 +38,41 @@ def micro_batches(lengths: Sequence[int], budget: int, world_size: int) -> list[
         idlest_first = sorted(range(world_size), key=lambda rank: (load[rank], rank))
         for rank, micro in zip(idlest_first, micros[start : start + world_size], strict=True):
             ranks[rank].append(micro)
-            load[rank] += _padded(micro, lengths)
+            load[rank] += cost(micro, lengths)
     return ranks
 
 
-def _packed(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Longest rows first, each micro-batch filled up to the budget."""
+def _balanced(lengths: Sequence[int], budget: int, world_size: int) -> list[list[int]]:
+    """Micro-batches of like sums, as few for each rank as the budget allows (Graham 1969: longest row to the lightest).
+
+    The number of rounds grows from a lower bound, by a sixteenth at least so that few tries do, until all are within
+    the budget, or single rows.
+    """
+    longest_first = _longest_first(lengths)
+    lower_bound = max(ceil(sum(lengths) / budget), sum(2 * length > budget for length in lengths))
+    most = ceil(len(lengths) / world_size)
+    rounds = min(ceil(lower_bound / world_size), most)
+    while True:
+        micros: list[list[int]] = [[] for _ in range(min(rounds * world_size, len(lengths)))]
+        lightest_first = [(0, index) for index in range(len(micros))]
+        for row in longest_first:
+            load, index = lightest_first[0]
+            micros[index].append(row)
+            heapq.heapreplace(lightest_first, (load + lengths[row], index))
+        if rounds == most or all(len(micro) == 1 or _sum(micro, lengths) <= budget for micro in micros):
+            return micros
+        rounds = min(rounds + max(1, rounds // 16), most)
+
+
+def _alike(lengths: Sequence[int], budget: int, world_size: int) -> list[list[int]]:
+    """Longest rows first, each micro-batch filled up to the budget; the largest are halved until all ranks have one."""
     micros: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+    for row in _longest_first(lengths):
         if micros and (len(micros[-1]) + 1) * lengths[micros[-1][0]] <= budget:
             micros[-1].append(row)
         else:
             micros.append([row])
+    _halved(micros, ceil(len(micros) / world_size) * world_size)
     return micros
 
 
@@ -58,6 +84,14 @@ def _halved(micros: list[list[int]], count: int) -> None:
         if len(micro) == 1:
             return
         micros[largest : largest + 1] = [micro[: len(micro) // 2], micro[len(micro) // 2 :]]
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+
+
+def _sum(micro: list[int], lengths: Sequence[int]) -> int:
+    return sum(lengths[row] for row in micro)
 
 
 def _padded(micro: list[int], lengths: Sequence[int]) -> int:
