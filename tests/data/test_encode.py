@@ -99,6 +99,9 @@ def test_pairs_are_whole_chats_or_dropped(tokenizer: Any) -> None:
     pair = encoded.items[0]
     assert pair.margin == 1.5
     assert pair.chosen[-1] == pair.rejected[-1] == tokenizer.eos_token_id
+    assert pair.chosen[: pair.start] == pair.rejected[: pair.start]
+    assert tokenizer.decode(pair.chosen[pair.start :]) == "A warm story.<|im_end|>"
+    assert tokenizer.decode(pair.rejected[pair.start :]) == "Dull.<|im_end|>"
     for ids, answer in ((pair.chosen, "A warm story."), (pair.rejected, "Dull.")):
         assert (
             ids == encode_sft([SftRow((SYSTEM, USER, Message("assistant", answer)))], tokenizer, 128).items[0].input_ids

@@ -1,10 +1,20 @@
 """Each malformed record is refused with its reason."""
 
+import json
 from typing import Any
 
 import pytest
 
-from triptych.data.rows import Message, PairRow, PromptRow, SftRow, parse_pair, parse_prompt, parse_sft
+from triptych.data.rows import (
+    Message,
+    PairRow,
+    PromptRow,
+    SftRow,
+    parse_pairs,
+    parse_pairs_with_margin,
+    parse_prompt,
+    parse_sft,
+)
 
 USER = {"role": "user", "content": "Hi"}
 ASSISTANT = {"role": "assistant", "content": "Hello"}
@@ -20,10 +30,51 @@ def test_the_two_shapes_of_a_chat_are_the_same_row() -> None:
 
 def test_pairs_and_prompts() -> None:
     prompt = (Message("user", "Hi"),)
-    assert parse_pair({"prompt": "Hi", "chosen": "a", "rejected": "b"}) == PairRow(prompt, "a", "b", None)
-    assert parse_pair({"prompt": [USER], "chosen": "a", "rejected": "b", "margin": "1.5"}).margin == 1.5
-    assert parse_pair({"prompt": [USER], "chosen": "a", "rejected": "b", "margin": ""}).margin is None
+    assert parse_pairs({"prompt": "Hi", "chosen": "a", "rejected": "b"}) == [PairRow(prompt, "a", "b", None)]
+    assert parse_pairs({"prompt": [USER], "chosen": "a", "rejected": "b", "margin": "1.5"})[0].margin == 1.5
+    assert parse_pairs({"prompt": [USER], "chosen": "a", "rejected": "b", "margin": ""})[0].margin is None
     assert parse_prompt({"prompt": "Hi"}) == parse_prompt({"messages": [USER]}) == PromptRow(prompt)
+
+
+@pytest.mark.parametrize("text", [False, True], ids=["lists", "CSV cells"])
+def test_ranked_answers_are_all_pairs_whose_scores_differ(text: bool) -> None:
+    answers, scores = ["c", "a", "d", "b"], [1, 3.5, 1, 2]
+    record = {"prompt": "Hi", "answers": answers, "scores": scores}
+    pairs = parse_pairs(record | ({"answers": json.dumps(answers), "scores": json.dumps(scores)} if text else {}))
+    assert [(pair.chosen, pair.rejected, pair.margin) for pair in pairs] == [
+        ("a", "b", 1.5),
+        ("a", "c", 2.5),
+        ("a", "d", 2.5),
+        ("b", "c", 1.0),
+        ("b", "d", 1.0),
+    ]
+    assert parse_pairs_with_margin(record) == pairs
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"scores": None}, "no 'scores'"),
+        ({"scores": [1]}, "2 answers and 1 scores"),
+        ({"scores": [1, 1]}, "no two differ"),
+        ({"scores": [1, "x"]}, r"scores\[1\]: 'x' is not a number"),
+        ({"answers": ["a", 3]}, r"answers\[1\]: int in place of text"),
+        ({"answers": ["a", "a"]}, "same text"),
+        ({"answers": "a"}, "neither a list nor JSON"),
+        ({"answers": '"a"', "scores": [1]}, "answers: str in place of a list"),
+    ],
+)
+def test_malformed_rankings(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_pairs({"prompt": "Hi", "answers": ["a", "b"], "scores": [1, 0]} | change)
+
+
+@pytest.mark.parametrize(("margin", "reason"), [(None, "no 'margin'"), ("", "no 'margin'"), (-1, "the better one")])
+def test_a_pair_without_a_margin_is_malformed_where_one_is_needed(margin: object, reason: str) -> None:
+    record = {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": margin}
+    with pytest.raises(ValueError, match=reason):
+        parse_pairs_with_margin(record)
+    assert parse_pairs_with_margin(record | {"margin": 0}) == parse_pairs(record | {"margin": 0})
 
 
 @pytest.mark.parametrize(
@@ -59,12 +110,12 @@ def test_malformed_chats(record: dict[str, Any], reason: str) -> None:
         ({"margin": True}, "not a finite number"),
         ({"margin": [1]}, "not a number"),
         ({"prompt": [USER, ASSISTANT]}, "the last turn is the assistant's"),
-        ({"chosen": None}, "no 'chosen'"),
+        ({"chosen": None}, r"no 'chosen' \(or 'answers' and 'scores' in place of them"),
     ],
 )
 def test_malformed_pairs(change: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
-        parse_pair({"prompt": "Hi", "chosen": "a", "rejected": "b"} | change)
+        parse_pairs({"prompt": "Hi", "chosen": "a", "rejected": "b"} | change)
 
 
 def test_malformed_prompts() -> None:

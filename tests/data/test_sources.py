@@ -66,6 +66,24 @@ def test_the_digest_is_of_the_used_rows_in_order(tmp_path: Path) -> None:
     assert load_rows(_jsonl(tmp_path / "c.jsonl", PAIRS[::-1]), "pairs").digest != whole.digest
 
 
+def test_the_limit_never_cuts_a_ranking(tmp_path: Path) -> None:
+    ranking = {"prompt": "Hi", "answers": ["a", "b", "c"], "scores": [3, 2, 1]}
+    source = _jsonl(tmp_path / "a.jsonl", [ranking, PAIRS[0], ranking])
+    rows = load_rows(source.model_copy(update={"limit": 2}), "pairs")
+    assert [(row.chosen, row.rejected) for row in rows.items[:3]] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert len(rows.items) == 4
+
+
+def test_pairs_without_a_margin_are_counted_where_one_is_needed(tmp_path: Path) -> None:
+    bare = {key: value for key, value in PAIRS[0].items() if key != "margin"}
+    source = _jsonl(tmp_path / "a.jsonl", [PAIRS[0], bare, PAIRS[1]])
+    assert len(load_rows(source, "pairs").items) == 3
+    with pytest.raises(UserError, match=r"1 of 3 rows are malformed as pairs_with_margin .*\n  line 2: no 'margin'"):
+        load_rows(source, "pairs_with_margin")
+    rows = load_rows(source.model_copy(update={"max_bad_rows": 1}), "pairs_with_margin")
+    assert [row.margin for row in rows.items] == [0.5, 1.5]
+
+
 def test_columns_are_renamed(tmp_path: Path) -> None:
     source = _jsonl(tmp_path / "a.jsonl", [{"question": "q", "answer": "a"}, {"question": "q"}])
     source = source.model_copy(update={"columns": {"prompt": "question", "response": "answer"}, "max_bad_rows": 1})

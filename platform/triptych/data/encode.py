@@ -38,6 +38,8 @@ class PairExample:
 
     chosen: list[int]
     rejected: list[int]
+    start: int
+    """Where the answer begins in either: so many tokens are the prompt's."""
     margin: float | None
 
 
@@ -80,10 +82,13 @@ def encode_pairs(
         for row in rows
         for answer in (row.chosen, row.rejected)
     ]
-    whole = [[token for piece, _ in pieces for token in piece] for pieces in _tokenized(chats, tokenizer)]
+    whole = []
+    for pieces in _tokenized(chats, tokenizer):
+        ids = [token for piece, _ in pieces for token in piece]
+        whole.append((ids, len(ids) - len(pieces[-1][0])))
     items = [
-        PairExample(chosen, rejected, row.margin)
-        for row, chosen, rejected in zip(rows, whole[::2], whole[1::2], strict=True)
+        PairExample(chosen, rejected, start, row.margin)
+        for row, (chosen, start), (rejected, _) in zip(rows, whole[::2], whole[1::2], strict=True)
         if max(len(chosen), len(rejected)) <= max_length
     ]
     if not items:

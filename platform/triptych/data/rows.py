@@ -1,12 +1,13 @@
 """One row of data: a chat, a preference pair or a prompt; parsed from a plain record, or refused with a reason."""
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeVar
 
-Kind = Literal["sft", "pairs", "prompts"]
+Kind = Literal["sft", "pairs", "pairs_with_margin", "prompts"]
 
 ROLES = ("system", "user", "assistant")
 
@@ -72,31 +73,47 @@ def parse_sft(record: Mapping[str, Any]) -> SftRow:
         if not any(message.role == "assistant" for message in messages):
             raise ValueError("messages: no turn is the assistant's, so nothing could be learned")
         return SftRow(messages)
-    _require(record, "prompt", "response", instead="messages")
+    _require(record, "prompt", "response", instead="'messages'")
     return SftRow((*_prompt(record["prompt"], "prompt"), Message("assistant", _text(record["response"], "response"))))
 
 
-def parse_pair(record: Mapping[str, Any]) -> PairRow:
-    """From `{prompt, chosen, rejected, margin?}`; ValueError says what is wrong."""
-    _require(record, "prompt", "chosen", "rejected")
-    chosen, rejected = _text(record["chosen"], "chosen"), _text(record["rejected"], "rejected")
-    if chosen == rejected:
-        raise ValueError("chosen and rejected are the same text")
-    return PairRow(_prompt(record["prompt"], "prompt"), chosen, rejected, _margin(record.get("margin")))
+def parse_pairs(record: Mapping[str, Any]) -> list[PairRow]:
+    """From `{prompt, chosen, rejected, margin?}` or `{prompt, answers, scores}`; ValueError says what is wrong.
+
+    Of ranked answers, every two whose scores differ are a pair: all that the ranking says (Ouyang et al. 2022,
+    arXiv 2203.02155, section 3.5). Their `margin` is the difference of the scores.
+    """
+    if record.get("answers"):
+        return _ranked(record)
+    _require(record, "prompt", "chosen", "rejected", instead="'answers' and 'scores'")
+    pair = _pair(_prompt(record["prompt"], "prompt"), record["chosen"], record["rejected"])
+    margin = record.get("margin")
+    return [pair if margin is None or margin == "" else replace(pair, margin=_finite(margin, "margin"))]
+
+
+def parse_pairs_with_margin(record: Mapping[str, Any]) -> list[PairRow]:
+    """As `parse_pairs`; a pair without a margin, or with one below 0, is malformed."""
+    pairs = parse_pairs(record)
+    for pair in pairs:
+        if pair.margin is None:
+            raise ValueError("no 'margin', which the stage asks for (margin: true)")
+        if pair.margin < 0:
+            raise ValueError(f"margin: {pair.margin:g} says that the rejected answer is the better one")
+    return pairs
 
 
 def parse_prompt(record: Mapping[str, Any]) -> PromptRow:
     """From `{messages}` or `{prompt}`; ValueError says what is wrong."""
     if record.get("messages") is not None:
         return PromptRow(_prompt(record["messages"], "messages"))
-    _require(record, "prompt", instead="messages")
+    _require(record, "prompt", instead="'messages'")
     return PromptRow(_prompt(record["prompt"], "prompt"))
 
 
 def _require(record: Mapping[str, Any], *names: str, instead: str | None = None) -> None:
     missing = [name for name in names if record.get(name) is None]
     if missing:
-        alternative = f" (or {instead!r} in place of them)" if instead else ""
+        alternative = f" (or {instead} in place of them)" if instead else ""
         has = ", ".join(sorted(map(str, record))) or "nothing"
         raise ValueError(f"no {' and no '.join(map(repr, missing))}{alternative}; the row has: {has}")
 
@@ -146,13 +163,47 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def _margin(value: Any) -> float | None:
-    if value is None or value == "":
-        return None
+def _ranked(record: Mapping[str, Any]) -> list[PairRow]:
+    _require(record, "prompt", "scores")
+    prompt = _prompt(record["prompt"], "prompt")
+    answers, scores = _list(record["answers"], "answers"), _list(record["scores"], "scores")
+    if len(answers) != len(scores):
+        raise ValueError(f"{len(answers)} answers and {len(scores)} scores")
+    ranked = [(_finite(score, f"scores[{i}]"), _text(answers[i], f"answers[{i}]")) for i, score in enumerate(scores)]
+    ranked.sort(key=lambda item: -item[0])
+    pairs = [
+        replace(_pair(prompt, better, worse), margin=high - low)
+        for (high, better), (low, worse) in itertools.combinations(ranked, 2)
+        if high > low
+    ]
+    if not pairs:
+        raise ValueError("scores: no two differ, so there is nothing to prefer")
+    return pairs
+
+
+def _pair(prompt: tuple[Message, ...], chosen: Any, rejected: Any) -> PairRow:
+    pair = PairRow(prompt, _text(chosen, "chosen"), _text(rejected, "rejected"), None)
+    if pair.chosen == pair.rejected:
+        raise ValueError("chosen and rejected are the same text")
+    return pair
+
+
+def _list(value: Any, name: str) -> list[Any]:
+    if isinstance(value, str):  # a CSV cell
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError(f"{name}: neither a list nor JSON text of one") from None
+    if not isinstance(value, list):
+        raise ValueError(f"{name}: {type(value).__name__} in place of a list")
+    return value
+
+
+def _finite(value: Any, name: str) -> float:
     try:
-        margin = float(value)
+        number = float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"margin: {value!r} is not a number") from None
-    if isinstance(value, bool) or not math.isfinite(margin):
-        raise ValueError(f"margin: {value!r} is not a finite number")
-    return margin
+        raise ValueError(f"{name}: {value!r} is not a number") from None
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise ValueError(f"{name}: {value!r} is not a finite number")
+    return number

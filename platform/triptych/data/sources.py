@@ -6,14 +6,26 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
 
 import fsspec
 
-from triptych.data.rows import BadRow, Kind, PairRow, PromptRow, Row, Rows, SftRow, parse_pair, parse_prompt, parse_sft
+from triptych.data.rows import (
+    BadRow,
+    Kind,
+    PairRow,
+    PromptRow,
+    Row,
+    Rows,
+    SftRow,
+    parse_pairs,
+    parse_pairs_with_margin,
+    parse_prompt,
+    parse_sft,
+)
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +34,12 @@ if TYPE_CHECKING:
 Numbered = Iterator[tuple[int, Any]]
 """Line (or row) number from 1 -> a record, or a ValueError that says why there is none."""
 
-_PARSE: dict[Kind, Callable[[dict[str, Any]], Row]] = {"sft": parse_sft, "pairs": parse_pair, "prompts": parse_prompt}
+_PARSE: dict[Kind, Callable[[dict[str, Any]], Sequence[Row]]] = {
+    "sft": lambda record: [parse_sft(record)],
+    "pairs": parse_pairs,
+    "pairs_with_margin": parse_pairs_with_margin,
+    "prompts": lambda record: [parse_prompt(record)],
+}
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)")
 _SHOWN = 5
 
@@ -30,11 +47,11 @@ _SHOWN = 5
 @overload
 def load_rows(source: "Source", kind: Literal["sft"]) -> Rows[SftRow]: ...
 @overload
-def load_rows(source: "Source", kind: Literal["pairs"]) -> Rows[PairRow]: ...
+def load_rows(source: "Source", kind: Literal["pairs", "pairs_with_margin"]) -> Rows[PairRow]: ...
 @overload
 def load_rows(source: "Source", kind: Literal["prompts"]) -> Rows[PromptRow]: ...
 def load_rows(source: "Source", kind: Kind) -> Rows[Any]:
-    """Reads the source's rows as `kind`.
+    """Reads the source's rows as `kind`. A row of the file can be several pairs; `source.limit` counts the file's.
 
     Raises UserError for a source that cannot be read, one without a usable row, and one with more malformed rows than
     `source.max_bad_rows` (the message counts them and shows the first five).
@@ -42,19 +59,22 @@ def load_rows(source: "Source", kind: Kind) -> Rows[Any]:
     items: list[Row] = []
     bad: list[BadRow] = []
     digest = hashlib.sha256()
+    used = 0
     for line, record in _records(source):
         try:
             if isinstance(record, ValueError):
                 raise record
-            row = _PARSE[kind](_renamed(record, source.columns))
+            rows = _PARSE[kind](_renamed(record, source.columns))
         except ValueError as error:
             bad.append(BadRow(line, str(error)))
             continue
-        digest.update(json.dumps(asdict(row), sort_keys=True).encode() + b"\n")
-        items.append(row)
-        if len(items) == source.limit:
+        for row in rows:
+            digest.update(json.dumps(asdict(row), sort_keys=True).encode() + b"\n")
+        items += rows
+        used += 1
+        if used == source.limit:
             break
-    _judge(source, kind, len(items), bad)
+    _judge(source, kind, used, bad)
     return Rows(items, digest.hexdigest(), bad)
 
 
