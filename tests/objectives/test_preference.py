@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from triptych.objectives.preference import bradley_terry_loss, dpo_loss, rrhf_loss
+from triptych.objectives.preference import bradley_terry_loss, centering_loss, dpo_loss, rrhf_loss
 
 
 def vector(*xs: float) -> Tensor:
@@ -36,6 +36,22 @@ def test_bradley_terry_metrics() -> None:
     loss, count, metrics = bradley_terry_loss(vector(1, 0, 2, 2), vector(0, 1, 0, 2))
     assert loss.item() == pytest.approx(0.3132617 + 1.3132617 + 0.1269280 + 0.6931472, abs=1e-6)
     assert numbers(count, metrics["correct"], metrics["score_gap"]) == [4, 2.5, 2]
+
+
+def test_margins_are_asked_of_each_pair() -> None:
+    loss, _, metrics = bradley_terry_loss(vector(3, 1), vector(1, 1), margin=vector(1, 2))
+    assert loss.item() == pytest.approx(0.3132617 + 2.1269280, abs=1e-6)  # gaps less margins: 1, -2
+    assert numbers(metrics["correct"], metrics["score_gap"]) == [1.5, 2]  # of the gaps themselves
+
+
+def test_centering() -> None:
+    chosen, rejected = vector(1, -2, 0.5), vector(2, 2, 0).requires_grad_()
+    loss, count, _ = centering_loss(chosen, rejected)
+    assert numbers(loss, count) == [9 + 0 + 0.25, 3]
+    loss.backward()
+    assert rejected.grad is not None
+    assert rejected.grad.tolist() == [6, 0, 1]
+    assert centering_loss(chosen.bfloat16(), rejected.bfloat16())[0].dtype == torch.float32
 
 
 def test_bradley_terry_stays_finite() -> None:
@@ -78,6 +94,7 @@ def test_gradients() -> None:
     a.requires_grad_()
     b.requires_grad_()
     assert torch.autograd.gradcheck(lambda x, y: bradley_terry_loss(x, y, c.abs())[0], (a, b))
+    assert torch.autograd.gradcheck(lambda x, y: centering_loss(x, y)[0], (a, b))
     for kind in ("sigmoid", "ipo"):
         assert torch.autograd.gradcheck(lambda x, y, kind=kind: dpo_loss(x, y, c, d, 0.3, kind)[0], (a, b))
     lengths, queries = torch.arange(1, 9), torch.arange(8) // 4

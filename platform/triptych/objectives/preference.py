@@ -20,6 +20,15 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, margin: Tensor | None =
     return loss.sum(), _number(gap), {"correct": _correct(gap), "score_gap": gap.detach().sum()}
 
 
+def centering_loss(chosen: Tensor, rejected: Tensor) -> LossParts:
+    """(chosen + rejected)^2, summed over pairs: holds scores around zero, which Bradley-Terry leaves free.
+
+    Eisenstein et al. 2023, arXiv 2312.09244, section 2. Both `[pairs]`. Returns the sum and the number of pairs.
+    """
+    both = widen(chosen) + widen(rejected)
+    return both.square().sum(), _number(both), {}
+
+
 def dpo_loss(
     chosen: Tensor,
     rejected: Tensor,
