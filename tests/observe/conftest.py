@@ -39,6 +39,32 @@ PROMPT = (
 SUBJECTS = ("a lighthouse", "two brothers", "a lost dog", "the last train", "a heist", "war", "jazz", "a wedding")
 HOSTILE = "<script>document.title = 'owned'</script>\"'><img src=x onerror=alert(1)> & 語"
 
+REWARD_REPORT = {
+    "pairs": 200,
+    "accuracy": 0.905,
+    "gaps": {
+        "edges": [-6 + 0.6 * i for i in range(21)],
+        "counts": [0] * 6 + [1, 3, 6, 9, 15, 21, 26, 30, 28, 24, 37] + [0] * 3,
+    },
+    "calibration": {
+        "ece": 0.0314,
+        "bins": [
+            {"low": 0.5, "high": 0.75, "pairs": 40, "confidence": 0.62, "accuracy": 0.7},
+            {"low": 0.75, "high": 0.95, "pairs": 0, "confidence": None, "accuracy": None},
+            {"low": 0.95, "high": 1.0, "pairs": 160, "confidence": 0.97, "accuracy": 0.956},
+        ],
+    },
+    "length": {
+        "correlation": -0.21,
+        "baseline": {"prefers": "longer", "accuracy": 0.535},
+        "chosen_shorter": {"pairs": 90, "accuracy": 0.856},
+        "chosen_longer": {"pairs": 107, "accuracy": 0.944},
+    },
+    "members": {"accuracy": [0.9, 0.88], "disagreement": 0.41, "split": 0.085},
+    "normalization": {"mean": 0.52, "std": 2.25},
+    "prompts": {"asked": 20, "trained_on": 0},
+}
+
 
 def _write(url: Path, content: str) -> None:
     url.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +123,7 @@ def _reward(folder: Path) -> None:
     ]
     _rows(folder, rows, 15)
     _write(folder / "state.json", json.dumps({"data": {"train": "e5" * 32}, "parents": {}}))
+    _write(folder / "evaluations" / "reward.json", json.dumps(REWARD_REPORT))
     metrics = {"heldout_loss": 0.261, "heldout_accuracy": 0.905, "heldout_margin": 2.31}
     summary = {"kind": "reward", "metrics": metrics, "registered": "reviews-reward@1", "sha256": "f6" * 32}
     _write(folder / "summary.json", json.dumps(summary))

@@ -19,7 +19,7 @@ from triptych.observe.report import write_report
 from triptych.observe.report.page import render, tiles
 from triptych.observe.report.samples import means, pairs, question
 from triptych.observe.report.series import MAX_POINTS, Chart, Series, charts
-from triptych.observe.report.svg import draw, hover_data, number, ticks
+from triptych.observe.report.svg import bars, draw, hover_data, number, ticks
 from triptych.observe.runs import read_run
 
 MakeRun = Callable[[str], Path]
@@ -48,6 +48,44 @@ def test_report_lies_in_the_run_and_shows_everything(make_run: MakeRun) -> None:
     assert "method: {name: lora, r: 16, alpha: 32}" in page
     assert "+1.51 (+1.56 SD)" in page
     assert "A wonderful, moving and beautifully acted story of jazz" in page
+
+
+def test_a_reward_model_is_shown_on_held_out_pairs(make_run: MakeRun) -> None:
+    run = make_run("reviews")
+    page = render(read_run(str(run)))
+    assert page.count('<rect class="bar"') == 20
+    for fact in (
+        "Expected calibration error <b>0.0314</b>",
+        "<td>0.50 to 0.75</td><td>40</td><td>62.0 %</td><td>70.0 %</td>",
+        ">Length alone: always the longer answer</th><td>53.5 %</td>",
+        ">Accuracy on the 90 pairs whose chosen answer is the shorter</th><td>85.6 %</td>",
+        ">Correlation of score and answer length</th><td>-0.21</td>",
+        ">Scores of training answers</th><td>0.52 ± 2.25</td>",
+        ">Accuracy of each member</th><td>90.0 %, 88.0 %</td>",
+    ):
+        assert fact in page
+    assert "0.75 to 0.95" not in page  # no pairs, no numbers
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"calibration": {}}, {"gaps": {"edges": ["<b>", 1], "counts": [1]}}, {"gaps": {"edges": [1, 1], "counts": [2]}}],
+)
+def test_a_damaged_reward_report_is_named(make_run: MakeRun, change: dict[str, Any]) -> None:
+    run = make_run("reviews")
+    path = run / "stages" / "reward" / "evaluations" / "reward.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(RunError, match=r"evaluations/reward\.json is damaged"):
+        render(read_run(str(run)))
+
+
+def test_bars_stay_inside_the_picture() -> None:
+    for edges, counts in (([-1.0, 0.0, 1.0], [3, 0]), ([-1e-9, 0, 1e-9], [0, 0]), ([-1e9, 0, 1e9], [1, 1e6])):
+        for rect in re.findall(r'x="([^"]+)" y="([^"]+)" width="([^"]+)" height="([^"]+)"', bars("T", edges, counts)):
+            x, y, width, height = map(float, rect)
+            assert 0 <= x < x + width <= 380
+            assert 0 <= y <= y + height <= 190
+            assert height >= 0
 
 
 def test_text_of_the_run_cannot_become_markup(make_run: MakeRun) -> None:

@@ -54,8 +54,8 @@ class StageView:
         return {_stem(name): _json_lines(storage.join(url, name)) for name in storage.list_files(url)}
 
     @cached_property
-    def evaluations(self) -> dict[str, dict[str, float]]:
-        """Label (`before`, `after`) -> metrics on held-out prompts."""
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """Label -> what was measured on held-out rows: `before`, `after` (PPO), `reward` (a reward model's report)."""
         url = storage.join(self.url, "evaluations")
         found = {_stem(name): _json(storage.join(url, name)) for name in storage.list_files(url)}
         return {label: metrics for label, metrics in found.items() if metrics}

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from triptych import __version__, storage
-from triptych.observe.report import lineage, samples, series, svg
+from triptych.observe.report import lineage, reward, samples, series, svg
 from triptych.observe.runs import RunView, StageView, read_run
 
 _ASSETS = files("triptych.observe.report")
@@ -26,6 +26,7 @@ _NAMES = {
     "heldout_length": "Answer length, tokens",
     "heldout_truncated": "Cut by length",
     "heldout_judge": "Independent judge",
+    "heldout_ece": "Calibration error",
 }
 
 
@@ -81,6 +82,7 @@ def _stage(stage: StageView) -> dict[str, Any]:
         "steps": stage.rows[-1]["step"] if stage.rows else 0,
         "duration": _duration(sum(_seconds(row) for row in stage.rows)),
         "tiles": tiles(stage),
+        "reward": reward.view(stage),
         "charts": first,
         "more": later,
         "pairs": shown,

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 from triptych.observe.report.series import Chart, Point, Series
@@ -29,20 +30,7 @@ def draw(chart: Chart) -> str:
     shown = _stacked(chart.series) if chart.kind == "stack" else chart.series
     x, y = _scales(chart, shown)
     marks = {"line": _lines, "band": _band, "stack": _areas}[chart.kind](shown, x, y)
-    axes = "".join(
-        [
-            *(
-                f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
-                f'<text class="tick" x="{_LEFT - 6}" y="{y(t) + 3.5:.1f}" text-anchor="end">{number(t)}</text>'
-                for t in ticks(y.low, y.high, 5)
-            ),
-            *(
-                f'<text class="tick" x="{x(t):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{number(t)}</text>'
-                for t in ticks(x.low, x.high, 6)
-                if t == int(t)
-            ),
-        ]
-    )
+    axes = _axes(x, y, steps=True)
     label = f"{chart.title}, steps {number(x.low)} to {number(x.high)}"
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{axes}{marks}'
@@ -65,6 +53,20 @@ def hover_data(chart: Chart) -> dict[str, Any]:
     }
 
 
+def bars(title: str, edges: Sequence[float], counts: Sequence[float]) -> str:
+    """A histogram as one `<svg>` element: counts between neighbouring edges; those left of zero have their own hue."""
+    x = _Scale(edges[0], edges[-1], _LEFT, WIDTH - _RIGHT)
+    y = _Scale(0.0, 1.06 * max(max(counts), 1.0), HEIGHT - _BOTTOM, _TOP)
+    marks = "".join(
+        f'<rect class="bar" style="--c:var(--c{0 if low + high >= 0 else 1})" x="{x(low) + 0.5:.1f}" '
+        f'y="{y(count):.1f}" width="{max(x(high) - x(low) - 1, 0.5):.1f}" height="{y(0) - y(count):.1f}">'
+        f"<title>{number(low)} to {number(high)}: {number(count)}</title></rect>"
+        for (low, high), count in zip(pairwise(edges), counts, strict=True)
+    )
+    axes = _axes(x, y, steps=False)
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{axes}{marks}</svg>'
+
+
 def ticks(low: float, high: float, count: int) -> list[float]:
     """Round numbers within [low, high], about `count` of them."""
     rough = (high - low) / count
@@ -84,6 +86,21 @@ def number(value: float) -> str:
     if abs(value) >= 1e4:
         return f"{value / 1000:.4g}k"
     return f"{value:.4g}"
+
+
+def _axes(x: _Scale, y: _Scale, *, steps: bool) -> str:
+    """Grid lines and numbers; `steps`: whole numbers only on the horizontal axis."""
+    rows = (
+        f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y(t):.1f}" y2="{y(t):.1f}"/>'
+        f'<text class="tick" x="{_LEFT - 6}" y="{y(t) + 3.5:.1f}" text-anchor="end">{number(t)}</text>'
+        for t in ticks(y.low, y.high, 5)
+    )
+    columns = (
+        f'<text class="tick" x="{x(t):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{number(t)}</text>'
+        for t in ticks(x.low, x.high, 6)
+        if not steps or t == int(t)
+    )
+    return "".join([*rows, *columns])
 
 
 def _scales(chart: Chart, shown: Sequence[Series]) -> tuple[_Scale, _Scale]:
