@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 Kind = Literal["sft", "pairs", "pairs_with_margin", "prompts"]
@@ -77,18 +77,21 @@ def parse_sft(record: Mapping[str, Any]) -> SftRow:
     return SftRow((*_prompt(record["prompt"], "prompt"), Message("assistant", _text(record["response"], "response"))))
 
 
+def parse_pair(record: Mapping[str, Any]) -> PairRow:
+    """From `{prompt, chosen, rejected, margin?}`; ValueError says what is wrong."""
+    _require(record, "prompt", "chosen", "rejected", instead="'answers' and 'scores'")
+    margin = record.get("margin")
+    known = None if margin is None or margin == "" else _finite(margin, "margin")
+    return _pair(_prompt(record["prompt"], "prompt"), record["chosen"], record["rejected"], known)
+
+
 def parse_pairs(record: Mapping[str, Any]) -> list[PairRow]:
-    """From `{prompt, chosen, rejected, margin?}` or `{prompt, answers, scores}`; ValueError says what is wrong.
+    """From the same, or from `{prompt, answers, scores}`; ValueError says what is wrong.
 
     Of ranked answers, every two whose scores differ are a pair: all that the ranking says (Ouyang et al. 2022,
     arXiv 2203.02155, section 3.5). Their `margin` is the difference of the scores.
     """
-    if record.get("answers"):
-        return _ranked(record)
-    _require(record, "prompt", "chosen", "rejected", instead="'answers' and 'scores'")
-    pair = _pair(_prompt(record["prompt"], "prompt"), record["chosen"], record["rejected"])
-    margin = record.get("margin")
-    return [pair if margin is None or margin == "" else replace(pair, margin=_finite(margin, "margin"))]
+    return _ranked(record) if record.get("answers") else [parse_pair(record)]
 
 
 def parse_pairs_with_margin(record: Mapping[str, Any]) -> list[PairRow]:
@@ -172,7 +175,7 @@ def _ranked(record: Mapping[str, Any]) -> list[PairRow]:
     ranked = [(_finite(score, f"scores[{i}]"), _text(answers[i], f"answers[{i}]")) for i, score in enumerate(scores)]
     ranked.sort(key=lambda item: -item[0])
     pairs = [
-        replace(_pair(prompt, better, worse), margin=high - low)
+        _pair(prompt, better, worse, high - low)
         for (high, better), (low, worse) in itertools.combinations(ranked, 2)
         if high > low
     ]
@@ -181,8 +184,8 @@ def _ranked(record: Mapping[str, Any]) -> list[PairRow]:
     return pairs
 
 
-def _pair(prompt: tuple[Message, ...], chosen: Any, rejected: Any) -> PairRow:
-    pair = PairRow(prompt, _text(chosen, "chosen"), _text(rejected, "rejected"), None)
+def _pair(prompt: tuple[Message, ...], chosen: Any, rejected: Any, margin: float | None) -> PairRow:
+    pair = PairRow(prompt, _text(chosen, "chosen"), _text(rejected, "rejected"), margin)
     if pair.chosen == pair.rejected:
         raise ValueError("chosen and rejected are the same text")
     return pair
