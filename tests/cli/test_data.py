@@ -55,6 +55,17 @@ def test_tokens_of_a_base(tiny_model_dir: Path, tmp_path: Path, kind: str, row: 
     assert lengths["min"] > 10, "the template's tokens count"
 
 
+def test_texts(tiny_model_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "A warm story.", "label": "good"}\n{"text": "Dull.", "label": 0}\n')
+    for unit, lengths, base in (("words", (1, 3), []), ("tokens", (2, 5), ["--base", str(tiny_model_dir)])):
+        result = CliRunner().invoke(app, ["data", "check", str(path), "--kind", "texts", "--json", *base])
+        report = json.loads(result.stdout)
+        assert (report["unit"], report["rows"]) == (unit, 2)
+        assert report["lengths"]["min"] >= lengths[0]
+        assert report["lengths"]["max"] >= lengths[1]
+
+
 def test_wrong_requests() -> None:
     for arguments in (["nowhere.jsonl"], ["a.jsonl", "--column", "prompt"]):
         result = CliRunner().invoke(app, ["data", "check", "--kind", "sft", *arguments])

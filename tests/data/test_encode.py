@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from triptych.data.encode import IGNORE, encode_pairs, encode_prompts, encode_sft
-from triptych.data.rows import Message, PairRow, PromptRow, SftRow
+from triptych.data.encode import IGNORE, Encoded, TextExample, encode_pairs, encode_prompts, encode_sft, encode_texts
+from triptych.data.rows import Message, PairRow, PromptRow, SftRow, TextRow
 from triptych.errors import UserError
 from triptych.models.base import load_tokenizer
 
@@ -46,7 +46,7 @@ def test_every_answer_is_learned_with_its_end_token_and_nothing_else(tokenizer: 
     )
     encoded = encode_sft([row], tokenizer, 512)
     example = encoded.items[0]
-    assert (encoded.truncated, encoded.dropped) == (0, 0)
+    assert encoded == Encoded([example])
     assert _learned(tokenizer, example.input_ids, example.labels) == ["A dull plot.<|im_end|>", "It's long.<|im_end|>"]
     assert tokenizer.decode(example.input_ids) == (
         "<|im_start|>system\nYou are a film critic.<|im_end|>\n"
@@ -76,17 +76,68 @@ def test_training_sees_what_sampling_sees(tokenizer: Any, answer: str) -> None:
     assert example.input_ids[len(prompt) :] == [*tokenizer(answer)["input_ids"], tokenizer.eos_token_id]
 
 
-def test_long_chats_are_cut_and_hopeless_ones_dropped(tokenizer: Any) -> None:
+@pytest.fixture
+def long_chats(tokenizer: Any) -> tuple[list[SftRow], int]:
+    """A short chat, one with a long answer, one whose prompt alone is too long; and a length that cuts both."""
     prompt = len(encode_prompts([PromptRow((USER,))], tokenizer, 512)[0])
     rows = [
         SftRow((USER, Message("assistant", text))) for text in ("Dull.", "A warm and funny story about a family " * 9)
     ]
     rows.append(SftRow((Message("user", "What do you think of the ending? " * 30), Message("assistant", "Dull."))))
-    encoded = encode_sft(rows, tokenizer, prompt + 20)
-    assert (len(encoded.items), encoded.truncated, encoded.dropped) == (2, 1, 1)
-    assert len(encoded.items[1].input_ids) == len(encoded.items[1].labels) == prompt + 20
-    with pytest.raises(UserError, match=f"none of 3 rows.*max_length={prompt}"):
-        encode_sft(rows, tokenizer, prompt)
+    return rows, prompt + 20
+
+
+def test_long_chats_are_truncated(tokenizer: Any, long_chats: tuple[list[SftRow], int]) -> None:
+    rows, length = long_chats
+    encoded = encode_sft(rows, tokenizer, length)
+    whole = encode_sft(rows, tokenizer, 10_000).items
+    assert [item.input_ids for item in encoded.items] == [whole[0].input_ids, whole[1].input_ids[:length]]
+    assert [item.labels for item in encoded.items] == [whole[0].labels, whole[1].labels[:length]]
+    assert encoded == Encoded(encoded.items, truncated=1, unlearnable=1)
+
+
+def test_long_chats_are_dropped(tokenizer: Any, long_chats: tuple[list[SftRow], int]) -> None:
+    rows, length = long_chats
+    encoded = encode_sft(rows, tokenizer, length, "drop")
+    assert encoded == Encoded(encode_sft(rows[:1], tokenizer, length).items, dropped=2)
+
+
+@pytest.mark.parametrize("length", [2, 7, 64])
+def test_long_chats_are_split(tokenizer: Any, long_chats: tuple[list[SftRow], int], length: int) -> None:
+    """Every token of an answer is predicted exactly once, whatever the length of the pieces."""
+    rows, _ = long_chats
+    for row in rows:
+        whole = encode_sft([row], tokenizer, 10_000).items[0]
+        encoded = encode_sft([row], tokenizer, length, "split")
+        assert all(len(item.input_ids) == len(item.labels) <= length for item in encoded.items)
+        predicted = [label for item in encoded.items for label in item.labels[1:] if label != IGNORE]
+        assert predicted == [label for label in whole.labels[1:] if label != IGNORE]
+        longer = len(whole.input_ids) > length
+        assert (encoded.split, encoded.truncated, encoded.dropped) == (int(longer), 0, 0)
+        windows = -(-(len(whole.input_ids) - 1) // (length - 1))
+        assert len(encoded.items) + encoded.unlearnable == windows
+
+
+def test_nothing_learnable_within_the_length(tokenizer: Any, long_chats: tuple[list[SftRow], int]) -> None:
+    rows, length = long_chats
+    assert encode_sft(rows, tokenizer, length - 20) == Encoded([], unlearnable=3)
+    assert encode_sft(rows, tokenizer, 1, "split").items == []
+
+
+def test_texts_end_with_the_end_token(tokenizer: Any) -> None:
+    rows = [TextRow("A warm story.", "good"), TextRow("Dull.<|im_end|>", "bad"), TextRow("A dull plot. " * 20, "bad")]
+    end = tokenizer.eos_token_id
+    encoded = encode_texts(rows, tokenizer, 12, ("bad", "good"))
+    first, second, third = encoded.items
+    assert first == TextExample([*tokenizer("A warm story.")["input_ids"], end], 1)
+    assert second == TextExample([*tokenizer("Dull.")["input_ids"], end], 0)
+    assert third == TextExample([*tokenizer("A dull plot. " * 20)["input_ids"][:11], end], 0)
+    assert encoded.truncated == 1
+    assert encode_texts(rows, tokenizer, 12, ("bad", "good"), drop=True) == Encoded([first, second], dropped=1)
+    assert encode_texts([], tokenizer, 12, ("bad", "good")).items == []
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="no end token"):
+        encode_texts(rows, tokenizer, 12, ("bad", "good"))
 
 
 def test_pairs_are_whole_chats_or_dropped(tokenizer: Any) -> None:

@@ -10,10 +10,12 @@ from triptych.data.rows import (
     PairRow,
     PromptRow,
     SftRow,
+    TextRow,
     parse_pairs,
     parse_pairs_with_margin,
     parse_prompt,
     parse_sft,
+    parse_text,
 )
 
 USER = {"role": "user", "content": "Hi"}
@@ -123,3 +125,37 @@ def test_malformed_prompts() -> None:
         parse_prompt({"messages": [USER, ASSISTANT]})
     with pytest.raises(ValueError, match="no 'prompt'"):
         parse_prompt({"question": "Hi"})
+
+
+@pytest.mark.parametrize(
+    ("labels", "value", "name"),
+    [
+        (("bad", "good"), "good", "good"),
+        (("bad", "good"), 1, "good"),
+        (("bad", "good"), "0", "bad"),
+        (("1", "0"), 1, "1"),  # a name comes before an index
+        (("1", "0"), "0", "0"),
+        (None, 7, "7"),
+    ],
+)
+def test_labels_by_name_or_index(labels: tuple[str, ...] | None, value: object, name: str) -> None:
+    assert parse_text({"text": "Dull.", "label": value}, labels) == TextRow("Dull.", name)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"text": "Dull."}, "no 'label'"),
+        ({"label": 1}, "no 'text'"),
+        ({"text": " ", "label": 1}, "text: empty"),
+        ({"text": "Dull.", "label": ""}, "label: empty"),
+        ({"text": "Dull.", "label": "so-so"}, "label: 'so-so' is none of bad, good, nor an index below 2"),
+        ({"text": "Dull.", "label": 2}, "label: '2' is none of"),
+        ({"text": "Dull.", "label": -1}, "label: '-1' is none of"),
+        ({"text": "Dull.", "label": True}, "label: bool in place of"),
+        ({"text": "Dull.", "label": 1.0}, "label: float in place of"),
+    ],
+)
+def test_malformed_texts(record: dict[str, object], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_text(record, ("bad", "good"))

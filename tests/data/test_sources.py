@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from triptych.data.rows import Message, PairRow
-from triptych.data.sources import load_rows
+from triptych.data.sources import PARSERS, Survey, load_rows, survey
 from triptych.errors import UserError
 from triptych.recipe.data import Source
 
@@ -201,3 +201,13 @@ def test_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert [row.messages[0].content for row in rows.items] == ["test 0", "test 1"]
     with pytest.raises(UserError, match="split validation"):
         load_rows(Source(path="hf://owner/name", split="validation"), "prompts")
+
+
+def test_a_survey_reads_what_load_rows_reads(tmp_path: Path) -> None:
+    source = _jsonl(tmp_path / "a.jsonl", ["no JSON", *PAIRS]).model_copy(update={"limit": 5, "max_bad_rows": 1})
+    rows = load_rows(source, "pairs")
+    found = survey(source, "pairs", PARSERS["pairs"])
+    assert found == Survey(rows=5, size=found.size, digest=rows.digest)
+    assert found.size > sum(len(row.chosen) + len(row.rejected) for row in rows.items)
+    with pytest.raises(UserError, match=r"1 of 6 rows are malformed as pairs .*\n  line 1: not JSON"):
+        survey(source.model_copy(update={"max_bad_rows": 0}), "pairs", PARSERS["pairs"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from triptych.errors import UserError
 from triptych.registry import ArtifactError, Registry
@@ -97,6 +98,41 @@ def test_a_reward_model_is_kept_and_not_served(tmp_path: Path, registry: Registr
     assert "scalar head" in str(reason(folder, "lora"))
     with pytest.raises(UserError, match="cannot be served: it has a scalar head"):
         registry.register("reward", folder, kind="reward", for_serving=True, **ABOUT)
+
+
+def _write_classifier(folder: Path, write_lora: Write, labels: object, **head: torch.Tensor) -> Path:
+    write_lora(folder)
+    save_file(head, folder / "head.safetensors")
+    (folder / "triptych.json").write_text(json.dumps({"kind": "classifier", "labels": labels}))
+    return folder
+
+
+def test_a_classifier_is_kept_and_not_served(tmp_path: Path, registry: Registry, write_lora: Write) -> None:
+    folder = _write_classifier(tmp_path / "a", write_lora, ["bad", "good"], weight=torch.randn(2, 8))
+    version = registry.register("stars", folder, kind="classifier", **ABOUT)
+    assert version.why_not == "it is a classifier: the endpoint generates text, it names no classes"
+    with pytest.raises(UserError, match="cannot be served: it is a classifier"):
+        registry.register("stars", folder, kind="classifier", for_serving=True, **ABOUT)
+
+
+@pytest.mark.parametrize(
+    ("labels", "head", "message"),
+    [
+        (["bad", "good"], {"weight": torch.randn(3, 8)}, r"holds weight \[2, d\]"),
+        (["bad", "good"], {"weight": torch.randn(2, 8), "bias": torch.zeros(2)}, "one row for each class"),
+        (["bad", "bad"], {"weight": torch.randn(2, 8)}, "each once"),
+        (None, {"weight": torch.randn(2, 8)}, "labels holds the names"),
+    ],
+)
+def test_half_a_classifier_is_refused(
+    tmp_path: Path, write_lora: Write, labels: object, head: dict[str, torch.Tensor], message: str
+) -> None:
+    folder = _write_classifier(tmp_path / "a", write_lora, labels, **head)
+    with pytest.raises(ArtifactError, match=message):
+        inspect(folder, "classifier")
+    (folder / "head.safetensors").unlink()
+    with pytest.raises(ArtifactError, match="classifier without its head"):
+        inspect(folder, "classifier")
 
 
 @pytest.mark.parametrize(

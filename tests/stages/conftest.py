@@ -1,11 +1,17 @@
 """A whole recipe small enough for a test: the tiny model, a few rows, every kind of stage."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+
+from triptych.models.base import fingerprint
+from triptych.observe.progress import Progress
+from triptych.recipe import load_recipe
+from triptych.stages.context import StageContext
 
 WORDS = ("warm", "dull", "funny", "flat", "lovely", "slow", "great", "long")
 
@@ -81,3 +87,27 @@ def recipe_file(tiny_model_dir: Path, tmp_path: Path) -> Path:
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+@pytest.fixture
+def make_context(tiny_model_dir: Path, tmp_path: Path) -> Callable[[dict[str, Any]], StageContext[Any]]:
+    """A stage `only`, given by its fields, on the tiny model in fp32; nobody hears of its progress."""
+
+    def make(stage: dict[str, Any]) -> StageContext[Any]:
+        recipe = {"name": "tiny", "model": {"base": str(tiny_model_dir), "dtype": "float32"}, "stages": {"only": stage}}
+        path = tmp_path / "only.yaml"
+        path.write_text(yaml.safe_dump(recipe))
+        loaded = load_recipe(path)
+        return StageContext(
+            recipe=loaded,
+            name="only",
+            stage=loaded.stages["only"],
+            run=str(tmp_path / "runs" / "tiny"),
+            base_dir=tiny_model_dir,
+            base_fingerprint=fingerprint(tiny_model_dir),
+            registry_url=f"sqlite:///{tmp_path}/registry.db",
+            artifacts=str(tmp_path / "artifacts"),
+            progress=Progress(None),
+        )
+
+    return make

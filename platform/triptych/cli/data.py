@@ -24,6 +24,7 @@ class RowKind(StrEnum):
     sft = "sft"
     pairs = "pairs"
     prompts = "prompts"
+    texts = "texts"
 
 
 @app.callback()
@@ -44,7 +45,7 @@ def check(
 ) -> None:
     """Count the rows, show malformed ones with their lines, and show how long the rows are.
 
-    Lengths are tokens of a whole chat (of the longer one of a pair) where --base is given, else words.
+    Lengths are tokens of a whole chat or text (of the longer chat of a pair) where --base is given, else words.
     """
     from triptych.data.sources import load_rows
     from triptych.recipe.data import Source
@@ -79,8 +80,8 @@ def _columns(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _tokens(rows: list[Any], base: str) -> list[int]:
-    from triptych.data.encode import encode_pairs, encode_prompts, encode_sft
-    from triptych.data.rows import PairRow, SftRow
+    from triptych.data.encode import encode_pairs, encode_prompts, encode_sft, encode_texts
+    from triptych.data.rows import PairRow, SftRow, TextRow
     from triptych.models.base import load_tokenizer, resolve_base
     from triptych.recipe.model import Model
 
@@ -90,12 +91,17 @@ def _tokens(rows: list[Any], base: str) -> list[int]:
     if isinstance(rows[0], PairRow):
         pairs = encode_pairs(rows, tokenizer, sys.maxsize).items
         return [max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
+    if isinstance(rows[0], TextRow):
+        labels = list({row.label for row in rows})
+        return [len(text.input_ids) for text in encode_texts(rows, tokenizer, sys.maxsize, labels).items]
     return [len(ids) for ids in encode_prompts(rows, tokenizer, sys.maxsize)]
 
 
 def _words(row: Any) -> int:
-    from triptych.data.rows import PairRow
+    from triptych.data.rows import PairRow, TextRow
 
+    if isinstance(row, TextRow):
+        return len(row.text.split())
     if isinstance(row, PairRow):
         answer = max(row.chosen, row.rejected, key=lambda text: len(text.split()))
         return sum(len(message.content.split()) for message in row.prompt) + len(answer.split())

@@ -1,7 +1,7 @@
 """Rows to batches: sources, row shapes, tokens, micro-batches. Lists until the last step, no Ray."""
 
-from triptych.data.encode import encode_pairs, encode_prompts, encode_sft
-from triptych.data.rows import Message, PairRow, PromptRow, Rows, SftRow
+from triptych.data.encode import encode_pairs, encode_prompts, encode_sft, encode_texts
+from triptych.data.rows import Message, PairRow, PromptRow, Rows, SftRow, TextRow
 from triptych.data.sources import load_rows
 
 __all__ = [
@@ -10,8 +10,10 @@ __all__ = [
     "PromptRow",
     "Rows",
     "SftRow",
+    "TextRow",
     "encode_pairs",
     "encode_prompts",
     "encode_sft",
+    "encode_texts",
     "load_rows",
 ]

@@ -8,9 +8,9 @@ exactly the tokens that sampling sees, prompt first, whatever would merge across
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from triptych.data.rows import Message, PairRow, PromptRow, SftRow
+from triptych.data.rows import Message, PairRow, PromptRow, SftRow, TextRow
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,31 +44,88 @@ class PairExample:
 
 
 @dataclass(frozen=True, slots=True)
+class TextExample:
+    """A text with its end token, and the index of its class."""
+
+    input_ids: list[int]
+    label: int
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded(Generic[T]):
     """What became of the rows."""
 
     items: list[T]
-    truncated: int
+    truncated: int = 0
     """Rows cut at the maximum length."""
-    dropped: int
-    """Rows left out: nothing to learn in them, or (pairs) longer than the maximum length."""
+    dropped: int = 0
+    """Rows left out: longer than the maximum length."""
+    split: int = 0
+    """Rows cut into several."""
+    unlearnable: int = 0
+    """Rows, and pieces of split ones, left out: nothing to learn in them."""
 
 
-def encode_sft(rows: Iterable[SftRow], tokenizer: "PreTrainedTokenizerBase", max_length: int) -> Encoded[Example]:
-    """Chats with labels on the assistant's tokens, cut at `max_length`; UserError if nothing is left to learn."""
-    items, truncated, dropped = [], 0, 0
+def encode_sft(
+    rows: Iterable[SftRow],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    overlength: Literal["truncate", "split", "drop"] = "truncate",
+) -> Encoded[Example]:
+    """Chats with labels on the assistant's tokens.
+
+    A longer one is cut on the right, left out, or split into rows that share one token, so that every token but the
+    first is still predicted, once.
+    """
+    items: list[Example] = []
+    truncated = dropped = split = unlearnable = 0
     for pieces in _tokenized([_pieces(row.messages, tokenizer) for row in rows], tokenizer):
         ids = [token for piece, _ in pieces for token in piece]
         labels = [token if learned else IGNORE for piece, learned in pieces for token in piece]
-        if all(label == IGNORE for label in labels[1:max_length]):  # the first token is predicted by nothing
+        longer = len(ids) > max_length
+        if longer and overlength == "drop":
             dropped += 1
             continue
-        truncated += len(ids) > max_length
-        items.append(Example(ids[:max_length], labels[:max_length]))
-    if not items:
-        raise UserError(f"data: none of {dropped} rows has an assistant's token within max_length={max_length}")
-    if truncated or dropped:
-        log.warning("%d chats cut at %d tokens, %d dropped with nothing to learn", truncated, max_length, dropped)
+        cut = (
+            _split(ids, labels, max_length)
+            if overlength == "split"
+            else [Example(ids[:max_length], labels[:max_length])]
+        )
+        learnable = [example for example in cut if any(label != IGNORE for label in example.labels[1:])]
+        unlearnable += len(cut) - len(learnable)
+        split += longer and overlength == "split"
+        truncated += longer and overlength == "truncate" and bool(learnable)
+        items += learnable
+    return Encoded(items, truncated, dropped, split, unlearnable)
+
+
+def encode_texts(
+    rows: Iterable[TextRow],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    labels: Sequence[str],
+    *,
+    drop: bool = False,
+) -> Encoded[TextExample]:
+    """Texts as the tokenizer writes them, each ending with the end token, where its class is read.
+
+    A longer one is left out (`drop`), or cut on the right: the end token stays.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise UserError("model.base: its tokenizer has no end token, where the class of a text could be read")
+    rows = list(rows)
+    items: list[TextExample] = []
+    truncated = dropped = 0
+    for row, ids in zip(rows, tokenizer([row.text for row in rows])["input_ids"] if rows else [], strict=True):
+        whole = ids if ids and ids[-1] == end else [*ids, end]
+        longer = len(whole) > max_length
+        if longer and drop:
+            dropped += 1
+            continue
+        truncated += longer
+        kept = [*whole[: max_length - 1], end] if longer else whole
+        items.append(TextExample(kept, labels.index(row.label)))
     return Encoded(items, truncated, dropped)
 
 
@@ -117,6 +174,13 @@ def encode_prompts(
     if not kept:
         raise UserError(f"data: none of {len(prompts)} prompts is within {max_length} tokens")
     return kept
+
+
+def _split(ids: list[int], labels: list[int], max_length: int) -> list[Example]:
+    """Windows of at most `max_length` tokens, each beginning with the last token of the one before."""
+    stride = max(max_length - 1, 1)
+    starts = range(0, max(len(ids) - 1, 1), stride)
+    return [Example(ids[start : start + max_length], labels[start : start + max_length]) for start in starts]
 
 
 def _pieces(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase") -> list[tuple[str, bool]]:

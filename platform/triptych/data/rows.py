@@ -3,11 +3,11 @@
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
-Kind = Literal["sft", "pairs", "pairs_with_margin", "prompts"]
+Kind = Literal["sft", "pairs", "pairs_with_margin", "prompts", "texts"]
 
 ROLES = ("system", "user", "assistant")
 
@@ -44,8 +44,16 @@ class PromptRow:
     messages: tuple[Message, ...]
 
 
-Row = SftRow | PairRow | PromptRow
-AnyRow = TypeVar("AnyRow", SftRow, PairRow, PromptRow)
+@dataclass(frozen=True, slots=True)
+class TextRow:
+    """A text and the name of its class."""
+
+    text: str
+    label: str
+
+
+Row = SftRow | PairRow | PromptRow | TextRow
+AnyRow = TypeVar("AnyRow", SftRow, PairRow, PromptRow, TextRow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +121,15 @@ def parse_prompt(record: Mapping[str, Any]) -> PromptRow:
     return PromptRow(_prompt(record["prompt"], "prompt"))
 
 
+def parse_text(record: Mapping[str, Any], labels: Sequence[str] | None = None) -> TextRow:
+    """From `{text, label}`; ValueError says what is wrong.
+
+    A label is the name of a class or, where no class is named so, its index in `labels`. None: any name will do.
+    """
+    _require(record, "text", "label")
+    return TextRow(_text(record["text"], "text"), _label(record["label"], labels))
+
+
 def _require(record: Mapping[str, Any], *names: str, instead: str | None = None) -> None:
     missing = [name for name in names if record.get(name) is None]
     if missing:
@@ -164,6 +181,17 @@ def _text(value: Any, name: str) -> str:
     except UnicodeEncodeError:
         raise ValueError(f"{name}: half a surrogate pair, which is no Unicode text") from None
     return value
+
+
+def _label(value: Any, labels: Sequence[str] | None) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"label: {type(value).__name__} in place of a name or an index")
+    name = _text(str(value), "label")
+    if labels is None or name in labels:
+        return name
+    if name.isdecimal() and int(name) < len(labels):
+        return labels[int(name)]
+    raise ValueError(f"label: {name!r} is none of {', '.join(labels)}, nor an index below {len(labels)}")
 
 
 def _ranked(record: Mapping[str, Any]) -> list[PairRow]:

@@ -6,8 +6,8 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
 
@@ -21,10 +21,12 @@ from triptych.data.rows import (
     Row,
     Rows,
     SftRow,
+    TextRow,
     parse_pairs,
     parse_pairs_with_margin,
     parse_prompt,
     parse_sft,
+    parse_text,
 )
 from triptych.errors import UserError
 
@@ -34,14 +36,29 @@ if TYPE_CHECKING:
 Numbered = Iterator[tuple[int, Any]]
 """Line (or row) number from 1 -> a record, or a ValueError that says why there is none."""
 
-_PARSE: dict[Kind, Callable[[dict[str, Any]], Sequence[Row]]] = {
+Parse = Callable[[dict[str, Any]], Sequence[Row]]
+"""A record -> its rows, or a ValueError that says what is wrong."""
+
+PARSERS: dict[Kind, Parse] = {
     "sft": lambda record: [parse_sft(record)],
     "pairs": parse_pairs,
     "pairs_with_margin": parse_pairs_with_margin,
     "prompts": lambda record: [parse_prompt(record)],
+    "texts": lambda record: [parse_text(record)],
 }
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)")
 _SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a source holds."""
+
+    rows: int
+    size: int
+    """Bytes of the rows as JSON."""
+    digest: str
+    """As of `Rows`."""
 
 
 @overload
@@ -50,35 +67,67 @@ def load_rows(source: "Source", kind: Literal["sft"]) -> Rows[SftRow]: ...
 def load_rows(source: "Source", kind: Literal["pairs", "pairs_with_margin"]) -> Rows[PairRow]: ...
 @overload
 def load_rows(source: "Source", kind: Literal["prompts"]) -> Rows[PromptRow]: ...
+@overload
+def load_rows(source: "Source", kind: Literal["texts"]) -> Rows[TextRow]: ...
 def load_rows(source: "Source", kind: Kind) -> Rows[Any]:
     """Reads the source's rows as `kind`. A row of the file can be several pairs; `source.limit` counts the file's.
 
     Raises UserError for a source that cannot be read, one without a usable row, and one with more malformed rows than
     `source.max_bad_rows` (the message counts them and shows the first five).
     """
-    items: list[Row] = []
     bad: list[BadRow] = []
-    digest = hashlib.sha256()
+    parts = list(iterate_rows(source, PARSERS[kind], bad))
+    _judge(source, kind, len(parts), bad)
+    items = [row for rows in parts for row in rows]
+    return Rows(items, _digest(items)[0], bad)
+
+
+def survey(source: "Source", kind: str, parse: Parse) -> Survey:
+    """Reads the source once, keeping no row. Raises as `load_rows` does; `kind` is how its message names the rows."""
+    bad: list[BadRow] = []
+    used = 0
+
+    def rows() -> Iterator[Row]:
+        nonlocal used
+        for part in iterate_rows(source, parse, bad):
+            used += 1
+            yield from part
+
+    digest, size, count = _digest(rows())
+    _judge(source, kind, used, bad)
+    return Survey(count, size, digest)
+
+
+def iterate_rows(source: "Source", parse: Parse, bad: list[BadRow]) -> Iterator[Sequence[Row]]:
+    """The rows of each usable row of the file, up to `source.limit` of the file's; malformed ones go to `bad`."""
     used = 0
     for line, record in _records(source):
         try:
             if isinstance(record, ValueError):
                 raise record
-            rows = _PARSE[kind](_renamed(record, source.columns))
+            rows = parse(_renamed(record, source.columns))
         except ValueError as error:
             bad.append(BadRow(line, str(error)))
             continue
-        for row in rows:
-            digest.update(json.dumps(asdict(row), sort_keys=True).encode() + b"\n")
-        items += rows
+        yield rows
         used += 1
         if used == source.limit:
             break
-    _judge(source, kind, used, bad)
-    return Rows(items, digest.hexdigest(), bad)
 
 
-def _judge(source: "Source", kind: Kind, good: int, bad: list[BadRow]) -> None:
+def _digest(rows: Iterable[Row]) -> tuple[str, int, int]:
+    """sha256 of the rows as JSON lines, their bytes, their number."""
+    digest = hashlib.sha256()
+    size = count = 0
+    for row in rows:
+        line = json.dumps(asdict(row), sort_keys=True).encode() + b"\n"
+        digest.update(line)
+        size += len(line)
+        count += 1
+    return digest.hexdigest(), size, count
+
+
+def _judge(source: "Source", kind: str, good: int, bad: list[BadRow]) -> None:
     shown = "".join(f"\n  line {row.line}: {row.reason}" for row in bad[:_SHOWN])
     if len(bad) > _SHOWN:
         shown += f"\n  and {len(bad) - _SHOWN} more"

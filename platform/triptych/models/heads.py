@@ -33,3 +33,18 @@ class ScalarHead(nn.Module):
         """Fold (score - mean) / std into the head."""
         self.weight.div_(std)
         self.bias.sub_(mean).div_(std)
+
+
+class ClassHead(nn.Module):
+    """A logit for each class: hidden [..., d] -> [..., classes], always in float32, without a bias.
+
+    As the head of transformers' sequence classifiers: standard deviation 0.02.
+    """
+
+    def __init__(self, hidden_size: int, classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(classes, hidden_size) * 0.02)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(hidden.to(self.weight.dtype), self.weight)

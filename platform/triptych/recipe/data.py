@@ -8,9 +8,9 @@ from triptych.recipe.base import Closed, Count
 class Source(Closed):
     """One table of rows.
 
-    Row shapes: SFT `{messages: [...]}` or `{prompt, response}`; reward `{prompt, chosen, rejected, margin?}` or
-    `{prompt, answers: [...], scores: [...]}`, of which every two answers whose scores differ are a pair; PPO `{prompt}`
-    or `{messages}`. A prompt is a string or a list of chat messages.
+    Row shapes: SFT `{messages: [...]}` or `{prompt, response}`; classification `{text, label}`; reward
+    `{prompt, chosen, rejected, margin?}` or `{prompt, answers: [...], scores: [...]}`, of which every two answers whose
+    scores differ are a pair; PPO `{prompt}` or `{messages}`. A prompt is a string or a list of chat messages.
     """
 
     path: str = Field(min_length=1)

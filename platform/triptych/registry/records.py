@@ -18,7 +18,7 @@ class AdapterVersion:
     name: str
     version: int
     kind: str
-    """`lora`, or `reward` for a reward model (an adapter with a scalar head)."""
+    """`lora`, `reward` for a reward model (an adapter with a scalar head), or `classifier` (with a head of classes)."""
     base: str
     base_fingerprint: str
     """Identifies the base model's weights: an adapter fits no other."""

@@ -67,8 +67,12 @@ def inspect(folder: Path, kind: str, max_rank: int = MAX_RANK) -> str | None:
     shapes = _checked_shapes(folder)
     if kind == "reward":
         _check_head(folder, shapes)
+    if kind == "classifier":
+        _check_class_head(folder, shapes)
     is_lora = config.get("peft_type") == "LORA"
     stray = _check_pairs(config, shapes[_WEIGHTS]) if is_lora else []
+    if kind == "classifier":
+        return "it is a classifier: the endpoint generates text, it names no classes"
     if kind != "lora" or _HEAD in shapes:
         return (
             "it has a scalar head: the endpoint generates text, it gives no scores"
@@ -155,6 +159,18 @@ def _check_head(folder: Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]
         _finite(normalization.get("mean")) and _finite(normalization.get("std")) and normalization["std"] > 0
     ):
         raise ArtifactError(f"triptych.json: normalization needs a mean and a std above 0, not {normalization}")
+
+
+def _check_class_head(folder: Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> None:
+    head = shapes.get(_HEAD)
+    if head is None:
+        raise ArtifactError(f"{_HEAD} is missing: a classifier without its head names no classes")
+    labels = _read_json(folder / "triptych.json").get("labels")
+    if not isinstance(labels, list) or len({label for label in labels if isinstance(label, str)}) != len(labels):
+        raise ArtifactError(f"triptych.json: labels holds the names of the classes, each once, not {labels}")
+    weight = head.get("weight", ())
+    if set(head) != {"weight"} or len(weight) != 2 or weight[0] != len(labels):
+        raise ArtifactError(f"{_HEAD} holds weight [{len(labels)}, d], one row for each class, not {dict(head)}")
 
 
 def _finite(value: object) -> bool:

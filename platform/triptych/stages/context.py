@@ -10,11 +10,11 @@ from triptych import __version__, storage
 from triptych.errors import UserError
 from triptych.models.adapter import Adapter, load_adapter
 from triptych.observe.progress import Progress
-from triptych.recipe import PpoStage, Recipe, Reward, Sft
+from triptych.recipe import Classification, PpoStage, Recipe, Reward, Sft
 from triptych.registry import AdapterVersion, Registry
 from triptych.stages.table import Table, write_table
 
-StageT = TypeVar("StageT", Sft, Reward, PpoStage)
+StageT = TypeVar("StageT", Sft, Classification, Reward, PpoStage)
 
 _WITHOUT_EFFECT = {"workers", "checkpoint_every", "needs", "register_as", "max_bad_rows"}
 """Fields that change how a stage runs, not what comes out."""
@@ -62,7 +62,15 @@ class StageContext(Generic[StageT]):
 
 
 def begin(ctx: StageContext[Any], tables: Mapping[str, Table], parents: Mapping[str, str]) -> dict[str, Any]:
-    """Write down what the stage is made from (its fields, the digests of its rows and of its parents), and its tables.
+    """`remember`, and write the stage's tables."""
+    inputs = remember(ctx, {split: table.digest for split, table in tables.items()}, parents)
+    for split, table in tables.items():
+        write_table(storage.join(ctx.folder, "data", split), table)
+    return inputs
+
+
+def remember(ctx: StageContext[Any], digests: Mapping[str, str], parents: Mapping[str, str]) -> dict[str, Any]:
+    """Write down what the stage is made from: its fields, the digests of its rows (by split) and of its parents.
 
     Raises:
         UserError: its folder was begun from something else; the differing fields are named.
@@ -73,16 +81,14 @@ def begin(ctx: StageContext[Any], tables: Mapping[str, Table], parents: Mapping[
         "model": ctx.recipe.model.model_dump(mode="json"),
         "base": ctx.base_fingerprint,
         "seed": ctx.recipe.seed,
-        "data": {split: table.digest for split, table in tables.items()},
+        "data": dict(digests),
         "parents": dict(parents),
     }
-    _remember(storage.join(ctx.folder, "state.json"), inputs)
-    for split, table in tables.items():
-        write_table(storage.join(ctx.folder, "data", split), table)
+    _write_or_compare(storage.join(ctx.folder, "state.json"), inputs)
     return inputs
 
 
-def _remember(url: str, inputs: dict[str, Any]) -> None:
+def _write_or_compare(url: str, inputs: dict[str, Any]) -> None:
     """Write the inputs, or compare them with those that are there."""
     if not storage.exists(url):
         storage.write_bytes(url, json.dumps(inputs, indent=2).encode())
@@ -104,14 +110,19 @@ def measured(ctx: StageContext[Any]) -> dict[str, float]:
 
 
 def finish(
-    ctx: StageContext[Any], inputs: Mapping[str, Any], kind: str, metrics: Mapping[str, float]
+    ctx: StageContext[Any],
+    inputs: Mapping[str, Any],
+    kind: str,
+    metrics: Mapping[str, float],
+    data: Mapping[str, Mapping[str, int]] | None = None,
 ) -> AdapterVersion:
-    """Register the stage's artifact, once, and write its summary."""
+    """Register the stage's artifact, once, and write its summary; `data`: what became of the rows, by split."""
     registry = ctx.registry()
     digest = storage.verify(ctx.artifact).digest
     known = [version for version in _versions(registry, ctx.adapter_name) if version.sha256 == digest]
     version = known[0] if known else _register(ctx, registry, inputs, kind, metrics)
     summary = {"kind": ctx.stage.kind, "metrics": dict(metrics), "registered": version.ref, "sha256": version.sha256}
+    summary |= {"data": {split: dict(counts) for split, counts in data.items()}} if data else {}
     storage.write_bytes(storage.join(ctx.folder, "summary.json"), json.dumps(summary, indent=2).encode())
     return version
 

@@ -15,10 +15,15 @@ from triptych.observe.progress import Progress
 from triptych.plan import Machine, cluster, place, requests
 from triptych.plan.placement import pack
 from triptych.recipe import Recipe, dump_recipe, ready, stage_order
-from triptych.stages import ppo, reward, sft
+from triptych.stages import classification, ppo, reward, sft
 from triptych.stages.context import StageContext, summary
 
-RUNNERS: dict[str, Callable[[StageContext[Any]], Any]] = {"sft": sft.run, "reward": reward.run, "ppo": ppo.run}
+RUNNERS: dict[str, Callable[[StageContext[Any]], Any]] = {
+    "sft": sft.run,
+    "classification": classification.run,
+    "reward": reward.run,
+    "ppo": ppo.run,
+}
 
 
 @dataclass(frozen=True)

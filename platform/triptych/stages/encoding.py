@@ -1,0 +1,200 @@
+"""Sources to tables of tokens, block by block: nothing but the table grows with the source.
+
+A small source is encoded here, a large one by Ray Data's tasks. Either way a table holds the same rows in the same
+order.
+"""
+
+import functools
+import json
+import logging
+import pickle
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from numpy.typing import NDArray
+from ray.data.block import BlockMetadata
+from transformers import PreTrainedTokenizerBase
+
+from triptych import storage
+from triptych.data.encode import Encoded
+from triptych.data.rows import BadRow, Row
+from triptych.data.sources import Parse, Survey, iterate_rows
+from triptych.errors import UserError
+from triptych.models.base import load_tokenizer
+from triptych.recipe import Source, Workers
+from triptych.stages.context import StageContext
+from triptych.stages.loop import Rows
+from triptych.stages.models import tokenizer_of
+from triptych.stages.table import Lazy, StoredTable, write_blocks
+from triptych.train.batch import Batch
+
+TOKENS = pa.list_(pa.int32())
+
+_BLOCK_ROWS = 512
+_LARGE = 64 * 2**20
+"""Bytes of rows above which Ray Data encodes them: a minute's work for one process."""
+_REPORTED = ("truncated", "split", "dropped", "unlearnable")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """How the rows of a stage become tokens, and those a batch. Picklable: Ray's tasks and workers get the same."""
+
+    kind: str
+    """What a message calls the rows."""
+    parse: Parse
+    encode: Callable[[Sequence[Any], PreTrainedTokenizerBase], Encoded[Any]]
+    schema: pa.Schema
+    """Columns of the table: attributes of what `encode` gives."""
+    sequences: tuple[str, ...]
+    """The columns that hold the tokens of a row."""
+    length: Callable[[StoredTable], NDArray[np.int64]]
+    """What each row takes of `micro_tokens`."""
+    batch: Callable[[list[dict[str, Any]], int], Batch]
+    """Rows of the table, and the padding token -> a micro-batch."""
+
+    def rows(self, url: str, pad: int) -> Rows:
+        """A committed table as what the loop iterates."""
+        table = StoredTable(url)
+        return Rows(
+            Lazy(len(table), lambda row: [table.cell(name, row) for name in self.sequences]),
+            lambda rows: self.batch([{c: table.cell(c, row) for c in self.schema.names} for row in rows], pad),
+        )
+
+
+def encode(ctx: StageContext[Any], split: str, survey: Survey, examples: Examples) -> dict[str, int]:
+    """Commit the split's table, unless it is there; the number of its rows, and what became of the source's.
+
+    Raises:
+        UserError: nothing is left to learn from.
+    """
+    source: Source = ctx.stage.data.splits()[split]
+    url = storage.join(ctx.folder, "data", split)
+    counts_url = storage.join(ctx.folder, "data", f"{split}.json")
+    if storage.read_manifest(url) is None:
+        large = survey.size > _LARGE
+        encoded = _in_tasks(ctx, source, examples) if large else _here(ctx, source, examples)
+        write_blocks(url, _counted(ctx, split, encoded, counts_url))
+    counts: dict[str, int] = json.loads(storage.read_bytes(counts_url))
+    return counts
+
+
+def _counted(
+    ctx: StageContext[Any], split: str, encoded: Iterable[tuple[pa.Table, Mapping[str, int]]], counts_url: str
+) -> Iterator[pa.Table]:
+    """The tables; their summed counts are written and checked when the last one is through."""
+    counts: Counter[str] = Counter()
+    for table, found in encoded:
+        counts.update(found)
+        yield table
+    found_text = ", ".join(f"{counts[name]} {name}" for name in _REPORTED)
+    batch = ctx.stage.train.batch
+    if not counts["rows"]:
+        raise UserError(
+            f"stages.{ctx.name}.data.{split}: no row is left to learn from ({found_text}) within "
+            f"train.batch.max_length={batch.max_length} with overlength={batch.overlength}; raise max_length"
+        )
+    if any(counts[name] for name in _REPORTED):
+        log.warning("stage %s, %s: %d rows; %s", ctx.name, split, counts["rows"], found_text)
+    storage.write_bytes(counts_url, json.dumps(counts).encode())
+
+
+def _here(ctx: StageContext[Any], source: Source, examples: Examples) -> Iterator[tuple[pa.Table, Mapping[str, int]]]:
+    tokenizer = tokenizer_of(ctx)
+    for rows in _blocks(source, examples.parse):
+        yield _encoded(rows, examples, tokenizer)
+
+
+def _blocks(source: Source, parse: Parse) -> Iterator[list[Row]]:
+    """The source's rows, some hundreds at a time. Malformed ones were judged before and are skipped."""
+    bad: list[BadRow] = []
+    block: list[Row] = []
+    for rows in iterate_rows(source, parse, bad):
+        block += rows
+        bad.clear()
+        if len(block) >= _BLOCK_ROWS:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+def _encoded(
+    rows: Sequence[Row], examples: Examples, tokenizer: PreTrainedTokenizerBase
+) -> tuple[pa.Table, Mapping[str, int]]:
+    found = examples.encode(rows, tokenizer)
+    columns = {name: [getattr(item, name) for item in found.items] for name in examples.schema.names}
+    counts = {"rows": len(found.items)} | {name: getattr(found, name) for name in _REPORTED}
+    return pa.table(columns, examples.schema), counts
+
+
+class _RowBlocks(ray.data.Datasource):
+    """Ray Data's view of a source: one task reads it from end to end, and others have each block as it comes."""
+
+    def __init__(self, source: Source, parse: Parse) -> None:
+        super().__init__()
+        self._read = functools.partial(_pickled_blocks, source, parse)
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(self, *_: Any, **__: Any) -> list[ray.data.ReadTask]:
+        return [ray.data.ReadTask(self._read, BlockMetadata(None, None, None, None))]
+
+
+def _pickled_blocks(source: Source, parse: Parse) -> Iterator[pa.Table]:
+    for rows in _blocks(source, parse):
+        yield pa.table({"rows": [pickle.dumps(rows)]})
+
+
+def _in_tasks(
+    ctx: StageContext[Any], source: Source, examples: Examples
+) -> Iterator[tuple[pa.Table, Mapping[str, int]]]:
+    """As `_here`, by tasks on the CPUs that are the stage's own: its workers do not need them yet."""
+    workers: Workers = ctx.stage.train.workers
+    local = source.model_copy(update={"path": storage.absolute(source.path)})  # tasks have another working directory
+    blocks = ray.data.read_datasource(
+        _RowBlocks(local, examples.parse),
+        num_cpus=0,  # a reader that held the stage's only CPU would wait for its own readers for ever
+        label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},  # where the file is
+    )
+    blocks.context.enable_progress_bars = False
+    blocks.context.target_max_block_size = 1  # bytes: each block is a task's
+    blocks.context.execution_options.preserve_order = True
+    blocks.context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=workers.count * workers.cpus)
+    encoded = blocks.map_batches(
+        _encoded_pickles,
+        fn_kwargs={
+            "examples": examples,
+            "base_dir": ctx.base_dir,
+            "trust_remote_code": ctx.recipe.model.trust_remote_code,
+        },
+        batch_size=1,
+        num_cpus=min(1.0, workers.cpus),
+    )
+    for block in encoded.iter_rows():
+        yield pa.ipc.open_stream(block["table"]).read_all(), json.loads(block["counts"])
+
+
+def _encoded_pickles(
+    batch: dict[str, NDArray[Any]], *, examples: Examples, base_dir: Any, trust_remote_code: bool
+) -> dict[str, list[Any]]:
+    """One block's rows, pickled by our own reader -> its table as Arrow bytes, its counts as JSON."""
+    rows = pickle.loads(batch["rows"][0])  # noqa: S301
+    table, counts = _encoded(rows, examples, _tokenizer(base_dir, trust_remote_code=trust_remote_code))
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return {"table": [sink.getvalue().to_pybytes()], "counts": [json.dumps(counts)]}
+
+
+_tokenizer = functools.lru_cache(maxsize=1)(load_tokenizer)
+"""Loaded once in each of Ray's processes."""

@@ -1,0 +1,120 @@
+"""What the stages that learn from rows share, from the sources to the registered artifact."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from triptych import storage
+from triptych.data.sources import survey
+from triptych.errors import UserError
+from triptych.methods import method_config
+from triptych.models.adapter import Adapter, save_adapter
+from triptych.models.heads import ClassHead, ScalarHead
+from triptych.recipe import Full, Method
+from triptych.stages.context import StageContext, remember
+from triptych.stages.encoding import Examples, encode
+from triptych.stages.loop import Rows, evaluate, fit, total_steps
+from triptych.stages.models import tokenizer_of
+from triptych.stages.table import StoredTable
+from triptych.train.learner import Learner, Objective
+from triptych.train.on_ray import launch
+from triptych.train.roles import RoleModel
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a stage starts from."""
+
+    inputs: dict[str, Any]
+    data: dict[str, dict[str, int]]
+    """By split: `rows` of the table, and how many of the source's were truncated, split, dropped, unlearnable."""
+
+
+def prepare(ctx: StageContext[Any], examples: Examples) -> Prepared:
+    """The stage's sources as committed tables.
+
+    Raises:
+        UserError: a source is refused, the stage's folder was begun from something else, nothing is left to learn
+            from, or a micro-batch has no room for the longest row.
+    """
+    splits = ctx.stage.data.splits()
+    surveys = {split: survey(source, examples.kind, examples.parse) for split, source in splits.items()}
+    inputs = remember(ctx, {split: found.digest for split, found in surveys.items()}, {})
+    data = {split: encode(ctx, split, found, examples) for split, found in surveys.items()}
+    for split in splits:
+        lengths = examples.length(StoredTable(storage.join(ctx.folder, "data", split)))
+        check_budget(ctx, split, int(lengths.max()))
+    return Prepared(inputs, data)
+
+
+def check_budget(ctx: StageContext[Any], split: str, longest: int) -> None:
+    """UserError where a micro-batch has no room for a row of `longest` tokens."""
+    budget = ctx.stage.train.batch.micro_tokens
+    if longest > budget:
+        raise UserError(
+            f"stages.{ctx.name}.train.batch.micro_tokens: {budget} has no room for the longest row of data.{split}, "
+            f"{longest} tokens; allowed: {longest} or more, or lower train.batch.max_length"
+        )
+
+
+def train(ctx: StageContext[Any], worker: Callable[[dict[str, Any]], None]) -> None:
+    """Run `worker({"ctx": ctx})` on the stage's Ray Train group, unless the artifact is there."""
+    if storage.read_manifest(ctx.artifact) is None:
+        launch(ctx.name, worker, {"ctx": ctx}, ctx.stage.train.workers, storage.join(ctx.folder, "ray"))
+
+
+def open_rows(ctx: StageContext[Any], examples: Examples) -> dict[str, Rows]:
+    """The prepared tables, by split. On a worker."""
+    pad = tokenizer_of(ctx).pad_token_id
+    return {split: examples.rows(storage.join(ctx.folder, "data", split), pad) for split in ctx.stage.data.splits()}
+
+
+def add_role(model: RoleModel, role: str, method: Method, head: ScalarHead | ClassHead | None = None) -> None:
+    """A role that trains by `method`, and its head."""
+    if isinstance(method, Full):
+        model.add_full(role, head=head)
+    else:
+        model.add(role, method_config(method), trainable=True, head=head)
+
+
+def learner_for(ctx: StageContext[Any], model: RoleModel, roles: Sequence[str], rows: Mapping[str, Rows]) -> Learner:
+    """A learner of these roles, alike for all, over the whole stage."""
+    training = ctx.stage.train
+    steps = total_steps(ctx.stage, len(rows["train"].sequences))
+    return Learner(
+        model,
+        dict.fromkeys(roles, training.optimizer),
+        dict.fromkeys(roles, steps),
+        dropout=True,
+        strategy=training.workers.strategy,
+        offload=training.workers.offload,
+        max_bad_steps=training.max_bad_steps,
+    )
+
+
+def fit_and_evaluate(
+    ctx: StageContext[Any], learner: Learner, objective: Objective, rows: Mapping[str, Rows]
+) -> dict[str, float]:
+    """Train to the end; the metrics on held-out rows, none where there are none."""
+    heldout = rows.get("heldout")
+    fit(ctx, learner, objective, rows["train"], heldout)
+    return evaluate(ctx, learner, objective, heldout) if heldout else {}
+
+
+def save(
+    ctx: StageContext[Any],
+    learner: Learner,
+    role: str,
+    kind: str,
+    metrics: Mapping[str, float],
+    labels: Sequence[str] = (),
+) -> None:
+    """Commit the role as the stage's artifact, and the metrics with it. Every rank calls it; rank 0 writes."""
+    weights = learner.weights(role)
+    if learner.group.rank == 0:
+        head = {name.removeprefix("head."): weights.pop(name) for name in list(weights) if name.startswith("head.")}
+        adapter = Adapter(method_config(ctx.stage.method), weights, kind, head or None, labels=tuple(labels))
+        with storage.committed(ctx.artifact) as folder:
+            save_adapter(folder, adapter, ctx.about())
+            (folder / "metrics.json").write_text(json.dumps(dict(metrics)))
