@@ -1,11 +1,11 @@
-"""Starting, joining and leaving Ray; refusing what cannot be placed."""
+"""Starting, joining and leaving Ray."""
 
 import os
 
 import pytest
 import ray
 
-from triptych.cluster.ray import Bundle, connect, require
+from triptych.cluster.ray import connect
 from triptych.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -40,15 +40,3 @@ def test_an_address_where_nothing_answers_is_a_wrong_request(monkeypatch: pytest
     with pytest.raises(UserError, match=r"RAY_ADDRESS=127\.0\.0\.1:1"), connect():
         pass
     assert not ray.is_initialized()
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_require_names_what_is_missing() -> None:
-    fits = [Bundle("learner", 1, 1.0), Bundle("rollout engine", 2, 0.5)]
-    require(fits)
-    with pytest.raises(
-        UserError, match=r"2\.1 CPUs are needed \(learner: 1 x 1 CPU; rollout.*\), but the cluster has 2"
-    ):
-        require([*fits, Bundle("serve", 1, 0.1)])
-    with pytest.raises(UserError, match=r"1 GPUs are needed \(learner: 1 x 0 CPU \+ 1 GPU\), but the cluster has 0"):
-        require([Bundle("learner", 1, 0.0, gpus=1.0), Bundle("rollout engine", 1, 1.0)])

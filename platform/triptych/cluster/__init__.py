@@ -1,1 +1,1 @@
-"""Start or join Ray, check that what is asked can be placed, and look at the machine (`doctor`)."""
+"""Start or join Ray, and look at the machine (`doctor`)."""

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from triptych.errors import UserError
 from triptych.models.base import BUILT_IN, fingerprint, resolve_base
+from triptych.plan import Machine, Request
+from triptych.plan.placement import pack
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import Registry
 from triptych.serve.loader import misfit
@@ -36,6 +38,17 @@ def check_port(host: str, port: int) -> None:
         except OSError as error:
             why = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror}"
             raise UserError(f"port: {host}:{port} {why}; choose another with --port") from error
+
+
+def check_room(config: ServeConfig, machine: Machine) -> None:
+    """UserError unless the machine, were nothing else on it, has room for all replicas."""
+    engine = config.engine
+    replicas = Request("serve", "replica", config.replicas, engine.cpus, engine.gpus, "replicas")
+    if pack([replicas], machine) is None:
+        raise UserError(
+            f"replicas: {config.replicas} of {engine.cpus:g} CPUs and {engine.gpus} GPUs each do not fit {machine}; "
+            "lower replicas, engine.cpus or engine.gpus"
+        )
 
 
 def _absolute(config: ServeConfig, registry: Registry) -> ServeConfig:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from triptych.errors import RunError
+from triptych.plan import cluster
 from triptych.recipe.serve import ServeConfig
-from triptych.serve.preflight import check, check_port
+from triptych.serve.preflight import check, check_port, check_room
 
 APP = "triptych"
 START_TIMEOUT_S = 900.0
@@ -28,14 +29,13 @@ def start(config: ServeConfig, progress: Callable[[str], None] = lambda _: None)
     checked, base = check(config)
     progress("importing vLLM")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    import ray
     from ray import serve
     from ray.serve.config import HTTPOptions
 
-    from triptych.cluster.ray import Bundle, require
     from triptych.serve.app import application
 
-    engine = checked.engine
-    require([Bundle("serve replicas", checked.replicas, engine.cpus, engine.gpus)])
+    check_room(checked, cluster(ray.nodes()))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     target = serve.RunTarget(application(checked, base), name=APP, route_prefix="/")
     serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=config.host, port=config.port))
