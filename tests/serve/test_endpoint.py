@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from triptych.models.base import load_tokenizer, resolve_base
+from triptych.models.base import fingerprint, load_tokenizer, resolve_base
 from triptych.observe.metrics import (
     GATEWAY_COMPLETION_TOKENS,
     GATEWAY_ERRORS,
@@ -39,6 +39,7 @@ PROMPTS = [f"Write one sentence about {thing}." for thing in (
 
 @dataclass(frozen=True)
 class Endpoint:
+    config: ServeConfig
     url: str
     key: str
     registry: Registry
@@ -89,7 +90,7 @@ def endpoint(
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         with run.serving(config) as served:
-            yield Endpoint(served, registry.create_key("tests"), registry, base, folders)
+            yield Endpoint(config, served, registry.create_key("tests"), registry, base, folders)
     finally:
         ray.shutdown()
 
@@ -234,8 +235,14 @@ def test_a_revoked_key(endpoint: Endpoint) -> None:
 def test_headers_of_ray_choose_nothing(endpoint: Endpoint) -> None:
     headers = {"Authorization": f"Bearer {endpoint.key}", "serve_multiplexed_model_id": "harsh@1", "x-ray-job": "1"}
     body = {"model": "kind@1", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
-    answers = [httpx.post(f"{endpoint.url}/chat/completions", headers=headers, json=body).json() for _ in range(3)]
+    with httpx.Client(base_url=endpoint.url, headers=headers, timeout=60) as client:
+        answers = [client.post("chat/completions", json=body).json() for _ in range(3)]
     assert [answer["model"] for answer in answers] == ["kind@1"] * 3
+    from triptych.serve.app import application
+    from triptych.serve.router import GatewayRouter
+
+    gateway = application(endpoint.config, fingerprint(endpoint.base))._bound_deployment
+    assert gateway._deployment_config.request_router_config.get_request_router_class() is GatewayRouter
 
 
 def test_a_port_in_use(endpoint: Endpoint) -> None:
