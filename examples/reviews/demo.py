@@ -67,10 +67,14 @@ def main() -> None:
 def command(*words: str, capture: bool = False) -> str:
     """Run one command; its output is shown, or returned."""
     console.rule(" ".join(Path(word).name if word == sys.executable else word for word in words), align="left")
-    done = subprocess.run(_found(words), check=False, text=True, stdout=subprocess.PIPE if capture else None)
-    if done.returncode:
-        sys.exit(done.returncode)
-    return done.stdout or ""
+    with subprocess.Popen(_found(words), text=True, stdout=subprocess.PIPE if capture else None) as process:
+        try:
+            output, _ = process.communicate()
+        except KeyboardInterrupt:  # the command got it too, and says how to go on
+            sys.exit(process.wait())
+    if process.returncode:
+        sys.exit(process.returncode)
+    return output or ""
 
 
 @contextmanager

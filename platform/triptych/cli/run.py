@@ -21,19 +21,20 @@ def run(
     from rich.console import Console
     from rich.table import Table
 
-    from triptych.cluster.ray import connect
+    from triptych.cluster.ray import connect, leave
     from triptych.observe.progress import ProgressDisplay
     from triptych.recipe import load_recipe
     from triptych.stages.run import run_folder, run_recipe
 
     loaded = load_recipe(recipe, overrides or [])
-    try:
-        # Ray and libraries print to stdout, which is the results'.
-        with redirect_stdout(sys.stderr), connect(cpus, metrics_port), ProgressDisplay() as display:
-            summaries = run_recipe(loaded, display.handle, stage)
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
-        raise
+    # Ray and libraries print to stdout, which is the results'.
+    with redirect_stdout(sys.stderr), connect(cpus, metrics_port):
+        try:
+            with ProgressDisplay() as display:
+                summaries = run_recipe(loaded, display.handle, stage)
+        except KeyboardInterrupt:
+            typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
+            leave(130)
     if as_json:
         typer.echo(json.dumps(summaries, indent=2))
         return

@@ -1,31 +1,17 @@
-"""Start or join Ray, and refuse what its cluster can never place."""
+"""Start or join Ray."""
 
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
 import ray
 from ray.exceptions import RayError
 
 from triptych.errors import RunError, UserError
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """`count` equal groups of resources that must each lie on one node, such as the engines of a rollout pool."""
-
-    what: str
-    count: int
-    cpus: float
-    gpus: float = 0.0
-
-    def __str__(self) -> str:
-        parts = [f"{self.cpus:g} CPU"] + [f"{self.gpus:g} GPU"] * (self.gpus > 0)
-        return f"{self.what}: {self.count} x {' + '.join(parts)}"
 
 
 @contextmanager
@@ -61,27 +47,20 @@ def connect(cpus: int | None = None, metrics_port: int | None = None) -> Iterato
         ray.shutdown()
 
 
+def leave(code: int) -> NoReturn:
+    """End this process at once with that exit code, and with it its connection, or the cluster that it started.
+
+    For a process with threads that wait inside Ray: nothing wakes them, and one that is there while Ray shuts down ends
+    the process with exit code 1. The kernel stops the processes of a cluster started here when their parent is gone.
+    """
+    with suppress(OSError):  # nobody may be reading any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
 def _reach(address: str) -> None:
     """Raise OSError where no process listens at `host:port`; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if host and port.isdigit():
         socket.create_connection((host, int(port)), timeout=10).close()
-
-
-def require(bundles: Sequence[Bundle]) -> None:
-    """Raise UserError where the connected cluster, even if idle, cannot hold all the bundles at once.
-
-    Compares sums with the cluster's totals and each bundle with the largest node. Whether the nodes can be packed is
-    left to Ray; who waits for a placement gives up after a time.
-    """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    for resource, asked in (("CPU", "cpus"), ("GPU", "gpus")):
-        total = sum(node.get(resource, 0.0) for node in nodes)
-        largest = max((node.get(resource, 0.0) for node in nodes), default=0.0)
-        wanted = sum(bundle.count * getattr(bundle, asked) for bundle in bundles)
-        listed = "; ".join(str(bundle) for bundle in bundles if getattr(bundle, asked) > 0)
-        if wanted > total + 1e-6:
-            raise UserError(f"{wanted:g} {resource}s are needed ({listed}), but the cluster has {total:g}")
-        for bundle in bundles:
-            if getattr(bundle, asked) > largest + 1e-6:
-                raise UserError(f"no node has enough {resource}s for {bundle}; the largest has {largest:g}")

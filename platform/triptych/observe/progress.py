@@ -14,6 +14,8 @@ from rich.progress import Progress as Bars
 REFRESH_S = 0.5
 LINE_EVERY_S = 10.0
 """Without a terminal, a stage's line is printed at most this often."""
+ANSWER_WITHIN_S = 5.0
+"""A board that does not answer by then is asked again later."""
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Progress:
         self._actor.update.remote(stage, step, total, metrics)
 
     def snapshot(self) -> dict[str, StageState]:
-        states: dict[str, StageState] = ray.get(self._actor.snapshot.remote(), timeout=10)
+        states: dict[str, StageState] = ray.get(self._actor.snapshot.remote(), timeout=ANSWER_WITHIN_S)
         return states
 
 
@@ -83,7 +85,7 @@ class ProgressDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.set()
-        self._thread.join(timeout=5)
+        self._thread.join()  # whoever is inside Ray when it shuts down ends the process
 
     def _show(self) -> None:
         console = Console(stderr=True)
