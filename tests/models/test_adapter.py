@@ -1,11 +1,12 @@
 """Adapter folders: peft reads them without us, and a reward model is whole or refused."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
 from triptych.errors import UserError
@@ -17,7 +18,7 @@ from triptych.recipe import Lora
 from triptych.stages.ppo_run import CRITIC, POLICY, REFERENCE, REWARD, add_roles
 from triptych.train.batch import sample_batch
 from triptych.train.roles import BASE, RoleModel
-from triptych.train.tasks import response_logprobs, response_values, sequence_scores
+from triptych.train.tasks import mean_scores, response_logprobs, response_values, sequence_scores
 
 ABOUT = {"base": "tiny", "base_fingerprint": "f", "recipe": "r"}
 
@@ -103,6 +104,73 @@ def test_a_reward_model_without_head_or_normalization_is_refused(tmp_path: Path,
         (tmp_path / missing).unlink()
     with pytest.raises(UserError, match="reward model without its head"):
         load_adapter(tmp_path, "reward")
+
+
+@pytest.fixture
+def ensemble(tiny_model_dir: Path, reward: Adapter) -> Adapter:
+    """Three members."""
+    model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
+    model.add("any", reward.config, trainable=False)
+    others = []
+    for seed in (2, 3):
+        weights = random_adapter(model, "any", seed)
+        head = {"weight": torch.randn(1, model.hidden_size), "bias": torch.randn(1)}
+        others.append(replace(reward, weights=weights, head=head))
+    return replace(reward, others=tuple(others))
+
+
+def test_an_ensemble_is_one_folder_and_peft_reads_each_member(
+    tiny_model_dir: Path, tmp_path: Path, ensemble: Adapter
+) -> None:
+    save_adapter(tmp_path, ensemble, ABOUT)
+    assert json.loads((tmp_path / "triptych.json").read_text())["members"] == 3
+    loaded = load_adapter(tmp_path, "reward")
+    for folder, kept, saved in zip(
+        (tmp_path, tmp_path / "member-1", tmp_path / "member-2"),
+        (loaded, *loaded.others),
+        (ensemble, *ensemble.others),
+        strict=True,
+    ):
+        assert kept.normalization == Normalization(2.0, 4.0)
+        assert saved.head is not None
+        assert kept.head is not None
+        assert torch.equal(kept.head["weight"], saved.head["weight"])
+        plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), str(folder))
+        state = get_peft_model_state_dict(plain, save_embedding_layers=False)
+        assert state.keys() == saved.weights.keys()
+        assert all(torch.equal(state[name], tensor) for name, tensor in saved.weights.items())
+
+    (tmp_path / "member-2" / "triptych.json").unlink()
+    with pytest.raises(UserError, match="member-2: not an adapter"):
+        load_adapter(tmp_path, "reward")
+
+
+def test_ppo_scores_by_the_mean_of_the_members_and_starts_the_critic_from_the_first(
+    tiny_model_dir: Path, ensemble: Adapter
+) -> None:
+    model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
+    model.add("sft", ensemble.config, trainable=False)
+    policy = Adapter(ensemble.config, random_adapter(model, "sft", 0), "lora")
+    model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
+    roles = add_roles(model, policy, ensemble)
+    assert roles == ("reward", "reward-1", "reward-2")
+    assert [role for role, trains in model.trainable.items() if trains] == [POLICY, CRITIC]
+
+    batch = sample_batch([[5, 6, 7], [8, 9]], [[10, 11], [12, 13, 14]], pad=0)
+    raw = []
+    for member in (ensemble, *ensemble.others):
+        alone = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
+        alone.add("one", member.config, trainable=False, weights=member.weights, head=member.scalar_head())
+        with torch.no_grad(), alone.use("one"):
+            raw.append(sequence_scores(alone, batch))
+    with torch.no_grad():
+        with model.use(REWARD):
+            mean = mean_scores(model, batch, roles)
+        with model.use(CRITIC):
+            critic = sequence_scores(model, batch)
+    assert (raw[0] - raw[1]).abs().min() > 1e-2
+    assert torch.allclose(mean, (torch.stack(raw).mean(dim=0) - 2.0) / 4.0, atol=1e-5)
+    assert torch.allclose(critic, (raw[0] - 2.0) / 4.0, atol=1e-5)
 
 
 def test_another_kind_is_refused(tmp_path: Path, reward: Adapter) -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from triptych.objectives.language import cross_entropy_sum, token_entropy, token_logprobs
+from triptych.objectives.language import chunked_logprobs, token_entropy, token_logprobs
 
 
 def test_three_tokens_by_hand() -> None:
@@ -45,8 +45,7 @@ def test_positions_without_a_label_change_nothing(garbage: float) -> None:
     logits = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(0))
     logits[labels == -100] = garbage
     logits.requires_grad_()
-    total, count = cross_entropy_sum(logits, labels)
-    assert count == 2
+    total = -token_logprobs(logits, labels).sum()
     total.backward()
     assert logits.grad is not None
     assert torch.isfinite(logits.grad).all()
@@ -57,9 +56,9 @@ def test_positions_without_a_label_change_nothing(garbage: float) -> None:
 
 def test_no_label_at_all() -> None:
     logits = torch.randn(2, 3, 4, requires_grad=True)
-    total, count = cross_entropy_sum(logits, torch.full((2, 3), -100))
+    total = token_logprobs(logits, torch.full((2, 3), -100)).sum()
     total.backward()
-    assert (total.item(), count.item()) == (0, 0)
+    assert total.item() == 0
 
 
 def test_gradient() -> None:
@@ -67,6 +66,35 @@ def test_gradient() -> None:
     labels = torch.tensor([[0, 1, -100], [3, -100, 2]])
     assert torch.autograd.gradcheck(lambda x: token_logprobs(x, labels, 0.8), logits)
     assert torch.autograd.gradcheck(lambda x: token_entropy(x, labels, 0.8), logits)
+
+
+@pytest.mark.parametrize("head_trains", [False, True])
+@pytest.mark.parametrize("chunk", [None, 1, 3, 100])
+def test_chunks_change_neither_values_nor_gradients(chunk: int | None, head_trains: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(7, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    head = torch.nn.Linear(5, 11, bias=False).double().requires_grad_(head_trains)
+    labels = torch.randint(0, 11, (7,), generator=generator)
+    weights = torch.randn(7, generator=generator, dtype=torch.float64)
+
+    def gradients(logprobs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad((weights * logprobs).sum(), [hidden, *(p for p in head.parameters() if head_trains)])
+
+    whole = token_logprobs(head(hidden), labels, 0.7)
+    parts = chunked_logprobs(head, hidden, labels, 0.7, chunk, head_trains=head_trains)
+    torch.testing.assert_close(parts, whole)
+    for found, expected in zip(gradients(parts), gradients(whole), strict=True):
+        torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(chunked_logprobs(head, hidden, labels, 0.7, chunk, head_trains=head_trains), whole)
+
+
+def test_no_token_at_all() -> None:
+    hidden = torch.randn(0, 5, requires_grad=True)
+    chunked_logprobs(
+        torch.nn.Linear(5, 3), hidden, torch.zeros(0, dtype=torch.int64), 1.0, 2, head_trains=False
+    ).sum().backward()
+    assert hidden.grad is not None
 
 
 def test_entropy() -> None:

@@ -24,7 +24,7 @@ stages:
       optimizer: {lr: 1e-4}
   reward:
     kind: reward
-    method: {r: 8, targets: [q_proj, v_proj]}
+    method: {name: lora, r: 8, targets: [q_proj, v_proj]}
     data:
       train: {path: data/pairs.jsonl, columns: {margin: gap}}
       heldout: {path: data/pairs-heldout.jsonl}
@@ -69,7 +69,9 @@ def test_values_and_defaults(recipe_file: Path) -> None:
 
 
 ALL_STAGES = "ppo, reward, sft"
-TRAINING = "batch, checkpoint_every, epochs, evaluate_every, optimizer, steps, workers"
+TRAINING = (
+    "batch, checkpoint_every, early_stopping, epochs, evaluate_every, max_bad_steps, memory, optimizer, steps, workers"
+)
 NAME = "1 to 64 lower case letters, digits, `.`, `_`, `-`, first and last a letter or digit"
 
 MALFORMED = [

@@ -1,7 +1,7 @@
 """Which rows go together. Stateless: an epoch's order and a step's micro-batches follow from their arguments alone."""
 
 import hashlib
-import heapq
+import itertools
 from collections.abc import Sequence
 from math import ceil
 
@@ -16,52 +16,96 @@ def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
     return torch.randperm(n, generator=generator).tolist()
 
 
-def micro_batches(
-    lengths: Sequence[int], budget: int, world_size: int, *, packed: bool = False
-) -> list[list[list[int]]]:
-    """Cuts the rows of a step into micro-batches, [rank][micro-batch][row index].
+def micro_batches(lengths: Sequence[int], budget: int, world_size: int) -> list[list[list[int]]]:
+    """Cuts the rows of a step into micro-batches that will be padded, [rank][micro-batch][row index].
 
-    A micro-batch has at most `budget` tokens, unless it is one row that is longer: `packed`, the sum of its rows'
-    lengths; else rows of like length go together and each counts as the longest. Each row comes once; each rank has
-    the same number of micro-batches, the last of which may be empty where there are too few rows to go round. The work
-    is spread evenly: every rank has a micro-batch in each round, and in a round the busiest rank gets the lightest.
+    Rows of like length go together. Padded to its longest row, a micro-batch has at most `budget` tokens, unless it is
+    one row that is longer. Each row comes once; each rank has the same number of micro-batches, the last of which may
+    be empty where there are too few rows to go round. The work is spread evenly: every rank has a micro-batch in each
+    round, and in a round the busiest rank gets the lightest.
     """
-    micros = _balanced(lengths, budget, world_size) if packed else _alike(lengths, budget, world_size)
-    cost = _sum if packed else _padded
-    micros.sort(key=lambda micro: (-cost(micro, lengths), micro))
-    rounds = ceil(len(micros) / world_size)
-    micros += [[] for _ in range(rounds * world_size - len(micros))]
+    micros = _alike(lengths, budget, world_size)
+    return _dealt([(_padded(micro, lengths), micro) for micro in micros], world_size)
 
+
+def packed_micro_batches(
+    rows: Sequence[Sequence[Sequence[int]]], budget: int, world_size: int
+) -> list[list[list[int]]]:
+    """`micro_batches` without padding; a row is one sequence of tokens, or several that must stay together.
+
+    Sequences that begin alike go together, and what they share is computed, and counted, once.
+    """
+    order = sorted(range(len(rows)), key=lambda index: [list(sequence) for sequence in rows[index]])
+    alone = [distinct_tokens(rows[index]) for index in order]
+    after = [
+        distinct_tokens([*rows[one], *rows[other]]) - tokens
+        for one, other, tokens in zip(order, order[1:], alone, strict=False)
+    ]
+    pieces = _filled(alone, after, budget)
+    count = min(ceil(len(pieces) / world_size) * world_size, len(rows))
+    pieces = _filled(alone, after, _least_limit(alone, after, budget, count))
+    _halved(pieces, count)
+    micros = [(_cost(piece, alone, after), [order[place] for place in piece]) for piece in pieces]
+    return _dealt(micros, world_size)
+
+
+def distinct_tokens(sequences: Sequence[Sequence[int]]) -> int:
+    """Tokens of all sequences, what some begin with in common counted once."""
+    ordered = sorted(list(sequence) for sequence in sequences)
+    shared = sum(common_prefix(one, other) for one, other in itertools.pairwise(ordered))
+    return sum(map(len, ordered)) - shared
+
+
+def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
+    """Number of tokens that both begin with."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _dealt(micros: list[tuple[int, list[int]]], world_size: int) -> list[list[list[int]]]:
+    """(cost, micro-batch) -> equally many for each rank, in rounds of like cost; the busiest rank gets the lightest."""
+    micros = sorted(micros, key=lambda micro: (-micro[0], micro[1]))
+    micros += [(0, [])] * (-len(micros) % world_size)
     ranks: list[list[list[int]]] = [[] for _ in range(world_size)]
     load = [0] * world_size
     for start in range(0, len(micros), world_size):
         idlest_first = sorted(range(world_size), key=lambda rank: (load[rank], rank))
-        for rank, micro in zip(idlest_first, micros[start : start + world_size], strict=True):
+        for rank, (cost, micro) in zip(idlest_first, micros[start : start + world_size], strict=True):
             ranks[rank].append(micro)
-            load[rank] += cost(micro, lengths)
+            load[rank] += cost
     return ranks
 
 
-def _balanced(lengths: Sequence[int], budget: int, world_size: int) -> list[list[int]]:
-    """Micro-batches of like sums, as few for each rank as the budget allows (Graham 1969: longest row to the lightest).
+def _filled(alone: list[int], after: list[int], limit: int) -> list[list[int]]:
+    """Runs of consecutive places, each filled up to the limit.
 
-    The number of rounds grows from a lower bound, by a sixteenth at least so that few tries do, until all are within
-    the budget, or single rows.
+    A place costs `alone[place]` at the beginning of a run, `after[place - 1]` behind its neighbour.
     """
-    longest_first = _longest_first(lengths)
-    lower_bound = max(ceil(sum(lengths) / budget), sum(2 * length > budget for length in lengths))
-    most = ceil(len(lengths) / world_size)
-    rounds = min(ceil(lower_bound / world_size), most)
-    while True:
-        micros: list[list[int]] = [[] for _ in range(min(rounds * world_size, len(lengths)))]
-        lightest_first = [(0, index) for index in range(len(micros))]
-        for row in longest_first:
-            load, index = lightest_first[0]
-            micros[index].append(row)
-            heapq.heapreplace(lightest_first, (load + lengths[row], index))
-        if rounds == most or all(len(micro) == 1 or _sum(micro, lengths) <= budget for micro in micros):
-            return micros
-        rounds = min(rounds + max(1, rounds // 16), most)
+    pieces: list[list[int]] = []
+    cost = 0
+    for place, tokens in enumerate(alone):
+        if pieces and cost + after[place - 1] <= limit:
+            pieces[-1].append(place)
+            cost += after[place - 1]
+        else:
+            pieces.append([place])
+            cost = tokens
+    return pieces
+
+
+def _least_limit(alone: list[int], after: list[int], budget: int, count: int) -> int:
+    """The smallest limit that fills at most `count` runs: it makes them even."""
+    low, high = 1, budget
+    while low < high:
+        middle = (low + high) // 2
+        if len(_filled(alone, after, middle)) <= count:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _cost(piece: list[int], alone: list[int], after: list[int]) -> int:
+    return alone[piece[0]] + sum(after[place - 1] for place in piece[1:])
 
 
 def _alike(lengths: Sequence[int], budget: int, world_size: int) -> list[list[int]]:
@@ -88,10 +132,6 @@ def _halved(micros: list[list[int]], count: int) -> None:
 
 def _longest_first(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-
-
-def _sum(micro: list[int], lengths: Sequence[int]) -> int:
-    return sum(lengths[row] for row in micro)
 
 
 def _padded(micro: list[int], lengths: Sequence[int]) -> int:

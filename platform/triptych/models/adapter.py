@@ -1,4 +1,7 @@
-"""Adapter folders: peft's two files, and triptych.json with what peft does not say."""
+"""Adapter folders: peft's two files, and triptych.json with what peft does not say.
+
+An ensemble's folder is its first member's; the others lie in it as `member-1`, `member-2`, ..., each in the same form.
+"""
 
 import json
 from collections.abc import Mapping
@@ -15,6 +18,7 @@ from triptych.models.heads import ScalarHead
 
 _HEAD = "head.safetensors"
 _WEIGHTS = "adapter_model.safetensors"
+_FACTS = "triptych.json"
 
 
 @dataclass(frozen=True)
@@ -32,10 +36,15 @@ class Adapter:
     config: LoraConfig
     weights: dict[str, Tensor]
     kind: str
-    """`lora` or `reward`."""
+    """`lora`, `reward` or `classifier`."""
     head: dict[str, Tensor] | None = None
-    """weight [1, d] and bias [1] of a reward model."""
+    """weight [1, d] and bias [1] of a reward model; weight [classes, d] of a classifier."""
     normalization: Normalization | None = None
+    """Of the ensemble's score, where there is one."""
+    others: tuple["Adapter", ...] = ()
+    """The further members of an ensemble of reward models; its score is the mean over this one and them."""
+    labels: tuple[str, ...] = ()
+    """The classes of a classifier, in the order of its head."""
 
     def scalar_head(self) -> ScalarHead:
         """The head of a reward model, as a module."""
@@ -57,6 +66,7 @@ def peft_json(config: LoraConfig) -> dict[str, Any]:
 
 def save_adapter(folder: Path, adapter: Adapter, about: Mapping[str, Any]) -> None:
     """Write an adapter folder; `about` (base, base_fingerprint, recipe digest) goes into triptych.json."""
+    folder.mkdir(exist_ok=True)
     config = peft_json(adapter.config)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
     save_file({k: v.contiguous() for k, v in adapter.weights.items()}, folder / _WEIGHTS, metadata={"format": "pt"})
@@ -65,23 +75,41 @@ def save_adapter(folder: Path, adapter: Adapter, about: Mapping[str, Any]) -> No
         save_file({k: v.contiguous() for k, v in adapter.head.items()}, folder / _HEAD)
     if adapter.normalization is not None:
         facts["normalization"] = asdict(adapter.normalization)
-    (folder / "triptych.json").write_text(json.dumps(facts, indent=2, sort_keys=True))
+    if adapter.labels:
+        facts["labels"] = list(adapter.labels)
+    if adapter.others:
+        facts["members"] = 1 + len(adapter.others)
+    for number, member in enumerate(adapter.others, start=1):
+        save_adapter(_member(folder, number), member, about)
+    (folder / _FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True))
 
 
 def load_adapter(folder: Path, kind: str) -> Adapter:
     """Read an adapter folder.
 
     Raises:
-        UserError: it is not of this kind; a reward model's head or normalisation is absent.
+        UserError: it is not of this kind; a reward model's head, normalisation or member is absent, or a classifier's
+            head or labels.
     """
-    facts = json.loads((folder / "triptych.json").read_text())
+    if not (folder / _FACTS).is_file():
+        raise UserError(f"{folder}: not an adapter of Triptych, or a part of one is missing: no {_FACTS}")
+    facts = json.loads((folder / _FACTS).read_text())
     if facts["kind"] != kind:
         raise UserError(f"{folder.name}: an adapter of kind {facts['kind']!r}, where {kind!r} is needed")
     config = LoraConfig.from_pretrained(str(folder))
     weights = load_file(folder / _WEIGHTS)
+    if kind == "classifier":
+        if not (folder / _HEAD).is_file() or "labels" not in facts:
+            raise UserError(f"{folder}: a classifier without its head ({_HEAD}) or labels; train it again")
+        return Adapter(config, weights, kind, load_file(folder / _HEAD), labels=tuple(facts["labels"]))
     if kind != "reward":
         return Adapter(config, weights, kind)
     if not (folder / _HEAD).is_file() or "normalization" not in facts:
         raise UserError(f"{folder}: a reward model without its head ({_HEAD}) or normalisation; train it again")
-    head = load_file(folder / _HEAD)
-    return Adapter(config, weights, kind, head, Normalization(**facts["normalization"]))
+    head, normalization = load_file(folder / _HEAD), Normalization(**facts["normalization"])
+    others = tuple(load_adapter(_member(folder, number), kind) for number in range(1, facts.get("members", 1)))
+    return Adapter(config, weights, kind, head, normalization, others)
+
+
+def _member(folder: Path, number: int) -> Path:
+    return folder / f"member-{number}"

@@ -1,10 +1,14 @@
 """From logits to log-probabilities. Labels are aligned with the logits that predict them; the caller shifts."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from triptych.objectives.masking import count_of, widen
+from triptych.objectives.masking import widen
 
 IGNORE = -100
 """The label of a position that does not count."""
@@ -36,6 +40,51 @@ def token_entropy(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> T
     return out.masked_scatter(valid, -torch.where(logp.isinf(), 0.0, logp.exp() * logp).sum(dim=-1))
 
 
-def cross_entropy_sum(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """`(sum, count)` of the negative log-likelihood over the positions that have a label."""
-    return -token_logprobs(logits, labels).sum(), count_of(labels != IGNORE)
+LogitsOf = Callable[[Tensor], Tensor]
+"""Hidden states [n, d] -> logits [n, vocabulary]."""
+
+
+def chunked_logprobs(
+    logits_of: LogitsOf, hidden: Tensor, labels: Tensor, temperature: float, chunk: int | None, *, head_trains: bool
+) -> Tensor:
+    """`token_logprobs` of hidden states [n, d] and labels [n], with the logits of at most `chunk` tokens at once.
+
+    With a frozen head nothing is computed twice: the gradient of a token's log-probability to its hidden state needs
+    no other token, and is taken while its logits are there. A head that trains has its logits computed again.
+    """
+    size = chunk or max(len(hidden), 1)
+    if not torch.is_grad_enabled() or not head_trains:
+        return _FrozenHead.apply(hidden, labels, logits_of, temperature, size)
+
+    def logprobs(hidden: Tensor, labels: Tensor) -> Tensor:
+        return token_logprobs(logits_of(hidden), labels, temperature)
+
+    if chunk is None:
+        return logprobs(hidden, labels)
+    parts = zip(hidden.split(size), labels.split(size), strict=True)
+    return torch.cat([checkpoint(logprobs, h, y, use_reentrant=False) for h, y in parts])
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probabilities [n], and their gradients [n, d] to the hidden states, chunk by chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, labels: Tensor, logits_of: LogitsOf, temperature: float, chunk: int
+    ) -> Tensor:
+        logprobs, gradients = [], []
+        for h, y in zip(hidden.split(chunk), labels.split(chunk), strict=True):
+            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
+                h = h.detach().requires_grad_(ctx.needs_input_grad[0])
+                logprob = token_logprobs(logits_of(h), y, temperature)
+            if ctx.needs_input_grad[0]:
+                gradients += torch.autograd.grad(logprob, h, torch.ones_like(logprob))
+            logprobs.append(logprob.detach())
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(logprobs)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return (outer[0][:, None] * gradient).to(gradient.dtype), None, None, None, None

@@ -5,24 +5,28 @@ from triptych.recipe.data import Data, Source
 from triptych.recipe.errors import Problem, RecipeError
 from triptych.recipe.graph import ready, stage_order
 from triptych.recipe.load import dump_recipe, load_recipe, load_yaml
-from triptych.recipe.method import Lora, Method
+from triptych.recipe.method import Full, Lora, Method
 from triptych.recipe.model import Dtype, Model
 from triptych.recipe.ppo import Importance, Kl, Ppo
 from triptych.recipe.recipe import Recipe, Storage
 from triptych.recipe.rollout import Rollout, Sampling
-from triptych.recipe.stages import PpoStage, Reward, Sft, Stage
-from triptych.recipe.training import Batch, Optimizer, Training, Workers
+from triptych.recipe.stages import Classification, PpoStage, Reward, Sft, Stage
+from triptych.recipe.training import Batch, EarlyStopping, Memory, Optimizer, Training, Workers
 
 __all__ = [
     "Batch",
+    "Classification",
     "Closed",
     "Count",
     "Data",
     "Dtype",
+    "EarlyStopping",
     "Fraction",
+    "Full",
     "Importance",
     "Kl",
     "Lora",
+    "Memory",
     "Method",
     "Model",
     "Name",

@@ -1,6 +1,6 @@
 """Which parameters a stage trains."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -21,4 +21,10 @@ class Lora(Closed):
     rslora: bool = False
 
 
-Method = Lora
+class Full(Closed):
+    """Every weight of the model; nothing is added."""
+
+    name: Literal["full"]
+
+
+Method = Annotated[Lora | Full, Field(discriminator="name")]

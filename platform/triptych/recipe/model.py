@@ -6,7 +6,7 @@ from pydantic import Field
 
 from triptych.recipe.base import Closed
 
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class Model(Closed):
@@ -18,5 +18,9 @@ class Model(Closed):
     """Commit or tag of a Hugging Face id."""
     dtype: Dtype = "bfloat16"
     """Precision of the frozen weights and of the computation; everything trainable is float32."""
+    quantization: Literal["int8", "nf4"] | None = None
+    """Precision in which the frozen linear layers are kept; `nf4` needs a GPU."""
+    packing: bool = True
+    """Rows of a micro-batch are laid end to end, without padding; attention never crosses from one to another."""
     trust_remote_code: bool = False
     """Run Python code that the model's repository carries. Off unless you read that code."""

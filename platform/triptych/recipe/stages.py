@@ -2,14 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from triptych.recipe.base import Closed, Count, Fraction, Name
 from triptych.recipe.data import Data
 from triptych.recipe.method import Lora, Method
 from triptych.recipe.ppo import Ppo
 from triptych.recipe.rollout import Rollout, Sampling
-from triptych.recipe.training import Optimizer, Training, Workers
+from triptych.recipe.training import Memory, Optimizer, Training, Workers
 
 
 class _Stage(Closed):
@@ -32,6 +32,25 @@ class Sft(_Stage):
     train: Training
 
 
+class Classification(_Stage):
+    """A head that names the class of a text."""
+
+    kind: Literal["classification"]
+    method: Method = Lora()
+    data: Data
+    train: Training
+    labels: tuple[str, ...] = Field(min_length=2)
+    """The classes, in the order of the head's outputs."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Classification":
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError(f"labels: each class once, not {', '.join(self.labels)}")
+        if self.train.batch.overlength == "split":
+            raise ValueError("train.batch.overlength: split is for chats; a text has one class: truncate or drop it")
+        return self
+
+
 class Reward(_Stage):
     """Reward model on preference pairs (Bradley-Terry)."""
 
@@ -41,6 +60,20 @@ class Reward(_Stage):
     train: Training
     min_accuracy: Fraction = 0.0
     """Pairwise accuracy on held-out pairs below which the stage fails and nothing is registered."""
+    margin: bool = False
+    """Ask for a score gap of each pair's `margin` (Touvron et al. 2023, arXiv 2307.09288, section 3.2.2)."""
+    centering: float = Field(0.0, ge=0)
+    """Coefficient of the squared sum of a pair's scores (Eisenstein et al. 2023, arXiv 2312.09244)."""
+    members: int = Field(1, ge=1, le=8)
+    """Reward models of an ensemble; the score is their mean."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Reward":
+        if self.min_accuracy > 0 and self.data.heldout is None:
+            raise ValueError("min_accuracy is measured on `data.heldout`, which is not given")
+        if self.members > 1 and self.method.name == "full":
+            raise ValueError("members > 1 share one frozen base, which the method full does not leave")
+        return self
 
 
 class PpoStage(_Stage):
@@ -61,7 +94,8 @@ class PpoStage(_Stage):
     policy_optimizer: Optimizer = Optimizer(lr=1e-4)
     value_optimizer: Optimizer = Optimizer(lr=1e-4)
     micro_tokens: Count = 4096
-    """Tokens, padding included, of one forward and backward pass."""
+    """Tokens of one forward and backward pass, padding included where there is padding."""
+    memory: Memory = Memory()
     max_prompt_tokens: Count = 256
     """Longer prompts are malformed rows."""
     workers: Workers = Workers(threads=2)
@@ -79,4 +113,4 @@ class PpoStage(_Stage):
         return tuple(ref for ref in (self.policy, self.reward) if "@" not in ref) + self.needs
 
 
-Stage = Annotated[Sft | Reward | PpoStage, Field(discriminator="kind")]
+Stage = Annotated[Sft | Classification | Reward | PpoStage, Field(discriminator="kind")]

@@ -8,35 +8,72 @@ from triptych.recipe.base import Closed, Count, Fraction, Positive
 
 
 class Optimizer(Closed):
-    """AdamW (Loshchilov and Hutter 2019); the torch form, epsilon outside the bias correction."""
+    """How one role's parameters are updated. Fields of another optimizer than `name` have no effect."""
 
+    name: Literal["adamw", "adamw_8bit", "sgd", "lion", "muon", "adamw_schedule_free"] = "adamw"
+    """`muon` updates matrices; vectors, embeddings and heads fall to AdamW."""
     lr: Positive = 2e-4
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Usual for `lion`: 0.9 and 0.99, with a third to a tenth of AdamW's learning rate."""
     eps: Positive = 1e-8
+    momentum: Fraction = 0.9
+    """Of `sgd` and `muon`, whose is Nesterov's and usually 0.95."""
+    nesterov: bool = False
+    """Of `sgd`."""
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: Positive = 1.0
     """Global norm of the gradients of one role; larger gradients are scaled down to it."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Shape of the learning rate after the warm-up; linear and cosine end at zero."""
+    lora_plus: Positive = 1.0
+    """Learning rate of LoRA's B matrices over that of A (Hayou et al. 2024, arXiv 2402.12354)."""
+    schedule: Literal["constant", "linear", "cosine", "wsd"] = "constant"
+    """Shape of the learning rate after the warm-up; all but constant end at zero."""
     warmup: Fraction = 0.0
     """Share of all steps over which the learning rate rises from zero."""
+    decay: Fraction = 0.2
+    """Share of all steps, the last, over which `wsd` (warm-up, stable, decay) falls."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Optimizer":
+        if 1 in self.betas:
+            raise ValueError("betas of 1; allowed: less than 1")
+        if self.name == "adamw_schedule_free" and self.schedule != "constant":
+            raise ValueError(f"schedule {self.schedule} with adamw_schedule_free; allowed: constant, with a warmup")
+        if self.name == "adamw_schedule_free" and self.betas[0] == 0:
+            raise ValueError("betas[0] 0 with adamw_schedule_free; allowed: more than 0")
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov with momentum 0; allowed: momentum more than 0")
+        if self.schedule == "wsd" and self.warmup + self.decay > 1:
+            raise ValueError(f"warmup {self.warmup:g} and decay {self.decay:g} with wsd; allowed: together at most 1")
+        return self
 
 
 class Batch(Closed):
     """How rows are cut. The gradient depends on `rows` alone."""
 
     rows: Count = 16
-    """Rows (SFT), pairs (reward) or samples (PPO) of one optimiser step, over all workers."""
+    """Rows (SFT, classification), pairs (reward) or samples (PPO) of one optimiser step, over all workers."""
     micro_tokens: Count = 4096
-    """Tokens, padding included, of one forward and backward pass; the rest is accumulated."""
+    """Tokens of one forward and backward pass, padding included where there is padding; the rest is accumulated."""
     max_length: Count = 512
-    """Longer rows are truncated on the right, and counted."""
+    overlength: Literal["truncate", "split", "drop"] = "truncate"
+    """Longer chats are cut on the right, cut into several rows, or left out, and counted; longer pairs are left out."""
+
+
+class Memory(Closed):
+    """What is traded for memory."""
+
+    checkpointing: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again: nothing; all but attention and every second product; all."""
+    loss_chunk: Count | None = 512
+    """Tokens whose logits exist at once; None: all of a micro-batch."""
 
 
 class Workers(Closed):
-    """The Ray Train group of a stage."""
+    """The Ray Train group of a stage, and how a model is spread over it."""
 
     count: Count = 1
+    min_count: Count | None = None
+    """Elastic: go on with fewer workers, down to these, while the cluster has no room for `count`."""
     cpus: Positive = 1.0
     """Logical CPUs that Ray reserves for each worker."""
     gpus: float = Field(0.0, ge=0)
@@ -44,6 +81,32 @@ class Workers(Closed):
     """Torch threads of each worker; None: as many as its logical CPUs."""
     max_restarts: int = Field(2, ge=0)
     """How many worker failures a stage survives, going on from its last checkpoint."""
+    strategy: Literal["auto", "single", "ddp", "fsdp", "zero1", "zero2", "zero3"] = "auto"
+    """`auto`: single or ddp; fsdp where the model does not fit otherwise."""
+    offload: bool = False
+    """Keep what fsdp or zero shard in CPU memory."""
+
+    @model_validator(mode="after")
+    def _at_most_all(self) -> "Workers":
+        if self.min_count is not None and self.min_count > self.count:
+            raise ValueError(f"min_count {self.min_count} is more than count {self.count}")
+        if self.strategy == "single" and self.count > 1:
+            raise ValueError("strategy single has one worker; allowed with more: ddp, fsdp, zero1, zero2, zero3")
+        if self.offload and self.strategy not in ("fsdp", "zero2", "zero3"):
+            raise ValueError("offload needs strategy fsdp, zero2 or zero3")
+        return self
+
+
+class EarlyStopping(Closed):
+    """End when a held-out metric no longer gets better; the best checkpoint's weights are kept."""
+
+    metric: str = "loss"
+    """A metric of the stage's held-out rows, without `heldout_`."""
+    mode: Literal["min", "max"] = "min"
+    patience: Count = 3
+    """Evaluations without progress that end the stage."""
+    min_delta: float = Field(0.0, ge=0)
+    """A smaller gain is no progress."""
 
 
 class Training(Closed):
@@ -53,14 +116,20 @@ class Training(Closed):
     steps: Count | None = None
     optimizer: Optimizer = Optimizer()
     batch: Batch = Batch()
+    memory: Memory = Memory()
     workers: Workers = Workers()
     checkpoint_every: Count = 20
     """Steps between checkpoints."""
     evaluate_every: Count | None = None
     """Steps between measurements on held-out rows; None: at the end only."""
+    early_stopping: EarlyStopping | None = None
+    max_bad_steps: Count = 5
+    """Steps in a row without a finite loss and gradient that end the stage; each is skipped, and counted."""
 
     @model_validator(mode="after")
     def _one_length(self) -> "Training":
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of `epochs` and `steps`")
+        if self.early_stopping and not self.evaluate_every:
+            raise ValueError("early_stopping needs `evaluate_every`")
         return self

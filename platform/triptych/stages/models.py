@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from triptych.models.base import load_causal_lm, load_tokenizer
+from triptych.recipe import Memory
 from triptych.stages.context import StageContext
 from triptych.train.roles import RoleModel
 
@@ -16,9 +17,16 @@ def tokenizer_of(ctx: StageContext[Any]) -> PreTrainedTokenizerBase:
     return load_tokenizer(ctx.base_dir, trust_remote_code=ctx.recipe.model.trust_remote_code)
 
 
-def role_model(ctx: StageContext[Any]) -> RoleModel:
-    """The frozen base, no role on it yet; what is initialised next is the same on every rank."""
+def role_model(ctx: StageContext[Any], memory: Memory) -> RoleModel:
+    """The base, no role on it yet; what is initialised next is the same on every rank."""
     torch.manual_seed(ctx.recipe.seed)
     settings = ctx.recipe.model
-    base = load_causal_lm(ctx.base_dir, getattr(torch, settings.dtype), trust_remote_code=settings.trust_remote_code)
-    return RoleModel(base.to(ray.train.torch.get_device()))
+    dtype = getattr(torch, settings.dtype)
+    base = load_causal_lm(ctx.base_dir, dtype, trust_remote_code=settings.trust_remote_code)
+    return RoleModel(
+        base.to(ray.train.torch.get_device()),
+        dtype,
+        packing=settings.packing,
+        checkpointing=memory.checkpointing,
+        loss_chunk=memory.loss_chunk,
+    )

@@ -20,27 +20,30 @@ from triptych.objectives.kl import kl_penalty
 from triptych.objectives.policy import importance_weights
 from triptych.observe.log import MetricsLog
 from triptych.observe.metrics import PpoMetrics
-from triptych.recipe import PpoStage, Source
+from triptych.recipe import PpoStage, Reward, Source
 from triptych.registry import AdapterVersion
 from triptych.rollout.pool import RolloutPool
 from triptych.rollout.record import SampleRequest
 from triptych.stages.context import StageContext, begin, finish, measured, parent
 from triptych.stages.models import tokenizer_of
 from triptych.stages.ppo_evaluation import evaluate, write_rollouts
-from triptych.stages.ppo_run import CRITIC, POLICY, REFERENCE, REWARD, Run, request, resume, save, start
+from triptych.stages.ppo_run import CRITIC, POLICY, REFERENCE, Run, request, resume, save, start
 from triptych.stages.ppo_sync import PROBES, first_sync, probe, sync_policy
+from triptych.stages.reward import check_gate
 from triptych.stages.samples import Samples
 from triptych.stages.table import Table
 from triptych.train.clock import Clock
 from triptych.train.on_ray import launch
-from triptych.train.tasks import PolicyUpdate, ValueUpdate, response_values, sequence_scores
+from triptych.train.tasks import PolicyUpdate, ValueUpdate, response_values
 
 
 def run(ctx: StageContext[PpoStage]) -> AdapterVersion:
     """Prompts -> rollouts and updates -> registered policy. Goes on from where an earlier call stopped."""
     stage = ctx.stage
-    policy, policy_version = parent(ctx, stage.policy, "lora")
     reward, reward_version = parent(ctx, stage.reward, "reward")
+    if isinstance(gate := ctx.recipe.stages.get(stage.reward), Reward):
+        check_gate(stage.reward, gate, reward_version.metrics)  # it may have been raised since
+    policy, policy_version = parent(ctx, stage.policy, "lora")
     tables = {split: _encode(ctx, source) for split, source in stage.data.splits().items()}
     parents = {policy_version.ref: policy_version.sha256, reward_version.ref: reward_version.sha256}
     inputs = begin(ctx, tables, parents)
@@ -75,7 +78,7 @@ def ppo_step(run: Run, step: int) -> dict[str, float]:
     mask = samples.mask
     clock.lap("sample")
 
-    scores = samples.forward(learner, REWARD, sequence_scores)
+    scores = run.scores(samples)
     clock.lap("score")
 
     old_logprobs, entropy = run.logprobs_and_entropy(samples, POLICY)
@@ -192,11 +195,12 @@ def _train(config: dict[str, Any]) -> None:
             ctx.progress.update(ctx.name, step + 1, stage.steps, {k: row[k] for k in ("reward", "kl", "logprob_gap")})
         if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
             save(run, log, step + 1)
+    run.writer.wait()
     metrics = evaluate(run, "after") if run.heldout else {}
+    weights = run.learner.weights(POLICY)
     if rank0:
         with storage.committed(ctx.artifact) as folder:
-            adapter = Adapter(config["policy"].config, run.learner.model.adapter(POLICY), "lora")
-            save_adapter(folder, adapter, ctx.about())
+            save_adapter(folder, Adapter(config["policy"].config, weights, "lora"), ctx.about())
             (folder / "metrics.json").write_text(json.dumps(metrics))
 
 

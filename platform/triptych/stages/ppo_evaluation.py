@@ -12,9 +12,8 @@ from triptych.data.judge import JUDGES, distinct_n
 from triptych.recipe import PpoStage
 from triptych.stages.context import StageContext
 from triptych.stages.models import tokenizer_of
-from triptych.stages.ppo_run import POLICY, REFERENCE, REWARD, Run, request
+from triptych.stages.ppo_run import POLICY, REFERENCE, Run, request
 from triptych.stages.samples import Samples
-from triptych.train.tasks import sequence_scores
 
 
 def evaluate(run: Run, label: str) -> dict[str, float]:
@@ -26,7 +25,7 @@ def evaluate(run: Run, label: str) -> dict[str, float]:
         for copy in range(stage.samples_per_prompt)
     ]
     samples = run.sample(requests, stage.evaluation)
-    scores = samples.forward(run.learner, REWARD, sequence_scores)
+    scores = run.scores(samples)
     logprobs = run.logprobs(samples, POLICY)
     reference = run.logprobs(samples, REFERENCE)
     answers = _texts(run.ctx, [record.response_ids for record in samples.records])

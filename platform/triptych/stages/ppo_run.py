@@ -22,7 +22,7 @@ from triptych.stages.table import read_table
 from triptych.train import checkpoint
 from triptych.train.learner import Learner
 from triptych.train.roles import RoleModel
-from triptych.train.tasks import response_logprobs, response_logprobs_and_entropy
+from triptych.train.tasks import mean_scores, member_roles, response_logprobs, response_logprobs_and_entropy
 
 POLICY, REFERENCE, CRITIC, REWARD = "policy", "reference", "critic", "reward"
 
@@ -37,6 +37,8 @@ class Run:
     prompts: list[list[int]]
     heldout: list[list[int]]
     policy_config: LoraConfig
+    reward_roles: tuple[str, ...]
+    writer: checkpoint.Writer
     kl: AdaptiveKL | None
     pad: int
 
@@ -55,6 +57,10 @@ class Run:
         if received is None:
             raise RunError("rank 0 broadcast no samples")
         return Samples(received, self.pad, self.stage.micro_tokens)
+
+    def scores(self, samples: Samples) -> Tensor:
+        """The reward model's score of each answer [N]: the mean over its members."""
+        return samples.forward(self.learner, REWARD, partial(mean_scores, roles=self.reward_roles))
 
     def logprobs(self, samples: Samples, role: str) -> Tensor:
         """Log-probabilities [N, R] at the sampling temperature."""
@@ -77,33 +83,49 @@ def start(config: dict[str, Any]) -> Run:
     stage = ctx.stage
     policy: Adapter = config["policy"]
     reward: Adapter = config["reward"]
-    model = role_model(ctx)
-    add_roles(model, policy, reward)
+    model = role_model(ctx, stage.memory)
+    reward_roles = add_roles(model, policy, reward)
     updates = stage.steps * stage.ppo.epochs * stage.ppo.minibatches
     optimizers = {POLICY: stage.policy_optimizer, CRITIC: stage.value_optimizer}
     kl = stage.ppo.kl
+    workers = stage.workers
+    learner = Learner(
+        model,
+        optimizers,
+        dict.fromkeys(optimizers, updates),
+        strategy=workers.strategy,
+        offload=workers.offload,
+    )
     return Run(
         ctx=ctx,
-        learner=Learner(model, optimizers, dict.fromkeys(optimizers, updates)),
+        learner=learner,
+        writer=checkpoint.Writer(ctx.checkpoints, learner.group),
         pool=config["pool"],
         prompts=read_prompts(ctx, "train"),
         heldout=read_prompts(ctx, "heldout") if stage.data.heldout else [],
         policy_config=policy.config,
+        reward_roles=reward_roles,
         kl=None if kl.target is None else AdaptiveKL(kl.coef, kl.target, kl.horizon),
         pad=tokenizer_of(ctx).pad_token_id,
     )
 
 
-def add_roles(model: RoleModel, policy: Adapter, reward: Adapter) -> None:
-    """Policy and reference from one adapter, reward and critic from the other; scores come out normalised."""
-    if reward.normalization is None:
+def add_roles(model: RoleModel, policy: Adapter, reward: Adapter) -> tuple[str, ...]:
+    """Policy and reference from one adapter, reward and critic from the other; scores come out normalised.
+
+    Each member of an ensemble has a role: they are returned, the first is REWARD. The critic is a copy of that one.
+    """
+    normalization = reward.normalization
+    if normalization is None:
         raise RunError("the reward model has no normalisation constants")
     model.add(POLICY, policy.config, trainable=True, weights=policy.weights)
     model.add(REFERENCE, policy.config, trainable=False, weights=policy.weights)
-    for role in (REWARD, CRITIC):
-        head = reward.scalar_head()
-        head.standardize(reward.normalization.mean, reward.normalization.std)
-        model.add(role, reward.config, trainable=role == CRITIC, weights=reward.weights, head=head)
+    roles = member_roles(REWARD, 1 + len(reward.others))
+    for role, member in [*zip(roles, (reward, *reward.others), strict=True), (CRITIC, reward)]:
+        head = member.scalar_head()
+        head.standardize(normalization.mean, normalization.std)
+        model.add(role, member.config, trainable=role == CRITIC, weights=member.weights, head=head)
+    return roles
 
 
 def read_prompts(ctx: StageContext[PpoStage], split: str) -> list[list[int]]:
@@ -123,17 +145,16 @@ def resume(run: Run) -> int:
     last = checkpoint.latest(run.ctx.checkpoints)
     if last is None:
         return 0
-    run.learner.load_state(last.tensors, last.state["steps"])
+    run.learner.load_state(last.tensors, last.state["learner"])
     if run.kl is not None:
         run.kl.load_state_dict(last.state["kl"])
     return last.step
 
 
 def save(run: Run, log: MetricsLog, step: int) -> None:
-    """Commit everything that `resume` needs; rank 0 writes."""
+    """Write everything that `resume` needs."""
     if run.learner.group.rank == 0:
-        tensors, steps = run.learner.state()
         log.flush(step)
-        state = {"steps": steps, "kl": None if run.kl is None else run.kl.state_dict()}
-        checkpoint.save(run.ctx.checkpoints, step, tensors, state)
-    run.learner.group.barrier()
+    state = run.learner.state()
+    numbers = {"learner": state.numbers, "kl": None if run.kl is None else run.kl.state_dict()}
+    run.writer.save(step, state.slices, numbers)

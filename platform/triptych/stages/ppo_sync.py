@@ -54,8 +54,8 @@ def sync_policy(run: Run, version: int, asked: Probe) -> dict[str, float]:
     learner = run.learner
     now = _learner_logprobs(run, POLICY, asked.prompts, asked.answers)
     metrics: dict[str, float] = {}
+    weights = {name: value.contiguous() for name, value in learner.weights(POLICY).items()}
     if learner.group.rank == 0:
-        weights: dict[str, Tensor] = {k: v.cpu().contiguous() for k, v in learner.model.adapter(POLICY).items()}
         report = run.pool.sync(save(weights), peft_json(run.policy_config), version)
         sequences = [p + a for p, a in zip(asked.prompts, asked.answers, strict=True)]
         engines = run.pool.logprobs(sequences, [len(prompt) for prompt in asked.prompts])

@@ -1,98 +1,166 @@
-"""Reward model: preference pairs -> a LoRA adapter and a scalar head, with the constants that normalise its scores."""
+"""Reward model: preference pairs -> adapters with a scalar head, and the constants that normalise their score."""
 
+import dataclasses
 import json
-import math
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from triptych import storage
-from triptych.data import encode_pairs, load_rows
+from triptych.data.encode import encode_pairs
+from triptych.data.rows import Kind
+from triptych.data.sources import PARSERS
 from triptych.errors import RunError
 from triptych.methods import method_config
 from triptych.models.adapter import Adapter, Normalization, save_adapter
 from triptych.models.heads import ScalarHead
-from triptych.recipe import Reward, Source
+from triptych.recipe import Reward
 from triptych.registry import AdapterVersion
-from triptych.stages.context import StageContext, begin, finish, measured
-from triptych.stages.loop import Rows, evaluate, fit, total_steps
-from triptych.stages.models import role_model, tokenizer_of
-from triptych.stages.table import Table, read_table
-from triptych.train.batch import pair_batch
-from triptych.train.learner import Learner
-from triptych.train.on_ray import launch
-from triptych.train.tasks import PairwiseReward, sequence_scores
+from triptych.stages.context import StageContext, finish, measured
+from triptych.stages.encoding import TOKENS, Examples
+from triptych.stages.loop import fit
+from triptych.stages.models import role_model
+from triptych.stages.reward_evaluation import Pairs, measure_normalization, reward_report, score_pairs, shared_prompts
+from triptych.stages.supervised import add_role, learner_for, open_rows, prepare, train
+from triptych.stages.table import StoredTable, read_table
+from triptych.train.batch import Batch, pair_batch
+from triptych.train.learner import Learner, Objective, StepReport
+from triptych.train.tasks import PairwiseReward, member_roles
 
 REWARD = "reward"
 
+log = logging.getLogger(__name__)
+
 
 def run(ctx: StageContext[Reward]) -> AdapterVersion:
-    """Pairs -> table -> training -> gate -> registered reward model. Goes on from where an earlier call stopped."""
-    tables = {split: _encode(ctx, source) for split, source in ctx.stage.data.splits().items()}
-    inputs = begin(ctx, tables, {})
-    if storage.read_manifest(ctx.artifact) is None:
-        launch(ctx.name, _train, {"ctx": ctx}, ctx.stage.train.workers, storage.join(ctx.folder, "ray"))
+    """Pairs -> tables -> training -> gate -> registered reward model. Goes on from where an earlier call stopped."""
+    prepared = prepare(ctx, pairs(ctx.stage))
+    _warn_of_shared_prompts(ctx)
+    train(ctx, _train)
     metrics = measured(ctx)
+    check_gate(ctx.name, ctx.stage, metrics)
+    return finish(ctx, prepared.inputs, "reward", metrics, prepared.data)
+
+
+def check_gate(name: str, stage: Reward, metrics: Mapping[str, float]) -> None:
+    """RunError where held-out accuracy is below the stage's minimum."""
     accuracy = metrics.get("heldout_accuracy", 0.0)
-    if accuracy < ctx.stage.min_accuracy:
+    if accuracy < stage.min_accuracy:
         raise RunError(
-            f"stage {ctx.name}: accuracy {accuracy:.3f} on held-out pairs is below min_accuracy "
-            f"{ctx.stage.min_accuracy}; nothing was registered (the model lies in {ctx.artifact})"
+            f"stage {name}: accuracy {accuracy:.3f} on held-out pairs is below min_accuracy {stage.min_accuracy}: "
+            "its model is not registered, and PPO may not learn from it"
         )
-    return finish(ctx, inputs, "reward", metrics)
 
 
-def _encode(ctx: StageContext[Reward], source: Source) -> Table:
-    """Load and encode a source's pairs."""
-    rows = load_rows(source, "pairs")
-    encoded = encode_pairs(rows.items, tokenizer_of(ctx), ctx.stage.train.batch.max_length)
-    columns = {"chosen": [pair.chosen for pair in encoded.items], "rejected": [p.rejected for p in encoded.items]}
-    return Table(columns, rows.digest)
-
-
-def _rows(ctx: StageContext[Reward], split: str, pad: int) -> Rows:
-    table = read_table(storage.join(ctx.folder, "data", split))
-    pairs = list(zip(table["chosen"], table["rejected"], strict=True))
-    return Rows(
-        # A pair is two rows, both padded to the longer one.
-        lengths=[2 * max(len(chosen), len(rejected)) for chosen, rejected in pairs],
-        batch=lambda rows: pair_batch([pairs[row] for row in rows], pad),
+def pairs(stage: Reward) -> Examples:
+    """Pairs as tokens, with their margins where the stage asks for them."""
+    kind: Kind = "pairs_with_margin" if stage.margin else "pairs"
+    columns = {"chosen": TOKENS, "rejected": TOKENS, "start": pa.int32()}
+    return Examples(
+        kind=kind,
+        parse=PARSERS[kind],
+        encode=partial(encode_pairs, max_length=stage.train.batch.max_length),
+        schema=pa.schema(columns | ({"margin": pa.float32()} if stage.margin else {})),
+        sequences=("chosen", "rejected"),
+        length=_lengths,
+        batch=batch_of_pairs,
     )
+
+
+def _lengths(table: StoredTable) -> NDArray[np.int64]:
+    lengths: NDArray[np.int64] = table.lengths("chosen") + table.lengths("rejected")
+    return lengths
+
+
+def batch_of_pairs(rows: list[dict[str, Any]], pad: int) -> Batch:
+    """ids, mask [2B, T]: all chosen, then all rejected; `margin` [B] where there are margins."""
+    batch = pair_batch([(row["chosen"], row["rejected"]) for row in rows], pad)
+    return batch | ({"margin": torch.tensor([row["margin"] for row in rows])} if "margin" in rows[0] else {})
+
+
+def _warn_of_shared_prompts(ctx: StageContext[Reward]) -> None:
+    if ctx.stage.data.heldout is None:
+        return
+    shared, asked = shared_prompts(_table(ctx, "train"), _table(ctx, "heldout"))
+    if shared:
+        log.warning(
+            "stage %s: %d of %d held-out prompts are training prompts too, so held-out accuracy flatters the model",
+            ctx.name,
+            shared,
+            asked,
+        )
+
+
+def _table(ctx: StageContext[Reward], split: str) -> Pairs:
+    return read_table(storage.join(ctx.folder, "data", split))
+
+
+class Ensemble(Learner):
+    """Trains each member of an ensemble by itself, all on the same micro-batches."""
+
+    def step(self, objective: Objective, micro_batches: Sequence[Batch | None]) -> StepReport:
+        """A step of every member; metrics are means over members, seconds are sums."""
+        if not isinstance(objective, PairwiseReward):
+            raise TypeError(f"an ensemble learns from pairs, not by {type(objective).__name__}")
+        steps = [super(Ensemble, self).step(member, micro_batches) for member in objective.members()]
+        metrics = {name: sum(step.metrics[name] for step in steps) / len(steps) for name in steps[0].metrics}
+        seconds = {name: sum(step.seconds[name] for step in steps) for name in steps[0].seconds}
+        return dataclasses.replace(steps[0], metrics=metrics, seconds=seconds)
 
 
 def _train(config: dict[str, Any]) -> None:
     """On every worker of the Ray Train group."""
     ctx: StageContext[Reward] = config["ctx"]
     stage = ctx.stage
-    pad = tokenizer_of(ctx).pad_token_id
-    train = _rows(ctx, "train", pad)
-    heldout = _rows(ctx, "heldout", pad) if stage.data.heldout else None
-    model = role_model(ctx)
-    model.add(REWARD, method_config(stage.method), trainable=True, head=ScalarHead(model.hidden_size))
-    steps = total_steps(stage, len(train.lengths))
-    learner = Learner(model, {REWARD: stage.train.optimizer}, {REWARD: steps}, dropout=True)
-    objective = PairwiseReward(REWARD)
+    rows = open_rows(ctx, pairs(stage))
+    model = role_model(ctx, stage.train.memory)
+    roles = member_roles(REWARD, stage.members)
+    for role in roles:  # each draws its own adapter and head
+        add_role(model, role, stage.method, ScalarHead(model.hidden_size))
+    learner = learner_for(ctx, model, roles, rows, Ensemble)
+    objective = PairwiseReward(roles[0], stage.centering, roles[1:])
 
-    fit(ctx, learner, objective, train, heldout)
+    fit(ctx, learner, objective, rows["train"], rows.get("heldout"))
 
-    metrics = evaluate(ctx, learner, objective, heldout) if heldout else {}
-    normalization = measure_normalization(learner, train, stage.train.batch.micro_tokens)
+    budget = stage.train.batch.micro_tokens
+    scores = {split: score_pairs(learner, roles, some, budget) for split, some in rows.items()}
+    normalization = measure_normalization(scores["train"])
+    adapter = _adapter(ctx, learner, roles, normalization)
     if learner.group.rank == 0:
-        head = {name: tensor.detach() for name, tensor in model.heads[REWARD].named_parameters()}
-        adapter = Adapter(method_config(stage.method), model.adapter(REWARD), "reward", head, normalization)
+        metrics = _measured(ctx, objective, scores["heldout"], normalization) if "heldout" in scores else {}
         with storage.committed(ctx.artifact) as folder:
             save_adapter(folder, adapter, ctx.about())
             (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
-def measure_normalization(learner: Learner, rows: Rows, budget: int) -> Normalization:
-    """Mean and standard deviation of the model's scores of the training answers, chosen and rejected alike."""
-    moments = torch.zeros(3, dtype=torch.float64)
-    for batch in rows.micro_batches(range(len(rows.lengths)), budget, learner):
-        if batch is not None:
-            scores: Tensor = learner.forward(REWARD, sequence_scores, batch).double().cpu()
-            moments += torch.stack([torch.tensor(float(len(scores))), scores.sum(), scores.square().sum()])
-    count, total, squares = (float(value) for value in learner.group.sum(moments))
-    mean = total / count
-    return Normalization(mean, math.sqrt(max(squares / count - mean * mean, 1e-12)))
+def _measured(
+    ctx: StageContext[Reward], objective: PairwiseReward, scores: Tensor, normalization: Normalization
+) -> dict[str, float]:
+    """Write the report on held-out pairs, from their scores [members, pairs, 2]; metrics back, the loop's and more."""
+    heldout = _table(ctx, "heldout")
+    report = reward_report(scores, heldout, _table(ctx, "train"), normalization)
+    storage.write_bytes(storage.join(ctx.folder, "evaluations", "reward.json"), json.dumps(report).encode())
+    margin = torch.tensor(heldout["margin"]) if "margin" in heldout else None
+    _, found = objective.of_scores(scores.transpose(1, 2).flatten(1), margin)
+    metrics = {f"heldout_{name}": float(total / weight) for name, (total, weight) in found.items()}
+    return metrics | {"heldout_ece": report["calibration"]["ece"]}
+
+
+def _adapter(
+    ctx: StageContext[Reward], learner: Learner, roles: Sequence[str], normalization: Normalization
+) -> Adapter:
+    """The trained reward model, on every rank; each member keeps the constants of the ensemble."""
+    config = method_config(ctx.stage.method)
+    members = []
+    for role in roles:
+        weights = learner.weights(role)
+        head = {name: weights.pop(f"head.{name}") for name in ("weight", "bias")}
+        members.append(Adapter(config, weights, "reward", head, normalization))
+    return dataclasses.replace(members[0], others=tuple(members[1:]))

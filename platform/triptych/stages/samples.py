@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from triptych.data.batches import micro_batches
+from triptych.data.batches import micro_batches, packed_micro_batches
 from triptych.rollout.record import RolloutRecord
 from triptych.train.batch import Batch, response_mask, sample_batch
 from triptych.train.learner import Learner
@@ -43,8 +43,12 @@ class Samples:
     ) -> list[tuple[list[int], Batch]]:
         """This rank's micro-batches of the given rows (all of them): row numbers, and the batch with its `columns`."""
         chosen = list(range(len(self.records))) if rows is None else list(rows)
-        lengths = [len(self.records[row].prompt_ids) + len(self.records[row].response_ids) for row in chosen]
-        mine = micro_batches(lengths, self.micro_tokens, learner.group.size)[learner.group.rank]
+        sequences = [[*self.records[row].prompt_ids, *self.records[row].response_ids] for row in chosen]
+        if learner.model.packing:
+            ranks = packed_micro_batches([[sequence] for sequence in sequences], self.micro_tokens, learner.group.size)
+        else:
+            ranks = micro_batches([len(sequence) for sequence in sequences], self.micro_tokens, learner.group.size)
+        mine = ranks[learner.group.rank]
         return [self._batch([chosen[index] for index in micro], columns or {}) for micro in mine if micro]
 
     def forward(self, learner: Learner, role: str, compute: Callable[[RoleModel, Batch], Tensor]) -> Tensor:

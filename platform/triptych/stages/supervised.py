@@ -78,11 +78,17 @@ def add_role(model: RoleModel, role: str, method: Method, head: ScalarHead | Cla
         model.add(role, method_config(method), trainable=True, head=head)
 
 
-def learner_for(ctx: StageContext[Any], model: RoleModel, roles: Sequence[str], rows: Mapping[str, Rows]) -> Learner:
+def learner_for(
+    ctx: StageContext[Any],
+    model: RoleModel,
+    roles: Sequence[str],
+    rows: Mapping[str, Rows],
+    kind: type[Learner] = Learner,
+) -> Learner:
     """A learner of these roles, alike for all, over the whole stage."""
     training = ctx.stage.train
     steps = total_steps(ctx.stage, len(rows["train"].sequences))
-    return Learner(
+    return kind(
         model,
         dict.fromkeys(roles, training.optimizer),
         dict.fromkeys(roles, steps),

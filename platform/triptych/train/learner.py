@@ -1,25 +1,28 @@
-"""The learner: the same optimiser step for every objective. Torch only.
+"""The learner: the same optimiser step for every objective and every strategy. Torch only.
 
 One denominator: an objective gives sums, and the global count that each is divided by is known before any forward.
 So the gradient is the same however a batch is cut into micro-batches and over ranks.
 """
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from triptych.errors import RunError
 from triptych.recipe import Optimizer
 from triptych.train.batch import Batch
 from triptych.train.clock import Clock
 from triptych.train.group import Group
-from triptych.train.optimizer import adamw, learning_rate
+from triptych.train.optimizer import learning_rate
 from triptych.train.roles import RoleModel
+from triptych.train.strategies import Slice, StrategyName, make_strategy
 
 Sums = dict[str, Tensor]
 """Name -> sum over the batch, a scalar."""
@@ -28,6 +31,8 @@ Metrics = dict[str, tuple[Tensor, Tensor]]
 
 MAX_BAD_STEPS = 5
 """Steps in a row without a finite gradient that end a run."""
+
+log = logging.getLogger(__name__)
 
 
 class Objective(Protocol):
@@ -52,6 +57,16 @@ class StepReport:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True)
+class LearnerState:
+    """Everything that `load_state` needs to go on exactly."""
+
+    slices: list[Slice]
+    """This rank's share of the tensors."""
+    numbers: dict[str, Any]
+    """The same on every rank."""
+
+
 class Learner:
     """Updates the trainable roles of a model; every trainable role has an optimiser of its own."""
 
@@ -61,7 +76,11 @@ class Learner:
         optimizers: Mapping[str, Optimizer],
         total_steps: Mapping[str, int],
         group: Group | None = None,
+        *,
         dropout: bool = False,
+        strategy: StrategyName = "auto",
+        offload: bool = False,
+        max_bad_steps: int = MAX_BAD_STEPS,
     ) -> None:
         """`total_steps`: optimiser steps of each role over the whole run, for its schedule.
 
@@ -69,12 +88,12 @@ class Learner:
         """
         self.model = model
         self.group = group or Group()
+        self.strategy = make_strategy(strategy, model, optimizers, self.group, offload=offload)
         self._config = dict(optimizers)
         self._total = dict(total_steps)
-        self._parameters = {role: model.parameters_of(role) for role in optimizers}
-        self._optimizers = {role: adamw(self._parameters[role].values(), c) for role, c in optimizers.items()}
         self._steps = dict.fromkeys(optimizers, 0)
         self._bad_steps = 0
+        self._max_bad_steps = max_bad_steps
         self._dropout = dropout
 
     def step(self, objective: Objective, micro_batches: Sequence[Batch | None]) -> StepReport:
@@ -83,94 +102,111 @@ class Learner:
         A step without a finite gradient is skipped and counted (`skipped`).
 
         Raises:
-            RunError: MAX_BAD_STEPS such steps in a row.
+            RunError: `max_bad_steps` such steps in a row.
         """
-        clock = Clock()
+        role, clock = objective.role, Clock(self.model.device)
         metrics = self.accumulate(objective, micro_batches, clock)
-        parameters = self._parameters[objective.role]
-        self.group.sum_gradients(parameters.values())
-        clock.lap("communication")
-        norm = self._gradient_norm(objective.role)
-        rate = learning_rate(self._config[objective.role], self._steps[objective.role], self._total[objective.role])
-        finite = self._finite(objective.role, norm)
-        optimizer = self._optimizers[objective.role]
-        if finite:
-            clip_grads_with_norm_(parameters.values(), self._config[objective.role].max_grad_norm, torch.tensor(norm))
-            for param_group in optimizer.param_groups:
-                param_group["lr"] = rate
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        self._steps[objective.role] += 1
+        rate = learning_rate(self._config[role], self._steps[role], self._total[role])
+        update = self.strategy.update(role, rate)
+        self._steps[role] += 1
+        self._count_bad(role, update.norm, update.bad)
         clock.lap("optimizer")
-        metrics |= {"grad_norm": norm, "learning_rate": rate, "skipped": float(not finite)}
-        return StepReport(metrics, dict(clock.seconds))
+        metrics |= {"grad_norm": update.norm, "learning_rate": rate, "skipped": float(not math.isfinite(update.norm))}
+        return StepReport(metrics, clock.seconds)
 
     def accumulate(
         self, objective: Objective, micro_batches: Sequence[Batch | None], clock: Clock | None = None
     ) -> dict[str, float]:
-        """Add this rank's share of the global gradient to the role's parameters; global metrics back."""
-        clock = clock or Clock()
-        batches = [self._placed(batch) for batch in micro_batches if batch is not None]
-        denominators = self._sum_over_all(objective.denominators(batch) for batch in batches)
-        metrics: list[Metrics] = []
+        """The global gradient into the role's parameters, or this rank's share of it; global metrics back."""
+        clock, role = clock or Clock(), objective.role
+        placed = [None if batch is None else self._placed(batch) for batch in micro_batches]
         self.model.train(self._dropout)
         clock.lap("data")
-        for batch in batches:
-            with self.model.use(objective.role):
-                sums, measured = objective.loss(self.model, batch)
-            loss = torch.stack([total / denominators[name] for name, total in sums.items()]).sum()
-            clock.lap("forward")
-            loss.backward()
-            clock.lap("backward")
-            metrics.append(measured)
-        return self._reduced(metrics)
+        denominators = self._sum_over_all((objective.denominators(batch) for batch in placed if batch is not None), 1)
+        batches = self._lockstep(placed)
+        metrics: list[Metrics] = []
+        clock.lap("communication")
+        for number, (batch, real) in enumerate(batches):
+            with self.model.use(role):  # the backward pass too: it may compute activations again
+                sums, measured = self._forward(role, partial(objective.loss, self.model, batch))
+                loss = torch.stack([total / denominators[name].to(total) for name, total in sums.items()]).sum()
+                clock.lap("forward")
+                self.strategy.backward(role, loss if real else loss * 0, last=number == len(batches) - 1)
+                clock.lap("backward")
+            if real:
+                metrics.append(measured)
+        self.strategy.reduce_gradients(role)
+        found = self._reduced(metrics)
+        clock.lap("communication")
+        return found
 
     @torch.no_grad()
     def evaluate(self, objective: Objective, micro_batches: Sequence[Batch | None]) -> dict[str, float]:
         """The objective's metrics over all ranks' batches, nothing updated."""
         metrics: list[Metrics] = []
-        self.model.eval()
-        for batch in micro_batches:
-            if batch is not None:
+        placed = [None if batch is None else self._placed(batch) for batch in micro_batches]
+        with self.evaluating():
+            for batch, real in self._lockstep(placed):
                 with self.model.use(objective.role):
-                    metrics.append(objective.loss(self.model, self._placed(batch))[1])
+                    measured = self._forward(objective.role, partial(objective.loss, self.model, batch))[1]
+                if real:
+                    metrics.append(measured)
         return self._reduced(metrics)
 
     @torch.no_grad()
     def forward(self, role: str, compute: Callable[[RoleModel, Batch], Tensor], batch: Batch) -> Tensor:
         """`compute` of one batch as `role`, without gradients."""
+        with self.evaluating(), self.model.use(role):
+            return self._forward(role, partial(compute, self.model, self._placed(batch)))
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Without dropout, and with the weights that the optimizer ends at. Does not nest."""
         self.model.eval()
-        with self.model.use(role):
-            return compute(self.model, self._placed(batch))
+        self.strategy.averaging(on=True)
+        try:
+            yield
+        finally:
+            self.strategy.averaging(on=False)
 
     def gradients(self, role: str) -> dict[str, Tensor]:
         """Full float32 gradients of a role, between `accumulate` and an update; zero where nothing flowed."""
-        return {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self._parameters[role].items()}
+        return self.strategy.gradients(role)
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, int]]:
-        """Tensors and counters from which `load_state` goes on exactly."""
-        tensors: dict[str, Tensor] = {}
-        for role, named in self._parameters.items():
-            optimizer_state = self._optimizers[role].state
-            for name, parameter in named.items():
-                tensors[f"{role}/value/{name}"] = parameter.detach()
-                for key, value in optimizer_state.get(parameter, {}).items():
-                    tensors[f"{role}/{key}/{name}"] = value
-        return tensors, dict(self._steps)
+    def weights(self, role: str) -> dict[str, Tensor]:
+        """Full trained parameters of a role, by their names; on the CPU. Collective."""
+        with self.evaluating():
+            return {name: value.cpu() for name, value in self.strategy.values(role).items()}
 
-    @torch.no_grad()
-    def load_state(self, tensors: Mapping[str, Tensor], counters: Mapping[str, int]) -> None:
-        for role, named in self._parameters.items():
-            optimizer_state = self._optimizers[role].state
-            for name, parameter in named.items():
-                parameter.copy_(tensors[f"{role}/value/{name}"])
-                for key in ("step", "exp_avg", "exp_avg_sq"):
-                    if (value := tensors.get(f"{role}/{key}/{name}")) is not None:
-                        optimizer_state[parameter][key] = value.clone()
-        self._steps = dict(counters)
+    def state(self) -> LearnerState:
+        """This rank's tensors, and counters, from which `load_state` goes on exactly."""
+        return LearnerState(self.strategy.slices(), {"steps": dict(self._steps)})
+
+    def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Go on from whole tensors, whatever strategy and however many ranks wrote them."""
+        self.strategy.load(tensors)
+        self._steps = dict(numbers["steps"])
+
+    def _forward(self, role: str, compute: Callable[[], Any]) -> Any:
+        def in_precision() -> Any:
+            with self.model.autocast():
+                return compute()
+
+        return self.strategy.run(role, in_precision)
 
     def _placed(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+
+    def _lockstep(self, batches: Sequence[Batch | None]) -> list[tuple[Batch, bool]]:
+        """Micro-batches to run, and whether each counts: where passes are collective, fillers stand for empty ones."""
+        present = [batch for batch in batches if batch is not None]
+        if not self.strategy.lockstep:
+            return [(batch, True) for batch in present]
+        if self.group.all(len(present) == len(batches), self.model.device):
+            return [(batch, True) for batch in present]
+        own = present[0] if present else None
+        filler = next(batch for batch in self.group.gather(own) if batch is not None)
+        return [(filler, False) if batch is None else (batch, True) for batch in batches]
 
     def _reduced(self, metrics: Iterable[Metrics]) -> dict[str, float]:
         """Sum over weight of each metric, over micro-batches and ranks."""
@@ -178,34 +214,28 @@ class Learner:
             {name: torch.stack([total.detach().double(), weight.double()]) for name, (total, weight) in m.items()}
             for m in metrics
         ]
-        return {name: float(pair[0] / pair[1].clamp(min=1e-12)) for name, pair in self._sum_over_all(pairs).items()}
+        return {
+            name: float(total / weight.clamp(min=1e-12))
+            for name, (total, weight) in self._sum_over_all(pairs, 2).items()
+        }
 
-    def _sum_over_all(self, parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Sum name by name over micro-batches, then over ranks in one message; ranks may lack names."""
+    def _sum_over_all(self, parts: Iterable[Mapping[str, Tensor]], width: int) -> dict[str, Tensor]:
+        """Sum tensors [width], or scalars, name by name over micro-batches, then over ranks, which may lack names."""
         local: dict[str, Tensor] = {}
         for part in parts:
             for name, value in part.items():
                 local[name] = local[name] + value if name in local else value
-        if not self.group.together:
-            return local
-        totals: dict[str, Tensor] = {}
-        for rank_values in self.group.gather({name: value.cpu() for name, value in local.items()}):
-            for name, value in rank_values.items():
-                totals[name] = totals[name] + value if name in totals else value
-        return {name: value.to(self.model.device) for name, value in totals.items()}
+        return self.group.sum_by_name(local, width, self.model.device) if self.group.together else local
 
-    def _gradient_norm(self, role: str) -> float:
-        return float(get_total_norm([p.grad for p in self._parameters[role].values() if p.grad is not None]))
-
-    def _finite(self, role: str, norm: float) -> bool:
+    def _count_bad(self, role: str, norm: float, bad: str | None) -> None:
         if math.isfinite(norm):
             self._bad_steps = 0
-            return True
+            return
         self._bad_steps += 1
-        if self._bad_steps >= MAX_BAD_STEPS:
-            bad = next(name for name, grad in self.gradients(role).items() if not torch.isfinite(grad).all())
+        first = f", first in {bad}" if bad else ""
+        log.warning("%s: step %d skipped: its gradient is not finite%s", role, self._steps[role], first)
+        if self._bad_steps >= self._max_bad_steps:
             raise RunError(
-                f"{role}: {self._bad_steps} steps in a row had a gradient that is not finite, first in {bad}; "
+                f"{role}: {self._bad_steps} steps in a row had a gradient that is not finite{first}; "
                 "lower the learning rate, or train in float32"
             )
-        return False

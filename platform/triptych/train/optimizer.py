@@ -1,33 +1,91 @@
-"""AdamW and its learning-rate schedule, as a function of the step."""
+"""From a recipe's `optimizer` to what updates a role's parameters, and at what rate."""
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
+from triptych.errors import UserError
 from triptych.recipe import Optimizer
+from triptych.train.optimizers.adamw_8bit import AdamW8bit
+from triptych.train.optimizers.lion import Lion
+from triptych.train.optimizers.muon import Muon
+from triptych.train.optimizers.schedule_free import ScheduleFreeAdamW
+
+RUNS_UNDER_ZERO = frozenset({"adamw", "sgd", "lion"})
+"""DeepSpeed lays a group's parameters end to end: only element-wise rules survive that. Schedule-free AdamW is one, but
+its average would have to be taken in DeepSpeed's own copy of the weights."""
+
+_EMBEDDING_OR_HEAD = re.compile(r"(^|\.)(\w*embed\w*|wte|wpe|\w*head|score|classifier)(\.|$)")
+_LORA_B = re.compile(r"(^|\.)lora_(embedding_)?B(\.|$)")
 
 
-def adamw(parameters: Iterable[nn.Parameter], config: Optimizer) -> torch.optim.AdamW:
-    return torch.optim.AdamW(
-        list(parameters),
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+def check_optimizer(config: Optimizer, strategy: str) -> None:
+    """Raises UserError where the optimizer cannot run under the strategy."""
+    if strategy.startswith("zero") and config.name not in RUNS_UNDER_ZERO:
+        allowed = ", ".join(sorted(RUNS_UNDER_ZERO))
+        raise UserError(
+            f"optimizer.name {config.name} cannot run under workers.strategy {strategy}, which flattens parameters; "
+            f"allowed there: {allowed}; or strategy single, ddp or fsdp"
+        )
+
+
+def build_optimizer(named: Mapping[str, nn.Parameter], config: Optimizer) -> torch.optim.Optimizer:
+    """The optimizer of these parameters, plain or sharded by rows (DTensor).
+
+    Each group carries `lr_scale`: the caller sets `lr` to the step's rate times it. Vectors never decay.
+    """
+    groups = _groups(named, config)
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True)
+    if config.name == "adamw_8bit":
+        return AdamW8bit(groups, betas=config.betas, eps=config.eps)
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov)
+    if config.name == "lion":
+        return Lion(groups, betas=config.betas)
+    if config.name == "muon":
+        return Muon(groups, momentum=config.momentum, betas=config.betas, eps=config.eps)
+    return ScheduleFreeAdamW(groups, betas=config.betas, eps=config.eps)
 
 
 def learning_rate(config: Optimizer, step: int, total: int) -> float:
-    """The rate of optimiser step `step` (from 0) of `total`."""
+    """The rate of optimizer step `step` (from 0) of `total`. A decay reaches zero at `total`, and stays there."""
     warmup = round(config.warmup * total)
     if step < warmup:
         return config.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(total - warmup, 1)
-    if config.schedule == "linear":
+    start = total - round(config.decay * total) if config.schedule == "wsd" else warmup
+    progress = min(max(step - start, 0) / max(total - start, 1), 1.0)
+    if config.schedule in ("linear", "wsd"):
         return config.lr * (1 - progress)
     if config.schedule == "cosine":
         return config.lr * (1 + math.cos(math.pi * progress)) / 2
     return config.lr
+
+
+def averaging(optimizer: torch.optim.Optimizer, *, on: bool) -> None:
+    """Whether parameters hold what is evaluated and exported: the average for schedule-free, for others no change.
+
+    Switched off, they are bit by bit what they were: an evaluation leaves no trace in the training.
+    """
+    if isinstance(optimizer, ScheduleFreeAdamW):
+        optimizer.averaging(on)
+
+
+def _groups(named: Mapping[str, nn.Parameter], config: Optimizer) -> list[dict[str, Any]]:
+    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
+    for name, parameter in named.items():
+        scale = config.lora_plus if _LORA_B.search(name) else 1.0
+        decay = config.weight_decay if parameter.ndim > 1 else 0.0
+        orthogonal = config.name == "muon" and parameter.ndim == 2 and not _EMBEDDING_OR_HEAD.search(name)
+        group = groups.setdefault(
+            (scale, decay, orthogonal),
+            {"params": [], "lr": config.lr * scale, "lr_scale": scale, "weight_decay": decay},
+        )
+        if config.name == "muon":
+            group["orthogonal"] = orthogonal
+        group["params"].append(parameter)
+    return list(groups.values())

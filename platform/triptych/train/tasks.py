@@ -1,13 +1,13 @@
 """What is computed of a batch: the objectives of the stages, and the forward passes that PPO scores samples with."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from triptych.objectives.language import cross_entropy_sum, token_entropy, token_logprobs
 from triptych.objectives.policy import ppo_policy_loss, ppo_value_loss
-from triptych.objectives.preference import bradley_terry_loss
+from triptych.objectives.preference import bradley_terry_loss, centering_loss
 from triptych.train.batch import Batch, before_response, last_token, response_ids, response_mask
 from triptych.train.learner import Metrics, Sums
 from triptych.train.roles import RoleModel
@@ -26,28 +26,72 @@ class LanguageModeling:
         labels = batch["labels"][:, 1:]
         learned = labels != -100
         hidden = model.hidden(batch["ids"], batch["mask"])[:, :-1]
-        total, count = cross_entropy_sum(model.logits(hidden[learned]), labels[learned])
-        return {"loss": total}, {"loss": (total, count)}
+        total = -model.logprobs(hidden[learned], labels[learned]).sum()
+        return {"loss": total}, {"loss": (total, learned.sum())}
 
 
 @dataclass(frozen=True)
 class PairwiseReward:
-    """Mean Bradley-Terry loss of pairs."""
+    """Mean Bradley-Terry loss of pairs, with the margins that the batch has (`margin` [B / 2]).
+
+    One role is trained. The scores of `others` are averaged with its own, to measure an ensemble.
+    """
 
     role: str
+    centering: float = 0.0
+    """Coefficient of the squared sum of a pair's scores."""
+    others: tuple[str, ...] = ()
+
+    def members(self) -> "list[PairwiseReward]":
+        """The objective of each member by itself."""
+        return [replace(self, role=role, others=()) for role in (self.role, *self.others)]
 
     def denominators(self, batch: Batch) -> Sums:
         return {"loss": torch.tensor(len(batch["ids"]) // 2)}
 
     def loss(self, model: RoleModel, batch: Batch) -> tuple[Sums, Metrics]:
-        chosen, rejected = sequence_scores(model, batch).chunk(2)
-        total, count, _ = bradley_terry_loss(chosen, rejected)
-        right = (chosen > rejected).float().sum()
-        return {"loss": total}, {
-            "loss": (total, count),
-            "accuracy": (right, count),
-            "margin": ((chosen - rejected).sum(), count),
-        }
+        return self.of_scores(member_scores(model, batch, (self.role, *self.others)), batch.get("margin"))
+
+    def of_scores(self, members: Tensor, margin: Tensor | None) -> tuple[Sums, Metrics]:
+        """The same, of scores [members, 2 pairs] of all chosen answers, then of all rejected ones."""
+        chosen, rejected = members.mean(dim=0).chunk(2)
+        ranking, count, sums = bradley_terry_loss(chosen, rejected, margin)
+        metrics = {"loss": (ranking, count), "accuracy": (sums["correct"], count), "margin": (sums["score_gap"], count)}
+        total = ranking
+        if self.centering:
+            off_center, _, _ = centering_loss(chosen, rejected)
+            total = ranking + self.centering * off_center
+            metrics |= {"loss": (total, count), "squared_sum": (off_center, count)}
+        if self.others:
+            gaps = torch.sub(*members.chunk(2, dim=1))
+            metrics["disagreement"] = (gaps.std(dim=0).sum(), count)
+        return {"loss": total}, metrics
+
+
+@dataclass(frozen=True)
+class TextClassification:
+    """Mean cross-entropy of the classes of texts; needs `label` [B] in the batch.
+
+    F1 of each class is measured as well, where nothing is trained.
+    """
+
+    role: str
+    classes: int
+
+    def denominators(self, batch: Batch) -> Sums:
+        return {"loss": torch.tensor(len(batch["label"]), device=batch["label"].device)}
+
+    def loss(self, model: RoleModel, batch: Batch) -> tuple[Sums, Metrics]:
+        logits, labels = sequence_scores(model, batch), batch["label"]
+        total = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        predicted = logits.argmax(dim=1)
+        right, count = predicted == labels, self.denominators(batch)["loss"]
+        metrics = {"loss": (total, count), "accuracy": (right.sum(), count)}
+        if not torch.is_grad_enabled():
+            for label in range(self.classes):
+                hits = (right & (labels == label)).sum()
+                metrics[f"f1_{label}"] = (2 * hits, (predicted == label).sum() + (labels == label).sum())
+        return {"loss": total}, metrics
 
 
 @dataclass(frozen=True)
@@ -90,8 +134,27 @@ class ValueUpdate:
 
 
 def sequence_scores(model: RoleModel, batch: Batch) -> Tensor:
-    """The active role's score of each row [B], read at its last real token."""
+    """What the active role's head says of each row, [B] or [B, classes], read at its last real token."""
     return model.scores(last_token(model.hidden(batch["ids"], batch["mask"]), batch["mask"]))
+
+
+def member_roles(role: str, members: int) -> tuple[str, ...]:
+    """Names of an ensemble's roles; the first is `role`."""
+    return (role, *(f"{role}-{number}" for number in range(1, members)))
+
+
+def member_scores(model: RoleModel, batch: Batch, roles: Sequence[str]) -> Tensor:
+    """Each role's score of each row: [roles, B]."""
+    scores = []
+    for role in roles:
+        with model.use(role):
+            scores.append(sequence_scores(model, batch))
+    return torch.stack(scores)
+
+
+def mean_scores(model: RoleModel, batch: Batch, roles: Sequence[str]) -> Tensor:
+    """An ensemble's score of each row [B]: the mean of its members'."""
+    return member_scores(model, batch, roles).mean(dim=0)
 
 
 def response_values(model: RoleModel, batch: Batch) -> Tensor:
@@ -101,22 +164,24 @@ def response_values(model: RoleModel, batch: Batch) -> Tensor:
 
 def response_logprobs(model: RoleModel, batch: Batch, temperature: float) -> Tensor:
     """Log-probability [B, R] of each token of the answer; 0 past its end."""
-    logits, labels = _response_logits(model, batch)
-    return _spread(token_logprobs(logits, labels, temperature), batch)
+    hidden, labels = _response(model, batch)
+    return _spread(model.logprobs(hidden, labels, temperature), batch)
 
 
 def response_logprobs_and_entropy(model: RoleModel, batch: Batch, temperature: float) -> Tensor:
-    """[B, R, 2]: log-probability of each token of the answer, and the entropy where it was drawn; 0 past its end."""
-    logits, labels = _response_logits(model, batch)
-    both = (token_logprobs(logits, labels, temperature), token_entropy(logits, labels, temperature))
+    """[B, R, 2]: log-probability of each token of the answer, and the entropy where it was drawn; 0 past its end.
+
+    Without gradients.
+    """
+    both = model.logprobs_and_entropy(*_response(model, batch), temperature)
     return torch.stack([_spread(values, batch) for values in both], dim=2)
 
 
-def _response_logits(model: RoleModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits [n, V] and tokens [n] of the n answer tokens of a batch: nothing is spent on prompts and padding."""
+def _response(model: RoleModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Hidden states [n, d] that the n answer tokens [n] of a batch were drawn from."""
     mask = response_mask(batch["length"])
     hidden = before_response(model.hidden(batch["ids"], batch["mask"]), batch)
-    return model.logits(hidden[mask]), response_ids(batch)[mask]
+    return hidden[mask], response_ids(batch)[mask]
 
 
 def _spread(values: Tensor, batch: Batch) -> Tensor:

@@ -1,0 +1,28 @@
+"""How a model is spread over the workers: one interface, and a class for each way."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from triptych.recipe import Optimizer
+from triptych.train.group import Group
+from triptych.train.roles import RoleModel
+from triptych.train.strategies.base import Slice, Strategy, Update
+from triptych.train.strategies.dense import Dense
+from triptych.train.strategies.sharded import Sharded
+
+__all__ = ["Slice", "Strategy", "StrategyName", "Update", "make_strategy"]
+
+StrategyName = Literal["auto", "single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
+
+
+def make_strategy(
+    name: StrategyName, model: RoleModel, optimizers: Mapping[str, Optimizer], group: Group, *, offload: bool = False
+) -> Strategy:
+    """The strategy over the ranks of `group`; `auto` keeps whole parameters on each."""
+    if name == "fsdp":
+        return Sharded(model, optimizers, group, offload=offload)
+    if name in ("zero1", "zero2", "zero3"):
+        from triptych.train.strategies.zero import Zero  # imports DeepSpeed, which takes seconds
+
+        return Zero(model, optimizers, group, stage=int(name[-1]), offload=offload)  # type: ignore[arg-type]
+    return Dense(model, optimizers, group)

@@ -1,0 +1,39 @@
+"""What a worker does, and what it takes of its machine."""
+
+import resource
+from itertools import pairwise
+
+import torch
+
+from triptych.data.batches import common_prefix
+from triptych.models.flops import Work
+from triptych.train.batch import Batch
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes at the peak: of tensors on a GPU, of the whole process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def real_tokens(batch: Batch) -> int:
+    """Tokens of a batch, padding apart."""
+    return int(batch["mask"].sum())
+
+
+def work_of(batch: Batch, *, shared: bool) -> Work:
+    """What a batch on the CPU takes; `shared`: what rows begin with in common is computed once."""
+    lengths = batch["mask"].sum(dim=1).tolist()
+    tokens, attended = sum(lengths), sum(_seen(length) for length in lengths)
+    if shared:
+        rows = sorted(row[kept].tolist() for row, kept in zip(batch["ids"], batch["mask"].bool(), strict=True))
+        twice = [common_prefix(one, other) for one, other in pairwise(rows)]
+        tokens, attended = tokens - sum(twice), attended - sum(map(_seen, twice))
+    logits = int((batch["labels"][:, 1:] != -100).sum()) if "labels" in batch else 0
+    return Work(tokens, logits, attended)
+
+
+def _seen(length: int) -> int:
+    """Tokens that those of a row see, all together."""
+    return length * (length + 1) // 2

@@ -1,0 +1,121 @@
+"""Tiny roles, and a batch of each objective: what the gradient tests, on one rank and on several, have in common."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triptych.methods import method_config
+from triptych.models.base import load_causal_lm
+from triptych.models.heads import ScalarHead
+from triptych.recipe import Lora, Optimizer
+from triptych.train.batch import Batch, language_batch, pair_batch, sample_batch
+from triptych.train.learner import Learner, Objective
+from triptych.train.roles import RoleModel
+from triptych.train.tasks import LanguageModeling, PairwiseReward, PolicyUpdate, ValueUpdate
+
+PAD = 0
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+
+
+def make_model(
+    folder: Path,
+    dtype: torch.dtype,
+    *,
+    roles: tuple[str, ...] = ("policy", "critic"),
+    method: str = "lora",
+    **settings: Any,
+) -> RoleModel:
+    torch.manual_seed(0)
+    model = RoleModel(load_causal_lm(folder, dtype), **settings)
+    for role in roles:
+        head = ScalarHead(model.hidden_size) if role == "critic" else None
+        if method == "full":
+            model.add_full(role, head=head)
+            continue
+        model.add(role, method_config(Lora(r=4, alpha=8)), trainable=True, head=head)
+        with torch.no_grad():
+            for name, parameter in model.parameters_of(role).items():
+                if "lora_B" in name:  # zero at the start, which would hide lora_A's gradient
+                    parameter.normal_(std=0.1)
+    return in_float64(model) if dtype == torch.float64 else model
+
+
+def in_float64(model: RoleModel) -> RoleModel:
+    """transformers' norms compute in float32 whatever the model's precision."""
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = partial(rms_norm, module)
+    return model.double()
+
+
+def rms_norm(module: Any, hidden: Tensor) -> Tensor:
+    return torch.nn.functional.rms_norm(hidden, module.weight.shape, module.weight, module.variance_epsilon)
+
+
+def make_learner(model: RoleModel, **settings: Any) -> Learner:
+    roles = list(model.trainable)
+    return Learner(model, dict.fromkeys(roles, Optimizer(lr=1e-2)), dict.fromkeys(roles, 10), **settings)
+
+
+def rows(count: int = 8) -> list[tuple[list[int], list[int]]]:
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for index in range(count):
+        prompt = torch.randint(5, 300, (3 + index % 4,), generator=generator).tolist()
+        answer = torch.randint(5, 300, (2 + (index * 5) % 7,), generator=generator).tolist()
+        made.append((prompt, answer))
+    return made
+
+
+def columns(count: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    names = ("old_logprobs", "advantages", "old_values", "returns")
+    made = {name: torch.randn(count, 9, generator=generator).to(dtype) for name in names}
+    return made | {"weights": torch.rand(count, 9, generator=generator).to(dtype) + 0.5}
+
+
+def language(indexes: list[int], dtype: torch.dtype) -> Batch:
+    chosen = [rows()[index] for index in indexes]
+    return language_batch([(p + a, [-100] * len(p) + a) for p, a in chosen], PAD)
+
+
+def pairs(indexes: list[int], dtype: torch.dtype) -> Batch:
+    made = rows(16)
+    return pair_batch(
+        [([*made[2 * i][0], *made[2 * i][1]], [*made[2 * i + 1][0], *made[2 * i + 1][1]]) for i in indexes], PAD
+    )
+
+
+def samples(indexes: list[int], dtype: torch.dtype) -> Batch:
+    chosen = [rows()[index] for index in indexes]
+    batch = sample_batch([p for p, _ in chosen], [a for _, a in chosen], PAD)
+    return batch | {name: column[indexes] for name, column in columns(8, dtype).items()}
+
+
+CASES: dict[str, tuple[Objective, Callable[[list[int], torch.dtype], Batch]]] = {
+    "language": (LanguageModeling("policy"), language),
+    "pairs": (PairwiseReward("critic"), pairs),
+    "policy": (PolicyUpdate("policy", 0.2, 0.7), samples),
+    "value": (ValueUpdate("critic", 0.2), samples),
+}
+
+
+def gradients(learner: Learner, objective: Objective, batches: list[Batch | None]) -> dict[str, Tensor]:
+    learner.accumulate(objective, batches)
+    found = {name: grad.clone() for name, grad in learner.gradients(objective.role).items()}
+    learner.strategy.discard_gradients(objective.role)
+    return found
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    largest = max(tensor.abs().max() for tensor in expected.values())
+    assert largest > 0
+    for name, tensor in expected.items():
+        # A gradient that is zero but for rounding, such as that of a bias that pairs cancel, is held to the others'.
+        scale = tensor.abs().max() if tensor.abs().max() > 1e-5 * largest else largest
+        assert (found[name] - tensor).abs().max() <= tolerance * scale, name
