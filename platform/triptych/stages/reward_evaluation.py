@@ -25,11 +25,12 @@ Pairs = Mapping[str, Sequence[Any]]
 """Columns `chosen` and `rejected` (tokens of prompt and answer) and `start` (tokens of the prompt)."""
 
 
-def score_pairs(learner: Learner, roles: Sequence[str], rows: Rows, budget: int) -> Tensor:
-    """Every member's scores of all rows [members, pairs, 2], float64, on every rank."""
-    scores = torch.zeros(len(roles), len(rows.sequences), 2, dtype=torch.float64)
+def score_pairs(learner: Learner, roles: Sequence[str], rows: Rows, budget: int, most: int | None = None) -> Tensor:
+    """Every member's scores of all rows, or of `most`, [members, pairs, 2], float64, on every rank."""
+    count = min(len(rows.sequences), most or len(rows.sequences))
+    scores = torch.zeros(len(roles), count, 2, dtype=torch.float64)
     numbered = Rows(rows.sequences, lambda some: rows.batch(some) | {"row": torch.tensor(some)})
-    for batch in numbered.micro_batches(range(len(rows.sequences)), budget, learner):
+    for batch in numbered.micro_batches(range(count), budget, learner):
         # Ranks that shard the weights work together: one that has no rows left scores one for nothing.
         scored = rows.batch([0]) if batch is None else batch
         values = learner.forward(roles[0], partial(member_scores, roles=roles), scored).double().cpu()
