@@ -5,7 +5,6 @@ where it ends (its end token, without the newline that follows), and each piece 
 exactly the tokens that sampling sees, prompt first, whatever would merge across the border.
 """
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Literal, TypeVar
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
-
-log = logging.getLogger(__name__)
 
 IGNORE = -100
 """The label of a token that is not learned."""
@@ -148,11 +145,7 @@ def encode_pairs(
         for row, (chosen, start), (rejected, _) in zip(rows, whole[::2], whole[1::2], strict=True)
         if max(len(chosen), len(rejected)) <= max_length
     ]
-    if not items:
-        raise UserError(f"data: none of {len(rows)} pairs is within max_length={max_length} tokens")
-    if len(items) < len(rows):
-        log.warning("%d pairs longer than %d tokens dropped", len(rows) - len(items), max_length)
-    return Encoded(items, 0, len(rows) - len(items))
+    return Encoded(items, dropped=len(rows) - len(items))
 
 
 def encode_prompts(
