@@ -1,0 +1,51 @@
+"""Model FLOPs: what the mathematics of a pass needs, whatever is computed twice to save memory.
+
+A weight costs two FLOPs a token forward, two more for the gradient of its input, and two more for its own gradient
+where it is trained (Kaplan et al. 2020, arXiv 2001.08361, section 2.1). Attention's two products cost 4 x width for
+each pair of a token and one that it sees, and twice as much backward (Chowdhery et al. 2022, arXiv 2204.02311,
+appendix B, but of the causal half alone). Heads that read one token a row are left out.
+"""
+
+from dataclasses import dataclass
+
+from triptych.models.sizes import Sizes
+from triptych.recipe.method import Full, Method
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much of a pass there is; an expected share may make fractions of the counts."""
+
+    tokens: float = 0.0
+    """Tokens that go through the blocks."""
+    logits: float = 0.0
+    """Tokens whose logits are needed."""
+    attended: float = 0.0
+    """Pairs of a token and a token that it sees, itself included: n (n + 1) / 2 for a row of n."""
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.tokens + other.tokens, self.logits + other.logits, self.attended + other.attended)
+
+
+def forward_flops(sizes: Sizes, method: Method, work: Work) -> float:
+    """FLOPs of a forward pass."""
+    return _base(sizes, work) + _added(sizes, method, work) + _attention(sizes, work)
+
+
+def train_flops(sizes: Sizes, method: Method, work: Work) -> float:
+    """FLOPs of a forward and a backward pass: a frozen weight has no gradient, its input has."""
+    base, added = _base(sizes, work), _added(sizes, method, work)
+    trained = base if isinstance(method, Full) else added
+    return 2 * (base + added) + trained + 3 * _attention(sizes, work)
+
+
+def _base(sizes: Sizes, work: Work) -> float:
+    return 2 * (sizes.layers * sizes.layer * work.tokens + sizes.embedding * work.logits)
+
+
+def _added(sizes: Sizes, method: Method, work: Work) -> float:
+    return 0.0 if isinstance(method, Full) else 2 * sizes.lora(method) * work.tokens
+
+
+def _attention(sizes: Sizes, work: Work) -> float:
+    return 4 * sizes.layers * sizes.heads * sizes.head_dim * work.attended
