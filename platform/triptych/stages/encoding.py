@@ -163,7 +163,7 @@ def _in_tasks(
     local = source.model_copy(update={"path": storage.absolute(source.path)})  # tasks have another working directory
     blocks = ray.data.read_datasource(
         _RowBlocks(local, examples.parse),
-        num_cpus=0,  # a reader that held the stage's only CPU would wait for its own readers for ever
+        num_cpus=0,  # else it could hold the only CPU that the tasks behind it wait for
         label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},  # where the file is
     )
     blocks.context.enable_progress_bars = False
