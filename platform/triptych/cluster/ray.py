@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
+import psutil
 import ray
 from ray.exceptions import RayError
 
@@ -50,12 +51,23 @@ def connect(cpus: int | None = None, metrics_port: int | None = None) -> Iterato
 def leave(code: int) -> NoReturn:
     """End this process at once with that exit code, and with it its connection, or the cluster that it started.
 
-    For a process with threads that wait inside Ray: nothing wakes them, and one that is there while Ray shuts down ends
-    the process with exit code 1. The kernel stops the processes of a cluster started here when their parent is gone.
+    For a process with threads that wait inside Ray. Nothing wakes them but `ray.shutdown`, and what they then do to
+    clean up starts Ray again in the middle of it, which may end the process with exit code 1 a minute later.
     """
     with suppress(OSError):  # nobody may be reading any more
         sys.stdout.flush()
         sys.stderr.flush()
+    me = psutil.Process()
+    # Ray's daemons go with their parent. Their own children would stay for minutes, on the ports that they listen on;
+    # and a daemon that is not stopped would answer the death of its children.
+    daemons = me.children()
+    for daemon in daemons:
+        with suppress(psutil.NoSuchProcess):
+            daemon.suspend()
+    for process in me.children(recursive=True):
+        if process not in daemons:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
     os._exit(code)
 
 
