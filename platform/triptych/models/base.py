@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from triptych.errors import UserError
 from triptych.models import demo
 from triptych.models.cache import cache_dir
-from triptych.recipe.model import Model
+from triptych.recipe.model import Model, Quantization
 from triptych.storage import digest_of, write_bytes
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 BUILT_IN = {demo.NAME: demo.demo_model}
 """Built-in name -> what makes its folder."""
@@ -115,15 +116,44 @@ def _padding_token(tokenizer: "PreTrainedTokenizerBase", path: Path) -> str:
     return (likely or special)[0]
 
 
-def load_causal_lm(path: Path, dtype: "torch.dtype", *, trust_remote_code: bool = False) -> "PreTrainedModel":
-    """The frozen base in evaluation mode, on the CPU, with sdpa attention and no key-value cache."""
+def load_causal_lm(
+    path: Path, dtype: "torch.dtype", *, trust_remote_code: bool = False, quantization: Quantization | None = None
+) -> "PreTrainedModel":
+    """The frozen base in evaluation mode, on the CPU, with sdpa attention and no key-value cache.
+
+    With `quantization` its decoder's linear layers are kept in 8 bits, or (on a GPU, by bitsandbytes) in 4.
+    """
     from transformers import AutoModelForCausalLM
 
+    from triptych.models.quantize import quantize_linears
+
+    settings: dict[str, Any] = (
+        {"quantization_config": _nf4(dtype), "device_map": "cuda"} if quantization == "nf4" else {}
+    )
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        path, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, trust_remote_code=trust_remote_code
+        path,
+        dtype=dtype,
+        attn_implementation="sdpa",
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        **settings,
     )
     model.config.use_cache = False
+    if quantization == "int8":
+        quantize_linears(getattr(model, model.base_model_prefix))
     return model.eval().requires_grad_(False)
+
+
+def _nf4(dtype: "torch.dtype") -> "BitsAndBytesConfig":
+    """4 bits a weight, normal float, scales quantised too (Dettmers et al. 2023, arXiv 2305.14314)."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None or not torch.cuda.is_available():
+        raise UserError("model.quantization: nf4 needs a GPU and the package bitsandbytes; allowed without them: int8")
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
 
 
 def fingerprint(path: Path) -> str:

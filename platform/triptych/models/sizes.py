@@ -6,6 +6,7 @@ and an output head that may share the embeddings' weights.
 
 import difflib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.errors import UserError
-from triptych.recipe.method import Lora
+from triptych.recipe.method import Lora, Method
 from triptych.recipe.model import Model
 
 BUILT_IN = ("smollm2-135m-instruct",)
@@ -38,6 +39,21 @@ FAMILIES = {
     "smollm3": _Family(),
 }
 """`model_type` of config.json -> its differences."""
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Equal parameters, all of which are trained."""
+
+    shape: tuple[int, ...]
+    count: int = 1
+    in_block: bool = True
+    """Of the decoder's blocks: no embedding, and no head."""
+
+    @property
+    def numel(self) -> int:
+        """Elements of all of them."""
+        return self.count * math.prod(self.shape)
 
 
 @dataclass(frozen=True)
@@ -79,14 +95,26 @@ class Sizes:
         """Elements of keys and values that a token leaves in the cache."""
         return 2 * self.layers * self.kv_heads * self.head_dim
 
-    def targets(self, method: Lora) -> dict[str, tuple[int, int]]:
-        """Linear layers of one block that the method adapts: name -> (inputs, outputs).
+    def trained(self, method: Method) -> list[Tensors]:
+        """What a method trains of a model, or adds to it; heads of roles apart."""
+        if isinstance(method, Lora):
+            pairs = self.targets(method).values()
+            return [Tensors(shape, self.layers) for i, o in pairs for shape in ((method.r, i), (o, method.r))]
+        matrices = [Tensors((outputs, inputs), self.layers) for inputs, outputs, _ in self.linears.values()]
+        biases = [Tensors((outputs,), self.layers) for _, outputs, bias in self.linears.values() if bias]
+        norms = [Tensors((self.hidden,), 2 * self.layers + 1)]
+        norms += [Tensors((self.head_dim,), 2 * self.layers)] if self.qk_norm else []
+        tables = Tensors((self.vocab, self.hidden), 1 if self.tied else 2, in_block=False)
+        return [*matrices, *biases, *norms, tables]
+
+    def targets(self, method: Method) -> dict[str, tuple[int, int]]:
+        """Linear layers of one block that the method trains or adapts: name -> (inputs, outputs).
 
         Raises:
             UserError: a target is no linear layer of a block.
         """
         shapes = {name: (inputs, outputs) for name, (inputs, outputs, _) in self.linears.items()}
-        if method.targets == "all-linear":
+        if not isinstance(method, Lora) or method.targets == "all-linear":
             return shapes
         found = {target: [name for name in shapes if f".{name}".endswith(f".{target}")] for target in method.targets}
         wrong = [target for target, names in found.items() if not names]

@@ -26,7 +26,8 @@ def token_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> 
         `[...]`, 0 where the label is -100. Only rows with a label are widened, so prompts cost no memory.
     """
     valid = labels != IGNORE
-    rows = widen(logits[valid]) / temperature
+    rows = widen(logits[valid])
+    rows = rows if temperature == 1.0 else rows / temperature
     out = torch.zeros(labels.shape, dtype=rows.dtype, device=rows.device)
     return out.masked_scatter(valid, -F.cross_entropy(rows, labels[valid], reduction="none"))
 
@@ -72,15 +73,21 @@ class _FrozenHead(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, labels: Tensor, logits_of: LogitsOf, temperature: float, chunk: int
     ) -> Tensor:
+        differentiate = ctx.needs_input_grad[0]
         logprobs, gradients = [], []
         for h, y in zip(hidden.split(chunk), labels.split(chunk), strict=True):
-            with torch.set_grad_enabled(ctx.needs_input_grad[0]):
-                h = h.detach().requires_grad_(ctx.needs_input_grad[0])
-                logprob = token_logprobs(logits_of(h), y, temperature)
-            if ctx.needs_input_grad[0]:
-                gradients += torch.autograd.grad(logprob, h, torch.ones_like(logprob))
-            logprobs.append(logprob.detach())
-        if ctx.needs_input_grad[0]:
+            with torch.set_grad_enabled(differentiate):
+                h = h.detach().requires_grad_(differentiate)
+                logits = logits_of(h)
+            wide = widen(logits.detach())
+            logp = F.log_softmax(wide if temperature == 1.0 else wide / temperature, dim=-1)
+            chosen = y[:, None]
+            logprobs.append(logp.gather(1, chosen)[:, 0])
+            if differentiate:  # (one at the label - softmax) / temperature, in place of what is no longer needed
+                slope = logp.exp_().neg_().scatter_add_(1, chosen, torch.ones_like(logprobs[-1])[:, None])
+                slope = slope if temperature == 1.0 else slope.div_(temperature)
+                gradients += torch.autograd.grad(logits, h, slope.to(logits.dtype))
+        if differentiate:
             ctx.save_for_backward(torch.cat(gradients))
         return torch.cat(logprobs)
 

@@ -8,6 +8,8 @@ from triptych.recipe.base import Closed
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
+Quantization = Literal["int8", "nf4"]
+
 
 class Model(Closed):
     """The frozen base that every role of the run shares."""
@@ -18,7 +20,7 @@ class Model(Closed):
     """Commit or tag of a Hugging Face id."""
     dtype: Dtype = "bfloat16"
     """Precision of the frozen weights and of the computation; everything trainable is float32."""
-    quantization: Literal["int8", "nf4"] | None = None
+    quantization: Quantization | None = None
     """Precision in which the frozen linear layers are kept; `nf4` needs a GPU."""
     packing: bool = True
     """Rows of a micro-batch are laid end to end, without padding; attention never crosses from one to another."""

@@ -20,6 +20,7 @@ _SUFFIXES = {".safetensors", ".json", ".jsonl", ".parquet", ".txt", ".md", ".yam
 _NAMES = {"LICENSE", "NOTICE"}
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
 _CONFIG, _WEIGHTS, _HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
+_MODEL = "model.safetensors"
 _PLAIN_INITS = {"gaussian", "eva", "orthogonal", "mica", "lora_ga"}
 """Ways to draw the first weights that leave the base alone; the others (PiSSA, OLoRA, CorDA, LoftQ) change it."""
 _SERVED_WHOLE = {"classifier", "score"}
@@ -63,8 +64,11 @@ def inspect(folder: Path, kind: str, max_rank: int = MAX_RANK) -> str | None:
     for path in sorted(folder.rglob("*config.json")):
         if "auto_map" in _read_json(path):
             raise ArtifactError(f"{path.name}: auto_map points to Python code, and an artifact never brings code")
+    if kind == "model":
+        _checked_shapes(folder, _MODEL)
+        return "it is a whole model, not an adapter: serve it as the base (`model.base`) of an endpoint of its own"
     config = _read_json(folder / _CONFIG)
-    shapes = _checked_shapes(folder)
+    shapes = _checked_shapes(folder, _WEIGHTS)
     if kind == "reward":
         _check_head(folder, shapes)
     if kind == "classifier":
@@ -119,10 +123,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _checked_shapes(folder: Path) -> dict[str, dict[str, tuple[int, ...]]]:
+def _checked_shapes(folder: Path, needed: str) -> dict[str, dict[str, tuple[int, ...]]]:
     """File -> tensor -> shape, of every safetensors file; ArtifactError at a malformed file or a value not finite."""
-    if not (folder / _WEIGHTS).is_file():
-        raise ArtifactError(f"{_WEIGHTS} is missing: an adapter folder holds {_CONFIG} and {_WEIGHTS}")
+    if not (folder / needed).is_file():
+        config = _CONFIG if needed == _WEIGHTS else "config.json"
+        raise ArtifactError(f"{needed} is missing: the folder of an adapter or model holds {config} and {needed}")
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     for path in sorted(folder.rglob("*.safetensors")):
         name = path.relative_to(folder).as_posix()

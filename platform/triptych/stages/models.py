@@ -22,7 +22,9 @@ def role_model(ctx: StageContext[Any], memory: Memory) -> RoleModel:
     torch.manual_seed(ctx.recipe.seed)
     settings = ctx.recipe.model
     dtype = getattr(torch, settings.dtype)
-    base = load_causal_lm(ctx.base_dir, dtype, trust_remote_code=settings.trust_remote_code)
+    base = load_causal_lm(
+        ctx.base_dir, dtype, trust_remote_code=settings.trust_remote_code, quantization=settings.quantization
+    )
     return RoleModel(
         base.to(ray.train.torch.get_device()),
         dtype,

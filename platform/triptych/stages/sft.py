@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from triptych.data.encode import encode_sft
 from triptych.data.sources import PARSERS
-from triptych.recipe import Sft
+from triptych.recipe import Full, Sft
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext, finish, measured
 from triptych.stages.encoding import TOKENS, Examples
@@ -24,7 +24,12 @@ def run(ctx: StageContext[Sft]) -> AdapterVersion:
     """Chats -> tables -> training -> registered adapter. Goes on from where an earlier call stopped."""
     prepared = prepare(ctx, chats(ctx.stage))
     train(ctx, _train)
-    return finish(ctx, prepared.inputs, "lora", measured(ctx), prepared.data)
+    return finish(ctx, prepared.inputs, kind(ctx.stage), measured(ctx), prepared.data)
+
+
+def kind(stage: Sft) -> str:
+    """What the stage makes: an adapter, or a whole model."""
+    return "model" if isinstance(stage.method, Full) else "lora"
 
 
 def chats(stage: Sft) -> Examples:
@@ -53,4 +58,4 @@ def _train(config: dict[str, Any]) -> None:
     add_role(model, POLICY, ctx.stage.method)
     learner = learner_for(ctx, model, [POLICY], rows)
     metrics = fit_and_evaluate(ctx, learner, LanguageModeling(POLICY), rows)
-    save(ctx, learner, POLICY, "lora", metrics)
+    save(ctx, learner, POLICY, kind(ctx.stage), metrics)

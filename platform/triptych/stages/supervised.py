@@ -5,11 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from triptych import storage
 from triptych.data.sources import survey
 from triptych.errors import UserError
 from triptych.methods import method_config
 from triptych.models.adapter import Adapter, save_adapter
+from triptych.models.full import save_model
 from triptych.models.heads import ClassHead, ScalarHead
 from triptych.recipe import Full, Method
 from triptych.stages.context import StageContext, remember
@@ -119,8 +122,11 @@ def save(
     """Commit the role as the stage's artifact, and the metrics with it. Every rank calls it; rank 0 writes."""
     weights = learner.weights(role)
     if learner.group.rank == 0:
-        head = {name.removeprefix("head."): weights.pop(name) for name in list(weights) if name.startswith("head.")}
-        adapter = Adapter(method_config(ctx.stage.method), weights, kind, head or None, labels=tuple(labels))
         with storage.committed(ctx.artifact) as folder:
-            save_adapter(folder, adapter, ctx.about())
+            if isinstance(ctx.stage.method, Full):
+                save_model(folder, ctx.base_dir, weights, getattr(torch, ctx.recipe.model.dtype), ctx.about())
+            else:
+                head = {name.removeprefix("head."): weights.pop(name) for name in list(weights) if "head." in name[:5]}
+                adapter = Adapter(method_config(ctx.stage.method), weights, kind, head or None, labels=tuple(labels))
+                save_adapter(folder, adapter, ctx.about())
             (folder / "metrics.json").write_text(json.dumps(dict(metrics)))

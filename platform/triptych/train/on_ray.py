@@ -42,13 +42,16 @@ def launch(
         RunError: it failed otherwise, or could not be placed in time.
     """
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
-    _wait_until_placeable(name, [resources] * workers.count, placement_timeout_s)
+    least = workers.min_count or workers.count
+    _wait_until_placeable(name, [resources] * least, placement_timeout_s)
     trainer = TorchTrainer(
         _train_with_threads,
         train_loop_config={"train": train, "config": config, "threads": workers.threads or math.ceil(workers.cpus)},
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
+            num_workers=workers.count if least == workers.count else (least, workers.count),
+            use_gpu=workers.gpus > 0,
+            resources_per_worker=resources,
         ),
         run_config=RunConfig(
             name=name,

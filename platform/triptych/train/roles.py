@@ -20,6 +20,7 @@ from triptych.models.logits import scale_logits
 from triptych.objectives.language import chunked_logprobs, token_entropy, token_logprobs
 from triptych.train.attention import PACKED, lay_out
 from triptych.train.checkpointing import Checkpointing, checkpoint_blocks
+from triptych.train.fused_lora import fuse_lora
 
 T = TypeVar("T")
 
@@ -106,6 +107,7 @@ class RoleModel(nn.Module):
         for layer in self._layers():
             # Autocast does the casting; peft's own would copy every activation to float32 first.
             layer.__dict__["cast_input_dtype_enabled"] = self.dtype not in HALF
+            fuse_lora(layer)
         self._activate(self._current)
 
     def add_full(self, role: str, *, head: ScalarHead | ClassHead | None = None) -> None:

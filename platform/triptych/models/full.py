@@ -1,0 +1,39 @@
+"""A whole trained model as a plain Hugging Face folder."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+_TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+
+def save_model(
+    folder: Path, base: Path, weights: Mapping[str, Tensor], dtype: torch.dtype, about: Mapping[str, Any]
+) -> None:
+    """Write weights (Hugging Face names) in `dtype`, with the configuration and the tokenizer of `base`."""
+    config = json.loads((base / "config.json").read_text())
+    config.pop("torch_dtype", None)
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
+    tensors = {name: tensor.to(dtype).contiguous() for name, tensor in weights.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for name in _TOKENIZER:
+        if (base / name).is_file():
+            shutil.copyfile(base / name, folder / name)
+    (folder / "triptych.json").write_text(json.dumps(dict(about) | {"kind": "model"}, indent=2, sort_keys=True))

@@ -1,0 +1,28 @@
+"""What a batch takes is what the model's layout of it computes."""
+
+import pytest
+import torch
+
+from triptych.models.flops import Work
+from triptych.train.attention import lay_out
+from triptych.train.batch import language_batch, pair_batch
+from triptych.train.usage import real_tokens, work_of
+
+PAIRS = [([5, 6, 7, 1, 2], [5, 6, 7, 3]), ([5, 6, 9], [5, 6, 9, 9, 9]), ([8], [8])]
+
+
+def test_rows_by_themselves() -> None:
+    batch = language_batch([([1, 2, 3], [-100, 2, 3]), ([1, 5], [-100, 5])], pad=0)
+    assert real_tokens(batch) == 5
+    assert work_of(batch, shared=False) == Work(tokens=5, logits=3, attended=6 + 3)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_shared_beginnings_are_computed_once(flip: bool) -> None:
+    batch = pair_batch(PAIRS, pad=0)
+    if flip:
+        batch = {name: tensor.flip(0) for name, tensor in batch.items()}
+    layout = lay_out(batch["ids"], batch["mask"])
+    expected = Work(len(layout.ids), 0, int((layout.positions + 1).sum()))
+    assert work_of(batch, shared=True) == expected
+    assert expected.tokens < real_tokens(batch) == int(torch.tensor(19))
