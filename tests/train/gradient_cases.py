@@ -125,5 +125,6 @@ def worst_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> tuple[
     for name, tensor in expected.items():
         # A gradient that is zero but for rounding, such as that of a bias that pairs cancel, is held to the others'.
         scale = tensor.abs().max() if tensor.abs().max() > 1e-5 * largest else largest
-        errors.append((float((found[name] - tensor).abs().max() / scale), name))
+        error = (found[name] - tensor).abs().max() / scale
+        errors.append((float(error.nan_to_num(nan=torch.inf)), name))
     return max(errors)

@@ -60,9 +60,9 @@ def test_one_worker_goes_on_from_two_workers_checkpoint(tiny_model_dir: Path, tm
 
 
 @pytest.fixture(scope="module")
-def single_traces(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def single_traces(_tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("single")
-    alone(tiny_model_dir, folder)
+    alone(_tiny_model, folder)
     return folder
 
 

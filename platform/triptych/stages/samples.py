@@ -40,8 +40,11 @@ class Samples:
 
     def micro_batches(
         self, learner: Learner, rows: Sequence[int] | None = None, columns: dict[str, Tensor] | None = None
-    ) -> list[tuple[list[int], Batch]]:
-        """This rank's micro-batches of the given rows (all of them): row numbers, and the batch with its `columns`."""
+    ) -> list[tuple[list[int], Batch | None]]:
+        """This rank's micro-batches of the given rows (all of them): row numbers, and the batch with its `columns`.
+
+        Ranks have equally many; None stands for an empty one.
+        """
         chosen = list(range(len(self.records))) if rows is None else list(rows)
         sequences = [[*self.records[row].prompt_ids, *self.records[row].response_ids] for row in chosen]
         if learner.model.packing:
@@ -49,7 +52,8 @@ class Samples:
         else:
             ranks = micro_batches([len(sequence) for sequence in sequences], self.micro_tokens, learner.group.size)
         mine = ranks[learner.group.rank]
-        return [self._batch([chosen[index] for index in micro], columns or {}) for micro in mine if micro]
+        numbers = [[chosen[index] for index in micro] for micro in mine]
+        return [(rows, self._batch(rows, columns or {}) if rows else None) for rows in numbers]
 
     def forward(self, learner: Learner, role: str, compute: Callable[[RoleModel, Batch], Tensor]) -> Tensor:
         """`compute` of every row as `role`, over all ranks: [B, ...] of each micro-batch becomes [N, ...].
@@ -58,7 +62,9 @@ class Samples:
         """
         whole: Tensor | None = None
         for rows, batch in self.micro_batches(learner):
-            values = learner.forward(role, compute, batch).float().cpu()
+            # Ranks that shard the weights work together: one that has no rows left computes one for nothing.
+            values = learner.forward(role, compute, self._batch([0], {}) if batch is None else batch)
+            values = values[: len(rows)].float().cpu()
             if whole is None:
                 width = self.mask.shape[1:] if values.ndim > 1 else ()
                 whole = torch.zeros(len(self.records), *width, *values.shape[2:])
@@ -66,11 +72,10 @@ class Samples:
                 whole[rows] = values
             else:
                 whole[rows, : values.shape[1]] = values
-        parts = [part for part in learner.group.gather(whole) if part is not None]
-        return torch.stack(parts).sum(dim=0)
+        return torch.stack([part for part in learner.group.gather(whole) if part is not None]).sum(dim=0)
 
-    def _batch(self, rows: list[int], columns: dict[str, Tensor]) -> tuple[list[int], Batch]:
+    def _batch(self, rows: list[int], columns: dict[str, Tensor]) -> Batch:
         prompts = [self.records[row].prompt_ids for row in rows]
         responses = [self.records[row].response_ids for row in rows]
         batch = sample_batch(prompts, responses, self.pad)
-        return rows, batch | {name: column[rows] for name, column in columns.items()}
+        return batch | {name: column[rows] for name, column in columns.items()}

@@ -28,6 +28,7 @@ class Sharded(Dense):
         for unit in [*model.blocks(), model]:
             sharded: FSDPModule = fully_shard(unit, **options)
             sharded.set_gradient_divide_factor(1.0)  # a sum: the learner has divided
+            sharded.set_force_sum_reduction_for_comms(enable=True)  # gloo knows no other
         super().__init__(model, optimizers, group)
 
     def reduce_gradients(self, role: str) -> None:

@@ -37,7 +37,9 @@ class _Trained(nn.Module):
 
 
 class Zero:
-    """See Strategy."""
+    """See Strategy. A backward pass reduces, or ends with a reduction: ranks go in lockstep."""
+
+    lockstep = True
 
     def __init__(
         self,
@@ -56,7 +58,6 @@ class Zero:
             raise UserError("model.dtype: float16 has no loss scaling under zero; allowed: bfloat16, float32")
         for config in optimizers.values():
             check_optimizer(config, f"zero{stage}")
-        self.lockstep = stage >= 2  # stage 2 reduces after every backward pass
         self._whole_model = stage == 3
         self._world, self._rank = group.size, group.rank
         if stage == 3:
