@@ -92,7 +92,7 @@ class Learner:
         self._config = dict(optimizers)
         self._total = dict(total_steps)
         self._steps = dict.fromkeys(optimizers, 0)
-        self._bad_steps = 0
+        self._bad_steps = dict.fromkeys(optimizers, 0)
         self._max_bad_steps = max_bad_steps
         self._dropout = dropout
 
@@ -229,13 +229,13 @@ class Learner:
 
     def _count_bad(self, role: str, norm: float, bad: str | None) -> None:
         if math.isfinite(norm):
-            self._bad_steps = 0
+            self._bad_steps[role] = 0
             return
-        self._bad_steps += 1
+        self._bad_steps[role] += 1
         first = f", first in {bad}" if bad else ""
         log.warning("%s: step %d skipped: its gradient is not finite%s", role, self._steps[role], first)
-        if self._bad_steps >= self._max_bad_steps:
+        if self._bad_steps[role] >= self._max_bad_steps:
             raise RunError(
-                f"{role}: {self._bad_steps} steps in a row had a gradient that is not finite{first}; "
+                f"{role}: {self._bad_steps[role]} steps in a row had a gradient that is not finite{first}; "
                 "lower the learning rate, or train in float32"
             )
