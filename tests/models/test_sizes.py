@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers import (
 from triptych.errors import UserError
 from triptych.models import base, sizes
 from triptych.models.sizes import model_sizes, sizes_of
-from triptych.recipe import Lora, Model
+from triptych.recipe import Full, Lora, Model
 
 SMALL: dict[str, Any] = {
     "vocab_size": 97,
@@ -64,6 +65,11 @@ def test_counts_are_those_of_the_model_that_transformers_builds(config: PreTrain
         model = CausalLM.from_config(config)
     found = sizes_of(json.loads(config.to_json_string(use_diff=False)), "tiny")
     assert found.total == sum(parameter.numel() for parameter in model.parameters())
+    shapes = Counter(tuple(parameter.shape) for parameter in model.parameters())
+    counted: Counter[tuple[int, ...]] = Counter()
+    for tensors in found.trained(Full(name="full")):
+        counted[tensors.shape] += tensors.count
+    assert counted == shapes
     assert found.max_length == config.max_position_embeddings
 
 
@@ -73,7 +79,8 @@ def test_lora_counts_are_those_that_peft_trains(config: PreTrainedConfig, method
     targets = method.targets if isinstance(method.targets, str) else list(method.targets)
     model = get_peft_model(CausalLM.from_config(config), LoraConfig(r=method.r, target_modules=targets))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    assert sizes_of(json.loads(config.to_json_string(use_diff=False)), "tiny").lora(method) == trained
+    found = sizes_of(json.loads(config.to_json_string(use_diff=False)), "tiny")
+    assert found.lora(method) == sum(tensors.numel for tensors in found.trained(method)) == trained
 
 
 def test_sizes_of_a_folder(tiny_model_dir: Path) -> None:

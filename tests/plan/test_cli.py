@@ -35,7 +35,15 @@ def test_recipe_tables_and_totals_on_stdout(plan: Cli, recipe_file: Path, tmp_pa
     resolved, _, tables = out.partition("\n\n")
     (tmp_path / "resolved.yaml").write_text(resolved)
     assert load_recipe(tmp_path / "resolved.yaml") == load_recipe(recipe_file, ["machine=8xh100-80", "seed=5"])
-    for word in ("Placement on 8xh100-80", "2 engines", "Memory of one process", "activations", "Totals", "tokens/s"):
+    for word in (
+        "Placement on 8xh100-80",
+        "2 engines",
+        "Memory of one process",
+        "activations",
+        "Totals",
+        "single",
+        "tokens/s",
+    ):
         assert word in tables
 
 
@@ -48,6 +56,7 @@ def test_json(plan: Cli, recipe_file: Path) -> None:
     assert found["placement"]["waves"] == [["ppo"]]
     assert list(found["estimate"]["stages"]) == ["ppo"]
     assert found["estimate"]["peak_bytes"] > 0
+    assert found["estimate"]["stages"]["ppo"]["strategy"] == "single"
 
 
 @pytest.mark.parametrize(

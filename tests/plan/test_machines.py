@@ -4,7 +4,7 @@ import pytest
 
 from triptych.errors import UserError
 from triptych.plan import Node, cluster, machine
-from triptych.plan.machines import GIB
+from triptych.plan.machines import GIB, peak_flops
 
 
 def test_presets() -> None:
@@ -59,3 +59,30 @@ def test_cluster_of_a_real_ray(ray_cluster: None) -> None:
     found = cluster(ray.nodes())
     assert (found.cpus, found.gpus, len(found.nodes)) == (2, 0, 1)
     assert found.nodes[0].memory > GIB
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 9.89e14),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA A100-SXM4-80GB", 3.12e14),
+        ("NVIDIA A100-PCIE-40GB", 3.12e14),
+        ("NVIDIA L40S", 3.62e14),
+        ("NVIDIA L40", None),
+        ("NVIDIA L4", 1.21e14),
+        ("NVIDIA GeForce RTX 4090", 1.65e14),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA T4", None),
+    ],
+)
+def test_peaks_are_known_by_name_or_not_at_all(name: str, peak: float | None) -> None:
+    assert peak_flops(name, "bfloat16") == peak
+    assert peak_flops(name, "float16") == peak
+
+
+def test_peaks_depend_on_precision() -> None:
+    assert peak_flops("NVIDIA H100 80GB HBM3", "float32") == 4.94e14

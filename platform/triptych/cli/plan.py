@@ -103,7 +103,7 @@ def _print_totals(console: "Console", predicted: "Estimate") -> None:
     from rich.table import Table
 
     table = Table(title="Totals (estimates)")
-    for column in ("stage", "device"):
+    for column in ("stage", "strategy", "device"):
         table.add_column(column)
     for column in ("peak MiB", "from - to", "has MiB", "tokens/s"):
         table.add_column(column, justify="right")
@@ -111,7 +111,8 @@ def _print_totals(console: "Console", predicted: "Estimate") -> None:
         for label, device in stage.devices.items():
             style = "bold red" if device.peak.expected > device.capacity else None
             speed = f"{stage.tokens_per_second:,.0f}"
-            table.add_row(name, label, *_amounts(device.peak), f"{device.capacity / 2**20:,.0f}", speed, style=style)
+            amounts = (*_amounts(device.peak), f"{device.capacity / 2**20:,.0f}")
+            table.add_row(name, stage.strategy, label, *amounts, speed, style=style)
     console.print(table)
 
 

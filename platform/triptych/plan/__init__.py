@@ -1,9 +1,12 @@
 """Memory, speed and placement of a recipe, predicted before anything is launched. Config only: no weights, no Ray."""
 
-from triptych.plan.estimate import DeviceEstimate, Estimate, RoleEstimate, StageEstimate, estimate
+from triptych.plan.amounts import Bytes
+from triptych.plan.devices import DeviceEstimate, RoleEstimate
+from triptych.plan.estimate import Estimate, StageEstimate, estimate
 from triptych.plan.machines import Machine, Node, cluster, local, machine
-from triptych.plan.memory import Bytes
 from triptych.plan.placement import Placement, Request, place, requests
+from triptych.plan.sharding import with_strategy
+from triptych.plan.strategy import resolve_strategy
 
 __all__ = [
     "Bytes",
@@ -21,4 +24,6 @@ __all__ = [
     "machine",
     "place",
     "requests",
+    "resolve_strategy",
+    "with_strategy",
 ]

@@ -6,41 +6,23 @@ from typing import Any
 
 from triptych.errors import UserError
 from triptych.models.sizes import Sizes, model_sizes
-from triptych.plan import memory, speed
+from triptych.plan import speed
+from triptych.plan.amounts import Bytes
+from triptych.plan.devices import DeviceEstimate, RoleEstimate, on_devices
 from triptych.plan.machines import GIB, Machine
 from triptych.plan.machines import machine as machine_named
-from triptych.plan.memory import TRANSIENT, ZERO, Bytes, Parts, total
-from triptych.plan.placement import Place, pack, place, requests
+from triptych.plan.placement import place
+from triptych.plan.sharding import StrategyName
+from triptych.plan.strategy import resolve_strategy
 from triptych.recipe import PpoStage, Recipe
-
-
-@dataclass(frozen=True)
-class RoleEstimate:
-    """Memory of one role in one process."""
-
-    parts: Parts
-
-    @property
-    def peak(self) -> Bytes:
-        return total(self.parts.values())
-
-    @property
-    def peak_bytes(self) -> int:
-        return self.peak.expected
-
-
-@dataclass(frozen=True)
-class DeviceEstimate:
-    """Memory of a GPU, or of a node's processors: all processes of a stage that lie there."""
-
-    peak: Bytes
-    capacity: int
 
 
 @dataclass(frozen=True)
 class StageEstimate:
     """One stage on one machine."""
 
+    strategy: StrategyName
+    """What `workers.strategy` comes to."""
     roles: Mapping[str, RoleEstimate]
     devices: Mapping[str, DeviceEstimate]
     tokens_per_second: float
@@ -56,6 +38,7 @@ class StageEstimate:
 
     def as_dict(self) -> dict[str, Any]:
         return {
+            "strategy": self.strategy,
             "roles": {
                 name: {"peak_bytes": role.peak.as_dict(), "parts": {k: v.as_dict() for k, v in role.parts.items()}}
                 for name, role in self.roles.items()
@@ -113,18 +96,9 @@ def estimate(recipe: Recipe, *, machine: str | Machine | None = None, stage: str
 
 
 def _stage(recipe: Recipe, name: str, sizes: Sizes, machine: Machine) -> StageEstimate:
-    stage = recipe.stages[name]
-    on_gpu = isinstance(stage, PpoStage) and stage.rollout.gpus > 0
-    roles = memory.roles(recipe, stage, sizes, machine.gpu if on_gpu else None)
-    learner = [parts for role, parts in roles.items() if role != "engine"]
-    processes = {"worker": _peak_of_turns(learner), "engine": total(roles.get("engine", {}).values())}
-    places = pack(requests(name, stage), machine)
-    assert places is not None
-    found = StageEstimate(
-        roles={role: RoleEstimate(parts) for role, parts in roles.items()},
-        devices=_devices(places, processes, machine),
-        tokens_per_second=speed.tokens_per_second(recipe, name, sizes, machine),
-    )
+    strategy = resolve_strategy(recipe, name, machine, sizes)
+    roles, devices = on_devices(recipe, name, sizes, machine, strategy)
+    found = StageEstimate(strategy, roles, devices, speed.tokens_per_second(recipe, name, sizes, machine))
     _refuse_what_cannot_fit(recipe, name, found, machine)
     return found
 
@@ -144,24 +118,6 @@ def _refuse_what_the_base_cannot(recipe: Recipe, name: str, sizes: Sizes) -> Non
         raise UserError(f"stages.{name}.{field}: {length} tokens; allowed: up to {sizes.max_length} with this base")
 
 
-def _peak_of_turns(roles: list[Parts]) -> Bytes:
-    """One process: all that its roles keep, and the transient parts of the role that needs most."""
-    kept = total(amount for parts in roles for part, amount in parts.items() if part not in TRANSIENT)
-    turns = [total(amount for part, amount in parts.items() if part in TRANSIENT) for parts in roles]
-    return kept + max(turns, key=lambda turn: turn.expected, default=ZERO)
-
-
-def _devices(places: list[Place], processes: Mapping[str, Bytes], machine: Machine) -> dict[str, DeviceEstimate]:
-    """Peak of each device that a stage computes on. Host memory of processes on a GPU is not counted."""
-    peaks: dict[str, DeviceEstimate] = {}
-    for at in places:
-        labels = {f"node {at.node} GPU {gpu}": machine.gpu.memory for gpu in at.gpus} if machine.gpu else {}
-        for label, capacity in (labels or {f"node {at.node}": machine.nodes[at.node].memory}).items():
-            before = peaks[label].peak if label in peaks else ZERO
-            peaks[label] = DeviceEstimate(before + processes[at.request.role], capacity)
-    return dict(sorted(peaks.items()))
-
-
 def _refuse_what_cannot_fit(recipe: Recipe, name: str, found: StageEstimate, machine: Machine) -> None:
     """Only what misses even at the low end of its interval is refused."""
     for label, device in found.devices.items():
@@ -172,9 +128,10 @@ def _refuse_what_cannot_fit(recipe: Recipe, name: str, found: StageEstimate, mac
                 if isinstance(stage, PpoStage)
                 else ["train.batch.micro_tokens", "train.batch.max_length", "train.workers.count"]
             )
+            memory = "memory.checkpointing" if isinstance(stage, PpoStage) else "train.memory.checkpointing"
             raise UserError(
                 f"stages.{name} does not fit machine {machine}: {label} needs at least "
                 f"{device.peak.low / GIB:.1f} GiB and has "
                 f"{device.capacity / GIB:.1f} GiB; lower {', '.join(f'stages.{name}.{field}' for field in fields)}, "
-                "or change `machine`"
+                f"set stages.{name}.{memory} to full, or change `machine`"
             )

@@ -14,8 +14,9 @@ from triptych.errors import UserError
 
 GIB = 2**30
 
-CORE_FLOPS = {"bfloat16": 8e10, "float32": 4.5e10}
-"""FLOP/s that training sustains a core, measured with SmolLM2-135M on a server core with AVX-512 bf16."""
+CORE_FLOPS = {"bfloat16": 8e10, "float32": 4.5e10, "float16": 2e10}
+"""FLOP/s that training sustains a core, measured with SmolLM2-135M on a server core with AVX-512 bf16;
+assumed in float16, which few cores compute in."""
 
 GPU_EFFICIENCY = 0.35
 """Share of a GPU's peak FLOP/s that training with adapters is assumed to sustain."""
@@ -42,7 +43,14 @@ _USABLE = 0.98
 
 
 def _gpu(name: str, gb: int, bf16: float, fp32: float, bandwidth: float, cpus: int, host_gb: int) -> Gpu:
-    return Gpu(name, int(gb * _USABLE * GIB), {"bfloat16": bf16, "float32": fp32}, bandwidth, cpus, host_gb * GIB)
+    return Gpu(
+        name,
+        int(gb * _USABLE * GIB),
+        {"bfloat16": bf16, "float16": bf16, "float32": fp32},
+        bandwidth,
+        cpus,
+        host_gb * GIB,
+    )
 
 
 GPUS = {
@@ -94,6 +102,19 @@ class Machine:
         gpus = f", {self.gpus} GPUs {self.gpu.name}" if self.gpu else ""
         memory = sum(node.memory for node in self.nodes) / GIB
         return f"{self.name} ({nodes}{self.cpus:g} CPUs{gpus}, {memory:.0f} GiB)"
+
+
+def peak_flops(gpu: str, dtype: str) -> float | None:
+    """Peak FLOP/s of a GPU that calls itself `gpu`; None where its data sheet is not among those here.
+
+    Variants with other clocks or a part of the chip are not: PCIe and NVL boards of Hopper, laptops, MIG instances.
+    """
+    name = gpu.lower().replace("rtx ", "rtx")
+    words = set(re.split(r"[^a-z0-9]+", name))
+    if words & {"laptop", "mig", "nvl", "d"} or ("pcie" in words and words & {"h100", "h200"}):
+        return None
+    known = [found for found in GPUS.values() if found.name.partition("-")[0] in words]
+    return known[0].flops.get(dtype) if known else None
 
 
 def machine(name: str) -> Machine:

@@ -1,15 +1,20 @@
 """Tokens a second by counting multiplications. Good to a factor of three where the hardware is as assumed."""
 
+from triptych.models.flops import Work, forward_flops, train_flops
 from triptych.models.sizes import Sizes
+from triptych.plan.activations import BYTES
 from triptych.plan.machines import CORE_FLOPS, GPU_EFFICIENCY, Machine
-from triptych.plan.memory import ANSWER_SHARE, BYTES, method_of, trainable_parameters
+from triptych.plan.memory import method_of, micro_batch
 from triptych.plan.placement import Request, cores, requests
-from triptych.recipe import Lora, PpoStage, Recipe, Stage
+from triptych.plan.worker import ANSWER_SHARE
+from triptych.recipe import Memory, Method, PpoStage, Recipe, Reward, Stage
 
 _FILL = 0.5
 """Length of rows as a share of the longest allowed."""
 _DECODE_EFFICIENCY = 0.5
 """Share of a GPU's memory bandwidth that decoding sustains."""
+_AGAIN = {"none": 0.0, "selective": 0.5, "full": 1.0}
+"""Share of the blocks' forward pass that checkpointing computes a second time."""
 _SEQUENCES = 256
 """Sequences that an engine decodes at once, at most."""
 
@@ -21,12 +26,17 @@ def tokens_per_second(recipe: Recipe, name: str, sizes: Sizes, machine: Machine)
     workers = asked["worker"]
     rate = workers.count * _flops(stage, workers, machine, dtype)
     if not isinstance(stage, PpoStage):
-        return rate / _train_flops(sizes, stage.method, scores=stage.kind == "reward")
+        members = stage.members if isinstance(stage, Reward) else 1
+        work = _token(stage, logits=stage.kind == "sft")
+        return rate / (members * _computed(sizes, stage.method, work, stage.train.memory))
     answers = stage.prompts_per_step * stage.samples_per_prompt * stage.rollout.sampling.max_new_tokens
     rows = answers + _FILL * stage.prompts_per_step * stage.samples_per_prompt * stage.max_prompt_tokens
     policy, reward = method_of(recipe, stage.policy), method_of(recipe, stage.reward)
-    scored = 2 * _forward_flops(sizes, policy, False) + 2 * _forward_flops(sizes, reward, True)
-    updated = stage.ppo.epochs * (_train_flops(sizes, policy, False) + _train_flops(sizes, reward, True))
+    written, read = _token(stage, logits=True), _token(stage, logits=False)
+    scored = 2 * forward_flops(sizes, policy, written) + 2 * forward_flops(sizes, reward, read)
+    updated = stage.ppo.epochs * sum(
+        _computed(sizes, method, work, stage.memory) for method, work in ((policy, written), (reward, read))
+    )
     learning = rows * (scored + updated) / rate
     return answers / (learning + answers / _sampling_rate(stage, asked["engine"], sizes, machine, dtype))
 
@@ -39,15 +49,16 @@ def _flops(stage: Stage, workers: Request, machine: Machine, dtype: str) -> floa
     return CORE_FLOPS[dtype] * min(group.threads or cores(workers, machine), cores(workers, machine))
 
 
-def _forward_flops(sizes: Sizes, method: Lora, scores: bool) -> float:
-    """FLOPs a token: two for every weight, the output head only where a token has logits."""
-    head = 0.0 if scores else ANSWER_SHARE[1] * sizes.embedding
-    return 2 * (sizes.layers * sizes.layer + head + trainable_parameters(sizes, method, scores))
+def _computed(sizes: Sizes, method: Method, work: Work, memory: Memory) -> float:
+    """FLOPs of a forward and a backward pass, with what is computed twice."""
+    again = forward_flops(sizes, method, Work(work.tokens, 0, work.attended))
+    return train_flops(sizes, method, work) + _AGAIN[memory.checkpointing] * again
 
 
-def _train_flops(sizes: Sizes, method: Lora, scores: bool) -> float:
-    """Forward, gradients of activations, and gradients of the adapter's weights; the base's have none."""
-    return 2 * _forward_flops(sizes, method, scores) + 2 * trainable_parameters(sizes, method, scores)
+def _token(stage: Stage, *, logits: bool) -> Work:
+    """The work of one token in a row of usual length, with logits or behind a head that reads hidden states."""
+    length = _FILL * micro_batch(stage).length
+    return Work(1, ANSWER_SHARE[1] if logits else 0, (length + 1) / 2)
 
 
 def _sampling_rate(stage: PpoStage, engines: Request, sizes: Sizes, machine: Machine, dtype: str) -> float:

@@ -2,26 +2,18 @@
 
 import re
 from collections.abc import Collection
-from dataclasses import dataclass
 
 from triptych.recipe.errors import Problem, RecipeError
 from triptych.recipe.recipe import Recipe
+from triptych.recipe.rules import Fault, rule_faults
 from triptych.recipe.spec import Path, did_you_mean, dotted
 from triptych.recipe.stages import PpoStage
 
 _VERSION = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?@[1-9][0-9]*")
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Something wrong with a reference between stages."""
-
-    path: Path
-    message: str
-
-
 def stage_order(recipe: Recipe) -> list[str]:
-    """Every stage after the stages it waits for, else in the recipe's order. RecipeError: unknown stage, or a cycle."""
+    """Every stage after the stages it waits for, else in the recipe's order. RecipeError: `faults`."""
     found = faults(recipe)
     if found:
         raise RecipeError(*(Problem(None, None, dotted(fault.path), fault.message) for fault in found))
@@ -41,7 +33,7 @@ def ready(recipe: Recipe, done: Collection[str], running: Collection[str]) -> li
 
 
 def faults(recipe: Recipe) -> list[Fault]:
-    """All that is wrong with the references between stages; a cycle is looked for once every name is known."""
+    """All that is wrong across fields: references between stages first, then cycles, then what cannot go together."""
     found = [
         fault
         for name, stage in recipe.stages.items()
@@ -54,7 +46,7 @@ def faults(recipe: Recipe) -> list[Fault]:
             ),
         )
     ]
-    return found or _cycle(recipe)
+    return found or _cycle(recipe) or rule_faults(recipe)
 
 
 def _ppo_faults(recipe: Recipe, name: str, stage: PpoStage) -> list[Fault]:

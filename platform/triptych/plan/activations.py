@@ -1,0 +1,105 @@
+"""What a forward and a backward pass of one role keep, by a closed form.
+
+Bytes of a block were counted on the learner, by the tensors that are alive after the forward pass.
+"""
+
+from dataclasses import dataclass
+
+from triptych.models.sizes import Sizes
+from triptych.recipe import Full, Memory, Method
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+FP32 = 4
+
+LOGIT_BYTES = {"float32": 12, "bfloat16": 14, "float16": 14}
+"""Bytes an element of the logits that exist at once, as counted: three float32 tensors, and the logits themselves where
+they are in half precision."""
+_SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+"""Layers of a block that read one tensor."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass of one role over a micro-batch."""
+
+    sizes: Sizes
+    method: Method
+    dtype: str
+    """Of the computation."""
+    packing: bool
+    memory: Memory
+    length: int
+    """Tokens of the longest row."""
+    float32_base: bool = False
+    """The base is held in float32, whatever is computed in: all of it trains, or the strategy wants it so."""
+
+    @property
+    def residual_bytes(self) -> int:
+        """Bytes an element between blocks."""
+        return FP32 if self.float32_base else BYTES[self.dtype]
+
+    def activations(self) -> int:
+        """Bytes a token at the peak: all blocks, and what the backward pass of one works with."""
+        sizes, block = self.sizes, self.block()
+        again = 0 if self.memory.checkpointing == "none" else block
+        working = FP32 * (2 * sizes.intermediate + 2 * sizes.hidden)
+        return sizes.layers * self.checkpoint() + again + working
+
+    def checkpoint(self) -> int:
+        """Bytes that one block keeps of a token until its backward pass."""
+        sizes, size = self.sizes, BYTES[self.dtype]
+        if self.memory.checkpointing == "none":
+            return self.block()
+        beginning = self.residual_bytes * sizes.hidden
+        if self.memory.checkpointing == "full":
+            return beginning
+        attention = size * sizes.heads * sizes.head_dim + FP32 * sizes.heads
+        return beginning + attention + size * sum(self._products()[::2])
+
+    def block(self) -> int:
+        """Bytes that autograd keeps of one block for one token, where nothing is computed again.
+
+        Inputs of the norms (float32), and outputs before the weight where that is trained; queries, keys, values,
+        output and log-sum-exp of attention, with a mask and keys and values for every head where rows are padded;
+        gate, its activation and the up projection; the input of every trained or adapted layer and A's output.
+        """
+        sizes, size, full = self.sizes, BYTES[self.dtype], isinstance(self.method, Full)
+        normed = 2 * sizes.hidden + sizes.qk_norm * sizes.head_dim * (sizes.heads + sizes.kv_heads)
+        queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
+        attention = 2 * queries + 2 * keys if self.packing else 4 * queries + self.length
+        norms = FP32 * (normed * (2 if full else 1) + 2)
+        return norms + FP32 * sizes.heads + size * (attention + 3 * sizes.intermediate + self._inputs())
+
+    def logits(self, learned: float) -> int:
+        """Bytes at the peak with so many tokens learned from: the logits of one chunk and what they leave."""
+        sizes = self.sizes
+        at_once = min(learned, self.memory.loss_chunk or learned)
+        chunk = LOGIT_BYTES[self.dtype] * at_once * sizes.vocab
+        if isinstance(self.method, Full):
+            # A gradient of the embeddings' size exists beside the logits, and two when they are gone.
+            table = FP32 * sizes.embedding
+            return int(max(chunk + table, 2 * table))
+        return int(chunk + self.residual_bytes * learned * sizes.hidden)
+
+    def _inputs(self) -> int:
+        """Elements a token that the trained layers of a block read, and that their A matrices give."""
+        trained = self.sizes.targets(self.method)
+        rank = 0 if isinstance(self.method, Full) else self.method.r
+        alone = self.float32_base and self.dtype != "float32"  # each layer casts its input for itself
+        total = rank * len(trained)
+        for group in _SHARED_INPUTS:
+            widths = [inputs for name, (inputs, _) in trained.items() if name.endswith(group)]
+            if group == ("o_proj",) and not self.packing:
+                continue  # attention's output itself; packed rows are joined anew
+            total += sum(widths) if alone else max(widths, default=0)
+        return total
+
+    def _products(self) -> list[int]:
+        """Width of every matrix product of a block, in order; B's is added to the frozen layer's."""
+        adapted = {} if isinstance(self.method, Full) else self.sizes.targets(self.method)
+        widths: list[int] = []
+        for name, (_, outputs, _) in self.sizes.linears.items():
+            if not isinstance(self.method, Full) and name in adapted:
+                widths.append(self.method.r)
+            widths.append(outputs)
+        return widths

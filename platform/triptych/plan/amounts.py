@@ -1,0 +1,46 @@
+"""Amounts of memory, each with its interval."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """An amount of memory with its interval."""
+
+    low: int
+    expected: int
+    high: int
+
+    @classmethod
+    def exactly(cls, amount: int) -> "Bytes":
+        return cls(amount, amount, amount)
+
+    @classmethod
+    def scaled(cls, amount: float, factors: tuple[float, float, float]) -> "Bytes":
+        low, expected, high = (int(amount * factor) for factor in factors)
+        return cls(low, expected, high)
+
+    def __add__(self, other: "Bytes") -> "Bytes":
+        return Bytes(self.low + other.low, self.expected + other.expected, self.high + other.high)
+
+    def as_dict(self) -> dict[str, int]:
+        return {"low": self.low, "expected": self.expected, "high": self.high}
+
+
+ZERO = Bytes.exactly(0)
+
+
+def total(amounts: Iterable[Bytes]) -> Bytes:
+    """The sum."""
+    return reduce(Bytes.__add__, amounts, ZERO)
+
+
+Parts = dict[str, Bytes]
+"""Memory of a role by part: weights, adapter, gradients, optimizer, gathered, casts, message, bucket, activations,
+logits, kv_cache, runtime; those with `cpu_` before lie in CPU memory where the process is on a GPU."""
+
+TRANSIENT = ("gathered", "casts", "message", "activations", "logits")
+"""Parts that exist while a role is at work; roles of one process take turns."""
+ON_CPU = "cpu_"

@@ -1,0 +1,88 @@
+"""Memory of each device that a stage computes on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from triptych.models.sizes import Sizes
+from triptych.plan import memory
+from triptych.plan.amounts import ON_CPU, TRANSIENT, ZERO, Bytes, Parts, total
+from triptych.plan.machines import Machine
+from triptych.plan.placement import Place, pack, requests
+from triptych.plan.sharding import StrategyName
+from triptych.recipe import PpoStage, Recipe
+
+
+@dataclass(frozen=True)
+class RoleEstimate:
+    """Memory of one role in one process."""
+
+    parts: Parts
+
+    @property
+    def peak(self) -> Bytes:
+        """On its device."""
+        return total(_on_device(self.parts).values())
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.peak.expected
+
+
+@dataclass(frozen=True)
+class DeviceEstimate:
+    """Memory of a GPU, or of a node's processors: all processes of a stage that lie there."""
+
+    peak: Bytes
+    capacity: int
+
+
+def on_devices(
+    recipe: Recipe, name: str, sizes: Sizes, machine: Machine, strategy: StrategyName
+) -> tuple[dict[str, RoleEstimate], dict[str, DeviceEstimate]]:
+    """A stage's roles, and the devices of a machine that has room for its processes."""
+    stage = recipe.stages[name]
+    engine_gpu = machine.gpu if isinstance(stage, PpoStage) and stage.rollout.gpus > 0 else None
+    roles = memory.roles(recipe, stage, sizes, strategy, engine_gpu)
+    learner = [parts for role, parts in roles.items() if role != "engine"]
+    processes = {
+        "worker": _peak_of_turns([_on_device(parts) for parts in learner]),
+        "engine": total(roles.get("engine", {}).values()),
+    }
+    offloaded = total(size for parts in learner for part, size in parts.items() if part.startswith(ON_CPU))
+    places = pack(requests(name, stage), machine)
+    assert places is not None
+    return {role: RoleEstimate(parts) for role, parts in roles.items()}, _devices(places, processes, offloaded, machine)
+
+
+def _on_device(parts: Parts) -> Parts:
+    return {part: size for part, size in parts.items() if not part.startswith(ON_CPU)}
+
+
+def _peak_of_turns(roles: list[Parts]) -> Bytes:
+    """One process: all that its roles keep, and the transient parts of the role that needs most."""
+    kept = total(amount for parts in roles for part, amount in parts.items() if part not in TRANSIENT)
+    turns = [total(amount for part, amount in parts.items() if part in TRANSIENT) for parts in roles]
+    return kept + max(turns, key=lambda turn: turn.expected, default=ZERO)
+
+
+def _devices(
+    places: list[Place], processes: Mapping[str, Bytes], offloaded: Bytes, machine: Machine
+) -> dict[str, DeviceEstimate]:
+    """Peak of each device. Of processes on a GPU, only what is offloaded counts in the memory of their node."""
+    peaks: dict[str, DeviceEstimate] = {}
+
+    def add(label: str, size: Bytes, capacity: int) -> None:
+        before = peaks[label].peak if label in peaks else ZERO
+        peaks[label] = DeviceEstimate(before + size, capacity)
+
+    for at in places:
+        node, capacity = f"node {at.node}", machine.nodes[at.node].memory
+        size = processes[at.request.role]
+        if not at.gpus or machine.gpu is None:
+            add(node, size, capacity)
+            continue
+        for gpu in at.gpus:
+            add(f"{node} GPU {gpu}", size, machine.gpu.memory)
+        if at.request.role == "worker" and offloaded.high:
+            add(node, offloaded, capacity)
+    return dict(sorted(peaks.items()))

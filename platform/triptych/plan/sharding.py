@@ -1,0 +1,70 @@
+"""What a strategy leaves of weights, gradients and optimizer state on each worker."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from triptych.recipe import PpoStage, Stage, Workers
+
+StrategyName = Literal["single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Over how many workers each kind of state is spread; 1: every worker has all of it."""
+
+    weights: int
+    """Of the frozen base and of what is trained."""
+    gradients: int
+    optimizer: int
+    """Optimizer state, and the copy that it updates."""
+    whole_model: bool
+    """The base is sharded too: weights are gathered for the pass, block by block."""
+    float32_base: bool
+    """The frozen base is widened."""
+    master_copy: bool
+    """A worker updates a float32 copy of its share."""
+    bucket: bool
+    """DeepSpeed's buffer for reducing gradients."""
+    message: bool
+    """All gradients are copied into one message."""
+    offloaded: tuple[str, ...]
+    """Parts of a GPU worker that lie in CPU memory."""
+
+
+def sharding(workers: Workers, strategy: StrategyName) -> Sharding:
+    """Of a group at its smallest."""
+    count = fewest(workers)
+    zero = int(strategy[-1]) if strategy.startswith("zero") else 0
+    whole = strategy in ("fsdp", "zero3")
+    offloaded: tuple[str, ...] = ()
+    if workers.offload and workers.gpus:
+        offloaded = ("gradients", "optimizer") + (("weights", "adapter") if whole else ())
+    return Sharding(
+        weights=count if whole else 1,
+        gradients=count if whole or zero == 2 else 1,
+        optimizer=count if whole or zero else 1,
+        whole_model=whole,
+        float32_base=zero == 3,
+        master_copy=zero in (1, 2) or (zero == 3 and bool(offloaded)),
+        bucket=zero > 0 and workers.gpus > 0,
+        message=strategy == "ddp" and count > 1,
+        offloaded=offloaded,
+    )
+
+
+def fewest(workers: Workers) -> int:
+    """Workers of a group at its smallest."""
+    return workers.min_count or workers.count
+
+
+def workers_of(stage: Stage) -> Workers:
+    """The Ray Train group of a stage."""
+    return stage.workers if isinstance(stage, PpoStage) else stage.train.workers
+
+
+def with_strategy(stage: Stage, strategy: StrategyName) -> Stage:
+    """The stage under another strategy."""
+    workers = workers_of(stage).model_copy(update={"strategy": strategy})
+    if isinstance(stage, PpoStage):
+        return stage.model_copy(update={"workers": workers})
+    return stage.model_copy(update={"train": stage.train.model_copy(update={"workers": workers})})

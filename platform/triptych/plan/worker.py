@@ -1,0 +1,157 @@
+"""Memory of one training worker: the base, and each role on it, as a strategy spreads them.
+
+First order: the tensors that there must be, float32 where something trains. Intervals cover what the recipe does not
+say: how full micro-batches are, how long answers are, what an allocator keeps.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from triptych.models.sizes import Sizes, Tensors
+from triptych.plan.activations import BYTES, FP32, Pass
+from triptych.plan.amounts import ON_CPU, ZERO, Bytes, Parts
+from triptych.plan.machines import GIB
+from triptych.plan.sharding import Sharding
+from triptych.recipe import Full, Lora, Memory, Method, Model, Optimizer
+
+ACTIVATIONS = (0.4, 1.0, 1.4)
+"""Low, expected, high factors on a full micro-batch."""
+ANSWER_SHARE = (0.1, 0.5, 1.0)
+"""Low, expected, high share of a micro-batch's tokens that are learned, and so have logits."""
+QUANTIZED = {"int8": (1.0, 1.0, 1.05), "nf4": (0.52, 0.54, 0.57)}
+"""Bytes a weight, scales included."""
+ZERO_BUCKET = 500_000_000 * FP32
+"""DeepSpeed's default."""
+ZERO3_LIVE = 1_000_000_000
+"""Weights that DeepSpeed keeps gathered where they are soon used again: its default."""
+RUNTIME = (int(0.5 * GIB), int(0.9 * GIB), int(1.5 * GIB))
+"""Interpreter, libraries and Ray on a CPU; the CUDA context and libraries on a GPU are of the same order."""
+_CODE_BLOCK, _SMALL = 64, 4096
+"""Of 8-bit AdamW: values that share a scale, and how many a parameter must have."""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The largest micro-batch of one worker."""
+
+    tokens: int
+    """Padding included."""
+    length: int
+    """Tokens of its longest row."""
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What all roles of one worker share."""
+
+    model: Model
+    memory: Memory
+    batch: MicroBatch
+    sizes: Sizes
+    spread: Sharding
+
+    def base(self, method: Method) -> Parts:
+        """The weights that all roles share, this worker's share of them, and what is gathered of others' for a pass."""
+        whole = self._base(method)
+        parts = {"weights": Bytes.scaled(1 / self.spread.weights, (whole.low, whole.expected, whole.high))}
+        if self.spread.bucket:
+            parts["bucket"] = Bytes.exactly(ZERO_BUCKET)
+        return self._placed(parts) | {"runtime": Bytes(*RUNTIME)}
+
+    def trained(self, method: Method, head: Sequence[Tensors], optimizer: Optimizer, *, logits: bool) -> Parts:
+        """A role that is updated."""
+        tensors, spread = [*self.sizes.trained(method), *head], self.spread
+        values = FP32 * sum(tensor.numel for tensor in tensors)
+        state = optimizer_bytes(optimizer, tensors) + (values if spread.master_copy else 0)
+        parts = {
+            "adapter": Bytes.exactly(values // spread.weights),
+            "gradients": Bytes.exactly(values // spread.gradients),
+            "optimizer": Bytes.exactly(state // spread.optimizer),
+        }
+        if isinstance(method, Full):
+            del parts["adapter"]  # it is the base
+        return self._placed(parts) | self._transient(method, values, logits=logits)
+
+    def frozen(self, method: Lora, head: Sequence[Tensors], members: int = 1) -> Parts:
+        """Roles of PPO that only compute."""
+        values = FP32 * sum(tensor.numel for tensor in [*self.sizes.trained(method), *head])
+        return self._placed({"adapter": Bytes.exactly(members * values // self.spread.weights)})
+
+    def _transient(self, method: Method, values: int, *, logits: bool) -> Parts:
+        sizes, batch, spread = self.sizes, self.batch, self.spread
+        float32 = isinstance(method, Full) or spread.float32_base
+        work = Pass(sizes, method, self.model.dtype, self.model.packing, self.memory, batch.length, float32)
+        parts = {"activations": Bytes.scaled(work.activations() * batch.tokens, ACTIVATIONS)}
+        parts["casts"] = self._casts(method, float32_base=float32)
+        if spread.whole_model:
+            parts["gathered"] = self._gathered(method, values)
+        if spread.message:
+            parts["message"] = Bytes.exactly(values)
+        if logits:
+            low, expected, high = (work.logits(share * batch.tokens) for share in ANSWER_SHARE)
+            parts["logits"] = Bytes(low, expected, high)
+        return parts
+
+    def _casts(self, method: Method, *, float32_base: bool) -> Bytes:
+        """Copies of weights, in the precision of the computation, that a pass makes and its backward pass needs."""
+        sizes, size = self.sizes, BYTES[self.model.dtype]
+        if float32_base and size < FP32:
+            return Bytes.exactly(size * sizes.total)
+        if isinstance(method, Full):
+            return ZERO
+        added = sizes.lora(method) if size < FP32 else self._scaled(method)
+        # Checkpointing has one block's at a time.
+        parts = Bytes(size * added // sizes.layers, size * added, size * added)
+        if self.model.quantization is None:
+            return parts
+        largest = max(inputs * outputs for inputs, outputs, _ in sizes.linears.values())
+        return parts + Bytes.exactly(2 * size * largest)  # as it is widened
+
+    def _scaled(self, method: Lora) -> int:
+        """Elements of all B matrices: they are scaled for each pass."""
+        return self.sizes.layers * method.r * sum(outputs for _, outputs in self.sizes.targets(method).values())
+
+    def _gathered(self, method: Method, values: int) -> Bytes:
+        """Weights of the units at work: the tables, and one, two or three blocks; with gradients where they train."""
+        base = self._base(method).expected
+        tables = (1 if self.sizes.tied else 2) * self.sizes.embedding * base // self.sizes.total
+        block = (base - tables + 2 * values) // self.sizes.layers
+        if isinstance(method, Full):
+            tables, block = 2 * tables, 2 * (base - tables) // self.sizes.layers
+        if self.spread.float32_base:  # zero3
+            live = FP32 * min(self.sizes.total, ZERO3_LIVE)
+            return Bytes(min(tables + block, live), live, live)
+        return Bytes(tables + block, tables + 2 * block, tables + 3 * block)
+
+    def _base(self, method: Method) -> Bytes:
+        """All weights of the base, whole."""
+        sizes, model = self.sizes, self.model
+        if isinstance(method, Full) or self.spread.float32_base:
+            return Bytes.exactly(FP32 * sizes.total)
+        if model.quantization is None:
+            return Bytes.exactly(BYTES[model.dtype] * sizes.total)
+        linear = sizes.layers * sum(inputs * outputs for inputs, outputs, _ in sizes.linears.values())
+        rest = Bytes.exactly(BYTES[model.dtype] * (sizes.total - linear))
+        return rest + Bytes.scaled(linear, QUANTIZED[model.quantization])
+
+    def _placed(self, parts: Parts) -> Parts:
+        """The names of offloaded parts say so."""
+        return {f"{ON_CPU}{part}" if part in self.spread.offloaded else part: size for part, size in parts.items()}
+
+
+def optimizer_bytes(optimizer: Optimizer, tensors: Iterable[Tensors]) -> int:
+    """The state of an optimizer; numbers that it keeps for each parameter apart."""
+    return sum(_state_bytes(optimizer, tensor) for tensor in tensors)
+
+
+def _state_bytes(optimizer: Optimizer, tensor: Tensors) -> int:
+    size, shape = tensor.numel, tensor.shape
+    if optimizer.name == "sgd":
+        return FP32 * size if optimizer.momentum else 0
+    if optimizer.name == "lion" or (optimizer.name == "muon" and tensor.in_block and len(shape) > 1):
+        return FP32 * size
+    row = math.prod(shape[1:])
+    if optimizer.name == "adamw_8bit" and len(shape) > 1 and math.prod(shape) >= _SMALL and row % _CODE_BLOCK == 0:
+        return 2 * size + 2 * FP32 * size // _CODE_BLOCK
+    return 2 * FP32 * size

@@ -1,0 +1,172 @@
+"""The closed form against what the learner really keeps."""
+
+import json
+import math
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from triptych.methods import method_config
+from triptych.models.sizes import Sizes, Tensors, sizes_of
+from triptych.plan.activations import Pass
+from triptych.plan.worker import optimizer_bytes
+from triptych.recipe import Full, Lora, Memory, Method, Optimizer
+from triptych.train.optimizer import build_optimizer
+from triptych.train.roles import RoleModel
+from triptych.train.tasks import LanguageModeling
+
+ROWS, LENGTH = 4, 64
+FULL = Full(name="full")
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of tensors made within: `now` alive, `peak` at most, `kept` when the backward pass began."""
+
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = self.kept = 0
+        self._seen: dict[int, Any] = {tensor.untyped_storage()._cdata: None for tensor in known}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage())
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._seen:
+            self._seen[key] = weakref.ref(storage, lambda _: self._drop(key, size))
+            self.now += size
+
+    def _drop(self, key: int, size: int) -> None:
+        del self._seen[key]
+        self.now -= size
+
+
+def config(layers: int, **changes: Any) -> LlamaConfig:
+    shape: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 96,
+        "intermediate_size": 256,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    }
+    return LlamaConfig(num_hidden_layers=layers, **(shape | changes))
+
+
+def shapes(settings: LlamaConfig) -> Sizes:
+    return sizes_of(json.loads(settings.to_json_string(use_diff=False)), "tiny")
+
+
+def measured(settings: LlamaConfig, method: Method, dtype: str, memory: Memory, *, packing: bool = True) -> Alive:
+    """The forward and backward pass of a role whose gradients are there already."""
+    precision = getattr(torch, dtype)
+    base = LlamaForCausalLM(settings).to(precision)
+    model = RoleModel(
+        base, precision, packing=packing, checkpointing=memory.checkpointing, loss_chunk=memory.loss_chunk
+    )
+    if isinstance(method, Lora):
+        model.add("policy", method_config(method), trainable=True)
+    else:
+        model.add_full("policy")
+    ids = torch.randint(0, settings.vocab_size, (ROWS, LENGTH))
+    mask = torch.ones_like(ids)
+    mask[0, -3:] = 0
+    labels = ids.masked_fill(torch.arange(LENGTH) < LENGTH // 2, -100)
+    trained = list(model.parameters_of("policy").values())
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    known = [*model.parameters(), *model.buffers(), *(p.grad for p in trained if p.grad is not None)]
+    with Alive(known) as alive, model.use("policy"):
+        with model.autocast():
+            sums, _ = LanguageModeling("policy").loss(model, {"ids": ids, "mask": mask, "labels": labels})
+        alive.kept = alive.now
+        sums["loss"].backward()
+    return alive
+
+
+def casts(settings: LlamaConfig, method: Method, dtype: str) -> int:
+    """Bytes of copies of one block's weights that its backward pass needs."""
+    sizes = shapes(settings)
+    if isinstance(method, Lora):
+        one = method.r * sum(o for _, o in sizes.targets(method).values())
+        return 4 * one if dtype == "float32" else 2 * sizes.lora(method) // sizes.layers
+    return 0 if dtype == "float32" else 2 * sum(i * o for i, o, _ in sizes.linears.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+@pytest.mark.parametrize("method", [Lora(r=8), Lora(r=8, targets=("down_proj",)), FULL], ids=["all", "down", "full"])
+def test_what_a_block_keeps(dtype: str, checkpointing: Any, method: Method) -> None:
+    memory = Memory(checkpointing=checkpointing)
+    two, three = (measured(config(layers), method, dtype, memory) for layers in (2, 3))
+    work = Pass(shapes(config(1)), method, dtype, True, memory, LENGTH, isinstance(method, Full))
+    copies = casts(config(1), method, dtype) if checkpointing == "none" else 0
+    tokens = ROWS * LENGTH - 3
+    assert three.kept - two.kept == pytest.approx(work.checkpoint() * tokens + copies, rel=0.03)
+
+
+def test_padded_rows_keep_a_mask_and_keys_and_values_for_every_head() -> None:
+    one, two = (measured(config(layers), Lora(r=8), "float32", Memory(), packing=False) for layers in (1, 2))
+    work = Pass(shapes(config(1)), Lora(r=8), "float32", False, Memory(), LENGTH)
+    expected = work.checkpoint() * ROWS * LENGTH + casts(config(1), Lora(r=8), "float32")
+    assert two.kept - one.kept == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+def test_peak_of_a_pass(checkpointing: Any) -> None:
+    memory = Memory(checkpointing=checkpointing)
+    settings = config(4)
+    found = measured(settings, Lora(r=8), "float32", memory).peak
+    work = Pass(shapes(settings), Lora(r=8), "float32", True, memory, LENGTH)
+    assert found == pytest.approx(work.activations() * (ROWS * LENGTH - 3), rel=0.15)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", [Lora(r=2), FULL], ids=["frozen head", "trained head"])
+@pytest.mark.parametrize("chunk", [32, None])
+def test_logits(dtype: str, method: Method, chunk: int | None) -> None:
+    """With twice the vocabulary there is twice as much of what depends on it."""
+    memory = Memory(loss_chunk=chunk)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
+    settings = [config(1, vocab_size=vocabulary, **small) for vocabulary in (8192, 16384)]
+    one, two = (measured(each, method, dtype, memory).peak for each in settings)
+    learned = ROWS * LENGTH // 2 - 3
+    few, many = (Pass(shapes(s), method, dtype, True, memory, LENGTH, method is FULL).logits(learned) for s in settings)
+    assert 0.65 * (many - few) < two - one < 1.15 * (many - few)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "sgd", "lion", "muon", "adamw_schedule_free"])
+@pytest.mark.parametrize("method", [Lora(r=64, targets=("q_proj", "down_proj")), FULL], ids=["lora", "full"])
+def test_optimizer_state(name: Any, method: Method) -> None:
+    settings = config(2, hidden_size=128, intermediate_size=256, num_attention_heads=4)
+    model = RoleModel(LlamaForCausalLM(settings))
+    if isinstance(method, Lora):
+        model.add("policy", method_config(method), trainable=True)
+    else:
+        model.add_full("policy")
+    parameters = model.parameters_of("policy")
+    optimizer = build_optimizer(parameters, Optimizer(name=name))
+    for parameter in parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    trained = shapes(settings).trained(method)
+    held = sum(tensor.nbytes for tensor in tensors if tensor.dim())
+    assert optimizer_bytes(Optimizer(name=name), trained) == held
+    assert sum(tensor.numel for tensor in trained) == sum(p.numel() for p in parameters.values())
+
+
+def test_sgd_without_momentum_has_no_state() -> None:
+    assert optimizer_bytes(Optimizer(name="sgd", momentum=0), [Tensors((8, 8), 3)]) == 0
+    assert optimizer_bytes(Optimizer(name="sgd"), [Tensors((8, 8), 3)]) == 4 * math.prod((8, 8, 3))

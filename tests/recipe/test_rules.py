@@ -1,0 +1,126 @@
+"""Refusals that need more than one field."""
+
+from pathlib import Path
+
+import pytest
+
+from triptych.recipe import RecipeError, load_recipe
+
+RECIPE = """\
+name: reviews
+model: {base: smollm2-135m-instruct}
+stages:
+  sft:
+    kind: sft
+    method: {name: lora}
+    data: {train: {path: sft.jsonl}}
+    train: {epochs: 1}
+  reward:
+    kind: reward
+    data: {train: {path: pairs.jsonl}}
+    train: {epochs: 1}
+  ppo:
+    kind: ppo
+    policy: sft
+    reward: reward
+    data: {train: {path: prompts.jsonl}}
+    steps: 8
+"""
+
+REFUSED = [
+    (
+        ["stages.sft.train.workers.strategy=zero1", "stages.sft.train.optimizer.name=muon"],
+        "stages.sft.train.optimizer.name: muon cannot run under strategy zero1, which flattens parameters; "
+        "allowed: adamw, sgd, lion, or workers.strategy auto, single, ddp or fsdp",
+    ),
+    (
+        ["stages.ppo.workers.strategy=zero2", "stages.ppo.value_optimizer.name=adamw_8bit"],
+        "stages.ppo.value_optimizer.name: adamw_8bit cannot run under strategy zero2",
+    ),
+    (
+        ["stages.sft.train.workers.strategy=zero3", "stages.sft.train.optimizer.name=adamw_schedule_free"],
+        "stages.sft.train.optimizer.name: adamw_schedule_free cannot run under strategy zero3",
+    ),
+    (
+        ["model.dtype=float16", "stages.reward.train.workers.strategy=zero2"],
+        "stages.reward.train.workers.strategy: zero2 has no loss scaling, which model.dtype float16 needs; allowed: "
+        "auto, single, ddp, fsdp, or model.dtype bfloat16 or float32",
+    ),
+    (
+        ["stages.ppo.workers.strategy=zero3"],
+        "stages.ppo.workers.strategy: zero3 trains one role, and this stage has a policy and a value model; allowed: "
+        "auto, single, ddp, fsdp, zero1, zero2",
+    ),
+    (
+        ["stages.reward.members=3", "stages.reward.train.workers.strategy=zero3"],
+        "stages.reward.train.workers.strategy: zero3 trains one role, and this stage has 3 members",
+    ),
+    (
+        ["model.quantization=int8", "stages.sft.train.workers.strategy=zero3"],
+        "stages.sft.train.workers.strategy: zero3 holds the base in float32, not in model.quantization int8",
+    ),
+    (
+        ["model.quantization=nf4"],
+        "stages.sft.train.workers.gpus: 0, and model.quantization nf4 needs a GPU; allowed: more than 0, "
+        "or quantization int8",
+    ),
+    (
+        ["model.quantization=int8", "stages.sft.method.name=full"],
+        "stages.sft.method.name: full trains every weight, and model.quantization int8 is for frozen ones",
+    ),
+    (
+        ["stages.sft.method.name=full"],
+        "stages.ppo.policy: `sft` trains by method full, and PPO's roles are adapters on one frozen base; "
+        "allowed: a stage with method lora",
+    ),
+    (
+        ["stages.sft.train.workers.count=2", "stages.sft.train.workers.min_count=1"],
+        "stages.sft.train.workers.min_count: an elastic group needs the cluster for itself, and stage `reward` may run "
+        "beside `sft`; allowed: no min_count, or one of the two among the `needs` of the other",
+    ),
+    (
+        ["stages.ppo.workers.count=2", "stages.ppo.workers.min_count=1"],
+        "stages.ppo.workers.min_count: an elastic group needs the cluster for itself, and PPO's engines run beside it",
+    ),
+]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.mark.parametrize(("overrides", "message"), REFUSED)
+def test_refused(file: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file, overrides)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["stages.ppo.workers.strategy=zero2", "stages.ppo.value_optimizer.name=lion"],
+        ["stages.sft.train.workers.strategy=zero3", "stages.reward.members=3"],
+        ["stages.sft.train.workers.strategy=fsdp", "stages.sft.train.optimizer.name=muon", "model.dtype=float16"],
+        ["model.quantization=int8", "stages.reward.train.workers.strategy=zero1"],
+        [
+            "model.quantization=nf4",
+            "stages.sft.train.workers.gpus=1",
+            "stages.reward.train.workers.gpus=0.5",
+            "stages.ppo.workers.gpus=1",
+        ],
+        ["stages.ppo.policy=other@1", "stages.sft.method.name=full"],
+        ["stages.reward.needs=[sft]", "stages.sft.train.workers.count=2", "stages.sft.train.workers.min_count=1"],
+    ],
+)
+def test_allowed(file: Path, overrides: list[str]) -> None:
+    load_recipe(file, overrides)
+
+
+def test_all_that_is_wrong_is_told(file: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(file, ["stages.ppo.workers.strategy=zero3", "stages.ppo.policy_optimizer.name=muon"])
+    assert len(caught.value.problems) == 2
