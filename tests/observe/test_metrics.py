@@ -15,7 +15,15 @@ from prometheus_client.samples import Sample
 from triptych.observe.metrics import METRICS, OTHER, PPO_ROW, TRAIN_ROW, GatewayMetrics, PpoMetrics, TrainMetrics
 
 PPO = dict.fromkeys(PPO_ROW, 0.5) | {"step": 3, "skipped": 1.0, "seconds_sample": 2.0, "seconds_update": 4.0}
-TRAIN = dict.fromkeys(TRAIN_ROW, 0.25) | {"step": 7, "skipped": 0.0, "heldout_loss": 9.0}
+TRAIN = dict.fromkeys(TRAIN_ROW, 0.25) | {
+    "step": 7,
+    "skipped": 0.0,
+    "heldout_loss": 9.0,
+    "tokens": 30.0,
+    "worker_tokens_per_second": [10.0, 20.0],
+    "seconds_forward": 1.5,
+    "seconds_data": 0.0,
+}
 
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=lambda metric: metric.name)
@@ -26,7 +34,7 @@ def test_names_follow_the_conventions(metric: Any) -> None:
     assert bool(metric.buckets) == (metric.kind == "histogram")
     assert list(metric.buckets) == sorted(set(metric.buckets))
     assert metric.help.endswith(".")
-    assert set(metric.labels) <= {"model", "outcome", "code", "run", "stage", "part", "phase"}
+    assert set(metric.labels) <= {"model", "outcome", "code", "run", "stage", "part", "phase", "worker"}
 
 
 def test_every_name_is_defined_once() -> None:
@@ -41,11 +49,11 @@ def scraped() -> Iterator[dict[str, Family]]:
     class Emits:
         def emit(self) -> None:
             self.train, self.ppo = TrainMetrics("reviews", "sft"), PpoMetrics("reviews", "ppo")
-            self.train.record(TRAIN, {"forward": 1.5, "data": 0.0})
-            self.train.record({"skipped": 1.0}, {"forward": math.nan})
+            self.train.record(TRAIN)
+            self.train.record({"skipped": 1.0, "tokens": 12.0, "seconds_forward": math.nan})
             self.diverged = TrainMetrics("reviews", "diverged")
-            self.diverged.record({"loss": 1.0}, {})
-            self.diverged.record({"loss": math.nan}, {})
+            self.diverged.record({"loss": 1.0})
+            self.diverged.record({"loss": math.nan})
             for _ in range(2):
                 self.ppo.record(PPO)
             self.gateway = GatewayMetrics()
@@ -120,6 +128,9 @@ def test_training_values(scraped: dict[str, Family]) -> None:
     assert {sample.labels["stage"] for sample in scraped["ray_triptych_train_loss"].samples} == {"sft"}  # NaN: a gap
     assert _one(scraped["ray_triptych_train_step"], **stage).value == 7
     assert _one(scraped["ray_triptych_train_non_finite_steps_total"], **stage).value == 1
+    assert _one(scraped["ray_triptych_train_tokens_total"], **stage).value == 42
+    rates = scraped["ray_triptych_train_worker_tokens_per_second"].samples
+    assert {(sample.labels["worker"], sample.value) for sample in rates} == {("0", 10.0), ("1", 20.0)}
     assert _one(scraped["ray_triptych_train_seconds_total"], **stage).value == 1.5  # zero and NaN parts add nothing
 
 

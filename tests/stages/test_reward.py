@@ -14,7 +14,7 @@ from triptych.models.adapter import load_adapter
 from triptych.models.base import load_causal_lm
 from triptych.observe.progress import Progress
 from triptych.observe.report import write_report
-from triptych.recipe import load_recipe
+from triptych.recipe import RecipeError, load_recipe
 from triptych.registry import Registry
 from triptych.stages.reward import REWARD, batch_of_pairs, check_gate
 from triptych.stages.run import run_recipe
@@ -47,8 +47,13 @@ def test_a_model_below_its_gate_is_refused(recipe_file: Path) -> None:
 
 
 def test_a_gate_needs_held_out_pairs(recipe_file: Path) -> None:
-    with pytest.raises(Exception, match=r"min_accuracy is measured on `data\.heldout`"):
+    with pytest.raises(RecipeError, match=r"min_accuracy is measured on `data\.heldout`"):
         load_recipe(recipe_file, [f"{GATE}0.8", "stages.reward.data.heldout=null"])
+
+
+def test_a_reward_model_is_an_adapter(recipe_file: Path) -> None:
+    with pytest.raises(RecipeError, match=r"stages\.reward\.method\.name: cannot be \"full\""):
+        load_recipe(recipe_file, ["stages.reward.method.name=full"])
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -71,7 +71,23 @@ TRAIN_ACCURACY = Metric(
     "triptych_train_accuracy", "gauge", "Pairs of the last step that the reward model puts in order.", _STAGE
 )
 TRAIN_TOKENS_PER_SECOND = Metric(
-    "triptych_train_tokens_per_second", "gauge", "Tokens of the last step, padding excluded, by its seconds.", _STAGE
+    "triptych_train_tokens_per_second", "gauge", "Tokens, padding excluded, by the seconds of the steps.", _STAGE
+)
+TRAIN_WORKER_TOKENS_PER_SECOND = Metric(
+    "triptych_train_worker_tokens_per_second",
+    "gauge",
+    "Tokens of each worker, padding excluded, by the seconds that it did not spend on communication.",
+    (*_STAGE, "worker"),
+)
+TRAIN_TOKENS = Metric("triptych_train_tokens_total", "counter", "Tokens trained on, padding excluded.", _STAGE)
+TRAIN_MODEL_FLOPS = Metric(
+    "triptych_train_model_flops_per_second", "gauge", "FLOP/s that the model needs, of all workers.", _STAGE
+)
+TRAIN_MFU = Metric(
+    "triptych_train_mfu_ratio", "gauge", "Model FLOP/s over the peak of the GPUs, where that is known.", _STAGE
+)
+TRAIN_MEMORY = Metric(
+    "triptych_train_peak_memory_bytes", "gauge", "Peak memory of the worker with most: of its GPU, else in all.", _STAGE
 )
 TRAIN_GRAD_NORM = Metric("triptych_train_grad_norm", "gauge", "Norm of the gradient before clipping.", _STAGE)
 TRAIN_LEARNING_RATE = Metric("triptych_train_learning_rate", "gauge", "Learning rate of the last step.", _STAGE)
@@ -81,7 +97,8 @@ TRAIN_NON_FINITE = Metric(
 TRAIN_SECONDS = Metric(
     "triptych_train_seconds_total",
     "counter",
-    "Seconds by part of the step (data, forward, backward, communication, optimizer).",
+    "Seconds by what training waits for (data, forward, backward, communication, optimizer, evaluate, checkpoint, "
+    "other).",
     (*_STAGE, "part"),
 )
 
@@ -99,6 +116,9 @@ PPO_GAP = Metric(
 )
 PPO_POLICY_LOSS = Metric("triptych_ppo_policy_loss", "gauge", "Policy loss of the last step.", _STAGE)
 PPO_VALUE_LOSS = Metric("triptych_ppo_value_loss", "gauge", "Value loss of the last step.", _STAGE)
+PPO_MEMORY = Metric(
+    "triptych_ppo_peak_memory_bytes", "gauge", "Peak memory of the learner with most: of its GPU, else in all.", _STAGE
+)
 PPO_GRAD_NORM = Metric("triptych_ppo_grad_norm", "gauge", "Norm of the policy's gradient before clipping.", _STAGE)
 PPO_LEARNING_RATE = Metric("triptych_ppo_learning_rate", "gauge", "Learning rate of the policy.", _STAGE)
 PPO_NON_FINITE = Metric(
@@ -115,6 +135,9 @@ TRAIN_ROW = {
     "loss": TRAIN_LOSS,
     "accuracy": TRAIN_ACCURACY,
     "tokens_per_second": TRAIN_TOKENS_PER_SECOND,
+    "model_flops_per_second": TRAIN_MODEL_FLOPS,
+    "mfu": TRAIN_MFU,
+    "peak_memory_bytes": TRAIN_MEMORY,
     "grad_norm": TRAIN_GRAD_NORM,
     "learning_rate": TRAIN_LEARNING_RATE,
 }
@@ -136,22 +159,26 @@ PPO_ROW = {
     "grad_norm": PPO_GRAD_NORM,
     "learning_rate": PPO_LEARNING_RATE,
     "engine_restarts": PPO_RESTARTS,
+    "peak_memory_bytes": PPO_MEMORY,
 }
 """The same for PPO."""
 
 
 class TrainMetrics:
-    """What an SFT or reward stage emits after each step."""
+    """What a supervised stage emits with each row of its metrics log."""
 
     def __init__(self, run: str, stage: str) -> None:
         self._emit = _Emitter({"run": run, "stage": stage})
 
-    def record(self, row: Mapping[str, Any], seconds: Mapping[str, float]) -> None:
-        """`row`: one of the metrics log (keys of TRAIN_ROW and `skipped`); `seconds`: by part of the step."""
+    def record(self, row: Mapping[str, Any]) -> None:
+        """Keys of TRAIN_ROW, `skipped`, `tokens`, `worker_tokens_per_second` by rank, and `seconds_<part>`."""
         self._emit.row(TRAIN_ROW, row)
         self._emit.add(TRAIN_NON_FINITE, row.get("skipped", 0.0))
-        for part, value in seconds.items():
-            self._emit.add(TRAIN_SECONDS, value, part=part)
+        self._emit.add(TRAIN_TOKENS, row.get("tokens", 0.0))
+        for worker, rate in enumerate(row.get("worker_tokens_per_second", ())):
+            self._emit.set(TRAIN_WORKER_TOKENS_PER_SECOND, rate, worker=str(worker))
+        for part, seconds in _seconds(row):
+            self._emit.add(TRAIN_SECONDS, seconds, part=part)
 
 
 class PpoMetrics:
@@ -164,9 +191,8 @@ class PpoMetrics:
         """`row`: one of the metrics log (keys of PPO_ROW, `skipped`, and `seconds_<phase>`)."""
         self._emit.row(PPO_ROW, row)
         self._emit.add(PPO_NON_FINITE, row.get("skipped", 0.0))
-        for key, value in row.items():
-            if key.startswith("seconds_"):
-                self._emit.add(PPO_SECONDS, value, phase=key.removeprefix("seconds_"))
+        for phase, seconds in _seconds(row):
+            self._emit.add(PPO_SECONDS, seconds, phase=phase)
 
 
 class GatewayMetrics:
@@ -212,6 +238,13 @@ class GatewayMetrics:
     def _count(self, model: str, change: int) -> None:
         self._in_flight[model] = self._in_flight.get(model, 0) + change
         self._emit.set(GATEWAY_IN_FLIGHT, self._in_flight[model], model=model)
+
+
+def _seconds(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """What follows `seconds_` in the keys, and the values."""
+    for key, value in row.items():
+        if key.startswith("seconds_"):
+            yield key.removeprefix("seconds_"), value
 
 
 class _Emitter:

@@ -8,7 +8,7 @@ from triptych.recipe.load import dump_recipe, load_recipe, load_yaml
 from triptych.recipe.method import Full, Lora, Method
 from triptych.recipe.model import Dtype, Model
 from triptych.recipe.ppo import Importance, Kl, Ppo
-from triptych.recipe.recipe import Recipe, Storage
+from triptych.recipe.recipe import Recipe, Storage, TrackerName
 from triptych.recipe.rollout import Rollout, Sampling
 from triptych.recipe.stages import Classification, PpoStage, Reward, Sft, Stage
 from triptych.recipe.training import Batch, EarlyStopping, Memory, Optimizer, Training, Workers
@@ -44,6 +44,7 @@ __all__ = [
     "Source",
     "Stage",
     "Storage",
+    "TrackerName",
     "Training",
     "Workers",
     "dump_recipe",

@@ -1,10 +1,14 @@
 """The whole recipe: a named graph of stages on one base model."""
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from triptych.recipe.base import Closed, Name
 from triptych.recipe.model import Model
 from triptych.recipe.stages import Stage
+
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 
 
 class Storage(Closed):
@@ -27,4 +31,12 @@ class Recipe(Closed):
     """Hardware that `plan` assumes: `local`, or a preset such as `8xh100-80`."""
     model: Model
     storage: Storage = Storage()
+    trackers: tuple[TrackerName, ...] = ()
+    """Where metrics go beside the run's folder; `mlflow` and `wandb` are extras of the package."""
     stages: dict[Name, Stage] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _each_tracker_once(self) -> "Recipe":
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"trackers: each once, not {', '.join(self.trackers)}")
+        return self

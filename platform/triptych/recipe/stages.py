@@ -36,7 +36,7 @@ class Classification(_Stage):
     """A head that names the class of a text."""
 
     kind: Literal["classification"]
-    method: Method = Lora()
+    method: Lora = Lora()
     data: Data
     train: Training
     labels: tuple[str, ...] = Field(min_length=2)
@@ -55,7 +55,7 @@ class Reward(_Stage):
     """Reward model on preference pairs (Bradley-Terry)."""
 
     kind: Literal["reward"]
-    method: Method = Lora()
+    method: Lora = Lora()
     data: Data
     train: Training
     min_accuracy: Fraction = 0.0
@@ -68,11 +68,9 @@ class Reward(_Stage):
     """Reward models of an ensemble; the score is their mean."""
 
     @model_validator(mode="after")
-    def _possible(self) -> "Reward":
+    def _gate_is_measured(self) -> "Reward":
         if self.min_accuracy > 0 and self.data.heldout is None:
             raise ValueError("min_accuracy is measured on `data.heldout`, which is not given")
-        if self.members > 1 and self.method.name == "full":
-            raise ValueError("members > 1 share one frozen base, which the method full does not leave")
         return self
 
 

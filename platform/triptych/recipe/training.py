@@ -118,6 +118,8 @@ class Training(Closed):
     batch: Batch = Batch()
     memory: Memory = Memory()
     workers: Workers = Workers()
+    log_every: Count = 1
+    """Steps that one row of the metrics log is made of; checkpoints and evaluations end a row too."""
     checkpoint_every: Count = 20
     """Steps between checkpoints."""
     evaluate_every: Count | None = None

@@ -16,7 +16,7 @@ from triptych.stages.table import Table, write_table
 
 StageT = TypeVar("StageT", Sft, Classification, Reward, PpoStage)
 
-_WITHOUT_EFFECT = {"workers", "checkpoint_every", "needs", "register_as", "max_bad_rows", "min_accuracy"}
+_WITHOUT_EFFECT = {"workers", "log_every", "checkpoint_every", "needs", "register_as", "max_bad_rows", "min_accuracy"}
 """Fields that change how a stage runs, or what may be done with it, not what comes out."""
 
 

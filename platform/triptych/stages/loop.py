@@ -10,15 +10,15 @@ import torch
 
 from triptych import storage
 from triptych.data.batches import epoch_order, micro_batches, packed_micro_batches
-from triptych.observe.log import MetricsLog
 from triptych.observe.metrics import TrainMetrics
 from triptych.recipe import Classification, Reward, Sft
 from triptych.stages.context import StageContext
+from triptych.stages.meter import Meter
+from triptych.stages.recorder import Recorder
 from triptych.train import checkpoint
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner, Objective
 from triptych.train.stopping import Stopper
-from triptych.train.usage import peak_memory
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,6 @@ class Rows:
             ranks = micro_batches([len(row) * max(map(len, row)) for row in chosen], budget, learner.group.size)
         return [self.batch([rows[place] for place in micro]) if micro else None for micro in ranks[learner.group.rank]]
 
-    def tokens(self, rows: Sequence[int]) -> int:
-        """Padding apart."""
-        return sum(len(sequence) for row in rows for sequence in self.sequences[row])
-
 
 def total_steps(stage: Sft | Classification | Reward, rows: int) -> int:
     """Optimiser steps of the whole stage; each epoch ends with what is left, however few."""
@@ -55,27 +51,28 @@ def fit(ctx: StageContext[Any], learner: Learner, objective: Objective, train: R
     total = total_steps(ctx.stage, len(train.sequences))
     writer = checkpoint.Writer(ctx.checkpoints, learner.group)
     stopper = Stopper(training.early_stopping) if training.early_stopping else None
-    done = _resume(ctx, learner, stopper)
-    log, gauges = MetricsLog(ctx.folder), TrainMetrics(ctx.recipe.name, ctx.name)
-    if learner.group.rank == 0:
-        log.truncate(done)
-    for step in range(done, total):
-        if stopper and stopper.stops:
-            break
-        row, seconds = _step(ctx, learner, objective, train, step)
-        best = False
-        if heldout and training.evaluate_every and (step + 1) % training.evaluate_every == 0:
-            measured = evaluate(ctx, learner, objective, heldout)
-            best = stopper is not None and stopper.judge(step + 1, measured)
-            row |= measured
-        if learner.group.rank == 0:
-            log.add(row)
-            gauges.record(row, seconds)
-            ctx.progress.update(ctx.name, step + 1, total, {k: row[k] for k in ("loss", "tokens_per_second")})
-        stops = stopper is not None and stopper.stops
-        if best or stops or (step + 1) % training.checkpoint_every == 0 or step + 1 == total:
-            _save(learner, log, writer, step + 1, stopper)
-    writer.wait()
+    done, meter = _resume(ctx, learner, stopper), Meter(ctx, learner)
+    shown = ("loss", "tokens_per_second")
+    with Recorder(ctx, TrainMetrics, learner.group.rank, shown, done=done, total=total) as recorder:
+        for step in range(done + 1, total + 1):
+            if stopper and stopper.stops:
+                break
+            _step(ctx, learner, objective, train, step - 1, meter)
+            measured: dict[str, float] = {}
+            if heldout and training.evaluate_every and step % training.evaluate_every == 0:
+                with meter.timed("evaluate"):
+                    measured = evaluate(ctx, learner, objective, heldout)
+            best = bool(measured) and stopper is not None and stopper.judge(step, measured)
+            stops = stopper is not None and stopper.stops
+            saves = best or stops or step % training.checkpoint_every == 0 or step == total
+            if measured or saves or step % training.log_every == 0:
+                recorder.record(meter.row(step) | measured)
+            if saves:
+                with meter.timed("checkpoint"):
+                    _save(learner, recorder, writer, step, stopper)
+        with meter.timed("checkpoint"):
+            writer.wait()
+        recorder.count(meter.spent())
     if stopper and stopper.best_step is not None:
         best_one = checkpoint.load(ctx.checkpoints, stopper.best_step)
         learner.load_state(best_one.tensors, best_one.state["learner"])
@@ -93,10 +90,8 @@ def step_rows(rows: int, batch: int, seed: int, step: int) -> list[int]:
     return epoch_order(rows, seed, epoch)[position * batch : (position + 1) * batch]
 
 
-def _step(
-    ctx: StageContext[Any], learner: Learner, objective: Objective, train: Rows, step: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """One optimiser step: what the log has of it, and its seconds by part."""
+def _step(ctx: StageContext[Any], learner: Learner, objective: Objective, train: Rows, step: int, meter: Meter) -> None:
+    """One optimiser step, and its time."""
     training = ctx.stage.train
     started = time.perf_counter()
     torch.manual_seed(_step_seed(ctx.recipe.seed, step, learner.group.rank))  # dropout, if any
@@ -104,11 +99,7 @@ def _step(
     batches = train.micro_batches(rows, training.batch.micro_tokens, learner)
     loading = time.perf_counter() - started
     report = learner.step(objective, batches)
-    seconds = report.seconds | {"data": report.seconds["data"] + loading}
-    whole = time.perf_counter() - started
-    row = {"step": step + 1, "tokens_per_second": train.tokens(rows) / whole, "step_seconds": whole}
-    row |= report.metrics | {"peak_memory_bytes": max(learner.group.gather(peak_memory(learner.model.device)))}
-    return row | {f"seconds_{part}": value for part, value in seconds.items()}, seconds
+    meter.step(report, batches, started, loading)
 
 
 def _resume(ctx: StageContext[Any], learner: Learner, stopper: Stopper | None) -> int:
@@ -121,9 +112,8 @@ def _resume(ctx: StageContext[Any], learner: Learner, stopper: Stopper | None) -
     return last.step
 
 
-def _save(learner: Learner, log: MetricsLog, writer: checkpoint.Writer, step: int, stopper: Stopper | None) -> None:
-    if learner.group.rank == 0:
-        log.flush(step)
+def _save(learner: Learner, recorder: Recorder, writer: checkpoint.Writer, step: int, stopper: Stopper | None) -> None:
+    recorder.flush(step)
     state = learner.state()
     numbers = {"learner": state.numbers, "stopper": stopper.state() if stopper else None}
     writer.save(step, state.slices, numbers, best=stopper.best_step if stopper else None)

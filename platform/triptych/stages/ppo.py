@@ -18,7 +18,6 @@ from triptych.models.adapter import Adapter, save_adapter
 from triptych.objectives.advantages import gae, whiten
 from triptych.objectives.kl import kl_penalty
 from triptych.objectives.policy import importance_weights
-from triptych.observe.log import MetricsLog
 from triptych.observe.metrics import PpoMetrics
 from triptych.recipe import PpoStage, Reward, Source
 from triptych.registry import AdapterVersion
@@ -29,12 +28,14 @@ from triptych.stages.models import tokenizer_of
 from triptych.stages.ppo_evaluation import evaluate, write_rollouts
 from triptych.stages.ppo_run import CRITIC, POLICY, REFERENCE, Run, request, resume, save, start
 from triptych.stages.ppo_sync import PROBES, first_sync, probe, sync_policy
+from triptych.stages.recorder import Recorder
 from triptych.stages.reward import check_gate
 from triptych.stages.samples import Samples
 from triptych.stages.table import Table
 from triptych.train.clock import Clock
 from triptych.train.on_ray import launch
 from triptych.train.tasks import PolicyUpdate, ValueUpdate, response_values
+from triptych.train.usage import peak_memory
 
 
 def run(ctx: StageContext[PpoStage]) -> AdapterVersion:
@@ -108,7 +109,7 @@ def ppo_step(run: Run, step: int) -> dict[str, float]:
 
     if learner.group.rank == 0:
         write_rollouts(run.ctx, step, samples, scores)
-    gap = (old_logprobs - samples.rollout_logprobs).abs()[mask]
+    gap, device = (old_logprobs - samples.rollout_logprobs).abs()[mask], learner.model.device
     clock.lap("record")
     return (
         {
@@ -122,6 +123,7 @@ def ppo_step(run: Run, step: int) -> dict[str, float]:
             "logprob_gap": gap.mean().item(),
             "logprob_gap_max": gap.max().item(),
             "tokens": float(mask.sum()),
+            "peak_memory_bytes": max(row[0] for row in learner.group.table([peak_memory(device)], device)),
         }
         | updates
         | canary
@@ -177,28 +179,22 @@ def _train(config: dict[str, Any]) -> None:
     """On every worker of the Ray Train group."""
     ctx: StageContext[PpoStage] = config["ctx"]
     stage, run = ctx.stage, start(config)
-    rank0 = run.learner.group.rank == 0
-    log, gauges = MetricsLog(ctx.folder), PpoMetrics(ctx.recipe.name, ctx.name)
-    done = resume(run)
-    if rank0:
-        log.truncate(done)
-    first_sync(run, done)
-    if run.heldout and done == 0:
-        evaluate(run, "before")
-    for step in range(done, stage.steps):
-        row = {"step": step + 1} | ppo_step(run, step)
-        if run.heldout and stage.evaluate_every and (step + 1) % stage.evaluate_every == 0 and step + 1 < stage.steps:
-            row |= evaluate(run, f"step-{step + 1:08d}")
-        if rank0:
-            log.add(row)
-            gauges.record(row)
-            ctx.progress.update(ctx.name, step + 1, stage.steps, {k: row[k] for k in ("reward", "kl", "logprob_gap")})
-        if (step + 1) % stage.checkpoint_every == 0 or step + 1 == stage.steps:
-            save(run, log, step + 1)
+    done, shown = resume(run), ("reward", "kl", "logprob_gap")
+    with Recorder(ctx, PpoMetrics, run.learner.group.rank, shown, done=done, total=stage.steps) as recorder:
+        first_sync(run, done)
+        if run.heldout and done == 0:
+            evaluate(run, "before")
+        for step in range(done + 1, stage.steps + 1):
+            row = {"step": step} | ppo_step(run, step - 1)
+            if run.heldout and stage.evaluate_every and step % stage.evaluate_every == 0 and step < stage.steps:
+                row |= evaluate(run, f"step-{step:08d}")
+            recorder.record(row)
+            if step % stage.checkpoint_every == 0 or step == stage.steps:
+                save(run, recorder, step)
     run.writer.wait()
     metrics = evaluate(run, "after") if run.heldout else {}
     weights = run.learner.weights(POLICY)
-    if rank0:
+    if run.learner.group.rank == 0:
         with storage.committed(ctx.artifact) as folder:
             save_adapter(folder, Adapter(config["policy"].config, weights, "lora"), ctx.about())
             (folder / "metrics.json").write_text(json.dumps(metrics))

@@ -11,12 +11,12 @@ from triptych import storage
 from triptych.errors import RunError
 from triptych.models.adapter import Adapter
 from triptych.objectives.kl import AdaptiveKL
-from triptych.observe.log import MetricsLog
 from triptych.recipe import PpoStage, Sampling
 from triptych.rollout.pool import RolloutPool
 from triptych.rollout.record import SampleRequest
 from triptych.stages.context import StageContext
 from triptych.stages.models import role_model, tokenizer_of
+from triptych.stages.recorder import Recorder
 from triptych.stages.samples import Samples
 from triptych.stages.table import read_table
 from triptych.train import checkpoint
@@ -151,10 +151,9 @@ def resume(run: Run) -> int:
     return last.step
 
 
-def save(run: Run, log: MetricsLog, step: int) -> None:
+def save(run: Run, recorder: Recorder, step: int) -> None:
     """Write everything that `resume` needs."""
-    if run.learner.group.rank == 0:
-        log.flush(step)
+    recorder.flush(step)
     state = run.learner.state()
     numbers = {"learner": state.numbers, "kl": None if run.kl is None else run.kl.state_dict()}
     run.writer.save(step, state.slices, numbers)

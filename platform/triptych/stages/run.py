@@ -12,6 +12,7 @@ from triptych import storage
 from triptych.errors import UserError
 from triptych.models.base import fingerprint, resolve_base
 from triptych.observe.progress import Progress
+from triptych.observe.trackers import check_trackers
 from triptych.plan import Machine, cluster, place, requests
 from triptych.plan.placement import pack
 from triptych.recipe import Recipe, dump_recipe, ready, stage_order
@@ -40,9 +41,10 @@ def run_recipe(recipe: Recipe, progress: Progress, only: str | None = None) -> d
     Needs a connection to Ray. A stage that fails lets those already running end, and is then raised.
 
     Raises:
-        UserError: a stage can never be placed, or `only` waits for a stage that is not done.
+        UserError: a stage can never be placed, `only` waits for a stage that is not done, or a tracker cannot be used.
         RunError: a stage failed.
     """
+    check_trackers(recipe)
     contexts = {name: _context(recipe, name, progress) for name in stage_order(recipe)}
     run = next(iter(contexts.values())).run
     done = [name for name in contexts if summary(run, name) is not None]

@@ -217,7 +217,7 @@ class RoleModel(nn.Module):
             if role != BASE:
                 layer._active_adapter = [role]
 
-    def _layers(self) -> list[BaseTunerLayer]:
+    def _layers(self) -> list[Any]:
         return [module for module in self.lm.modules() if isinstance(module, BaseTunerLayer)]
 
 

@@ -113,8 +113,6 @@ def _tile(key: str, value: float, before: dict[str, float], kind: str) -> Tile:
 
 
 def _seconds(row: dict[str, Any]) -> float:
-    if "step_seconds" in row:
-        return float(row["step_seconds"])
     return sum(float(value) for key, value in row.items() if key.startswith("seconds_"))
 
 

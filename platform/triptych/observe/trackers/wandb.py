@@ -1,0 +1,39 @@
+"""Weights & Biases, as its own variables say: WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_API_KEY and so on."""
+
+import os
+import uuid
+from collections.abc import Sequence
+
+import wandb
+
+from triptych.observe.trackers.tracked import PROJECT, Row, Tracked, numbers, refused
+
+
+class Wandb:
+    """See Tracker. Nothing can be added to an offline run: each try of a stage leaves a whole one, under one id."""
+
+    def __init__(self, tracked: Tracked) -> None:
+        run_id = tracked.run_id("wandb") or uuid.uuid4().hex[:12]
+        tracked.keep_run_id("wandb", run_id)
+        here = "://" not in tracked.folder and "WANDB_DIR" not in os.environ
+        with refused("wandb"):
+            self._run = wandb.init(
+                id=run_id,
+                resume="allow",
+                project=os.environ.get("WANDB_PROJECT", PROJECT),
+                group=tracked.run,
+                name=tracked.name,
+                config=tracked.config,
+                dir=tracked.folder if here else None,
+                settings=wandb.Settings(console="off", silent=True),
+            )
+        self.last = max(self._run.step - 1, 0)
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """See Tracker."""
+        for row in rows:
+            self._run.log(dict(numbers(row)), step=row["step"])
+
+    def close(self, *, failed: bool) -> None:
+        """See Tracker."""
+        self._run.finish(exit_code=int(failed))

@@ -1,0 +1,152 @@
+"""Tokens a second, model FLOPs utilisation and peak memory: ours against transformers' Trainer on the same rows.
+
+Rows of random tokens, 32 an optimiser step, lengths as chats have them. Ours packs them in bfloat16. Trainer pads them:
+at its defaults (float32, micro-batches of 8), and in bfloat16. Both train float32 weights, or adapters on a frozen base
+of the precision that is computed in.
+"""
+
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from result import Figures, Result, Verdict, attempt
+from shapes import (
+    METHODS,
+    OBJECTIVE,
+    PAD,
+    ROWS,
+    Row,
+    Setup,
+    Shape,
+    batches_of,
+    make_base,
+    make_learner,
+    make_model,
+    random_rows,
+)
+from triptych.data.batches import pad_right
+from triptych.methods import method_config
+from triptych.models.flops import Work, train_flops
+from triptych.plan.machines import peak_flops
+from triptych.recipe import Full
+from triptych.train.usage import peak_memory, work_of
+
+PART = "speed"
+WARM = 2
+"""First steps, which are not counted."""
+MICRO_TOKENS = 16384
+TRAINER_ROWS = 8
+"""Of a micro-batch: Trainer's default."""
+
+
+def ours(shape: Shape, method: str, device: torch.device, rows: Sequence[Row]) -> list[float]:
+    """When each step ended, in seconds; making the batches counts."""
+    learner = make_learner(make_model(shape, METHODS[method], device, torch.bfloat16))
+    ends = []
+    for start in range(0, len(rows), ROWS):
+        learner.step(OBJECTIVE, batches_of(rows[start : start + ROWS], MICRO_TOKENS))
+        ends.append(_now(device))
+    return ends
+
+
+def trainer(shape: Shape, method: str, device: torch.device, rows: Sequence[Row], *, half: bool) -> list[float]:
+    """When each step ended, in seconds."""
+    chosen = METHODS[method]
+    narrow = half and not isinstance(chosen, Full)
+    model: Any = make_base(shape, device, torch.bfloat16 if narrow else torch.float32)
+    if not isinstance(chosen, Full):
+        model = get_peft_model(model, method_config(chosen))
+    ends = _Ends(device)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = TrainingArguments(
+            folder,
+            num_train_epochs=1,
+            gradient_accumulation_steps=ROWS // TRAINER_ROWS,
+            learning_rate=1e-4,
+            bf16=half,
+            train_sampling_strategy="sequential",
+            use_cpu=device.type == "cpu",
+            dataloader_pin_memory=device.type == "cuda",
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        data: Any = [{"input_ids": ids, "labels": labels} for ids, labels in rows]
+        one = Trainer(model, settings, data_collator=_padded, train_dataset=data, callbacks=[ends])
+        one.remove_callback(PrinterCallback)
+        one.train()
+    return ends.seconds
+
+
+class _Ends(TrainerCallback):
+    def __init__(self, device: torch.device) -> None:
+        self.seconds: list[float] = []
+        self._device = device
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.seconds.append(_now(self._device))
+
+
+def _padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    ids, mask = pad_right([row["input_ids"] for row in rows], PAD)
+    labels, _ = pad_right([row["labels"] for row in rows], -100)
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+ARMS: dict[str, Callable[[Shape, str, torch.device, Sequence[Row]], list[float]]] = {
+    "triptych": ours,
+    "Trainer": partial(trainer, half=False),
+    "Trainer bf16": partial(trainer, half=True),
+}
+
+
+def run_arm(arm: str, shape: Shape, method: str, device: torch.device, steps: int) -> tuple[Verdict, Figures]:
+    rows = random_rows(shape, ROWS * (WARM + steps))
+    ends = ARMS[arm](shape, method, device, rows)
+    counted = rows[ROWS * WARM :]
+    seconds = ends[-1] - ends[WARM - 1]
+    figures: Figures = {"tokens/s": sum(len(ids) for ids, _ in counted) / seconds}
+    if device.type == "cuda":
+        figures["peak GB"] = peak_memory(device) / 1e9
+        if peak := peak_flops(torch.cuda.get_device_name(device), "bfloat16"):
+            work = sum((work_of(batch, shared=False) for batch in batches_of(counted, 1 << 20)), Work())
+            figures["MFU"] = train_flops(shape.sizes, METHODS[method], work) / seconds / peak
+    return "measured", figures
+
+
+def check(setup: Setup) -> Iterator[Result]:
+    """The arms take turns, and turn around from round to round; then the ratios within a round, with their spread."""
+    for shape, method in itertools.product(setup.shapes, METHODS):
+        found: dict[str, list[Result]] = {arm: [] for arm in ARMS}
+        for turn in range(setup.rounds):
+            for arm in list(ARMS)[:: 1 if turn % 2 == 0 else -1]:
+                compute = partial(run_arm, arm, shape, method, setup.device, setup.steps)
+                found[arm].append(attempt(PART, f"{shape.name}, {method}, {arm}", compute))
+        yield from itertools.chain.from_iterable(found.values())
+        for peer in list(ARMS)[1:]:
+            yield from _ratios(f"{shape.name}, {method}, triptych / {peer}", found["triptych"], found[peer])
+
+
+def _ratios(case: str, own: Sequence[Result], others: Sequence[Result]) -> Iterator[Result]:
+    pairs = [pair for pair in zip(own, others, strict=True) if all(one.verdict == "measured" for one in pair)]
+    figures: Figures = {}
+    for name in ("tokens/s", "peak GB"):
+        ratios = [float(a.figures[name]) / float(b.figures[name]) for a, b in pairs if name in a.figures]
+        if ratios:
+            figures[name] = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})"
+    if figures:
+        yield Result(PART, case, "measured", figures)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

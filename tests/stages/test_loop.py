@@ -1,0 +1,125 @@
+"""Rows of the metrics log: which steps they stand for, what they add up to, and that a killed stage repeats none."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from triptych.methods import method_config
+from triptych.models.base import load_causal_lm
+from triptych.models.flops import Work, train_flops
+from triptych.models.sizes import model_sizes
+from triptych.observe.log import read_metrics
+from triptych.observe.progress import Progress
+from triptych.recipe import Lora
+from triptych.stages.context import StageContext
+from triptych.stages.loop import Rows, fit
+from triptych.train.batch import Batch, language_batch
+from triptych.train.learner import Learner, Sums
+from triptych.train.roles import RoleModel
+from triptych.train.tasks import LanguageModeling
+
+Make = Callable[[dict[str, Any]], StageContext[Any]]
+SEQUENCES = [[10 + row, 11, 12 + row, 13, *range(20, 20 + row % 5)] for row in range(12)]
+PARTS = ("data", "forward", "backward", "communication", "optimizer", "other")
+
+
+class Silent(Progress):
+    """Nobody is told."""
+
+    def update(self, stage: str, step: int, total: int, metrics: dict[str, float]) -> None:
+        """Nothing."""
+
+
+class Killed(Exception):  # noqa: N818 - a signal is no error
+    """Stands for SIGKILL."""
+
+
+@dataclass(frozen=True)
+class Mortal(LanguageModeling):
+    """Dies at one of its steps."""
+
+    deaths: Iterator[bool]
+
+    def denominators(self, batch: Batch) -> Sums:
+        if next(self.deaths):
+            raise Killed
+        return super().denominators(batch)
+
+
+def rows() -> Rows:
+    def batch(places: Any) -> Batch:
+        return language_batch([(SEQUENCES[place], SEQUENCES[place]) for place in places], pad=0)
+
+    return Rows([[sequence] for sequence in SEQUENCES], batch)
+
+
+def learner(ctx: StageContext[Any]) -> Learner:
+    model = RoleModel(load_causal_lm(ctx.base_dir, torch.float32))
+    model.add("policy", method_config(Lora(r=4)), trainable=True)
+    return Learner(model, {"policy": ctx.stage.train.optimizer}, {"policy": 7})
+
+
+@pytest.fixture
+def context(make_context: Make, tmp_path: Path) -> Callable[[str], StageContext[Any]]:
+    """Seven steps on the tiny model: a row every 2, a checkpoint every 3, a measurement every 4."""
+
+    def make(run: str) -> StageContext[Any]:
+        train = {"steps": 7, "log_every": 2, "checkpoint_every": 3, "evaluate_every": 4, "batch": {"rows": 4}}
+        stage = {"kind": "sft", "method": {"name": "lora", "r": 4}, "data": {"train": {"path": "x"}}, "train": train}
+        ctx = make_context(stage)
+        recipe = ctx.recipe.model_copy(update={"trackers": ("tensorboard",)})
+        return replace(ctx, recipe=recipe, run=str(tmp_path / run), progress=Silent(None))
+
+    return make
+
+
+def trained(ctx: StageContext[Any], dies_at: int | None = None) -> None:
+    deaths = (step == dies_at for step in range(1, 8))
+    fit(ctx, learner(ctx), Mortal("policy", deaths), rows(), rows())
+
+
+def test_rows_add_up(context: Callable[[str], StageContext[Any]]) -> None:
+    ctx = context("whole")
+    trained(ctx)
+    found = read_metrics(ctx.folder)
+    assert [row["step"] for row in found] == [2, 3, 4, 6, 7]
+    assert [row["step"] for row in found if "heldout_loss" in row] == [4]
+    assert [row["step"] for row in found if "seconds_evaluate" in row] == [4]
+    assert [row["step"] for row in found if "seconds_checkpoint" in row] == [4, 7]  # of steps 3 and 6
+    everything = sum(map(len, SEQUENCES))
+    assert sum(row["tokens"] for row in found[:2]) == everything  # three steps are an epoch
+    for row, steps in zip(found, (2, 1, 1, 2, 1), strict=True):
+        whole = row["step_seconds"] * steps
+        assert sum(row[f"seconds_{part}"] for part in PARTS) == pytest.approx(whole, rel=1e-6)
+        assert row["tokens_per_second"] == pytest.approx(row["tokens"] / whole)
+        busy = whole - row["seconds_communication"]
+        assert row["worker_tokens_per_second"] == [pytest.approx(row["tokens"] / busy)]
+        assert "mfu" not in row  # no CPU's peak is known
+    work = [Work(len(s), len(s) - 1, len(s) * (len(s) + 1) / 2) for s in SEQUENCES]
+    most = train_flops(model_sizes(ctx.recipe.model), Lora(r=4), sum(work, Work()))
+    spent = sum(
+        row["model_flops_per_second"] * row["step_seconds"] * n for row, n in zip(found[:2], (2, 1), strict=True)
+    )
+    assert 0.8 * most < spent <= most  # rows that begin alike share their beginning
+
+
+def test_a_killed_stage_repeats_no_row(context: Callable[[str], StageContext[Any]]) -> None:
+    whole, killed = context("whole"), context("killed")
+    trained(whole)
+    with pytest.raises(Killed):
+        trained(killed, dies_at=6)
+    trained(killed)
+    expected, found = read_metrics(whole.folder), read_metrics(killed.folder)
+    assert [(row["step"], row["loss"], row["tokens"]) for row in found] == [
+        (row["step"], row["loss"], row["tokens"]) for row in expected
+    ]
+    events = EventAccumulator(f"{killed.folder}/tensorboard", size_guidance={"scalars": 0}).Reload()
+    losses = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert [step for step, _ in losses] == [row["step"] for row in expected]
+    assert [value for _, value in losses] == pytest.approx([row["loss"] for row in expected])
+    assert {f"seconds_{part}" for part in PARTS} <= set(events.Tags()["scalars"])
