@@ -1,5 +1,6 @@
 """A whole recipe: every stage as soon as the stages it waits for are done and the cluster has room for it."""
 
+import dataclasses
 import queue
 import threading
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from triptych.errors import UserError
 from triptych.models.base import fingerprint, resolve_base
 from triptych.observe.progress import Progress
 from triptych.observe.trackers import check_trackers
-from triptych.plan import Machine, cluster, place, requests
+from triptych.plan import Machine, cluster, place, requests, resolve_strategy, with_strategy
 from triptych.plan.placement import pack
 from triptych.recipe import Recipe, dump_recipe, ready, stage_order
 from triptych.stages import classification, ppo, reward, sft
@@ -53,6 +54,7 @@ def run_recipe(recipe: Recipe, progress: Progress, only: str | None = None) -> d
     for name in wanted:
         if name not in done:
             place(recipe, machine, name)
+            contexts[name] = _with_strategy(contexts[name], machine)
     storage.write_bytes(storage.join(run, "recipe.yaml"), dump_recipe(recipe).encode())
 
     ended: queue.Queue[Ended] = queue.Queue()
@@ -96,6 +98,12 @@ def _context(recipe: Recipe, name: str, progress: Progress) -> StageContext[Any]
         artifacts=recipe.storage.artifacts or storage.join(runs, "artifacts"),
         progress=progress,
     )
+
+
+def _with_strategy(ctx: StageContext[Any], machine: Machine) -> StageContext[Any]:
+    """`auto` replaced by what the machine has room for."""
+    strategy = resolve_strategy(ctx.recipe, ctx.name, machine)
+    return dataclasses.replace(ctx, stage=with_strategy(ctx.stage, strategy))
 
 
 def registry_url(recipe: Recipe) -> str:
