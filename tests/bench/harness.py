@@ -45,23 +45,26 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`ours / peer` of one figure (higher is better); `target` is the least ratio that is acceptable."""
+    """`ours / peer` of one figure, or `peer / ours` where less is better; `target` is the least acceptable ratio."""
 
     figure: str
     ours: str
     peer: str
     target: float | None = None
+    less_is_better: bool = False
+
+    @property
+    def label(self) -> str:
+        return f"{self.peer} / {self.ours}" if self.less_is_better else f"{self.ours} / {self.peer}"
 
 
 @dataclass(frozen=True)
-class Ratio:
-    figure: str
-    ours: str
-    peer: str
-    target: float | None
-    low: float
-    median: float
-    high: float
+class Ratio(Comparison):
+    """What was measured of a comparison."""
+
+    low: float = 0.0
+    median: float = 0.0
+    high: float = 0.0
 
     @property
     def verdict(self) -> str:
@@ -116,15 +119,17 @@ def measure(arms: Sequence[Arm], rounds: int) -> Samples:
         for arm in arms if number % 2 == 0 else reversed(arms):
             figures = run_arm(arm)
             samples[arm.name].append(figures)
-            shown = ", ".join(f"{name} {value:,.1f}" for name, value in figures.items())
+            shown = ", ".join(f"{name} {_number(value)}" for name, value in figures.items())
             print(f"round {number + 1}/{rounds}  {arm.name}: {shown}", file=sys.stderr, flush=True)
     return samples
 
 
 def ratio(samples: Samples, wanted: Comparison) -> Ratio:
-    """Paired by round: round i of ours over round i of the peer."""
+    """Paired by round: round i of ours with round i of the peer."""
     pairs = zip(samples[wanted.ours], samples[wanted.peer], strict=True)
     ratios = [ours[wanted.figure] / peer[wanted.figure] for ours, peer in pairs]
+    if wanted.less_is_better:
+        ratios = [1 / value for value in ratios]
     return Ratio(**asdict(wanted), low=min(ratios), median=statistics.median(ratios), high=max(ratios))
 
 
@@ -150,12 +155,16 @@ def machine() -> dict[str, object]:
     }
 
 
+def _number(value: float) -> str:
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):,.1f}  ({min(values):,.1f} - {max(values):,.1f})"
+    return f"{_number(statistics.median(values))}  ({_number(min(values))} - {_number(max(values))})"
 
 
-def show(title: str, unit: str, samples: Samples, ratios: Sequence[Ratio]) -> None:
-    """Print both tables: every figure of every arm, then the ratios with their spread."""
+def show(title: str, unit: str, samples: Samples, ratios: Sequence[Ratio], notes: Sequence[str] = ()) -> None:
+    """Print both tables: every figure of every arm, then the ratios with their spread; machine and notes below."""
     console = Console()
     figures = list(dict.fromkeys(name for rows in samples.values() for row in rows for name in row))
     table = Table(title=f"{title} ({unit}: median (min - max))")
@@ -168,22 +177,30 @@ def show(title: str, unit: str, samples: Samples, ratios: Sequence[Ratio]) -> No
     console.print(table)
 
     table = Table(title="paired ratios")
-    for heading in ("figure", "ours / peer", "min", "median", "max", "target", ""):
-        table.add_column(heading, justify="left" if heading in ("figure", "ours / peer", "") else "right")
+    for heading in ("figure", "ratio", "min", "median", "max", "target", ""):
+        table.add_column(heading, justify="left" if heading in ("figure", "ratio", "") else "right")
     for one in ratios:
         target = "-" if one.target is None else f"{one.target:.2f}"
         spread = (f"{value:.2f}" for value in (one.low, one.median, one.high))
-        table.add_row(one.figure, f"{one.ours} / {one.peer}", *spread, target, one.verdict)
+        table.add_row(one.figure, one.label, *spread, target, one.verdict)
     console.print(table)
+    here = machine()
+    console.print(f"machine: {here['cpu']}, {here['cores']} cores, {here['system']}", *notes, sep="\n", highlight=False)
 
 
 def run_benchmark(
-    title: str, unit: str, arms: Sequence[Arm], comparisons: Sequence[Comparison], rounds: int, out: Path
+    title: str,
+    unit: str,
+    arms: Sequence[Arm],
+    comparisons: Sequence[Comparison],
+    rounds: int,
+    out: Path,
+    notes: Sequence[str] = (),
 ) -> list[Ratio]:
     """Measure, print both tables, write everything to `out` as JSON; the ratios come back."""
     samples = measure(arms, rounds)
     ratios = [ratio(samples, wanted) for wanted in comparisons]
-    show(title, unit, samples, ratios)
+    show(title, unit, samples, ratios, notes)
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = [{**asdict(one), "verdict": one.verdict} for one in ratios]
     document = {
@@ -193,6 +210,7 @@ def run_benchmark(
         "rounds": rounds,
         "samples": samples,
         "ratios": rows,
+        "notes": list(notes),
     }
     out.write_text(json.dumps(document, indent=2) + "\n")
     return ratios
