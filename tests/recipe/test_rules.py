@@ -74,6 +74,10 @@ REFUSED = [
         "allowed: a stage with method lora",
     ),
     (
+        ["stages.ppo.policy_optimizer.name=adamw_schedule_free"],
+        "stages.ppo.policy_optimizer.name: adamw_schedule_free samples at one point and takes gradients at another",
+    ),
+    (
         ["stages.sft.train.workers.count=2", "stages.sft.train.workers.min_count=1"],
         "stages.sft.train.workers.min_count: an elastic group needs the cluster for itself, and stage `reward` may run "
         "beside `sft`; allowed: no min_count, or one of the two among the `needs` of the other",

@@ -11,9 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from triptych.errors import UserError
 from triptych.recipe import Optimizer
-from triptych.train.optimizer import averaging, build_optimizer, check_optimizer, learning_rate
+from triptych.train.optimizer import averaging, build_optimizer, learning_rate
 from triptych.train.optimizers.adamw_8bit import dequantize, quantize
 from triptych.train.optimizers.muon import newton_schulz
 
@@ -333,14 +332,6 @@ def test_rate_of_short_runs() -> None:
     assert [learning_rate(config, step, 3) for step in range(3)] == [0.5, 1.0, 0.5]
     config = Optimizer(lr=1.0, schedule="linear", warmup=1.0)
     assert [learning_rate(config, step, 2) for step in range(2)] == [0.5, 1.0]
-
-
-def test_zero_refuses_what_needs_whole_parameters() -> None:
-    for strategy in ("single", "ddp", "fsdp"):
-        check_optimizer(Optimizer(name="muon"), strategy)
-    check_optimizer(Optimizer(name="lion"), "zero3")
-    with pytest.raises(UserError, match=r"optimizer.name muon .* zero2.*allowed there: adamw, lion, sgd"):
-        check_optimizer(Optimizer(name="muon"), "zero2")
 
 
 @pytest.mark.slow

@@ -4,9 +4,9 @@ from triptych.models.sizes import Sizes, Tensors
 from triptych.plan.activations import BYTES
 from triptych.plan.amounts import Bytes, Parts
 from triptych.plan.machines import GIB, Gpu
-from triptych.plan.sharding import StrategyName, fewest, sharding, workers_of
+from triptych.plan.sharding import StrategyName, fewest, sharding
 from triptych.plan.worker import RUNTIME, MicroBatch, Worker
-from triptych.recipe import Classification, Full, Lora, PpoStage, Recipe, Reward, Rollout, Stage
+from triptych.recipe import Classification, Full, Lora, PpoStage, Recipe, Reward, Rollout, Stage, workers_of
 
 DEFAULT_METHOD = Lora()
 """Taken for an adapter version from the registry: a plan reads no registry."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from triptych.errors import UserError
 from triptych.plan.machines import Machine
-from triptych.recipe import PpoStage, Recipe, Stage, ready, stage_order
+from triptych.recipe import PpoStage, Recipe, Stage, ready, stage_order, workers_of, workers_path
 from triptych.recipe.spec import did_you_mean
 
 _EPSILON = 1e-6
@@ -69,14 +69,14 @@ class Placement:
 
 def requests(name: str, stage: Stage) -> list[Request]:
     """What a stage asks of Ray while it runs. Drivers and controllers ask for nothing."""
-    if not isinstance(stage, PpoStage):
-        workers, where = stage.train.workers, f"stages.{name}.train.workers"
-        return [Request(name, "worker", workers.count, workers.cpus, workers.gpus, f"{where}.count")]
-    workers, rollout, where = stage.workers, stage.rollout, f"stages.{name}"
-    return [
-        Request(name, "worker", workers.count, workers.cpus, workers.gpus, f"{where}.workers.count"),
-        Request(name, "engine", rollout.engines, rollout.cpus, rollout.gpus, f"{where}.rollout.engines"),
-    ]
+    workers, where = workers_of(stage), f"stages.{name}"
+    group = ".".join((where, *workers_path(stage)))
+    asked = [Request(name, "worker", workers.count, workers.cpus, workers.gpus, f"{group}.count")]
+    if isinstance(stage, PpoStage):
+        rollout = stage.rollout
+        engines = f"{where}.rollout.engines"
+        asked.append(Request(name, "engine", rollout.engines, rollout.cpus, rollout.gpus, engines))
+    return asked
 
 
 def place(recipe: Recipe, machine: Machine, stage: str | None = None) -> Placement:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from triptych.recipe import PpoStage, Stage, Workers
+from triptych.recipe import PpoStage, Stage, Workers, workers_of
 
 StrategyName = Literal["single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
 
@@ -55,11 +55,6 @@ def sharding(workers: Workers, strategy: StrategyName) -> Sharding:
 def fewest(workers: Workers) -> int:
     """Workers of a group at its smallest."""
     return workers.min_count or workers.count
-
-
-def workers_of(stage: Stage) -> Workers:
-    """The Ray Train group of a stage."""
-    return stage.workers if isinstance(stage, PpoStage) else stage.train.workers
 
 
 def with_strategy(stage: Stage, strategy: StrategyName) -> Stage:

@@ -7,7 +7,7 @@ from triptych.plan.machines import CORE_FLOPS, GPU_EFFICIENCY, Machine
 from triptych.plan.memory import method_of, micro_batch
 from triptych.plan.placement import Request, cores, requests
 from triptych.plan.worker import ANSWER_SHARE
-from triptych.recipe import Memory, Method, PpoStage, Recipe, Reward, Stage
+from triptych.recipe import Memory, Method, PpoStage, Recipe, Reward, Stage, workers_of
 
 _FILL = 0.5
 """Length of rows as a share of the longest allowed."""
@@ -45,8 +45,8 @@ def _flops(stage: Stage, workers: Request, machine: Machine, dtype: str) -> floa
     """FLOP/s of one worker."""
     if workers.gpus and machine.gpu is not None:
         return GPU_EFFICIENCY * machine.gpu.flops[dtype] * workers.gpus
-    group = stage.workers if isinstance(stage, PpoStage) else stage.train.workers
-    return CORE_FLOPS[dtype] * min(group.threads or cores(workers, machine), cores(workers, machine))
+    threads = workers_of(stage).threads
+    return CORE_FLOPS[dtype] * min(threads or cores(workers, machine), cores(workers, machine))
 
 
 def _computed(sizes: Sizes, method: Method, work: Work, memory: Memory) -> float:

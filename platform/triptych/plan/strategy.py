@@ -4,8 +4,8 @@ from triptych.errors import UserError
 from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan.devices import on_devices
 from triptych.plan.machines import Machine
-from triptych.plan.sharding import StrategyName, workers_of
-from triptych.recipe import Recipe
+from triptych.plan.sharding import StrategyName
+from triptych.recipe import Recipe, workers_of
 
 
 def resolve_strategy(recipe: Recipe, name: str, machine: Machine, sizes: Sizes | None = None) -> StrategyName:

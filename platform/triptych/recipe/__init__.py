@@ -10,7 +10,7 @@ from triptych.recipe.model import Dtype, Model
 from triptych.recipe.ppo import Importance, Kl, Ppo
 from triptych.recipe.recipe import Recipe, Storage, TrackerName
 from triptych.recipe.rollout import Rollout, Sampling
-from triptych.recipe.stages import Classification, PpoStage, Reward, Sft, Stage
+from triptych.recipe.stages import Classification, PpoStage, Reward, Sft, Stage, workers_of, workers_path
 from triptych.recipe.training import Batch, EarlyStopping, Memory, Optimizer, Training, Workers
 
 __all__ = [
@@ -52,4 +52,6 @@ __all__ = [
     "load_yaml",
     "ready",
     "stage_order",
+    "workers_of",
+    "workers_path",
 ]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from triptych.recipe.method import Full
 from triptych.recipe.recipe import Recipe
 from triptych.recipe.spec import Path
-from triptych.recipe.stages import PpoStage, Reward, Stage
+from triptych.recipe.stages import PpoStage, Reward, Stage, workers_of, workers_path
 from triptych.recipe.training import Optimizer, Workers
 
 RUNS_UNDER_ZERO = ("adamw", "sgd", "lion")
@@ -27,7 +27,7 @@ def rule_faults(recipe: Recipe) -> list[Fault]:
     return [
         fault
         for name, stage in recipe.stages.items()
-        for rule in (_zero, _quantization, _full, _elastic)
+        for rule in (_zero, _quantization, _full, _elastic, _ratios)
         for fault in rule(recipe, name, stage)
     ]
 
@@ -109,6 +109,18 @@ def _elastic(recipe: Recipe, name: str, stage: Stage) -> Iterator[Fault]:
             )
 
 
+def _ratios(recipe: Recipe, name: str, stage: Stage) -> Iterator[Fault]:
+    if not isinstance(stage, PpoStage):
+        return
+    for field, optimizer in _optimizers(name, stage):
+        if optimizer.name == "adamw_schedule_free":
+            yield Fault(
+                (*field, "name"),
+                "adamw_schedule_free samples at one point and takes gradients at another, and PPO's ratios compare the "
+                "two; allowed: adamw, adamw_8bit, sgd, lion, muon",
+            )
+
+
 def _ancestors(recipe: Recipe, name: str) -> set[str]:
     """All stages that end before this one starts."""
     found: set[str] = set()
@@ -121,9 +133,7 @@ def _ancestors(recipe: Recipe, name: str) -> set[str]:
 
 
 def _workers(name: str, stage: Stage) -> tuple[Path, Workers]:
-    if isinstance(stage, PpoStage):
-        return ("stages", name, "workers"), stage.workers
-    return ("stages", name, "train", "workers"), stage.train.workers
+    return ("stages", name, *workers_path(stage)), workers_of(stage)
 
 
 def _optimizers(name: str, stage: Stage) -> list[tuple[Path, Optimizer]]:

@@ -112,3 +112,13 @@ class PpoStage(_Stage):
 
 
 Stage = Annotated[Sft | Classification | Reward | PpoStage, Field(discriminator="kind")]
+
+
+def workers_of(stage: Stage) -> Workers:
+    """The Ray Train group of a stage."""
+    return stage.workers if isinstance(stage, PpoStage) else stage.train.workers
+
+
+def workers_path(stage: Stage) -> tuple[str, ...]:
+    """Where that group stands below its stage."""
+    return ("workers",) if isinstance(stage, PpoStage) else ("train", "workers")

@@ -18,7 +18,6 @@ from triptych.data.encode import encode_pairs
 from triptych.data.rows import Kind
 from triptych.data.sources import PARSERS
 from triptych.errors import RunError
-from triptych.methods import method_config
 from triptych.models.adapter import Adapter, Normalization, save_adapter
 from triptych.models.heads import ScalarHead
 from triptych.recipe import Reward
@@ -28,7 +27,7 @@ from triptych.stages.encoding import TOKENS, Examples
 from triptych.stages.loop import fit
 from triptych.stages.models import role_model
 from triptych.stages.reward_evaluation import Pairs, measure_normalization, reward_report, score_pairs, shared_prompts
-from triptych.stages.supervised import add_role, learner_for, open_rows, prepare, train
+from triptych.stages.supervised import adapter_of, add_role, learner_for, open_rows, prepare, train
 from triptych.stages.table import StoredTable, read_table
 from triptych.train.batch import Batch, pair_batch
 from triptych.train.learner import Learner, Objective, StepReport
@@ -159,10 +158,8 @@ def _adapter(
     ctx: StageContext[Reward], learner: Learner, roles: Sequence[str], normalization: Normalization
 ) -> Adapter:
     """The trained reward model, on every rank; each member keeps the constants of the ensemble."""
-    config = method_config(ctx.stage.method)
-    members = []
-    for role in roles:
-        weights = learner.weights(role)
-        head = {name: weights.pop(f"head.{name}") for name in ("weight", "bias")}
-        members.append(Adapter(config, weights, "reward", head, normalization))
+    members = [
+        dataclasses.replace(adapter_of(ctx.stage.method, learner.weights(role), "reward"), normalization=normalization)
+        for role in roles
+    ]
     return dataclasses.replace(members[0], others=tuple(members[1:]))

@@ -1,11 +1,13 @@
 """What the stages that learn from rows share, from the sources to the registered artifact."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from triptych import storage
 from triptych.data.sources import survey
@@ -14,7 +16,7 @@ from triptych.methods import method_config
 from triptych.models.adapter import Adapter, save_adapter
 from triptych.models.full import save_model
 from triptych.models.heads import ClassHead, ScalarHead
-from triptych.recipe import Full, Method
+from triptych.recipe import Full, Lora, Method
 from triptych.stages.context import StageContext, remember
 from triptych.stages.encoding import Examples, encode
 from triptych.stages.loop import Rows, evaluate, fit, total_steps
@@ -22,7 +24,7 @@ from triptych.stages.models import tokenizer_of
 from triptych.stages.table import StoredTable
 from triptych.train.learner import Learner, Objective
 from triptych.train.on_ray import launch
-from triptych.train.roles import RoleModel
+from triptych.train.roles import HEAD, RoleModel
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,13 @@ def fit_and_evaluate(
     return evaluate(ctx, learner, objective, heldout) if heldout else {}
 
 
+def adapter_of(method: Lora, weights: Mapping[str, Tensor], kind: str) -> Adapter:
+    """What a role trained, as `Learner.weights` gives it: the adapter's tensors, and its head's apart."""
+    own = {name: tensor for name, tensor in weights.items() if not name.startswith(HEAD)}
+    head = {name.removeprefix(HEAD): tensor for name, tensor in weights.items() if name.startswith(HEAD)}
+    return Adapter(method_config(method), own, kind, head or None)
+
+
 def save(
     ctx: StageContext[Any],
     learner: Learner,
@@ -126,7 +135,6 @@ def save(
             if isinstance(ctx.stage.method, Full):
                 save_model(folder, ctx.base_dir, weights, getattr(torch, ctx.recipe.model.dtype), ctx.about())
             else:
-                head = {name.removeprefix("head."): weights.pop(name) for name in list(weights) if "head." in name[:5]}
-                adapter = Adapter(method_config(ctx.stage.method), weights, kind, head or None, labels=tuple(labels))
-                save_adapter(folder, adapter, ctx.about())
+                adapter = adapter_of(ctx.stage.method, weights, kind)
+                save_adapter(folder, dataclasses.replace(adapter, labels=tuple(labels)), ctx.about())
             (folder / "metrics.json").write_text(json.dumps(dict(metrics)))

@@ -8,29 +8,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from triptych.errors import UserError
 from triptych.recipe import Optimizer
 from triptych.train.optimizers.adamw_8bit import AdamW8bit
 from triptych.train.optimizers.lion import Lion
 from triptych.train.optimizers.muon import Muon
 from triptych.train.optimizers.schedule_free import ScheduleFreeAdamW
 
-RUNS_UNDER_ZERO = frozenset({"adamw", "sgd", "lion"})
-"""DeepSpeed lays a group's parameters end to end: only element-wise rules survive that. Schedule-free AdamW is one, but
-its average would have to be taken in DeepSpeed's own copy of the weights."""
-
 _EMBEDDING_OR_HEAD = re.compile(r"(^|\.)(\w*embed\w*|wte|wpe|\w*head|score|classifier)(\.|$)")
 _LORA_B = re.compile(r"(^|\.)lora_(embedding_)?B(\.|$)")
-
-
-def check_optimizer(config: Optimizer, strategy: str) -> None:
-    """Raises UserError where the optimizer cannot run under the strategy."""
-    if strategy.startswith("zero") and config.name not in RUNS_UNDER_ZERO:
-        allowed = ", ".join(sorted(RUNS_UNDER_ZERO))
-        raise UserError(
-            f"optimizer.name {config.name} cannot run under workers.strategy {strategy}, which flattens parameters; "
-            f"allowed there: {allowed}; or strategy single, ddp or fsdp"
-        )
 
 
 def build_optimizer(named: Mapping[str, nn.Parameter], config: Optimizer) -> torch.optim.Optimizer:

@@ -27,6 +27,9 @@ T = TypeVar("T")
 BASE = "base"
 """The role without any adapter."""
 
+HEAD = "head."
+"""Before the names of a head's parameters, among those of its role."""
+
 HALF = (torch.bfloat16, torch.float16)
 
 
@@ -145,7 +148,7 @@ class RoleModel(nn.Module):
                 if _adapter_of(name) == role
             }
         if role in self.heads:
-            named |= {f"head.{name}": parameter for name, parameter in self.heads[role].named_parameters()}
+            named |= {f"{HEAD}{name}": parameter for name, parameter in self.heads[role].named_parameters()}
         return named
 
     @contextmanager

@@ -13,6 +13,7 @@ VALUE = "value"
 
 
 LOSS_SCALE = "loss_scale"
+"""Stands there for what a role's loss is multiplied by: `<role>/loss_scale`."""
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,9 @@ class Dense:
             state = self._optimizers[role].state
             for name, parameter in named.items():
                 found.append((f"{role}/{VALUE}/{name}", parameter.detach()))
-                found += [(f"{role}/{k}/{name}", v) for k, v in state.get(parameter, {}).items() if _is_tensor(v)]
+                found += [
+                    (f"{role}/{k}/{name}", v) for k, v in state.get(parameter, {}).items() if isinstance(v, Tensor)
+                ]
         return found
 
     def _first_bad(self, role: str) -> str | None:
@@ -131,10 +133,6 @@ class Dense:
     def _beside(self, parameter: Tensor, whole: Tensor) -> Tensor:
         """A stored tensor of a parameter's optimizer state, in its own precision, where the parameter is."""
         return whole.to(parameter.device, copy=True)
-
-
-def _is_tensor(value: object) -> bool:
-    return isinstance(value, Tensor)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

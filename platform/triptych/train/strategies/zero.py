@@ -14,10 +14,9 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from torch import Tensor, nn
 
-from triptych.errors import UserError
 from triptych.recipe import Optimizer
 from triptych.train.group import Group
-from triptych.train.optimizer import build_optimizer, check_optimizer
+from triptych.train.optimizer import build_optimizer
 from triptych.train.roles import RoleModel
 from triptych.train.strategies.base import LOSS_SCALE, VALUE, Slice, Update, state_keys
 
@@ -37,7 +36,10 @@ class _Trained(nn.Module):
 
 
 class Zero:
-    """See Strategy. A backward pass reduces, or ends with a reduction: ranks go in lockstep."""
+    """See Strategy. A backward pass reduces, or ends with a reduction: ranks go in lockstep.
+
+    What cannot run this way is refused by the recipe (recipe/rules.py).
+    """
 
     lockstep = True
 
@@ -50,14 +52,6 @@ class Zero:
         stage: Literal[1, 2, 3],
         offload: bool,
     ) -> None:
-        if stage == 3 and len(optimizers) > 1:
-            raise UserError(
-                f"strategy zero3 trains one role, not {', '.join(optimizers)}; allowed: ddp, fsdp, zero1, zero2"
-            )
-        if model.dtype == torch.float16:
-            raise UserError("model.dtype: float16 has no loss scaling under zero; allowed: bfloat16, float32")
-        for config in optimizers.values():
-            check_optimizer(config, f"zero{stage}")
         self._whole_model = stage == 3
         self._world, self._rank = group.size, group.rank
         if stage == 3:
