@@ -28,6 +28,35 @@ CHAT_TEMPLATE = (
 )
 
 
+THREE_STAGES = """\
+name: reviews
+model: {base: smollm2-135m-instruct}
+stages:
+  sft:
+    kind: sft
+    data: {train: {path: sft.jsonl}}
+    train: {epochs: 1}
+  reward:
+    kind: reward
+    data: {train: {path: pairs.jsonl}}
+    train: {epochs: 1}
+  ppo:
+    kind: ppo
+    policy: sft
+    reward: reward
+    data: {train: {path: prompts.jsonl}}
+    steps: 8
+"""
+
+
+@pytest.fixture
+def three_stages(tmp_path: Path) -> Path:
+    """A recipe file: SFT, a reward model and PPO from both, all else left to the defaults."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(THREE_STAGES)
+    return path
+
+
 @pytest.fixture(scope="session")
 def _tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Llama-shaped model with random weights and a byte-level tokenizer, as a Hugging Face folder."""

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triptych.errors import UserError
-from triptych.recipe import Recipe, RecipeError, Sft, dump_recipe, load_recipe, load_yaml
+from triptych.recipe import Full, Lora, Recipe, RecipeError, Sft, dump_recipe, load_recipe, load_yaml
 from triptych.recipe.base import Closed
 from triptych.recipe.document import parse, write
 
@@ -24,7 +24,7 @@ stages:
       optimizer: {lr: 1e-4}
   reward:
     kind: reward
-    method: {name: lora, r: 8, targets: [q_proj, v_proj]}
+    method: {r: 8, targets: [q_proj, v_proj]}
     data:
       train: {path: data/pairs.jsonl, columns: {margin: gap}}
       heldout: {path: data/pairs-heldout.jsonl}
@@ -245,6 +245,22 @@ def test_overrides_reach_everywhere(recipe_file: Path) -> None:
     assert reward.data.train.columns == {"margin": "gap", "chosen": "better=1"}
     assert (ppo.ppo.kl.coef, ppo.ppo.kl.kind) == (0.2, "k3")
     assert recipe.stages["second"].kind == "sft"
+
+
+def test_a_method_without_a_name_is_lora(tmp_path: Path) -> None:
+    text = REVIEWS.replace("    kind: sft\n", "    kind: sft\n    method: {r: 4}\n", 1)
+    assert text != REVIEWS
+    for recipe in (load_text(tmp_path, text), load_text(tmp_path, REVIEWS, ["stages.sft.method.r=4"])):
+        sft = recipe.stages["sft"]
+        assert sft.kind == "sft"
+        assert sft.method == Lora(r=4)
+    sft = load_text(tmp_path, REVIEWS, ["stages.sft.method.name=full", "stages.ppo.policy=other@1"]).stages["sft"]
+    assert sft.kind == "sft"
+    assert sft.method == Full(name="full")
+    with pytest.raises(RecipeError, match=r'stages.sft.method.name: cannot be "lorra"; did you mean `lora`\?'):
+        load_text(tmp_path, text.replace("{r: 4}", "{name: lorra}"))
+    with pytest.raises(RecipeError, match=r"stages.sft.method.r: unknown key.*allowed: name"):
+        load_text(tmp_path, text.replace("{r: 4}", "{name: full, r: 4}"))
 
 
 def test_override_of_a_stage_with_dots_in_its_name(tmp_path: Path) -> None:

@@ -6,27 +6,6 @@ import pytest
 
 from triptych.recipe import RecipeError, load_recipe
 
-RECIPE = """\
-name: reviews
-model: {base: smollm2-135m-instruct}
-stages:
-  sft:
-    kind: sft
-    method: {name: lora}
-    data: {train: {path: sft.jsonl}}
-    train: {epochs: 1}
-  reward:
-    kind: reward
-    data: {train: {path: pairs.jsonl}}
-    train: {epochs: 1}
-  ppo:
-    kind: ppo
-    policy: sft
-    reward: reward
-    data: {train: {path: prompts.jsonl}}
-    steps: 8
-"""
-
 REFUSED = [
     (
         ["stages.sft.train.workers.strategy=zero1", "stages.sft.train.optimizer.name=muon"],
@@ -89,17 +68,10 @@ REFUSED = [
 ]
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE)
-    return path
-
-
 @pytest.mark.parametrize(("overrides", "message"), REFUSED)
-def test_refused(file: Path, overrides: list[str], message: str) -> None:
+def test_refused(three_stages: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        load_recipe(file, overrides)
+        load_recipe(three_stages, overrides)
     assert message in str(caught.value)
 
 
@@ -120,11 +92,11 @@ def test_refused(file: Path, overrides: list[str], message: str) -> None:
         ["stages.reward.needs=[sft]", "stages.sft.train.workers.count=2", "stages.sft.train.workers.min_count=1"],
     ],
 )
-def test_allowed(file: Path, overrides: list[str]) -> None:
-    load_recipe(file, overrides)
+def test_allowed(three_stages: Path, overrides: list[str]) -> None:
+    load_recipe(three_stages, overrides)
 
 
-def test_all_that_is_wrong_is_told(file: Path) -> None:
+def test_all_that_is_wrong_is_told(three_stages: Path) -> None:
     with pytest.raises(RecipeError) as caught:
-        load_recipe(file, ["stages.ppo.workers.strategy=zero3", "stages.ppo.policy_optimizer.name=muon"])
+        load_recipe(three_stages, ["stages.ppo.workers.strategy=zero3", "stages.ppo.policy_optimizer.name=muon"])
     assert len(caught.value.problems) == 2

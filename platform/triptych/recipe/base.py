@@ -1,6 +1,7 @@
 """What every recipe model shares: unknown keys are refused, and a recipe never changes once loaded."""
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,3 +20,21 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class TagAt:
+    """Tells the members of a union apart by the key `key`; `default` stands for a missing one.
+
+    To be called by pydantic's `Discriminator`: a discriminator that is a field's name knows no default.
+    """
+
+    key: str
+    default: str
+
+    @property
+    def __name__(self) -> str:
+        return self.key  # pydantic asks the function for it
+
+    def __call__(self, value: Any) -> Any:
+        return value.get(self.key, self.default) if isinstance(value, dict) else getattr(value, self.key, None)

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from triptych.recipe.base import Closed, Positive
+from triptych.recipe.base import Closed, Positive, TagAt
 
 
 class Lora(Closed):
@@ -27,4 +27,6 @@ class Full(Closed):
     name: Literal["full"]
 
 
-Method = Annotated[Lora | Full, Field(discriminator="name")]
+Method = Annotated[
+    Annotated[Lora, Tag("lora")] | Annotated[Full, Tag("full")], Discriminator(TagAt("name", default="lora"))
+]

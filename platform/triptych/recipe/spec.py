@@ -1,15 +1,15 @@
 """What a model allows at a place, in words and as choices; read from the model's annotations."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Discriminator
 from pydantic.fields import FieldInfo
 
-from triptych.recipe.base import Name
+from triptych.recipe.base import Name, TagAt
 
 Path = tuple[str | int, ...]
 
@@ -27,6 +27,8 @@ class Spec:
     metadata: tuple[Any, ...] = ()
     discriminator: str | None = None
     """The key that tells the members of a union apart."""
+    default_tag: str | None = None
+    """Its value where there is none."""
 
     @classmethod
     def of(cls, annotation: Any) -> "Spec":
@@ -45,10 +47,15 @@ class Spec:
         return cls.of(field.annotation)._with(field)
 
     def _with(self, extra: Any) -> "Spec":
-        if not isinstance(extra, FieldInfo):
-            return Spec(self.annotation, (*self.metadata, extra), self.discriminator)
-        discriminator = extra.discriminator if isinstance(extra.discriminator, str) else self.discriminator
-        return Spec(self.annotation, (*self.metadata, *extra.metadata), discriminator)
+        extras = extra.metadata if isinstance(extra, FieldInfo) else [extra]
+        found = replace(self, metadata=(*self.metadata, *extras))
+        if isinstance(extra, FieldInfo) and isinstance(extra.discriminator, str):
+            return replace(found, discriminator=extra.discriminator)
+        tags = [one.discriminator for one in extras if isinstance(one, Discriminator)]
+        for tag in tags:
+            if isinstance(tag, TagAt):
+                found = replace(found, discriminator=tag.key, default_tag=tag.default)
+        return found
 
     def members(self) -> list["Spec"]:
         """The types of a union, None left out; itself where it is no union."""
