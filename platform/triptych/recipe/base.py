@@ -24,17 +24,20 @@ Count = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True)
 class TagAt:
-    """Tells the members of a union apart by the key `key`; `default` stands for a missing one.
+    """Tells the members of a union apart by the key `key`; `default` stands for a missing one, `many` is a list's tag.
 
     To be called by pydantic's `Discriminator`: a discriminator that is a field's name knows no default.
     """
 
     key: str
     default: str
+    many: str | None = None
 
     @property
     def __name__(self) -> str:
         return self.key  # pydantic asks the function for it
 
     def __call__(self, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return self.many
         return value.get(self.key, self.default) if isinstance(value, dict) else getattr(value, self.key, None)

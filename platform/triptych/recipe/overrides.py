@@ -102,6 +102,8 @@ def _step(spec: Spec, data: Any, rest: str) -> tuple[str | int, str, Spec]:
 def _chosen(spec: Spec, data: Any, step: str) -> Spec:
     """The member of a union that the data chose."""
     assert spec.discriminator is not None
+    if isinstance(data, list) and spec.list_tag:
+        return spec.listed()
     tag = data.get(spec.discriminator, spec.default_tag) if isinstance(data, dict) else None
     if tag in spec.tags():
         return spec.tags()[tag]

@@ -29,6 +29,8 @@ class Spec:
     """The key that tells the members of a union apart."""
     default_tag: str | None = None
     """Its value where there is none."""
+    list_tag: str | None = None
+    """What pydantic calls the member that is a list, where one is."""
 
     @classmethod
     def of(cls, annotation: Any) -> "Spec":
@@ -54,7 +56,7 @@ class Spec:
         tags = [one.discriminator for one in extras if isinstance(one, Discriminator)]
         for tag in tags:
             if isinstance(tag, TagAt):
-                found = replace(found, discriminator=tag.key, default_tag=tag.default)
+                found = replace(found, discriminator=tag.key, default_tag=tag.default, list_tag=tag.many)
         return found
 
     def members(self) -> list["Spec"]:
@@ -67,19 +69,26 @@ class Spec:
         return members
 
     def tags(self) -> dict[str, "Spec"]:
-        """Discriminator value -> member."""
+        """Discriminator value -> member that is a mapping."""
         assert self.discriminator is not None
         return {
             tag: member
             for member in self.members()
+            if member.model is not None
             for tag in get_args(member.annotation.model_fields[self.discriminator].annotation)
         }
 
     def member(self, label: str | int) -> "Spec":
         """The member that pydantic calls `label` in the location of an error."""
+        if label == self.list_tag:
+            return self.listed()
         if self.discriminator is not None:
             return self.tags()[str(label)]
         return next(m for m in self.members() if str(label).lower().startswith(m._type_name().lower()))
+
+    def listed(self) -> "Spec":
+        """The member that is a list."""
+        return next(member for member in self.members() if get_origin(member.annotation) is tuple)
 
     def _type_name(self) -> str:
         origin = get_origin(self.annotation) or self.annotation
@@ -124,6 +133,7 @@ class Spec:
         """What is allowed here, in words."""
         if self.discriminator is not None:
             words = f"a mapping whose `{self.discriminator}` is {_either(sorted(self.tags()))}"
+            words += ", or a list of such" if self.list_tag else ""
         else:
             words = " or ".join(member._describe_one() for member in self.members())
         return words + " or null" if NoneType in get_args(self.annotation) else words
