@@ -1,8 +1,9 @@
 """Which parameters a stage trains: one closed model for each method, or a list of parts that are trained together."""
 
-from typing import Annotated, Any, ClassVar, Literal
+import re
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from triptych.recipe.base import Closed, Positive, TagAt
 
@@ -51,17 +52,18 @@ class _Bottleneck(Part):
     sublayers: ClassVar[tuple[str, ...]]
     """Where they stand."""
 
-    reduction: Positive = 16.0
+    reduction_factor: Positive = 16.0
     """Hidden size over the width of the bottleneck."""
     non_linearity: Literal["relu", "gelu", "silu", "tanh", "leaky_relu"] = "relu"
     scaling: Positive = 1.0
+    """What they add is multiplied by it."""
     dropout: Dropout = 0.0
     drop_layers: int = Field(0, ge=0)
     """First blocks whose adapters only training has (AdapterDrop, Rücklé et al. 2021, arXiv 2010.11918)."""
 
     def width(self, hidden: int) -> int:
         """Of the bottleneck."""
-        return max(1, round(hidden / self.reduction))
+        return max(1, round(hidden / self.reduction_factor))
 
 
 class Houlsby(_Bottleneck):
@@ -86,6 +88,7 @@ class ParallelAdapter(_Bottleneck):
     sublayers = ("mlp",)
 
     name: Literal["parallel_adapter"] = "parallel_adapter"
+    reduction_factor: Positive = 2.0
     scaling: Positive = 4.0
 
 
@@ -97,15 +100,121 @@ class BitFit(Part):
 
     name: Literal["bitfit"] = "bitfit"
     targets: Literal["all"] | tuple[str, ...] = "all"
-    """Endings of the names of layers."""
+    """Endings of the names of layers; all: every layer that has a bias."""
     missing: Literal["refuse", "add"] = "refuse"
-    """What happens where a target has no bias: nothing is trained, or it is given one."""
+    """What happens where a target has no bias: nothing is trained, or it (of all: every linear layer) is given one."""
+
+
+class _VirtualTokens(Part):
+    """What stands before every row."""
+
+    family = "soft"
+    merges = False
+
+    num_virtual_tokens: int = Field(20, ge=1, le=1024)
+    """They take so many positions of the model's context before every row."""
+
+
+class PromptTuning(_VirtualTokens):
+    """Trained embeddings before every row (Lester et al. 2021, arXiv 2104.08691)."""
+
+    name: Literal["prompt_tuning"] = "prompt_tuning"
+    init: Literal["random", "text", "vocabulary"] = "vocabulary"
+    """The embeddings start as noise, as those of a text, or as those of tokens drawn from the vocabulary."""
+    init_text: str | None = None
+    """Repeated or cut to the number of virtual tokens."""
+
+    @model_validator(mode="after")
+    def _text(self) -> "PromptTuning":
+        if (self.init == "text") != bool(self.init_text):
+            raise ValueError("init_text: the text of init: text; allowed: both, or neither")
+        return self
+
+
+class PTuning(_VirtualTokens):
+    """Embeddings before every row, made by a trained encoder (Liu et al. 2021, arXiv 2103.10385)."""
+
+    name: Literal["p_tuning"] = "p_tuning"
+    encoder_reparameterization_type: Literal["mlp", "lstm"] = "mlp"
+    encoder_hidden_size: int | None = Field(None, ge=1, le=65536)
+    """None: the model's."""
+    encoder_num_layers: int = Field(2, ge=1, le=16)
+    """Of the LSTM; the MLP has always the same."""
+    encoder_dropout: Dropout = 0.0
+    """Between the LSTM's layers."""
+
+    @model_validator(mode="after")
+    def _lstm(self) -> "PTuning":
+        if self.encoder_reparameterization_type == "mlp" and (self.encoder_num_layers != 2 or self.encoder_dropout):
+            raise ValueError(
+                "encoder_num_layers and encoder_dropout are the LSTM's; allowed: encoder_reparameterization_type lstm, "
+                "or neither of them"
+            )
+        return self
+
+
+class _Prefix(_VirtualTokens):
+    prefix_projection: bool
+    """An encoder of two layers makes the keys and values; it is folded when training ends."""
+    encoder_hidden_size: int = Field(512, ge=1, le=65536)
+    """Of that encoder."""
+    init: Literal["text", "random"] = "text"
+    """The keys and values start as those of a text, or as noise, which ruins the model at first."""
+    init_text: str | None = Field(None, min_length=1)
+    """Repeated or cut to the number of virtual tokens; None: a neutral one."""
+
+    @model_validator(mode="after")
+    def _text(self) -> Self:
+        if self.init == "random" and self.init_text:
+            raise ValueError("init_text: the text of init: text, not of init: random; allowed: one of the two")
+        return self
+
+
+class PrefixTuning(_Prefix):
+    """Trained keys and values before every row in every layer (Li & Liang 2021, arXiv 2101.00190)."""
+
+    name: Literal["prefix_tuning"] = "prefix_tuning"
+    prefix_projection: bool = True
+
+
+class PTuningV2(_Prefix):
+    """Trained keys and values before every row in every layer (Liu et al. 2022, arXiv 2110.07602)."""
+
+    name: Literal["p_tuning_v2"] = "p_tuning_v2"
+    prefix_projection: bool = False
 
 
 class Full(Closed):
     """Every weight of the model; nothing is added."""
 
     name: Literal["full"] = "full"
+
+
+class Freeze(Closed):
+    """Some of the base's own weights; the others stay as they are, and nothing is added."""
+
+    name: Literal["freeze"] = "freeze"
+    layers: int = Field(0, ge=0)
+    """So many of the last blocks are trained whole."""
+    train: tuple[str, ...] = ()
+    """Parameters that are trained: endings of their names, or regular expressions that match names as a whole."""
+    embeddings: bool = False
+    """Train the token embeddings, and with them the output head where it shares their weights."""
+    tokens: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Train the embeddings of these token ids alone, and their rows of the output head."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Freeze":
+        if not (self.layers or self.train or self.embeddings or self.tokens):
+            raise ValueError("trains nothing; allowed: at least one of layers, train, embeddings, tokens")
+        if self.embeddings and self.tokens:
+            raise ValueError("embeddings trains the rows of all tokens; allowed: one of embeddings and tokens")
+        for pattern in self.train:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"train: {pattern!r} is no regular expression: {error}") from None
+        return self
 
 
 def _hybrid(parts: tuple[Part, ...]) -> tuple[Part, ...]:
@@ -130,8 +239,12 @@ _Part = (
     | Annotated[Pfeiffer, Tag("pfeiffer")]
     | Annotated[ParallelAdapter, Tag("parallel_adapter")]
     | Annotated[BitFit, Tag("bitfit")]
+    | Annotated[PromptTuning, Tag("prompt_tuning")]
+    | Annotated[PTuning, Tag("p_tuning")]
+    | Annotated[PrefixTuning, Tag("prefix_tuning")]
+    | Annotated[PTuningV2, Tag("p_tuning_v2")]
 )
-_Alone = Annotated[Full, Tag("full")]
+_Alone = Annotated[Full, Tag("full")] | Annotated[Freeze, Tag("freeze")]
 Hybrid = Annotated[
     tuple[Annotated[_Part, Discriminator(TagAt("name", default="lora"))], ...], AfterValidator(_hybrid), Tag("list")
 ]

@@ -1,0 +1,126 @@
+"""Partial tuning: some of the base's own weights are trained, and the others are frozen.
+
+Only what is trained becomes float32. The role has the base for itself, and comes out as a whole model. Where the output
+head shares the embeddings' weights, what is trained of one is trained of both.
+"""
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from triptych.errors import UserError
+from triptych.methods.beside import ModulesBeside
+from triptych.methods.counts import trained_parameters
+from triptych.recipe.method import Freeze
+
+ROWS = ".rows"
+"""After the name of a weight of which some rows are trained."""
+
+
+class Trained(ModulesBeside):
+    """Parameters of the base itself, under their own names, and rows of tables under `<name>.rows`."""
+
+    def __init__(self, role: str, named: dict[str, nn.Parameter]) -> None:
+        super().__init__(role)
+        self._named = named
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """See Attachment."""
+        shared: dict[nn.Parameter, str] = {}
+        for name, parameter in (self._named | super().parameters()).items():
+            shared.setdefault(parameter, name)
+        return {name: parameter for parameter, name in shared.items()}
+
+
+class EmbeddingRows(nn.Module):
+    """Token ids [...] and their embeddings [..., d] -> these with the rows of some tokens in place of the table's."""
+
+    place: Tensor
+
+    def __init__(self, rows: nn.Parameter, tokens: Tensor, vocab: int) -> None:
+        """`rows` [k, d] of `tokens` [k]."""
+        super().__init__()
+        self.rows = rows
+        place = torch.full((vocab,), -1, device=tokens.device)
+        place[tokens] = torch.arange(len(tokens), device=tokens.device)
+        self.register_buffer("place", place, persistent=False)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        place = self.place[x]
+        own = F.embedding(place.clamp(min=0), self.rows).to(y.dtype)
+        return torch.where((place >= 0)[..., None], own, y)
+
+
+class HeadRows(nn.Module):
+    """Hidden states [..., d] and logits [..., V] -> these with some tokens' logits from rows of their own."""
+
+    tokens: Tensor
+
+    def __init__(self, rows: nn.Parameter, tokens: Tensor) -> None:
+        """`rows` [k, d] of `tokens` [k]."""
+        super().__init__()
+        self.rows = rows
+        self.register_buffer("tokens", tokens, persistent=False)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(x.device.type):
+            x = x.to(self.rows.dtype)
+        return y.index_copy(-1, self.tokens, F.linear(x, self.rows).to(y.dtype))
+
+
+def attach(model: PreTrainedModel, config: Freeze, role: str) -> Trained:
+    """The chosen weights in float32, or as they are if the base is in float64.
+
+    Raises:
+        UserError: a pattern matches no parameter, a chosen one is quantized, or a token is not in the vocabulary.
+    """
+    all_named = dict(model.named_parameters())
+    named = {name: all_named[name] for name in trained_parameters(config, all_named)}
+    for name, parameter in named.items():
+        if not parameter.is_floating_point():
+            raise UserError(f"method.name: freeze trains {name}, which is quantized; allowed: no model.quantization")
+        if parameter.dtype != torch.float64:
+            parameter.data = parameter.data.float()
+    attachment = Trained(role, named)
+    if config.tokens:
+        _add_rows(model, config, attachment)
+    return attachment
+
+
+def whole(config: Freeze, weights: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A base's weights by name, with what was trained in its place, in the base's precision."""
+    found = dict(weights)
+    tokens = torch.tensor(token_ids(config))
+    for name, value in trained.items():
+        table = name.removesuffix(ROWS)
+        old = found[table]
+        new = value.to(old.dtype)
+        found[table] = new if table == name else old.index_copy(0, tokens, new)
+    return found
+
+
+def token_ids(config: Freeze) -> list[int]:
+    """Of the trained rows, in their order."""
+    return sorted(set(config.tokens))
+
+
+def _add_rows(model: PreTrainedModel, config: Freeze, attachment: Trained) -> None:
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    names = {module: name for name, module in model.named_modules()}
+    tokens = torch.tensor(token_ids(config), device=embedding.weight.device)
+    vocab = len(embedding.weight)
+    if tokens[-1] >= vocab:
+        raise UserError(f"method.tokens: {int(tokens[-1])} is no token of this model; allowed: 0 to {vocab - 1}")
+    rows = _rows(embedding, tokens)
+    attachment.put(embedding, "rows", names[embedding] + ".weight", EmbeddingRows(rows, tokens, vocab))
+    own = rows if head.weight is embedding.weight else _rows(head, tokens)
+    attachment.put(head, "rows", names[head] + ".weight", HeadRows(own, tokens))
+
+
+def _rows(table: nn.Module, tokens: Tensor) -> nn.Parameter:
+    weight: Tensor = table.weight.detach()  # type: ignore[operator]
+    rows = weight[tokens]
+    return nn.Parameter(rows if rows.dtype == torch.float64 else rows.float())
