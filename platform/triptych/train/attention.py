@@ -3,6 +3,8 @@
 Rows that start alike (samples of one prompt, the two answers of a pair, chats under one system prompt) have equal
 hidden states there under causal attention. So the shared tokens pass through the model once, and the rows that go on
 from them attend to them. The layout is exact, gradients included; only rounding differs from padded rows.
+
+A prefix of trained keys and values stands before every row of either kind.
 """
 
 import itertools
@@ -14,14 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.varlen import varlen_attn
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from triptych.data.batches import common_prefix
+from triptych.methods.base import Prefix
+from triptych.train.half_attention import half_attention
 
 PACKED = "triptych_packed"
-"""The name under which transformers' models find it."""
+"""The name under which transformers' models find the attention of a layout."""
 
-_FLASH = (torch.bfloat16, torch.float16)
+PADDED = "triptych_padded"
+"""The name of the attention of padded rows."""
+
+_HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,9 @@ class Layout:
     """Where the tokens of rows lie among the N that are computed."""
 
     ids: Tensor
-    """[N] token ids: of each row, in the order of the rows' contents, those that the row before has not."""
+    """[N] token ids: of each row, in the order of the rows' contents, those that the row before has not.
+
+    Virtual tokens, which stand before every row, are the first, as negative numbers."""
     positions: Tensor
     """[N] position of each in its row."""
     places: Tensor
@@ -37,9 +48,13 @@ class Layout:
     new: list[int]
     """Tokens that each row adds; rows that add none are left out of this and of `whole`."""
     whole: list[int]
-    """Tokens of each of these rows, from its beginning."""
+    """Keys of each of these rows: those of its prefix, then those of its tokens, from its beginning."""
     keys: Tensor | None
-    """[sum(whole)] index among the N of the tokens of these rows; None if nothing is shared: then it counts up."""
+    """[sum(whole)] index of these keys among those of the prefix, once for each row, and of the N tokens.
+
+    None if there is no prefix and nothing is shared: then it counts up."""
+    prefix: Prefix | None = None
+    """Gives the keys and values that stand before every row."""
 
     @cached_property
     def query_borders(self) -> Tensor:
@@ -52,13 +67,21 @@ class Layout:
         return _borders(self.whole, self.ids.device)
 
 
-def lay_out(ids: Tensor, mask: Tensor) -> Layout:
-    """The layout of padded rows: ids and mask [B, T], padding on either side."""
-    rows = [row[kept].tolist() for row, kept in zip(ids.cpu(), mask.cpu().bool(), strict=True)]
+def lay_out(
+    ids: Tensor, mask: Tensor, *, virtual: int = 0, prefix: Prefix | None = None, prefix_length: int = 0
+) -> Layout:
+    """The layout of padded rows: ids and mask [B, T], padding on either side.
+
+    So many virtual tokens stand before every row, and the keys and values of a prefix before these.
+    """
+    before = list(range(-virtual, 0))
+    rows = [before + row[kept].tolist() for row, kept in zip(ids.cpu(), mask.cpu().bool(), strict=True)]
     tokens: list[int] = []
     positions: list[int] = []
     paths: list[list[int]] = [[]] * len(rows)
-    new, whole, keys = [], [], []
+    new: list[int] = []
+    whole: list[int] = []
+    keys: list[int] = []
     last: list[int] = []
     path: list[int] = []
     for number in sorted(range(len(rows)), key=rows.__getitem__):
@@ -66,20 +89,22 @@ def lay_out(ids: Tensor, mask: Tensor) -> Layout:
         shared = common_prefix(last, row)
         path = path[:shared] + list(range(len(tokens), len(tokens) + len(row) - shared))
         tokens += row[shared:]
-        positions += range(shared, len(row))
+        positions += range(prefix_length + shared, prefix_length + len(row))
         if len(row) > shared:
             new.append(len(row) - shared)
-            whole.append(len(row))
+            whole.append(prefix_length + len(row))
+            keys += range(-prefix_length * len(new), -prefix_length * (len(new) - 1))
             keys += path
         paths[number], last = path, row
     device = ids.device
     return Layout(
         ids=torch.tensor(tokens, device=device),
         positions=torch.tensor(positions, device=device),
-        places=torch.tensor([place for path in paths for place in path], device=device),
+        places=torch.tensor([place for path in paths for place in path[virtual:]], device=device),
         new=new,
         whole=whole,
-        keys=torch.tensor(keys, device=device) if new != whole else None,
+        keys=torch.tensor(keys, device=device) + prefix_length * len(new) if new != whole else None,
+        prefix=prefix,
     )
 
 
@@ -97,18 +122,30 @@ def packed_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Query [1, H, N, D], key and value [1, K, N, D] of a layout -> [1, N, H, D]; H is a multiple of K."""
+    if layout.prefix is not None:
+        before = layout.prefix(module, key, len(layout.new))
+        key, value = (
+            torch.cat([own.transpose(0, 1).flatten(1, 2)[None], given], dim=2)
+            for own, given in zip(before, (key, value), strict=True)
+        )
     if layout.keys is not None:
         key, value = key.index_select(2, layout.keys), value.index_select(2, layout.keys)
-    if query.is_cuda and query.dtype in _FLASH and not dropout:
+    if query.is_cuda and query.dtype in _HALF and not dropout:
         return _flash(query, key, value, layout, scaling, sliding_window), None
     rows = zip(query.split(layout.new, 2), key.split(layout.whole, 2), value.split(layout.whole, 2), strict=True)
-    out = [
-        F.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, scale=scaling, enable_gqa=True, **_causal(q, k, sliding_window)
-        )
-        for q, k, v in rows
-    ]
+    out = [_row(q, k, v, scaling, dropout, sliding_window) for q, k, v in rows]
     return torch.cat(out, dim=2).transpose(1, 2), None
+
+
+def _row(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float, window: int | None
+) -> Tensor:
+    causal = _causal(query, key, window)
+    if query.dtype in _HALF and not query.is_cuda and not dropout and (window is None or key.shape[2] <= window):
+        return half_attention(query, key, value, scaling, causal)
+    return F.scaled_dot_product_attention(
+        query, key, value, dropout_p=dropout, scale=scaling, enable_gqa=True, **causal
+    )
 
 
 def _causal(query: Tensor, key: Tensor, window: int | None) -> dict[str, Any]:
@@ -146,4 +183,43 @@ def _borders(lengths: list[int], device: torch.device) -> Tensor:
     return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
 
 
+@dataclass(frozen=True)
+class RowPrefix:
+    """What stands before padded rows inside attention."""
+
+    give: Prefix
+    length: int
+    positions: Tensor
+    """[B, T] position of each token in its row, after the prefix."""
+
+
+def padded_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    row_prefix: RowPrefix | None = None,
+    sliding_window: int | None = None,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """transformers' sdpa, behind a prefix: query [B, H, T, D], key and value [B, K, T, D] -> [B, T, H, D].
+
+    The mask [B, 1, T, T] is true where a token sees another; None: causal.
+    """
+    if row_prefix is not None:
+        rows, tokens = row_prefix.positions.shape
+        if attention_mask is None:
+            attention_mask = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()
+        behind = row_prefix.positions[:, None, :, None] - torch.arange(row_prefix.length, device=query.device)
+        seen = behind < (sliding_window or torch.inf)
+        attention_mask = torch.cat([seen, attention_mask.expand(rows, 1, tokens, tokens)], dim=3)
+        before = row_prefix.give(module, key, rows)
+        key, value = (torch.cat([own, given], dim=2) for own, given in zip(before, (key, value), strict=True))
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+
+
 AttentionInterface.register(PACKED, packed_attention)
+AttentionInterface.register(PADDED, padded_attention)
+AttentionMaskInterface.register(PADDED, sdpa_mask)
