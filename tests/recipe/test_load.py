@@ -65,10 +65,11 @@ def test_values_and_defaults(recipe_file: Path) -> None:
     assert sft.train.batch.rows == 16
     assert reward.kind == "reward"
     assert reward.train.steps == 100
+    assert isinstance(reward.method, Lora)
     assert reward.method.targets == ("q_proj", "v_proj")
 
 
-ALL_STAGES = "classification, ppo, reward, sft"
+ALL_STAGES = "classification, ppo, question_answering, reward, sft, token_classification"
 TRAINING = (
     "batch, checkpoint_every, early_stopping, epochs, evaluate_every, log_every, max_bad_steps, memory, optimizer, "
     "steps, workers"
@@ -241,6 +242,7 @@ def test_overrides_reach_everywhere(recipe_file: Path) -> None:
     assert recipe.seed == 3
     assert recipe.model.revision == "1234567"
     assert (sft.train.epochs, sft.train.steps, sft.train.batch.rows) == (None, 4, 2)
+    assert isinstance(reward.method, Lora)
     assert reward.method.targets == ("o_proj", "v_proj")
     assert reward.data.train.columns == {"margin": "gap", "chosen": "better=1"}
     assert (ppo.ppo.kl.coef, ppo.ppo.kl.kind) == (0.2, "k3")

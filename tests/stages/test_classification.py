@@ -64,21 +64,21 @@ def test_metrics(tiny_model_dir: Path) -> None:
     labels = [0, 1, 2, 1, 0, 2, 2]
     made = batches(tiny_model_dir, ["A dull plot.", "Warm!", "It's", "The cast", "so", "so so", "music"], labels)
     logits = torch.cat([ours.forward("classifier", sequence_scores, batch) for batch in made])
-    found = ours.evaluate(TextClassification("classifier", 3), made)
+    found = ours.evaluate(TextClassification("classifier", LABELS), made)
     truth, predicted = torch.tensor(labels), logits.argmax(dim=1)
     assert found.pop("loss") == pytest.approx(torch.nn.functional.cross_entropy(logits, truth).item(), abs=1e-6)
     assert found.pop("accuracy") == pytest.approx((truth == predicted).float().mean().item())
     for label in range(3):
         hits = int(((truth == label) & (predicted == label)).sum())
         named = int((truth == label).sum()) + int((predicted == label).sum())
-        assert found.pop(f"f1_{label}") == pytest.approx(2 * hits / named)
+        assert found.pop(f"f1_{LABELS[label]}") == pytest.approx(2 * hits / named)
     assert not found
 
 
 def test_the_gradient_reaches_adapter_and_head(tiny_model_dir: Path) -> None:
     ours = learner(tiny_model_dir, ClassHead(128, 3))
     made = batches(tiny_model_dir, ["A dull plot.", "Warm!", "It's", "The cast"], [0, 1, 2, 1])
-    metrics = ours.accumulate(TextClassification("classifier", 3), made)
+    metrics = ours.accumulate(TextClassification("classifier", LABELS), made)
     assert set(metrics) == {"loss", "accuracy"}, "a step's rows say nothing of rare classes"
     gradients = ours.gradients("classifier")
     assert gradients["head.weight"].abs().max() > 0
@@ -137,7 +137,7 @@ def test_train_and_register(
     table = read_table(storage.join(ctx.folder, "data", "heldout"))
     rows = [{"input_ids": ids, "label": n} for ids, n in zip(table["input_ids"], table["label"], strict=True)]
     again = learner(tiny_model_dir, head, adapter).evaluate(
-        TextClassification("classifier", 3), [classification._batch(rows, 0)]
+        TextClassification("classifier", LABELS), [classification._batch(rows, 0)]
     )
     assert again["loss"] == pytest.approx(version.metrics["heldout_loss"], abs=1e-4)
     assert again["accuracy"] == version.metrics["heldout_accuracy"]

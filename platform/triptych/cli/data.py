@@ -25,6 +25,8 @@ class RowKind(StrEnum):
     pairs = "pairs"
     prompts = "prompts"
     texts = "texts"
+    tags = "tags"
+    questions = "questions"
 
 
 @app.callback()
@@ -81,7 +83,8 @@ def _columns(pairs: Sequence[str]) -> dict[str, str]:
 
 def _tokens(rows: list[Any], base: str) -> list[int]:
     from triptych.data.encode import encode_pairs, encode_prompts, encode_sft, encode_texts
-    from triptych.data.rows import PairRow, SftRow, TextRow
+    from triptych.data.labelled import encode_questions, encode_tags
+    from triptych.data.rows import PairRow, QuestionRow, SftRow, TaggedRow, TextRow
     from triptych.models.base import load_tokenizer, resolve_base
     from triptych.recipe.model import Model
 
@@ -94,14 +97,23 @@ def _tokens(rows: list[Any], base: str) -> list[int]:
     if isinstance(rows[0], TextRow):
         labels = list({row.label for row in rows})
         return [len(text.input_ids) for text in encode_texts(rows, tokenizer, sys.maxsize, labels).items]
+    if isinstance(rows[0], TaggedRow):
+        tags = list({tag for row in rows for tag in row.tags})
+        return [len(words.input_ids) for words in encode_tags(rows, tokenizer, sys.maxsize, tags).items]
+    if isinstance(rows[0], QuestionRow):
+        return [len(question.input_ids) for question in encode_questions(rows, tokenizer, sys.maxsize).items]
     return [len(ids) for ids in encode_prompts(rows, tokenizer, sys.maxsize)]
 
 
 def _words(row: Any) -> int:
-    from triptych.data.rows import PairRow, TextRow
+    from triptych.data.rows import PairRow, QuestionRow, TaggedRow, TextRow
 
     if isinstance(row, TextRow):
         return len(row.text.split())
+    if isinstance(row, TaggedRow):
+        return len(row.tokens)
+    if isinstance(row, QuestionRow):
+        return len(row.question.split()) + len(row.context.split())
     if isinstance(row, PairRow):
         answer = max(row.chosen, row.rejected, key=lambda text: len(text.split()))
         return sum(len(message.content.split()) for message in row.prompt) + len(answer.split())

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
-Kind = Literal["sft", "pairs", "pairs_with_margin", "prompts", "texts"]
+Kind = Literal["sft", "pairs", "pairs_with_margin", "prompts", "texts", "tags", "questions"]
 
 ROLES = ("system", "user", "assistant")
 
@@ -52,8 +52,26 @@ class TextRow:
     label: str
 
 
-Row = SftRow | PairRow | PromptRow | TextRow
-AnyRow = TypeVar("AnyRow", SftRow, PairRow, PromptRow, TextRow)
+@dataclass(frozen=True, slots=True)
+class TaggedRow:
+    """The words of a text, and the tag of each."""
+
+    tokens: tuple[str, ...]
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionRow:
+    """A question, and the spans of a context that answer it: their texts, and the characters where they start."""
+
+    question: str
+    context: str
+    answers: tuple[str, ...]
+    starts: tuple[int, ...]
+
+
+Row = SftRow | PairRow | PromptRow | TextRow | TaggedRow | QuestionRow
+AnyRow = TypeVar("AnyRow", SftRow, PairRow, PromptRow, TextRow, TaggedRow, QuestionRow)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +148,34 @@ def parse_text(record: Mapping[str, Any], labels: Sequence[str] | None = None) -
     return TextRow(_text(record["text"], "text"), _label(record["label"], labels))
 
 
+def parse_tags(record: Mapping[str, Any], labels: Sequence[str] | None = None) -> TaggedRow:
+    """From `{tokens, tags}`, two equally long lists; ValueError says what is wrong. Tags are as `parse_text`'s label."""
+    _require(record, "tokens", "tags")
+    tokens, tags = _list(record["tokens"], "tokens"), _list(record["tags"], "tags")
+    if len(tokens) != len(tags):
+        raise ValueError(f"{len(tokens)} tokens and {len(tags)} tags")
+    if not tokens:
+        raise ValueError("tokens: an empty list")
+    return TaggedRow(
+        tuple(_text(token, f"tokens[{i}]") for i, token in enumerate(tokens)),
+        tuple(_label(tag, labels, f"tags[{i}]") for i, tag in enumerate(tags)),
+    )
+
+
+def parse_question(record: Mapping[str, Any]) -> QuestionRow:
+    """From `{question, context, answers: {text, answer_start}}`, SQuAD's form; ValueError says what is wrong.
+
+    A question without an answer is malformed: a head that can only point at a span cannot say that there is none.
+    """
+    _require(record, "question", "context", "answers")
+    question, context = _text(record["question"], "question"), _text(record["context"], "context")
+    texts, starts = _answers(record["answers"])
+    for number, (text, start) in enumerate(zip(texts, starts, strict=True)):
+        if context[start : start + len(text)] != text:
+            raise ValueError(f"answers.text[{number}]: {text!r} does not stand at {start} of the context")
+    return QuestionRow(question, context, texts, starts)
+
+
 def _require(record: Mapping[str, Any], *names: str, instead: str | None = None) -> None:
     missing = [name for name in names if record.get(name) is None]
     if missing:
@@ -183,15 +229,35 @@ def _text(value: Any, name: str) -> str:
     return value
 
 
-def _label(value: Any, labels: Sequence[str] | None) -> str:
+def _label(value: Any, labels: Sequence[str] | None, field: str = "label") -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
-        raise ValueError(f"label: {type(value).__name__} in place of a name or an index")
-    name = _text(str(value), "label")
+        raise ValueError(f"{field}: {type(value).__name__} in place of a name or an index")
+    name = _text(str(value), field)
     if labels is None or name in labels:
         return name
     if name.isdecimal() and int(name) < len(labels):
         return labels[int(name)]
-    raise ValueError(f"label: {name!r} is none of {', '.join(labels)}, nor an index below {len(labels)}")
+    raise ValueError(f"{field}: {name!r} is none of {', '.join(labels)}, nor an index below {len(labels)}")
+
+
+def _answers(value: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """The texts of a question's answers, and where each starts."""
+    if isinstance(value, str):  # a CSV cell
+        try:
+            value = json.loads(value)
+        except ValueError:
+            raise ValueError("answers: neither a mapping nor JSON text of one") from None
+    if not isinstance(value, Mapping) or not {"text", "answer_start"} <= value.keys():
+        raise ValueError("answers: not a mapping with 'text' and 'answer_start'")
+    texts, starts = (_list(value[name], f"answers.{name}") for name in ("text", "answer_start"))
+    if len(texts) != len(starts):
+        raise ValueError(f"answers: {len(texts)} texts and {len(starts)} starts")
+    if not texts:
+        raise ValueError("answers: none, and unanswerable questions are not learned; leave them out")
+    for number, start in enumerate(starts):
+        if isinstance(start, bool) or not isinstance(start, int) or start < 0:
+            raise ValueError(f"answers.answer_start[{number}]: {start!r} is not a whole number from 0")
+    return tuple(_text(text, f"answers.text[{number}]") for number, text in enumerate(texts)), tuple(starts)
 
 
 def _ranked(record: Mapping[str, Any]) -> list[PairRow]:

@@ -18,14 +18,18 @@ from triptych.data.rows import (
     Kind,
     PairRow,
     PromptRow,
+    QuestionRow,
     Row,
     Rows,
     SftRow,
+    TaggedRow,
     TextRow,
     parse_pairs,
     parse_pairs_with_margin,
     parse_prompt,
+    parse_question,
     parse_sft,
+    parse_tags,
     parse_text,
 )
 from triptych.errors import UserError
@@ -45,6 +49,8 @@ PARSERS: dict[Kind, Parse] = {
     "pairs_with_margin": parse_pairs_with_margin,
     "prompts": lambda record: [parse_prompt(record)],
     "texts": lambda record: [parse_text(record)],
+    "tags": lambda record: [parse_tags(record)],
+    "questions": lambda record: [parse_question(record)],
 }
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)")
 _SHOWN = 5
@@ -69,6 +75,10 @@ def load_rows(source: "Source", kind: Literal["pairs", "pairs_with_margin"]) -> 
 def load_rows(source: "Source", kind: Literal["prompts"]) -> Rows[PromptRow]: ...
 @overload
 def load_rows(source: "Source", kind: Literal["texts"]) -> Rows[TextRow]: ...
+@overload
+def load_rows(source: "Source", kind: Literal["tags"]) -> Rows[TaggedRow]: ...
+@overload
+def load_rows(source: "Source", kind: Literal["questions"]) -> Rows[QuestionRow]: ...
 def load_rows(source: "Source", kind: Kind) -> Rows[Any]:
     """Reads the source's rows as `kind`. A row of the file can be several pairs; `source.limit` counts the file's.
 

@@ -6,7 +6,7 @@ from triptych.plan.amounts import Bytes, Parts
 from triptych.plan.machines import GIB, Gpu
 from triptych.plan.sharding import StrategyName, fewest, sharding
 from triptych.plan.worker import RUNTIME, MicroBatch, Worker
-from triptych.recipe import Classification, Full, Lora, PpoStage, Recipe, Reward, Rollout, Stage, workers_of
+from triptych.recipe import Full, Labelling, Lora, PpoStage, Recipe, Reward, Rollout, Stage, workers_of
 
 DEFAULT_METHOD = Lora()
 """Taken for an adapter version from the registry: a plan reads no registry."""
@@ -53,7 +53,7 @@ def method_of(recipe: Recipe, ref: str) -> Lora:
 
 def head_of(sizes: Sizes, stage: Stage) -> list[Tensors]:
     """The head that a stage trains beside its method's parameters."""
-    if isinstance(stage, Classification):
+    if isinstance(stage, Labelling):
         return [Tensors((len(stage.labels), sizes.hidden), in_block=False)]
     return _scalar(sizes) if isinstance(stage, Reward) else []
 
@@ -79,7 +79,7 @@ def _scalar(sizes: Sizes) -> list[Tensors]:
 def _role_names(stage: Stage) -> list[str]:
     if isinstance(stage, Reward):
         return ["reward", *(f"reward-{number}" for number in range(1, stage.members))]
-    return ["classifier" if isinstance(stage, Classification) else "policy"]
+    return ["classifier" if isinstance(stage, Labelling) else "policy"]
 
 
 def _engine(sizes: Sizes, dtype: str, rollout: Rollout, gpu: Gpu | None) -> Parts:

@@ -10,7 +10,19 @@ from triptych.recipe.model import Dtype, Model
 from triptych.recipe.ppo import Importance, Kl, Ppo
 from triptych.recipe.recipe import Recipe, Storage, TrackerName
 from triptych.recipe.rollout import Rollout, Sampling
-from triptych.recipe.stages import Classification, PpoStage, Reward, Sft, Stage, workers_of, workers_path
+from triptych.recipe.stages import (
+    Classification,
+    Labelling,
+    PpoStage,
+    QuestionAnswering,
+    Reward,
+    Sft,
+    Stage,
+    Supervised,
+    TokenClassification,
+    workers_of,
+    workers_path,
+)
 from triptych.recipe.training import Batch, EarlyStopping, Memory, Optimizer, Training, Workers
 
 __all__ = [
@@ -25,6 +37,7 @@ __all__ = [
     "Full",
     "Importance",
     "Kl",
+    "Labelling",
     "Lora",
     "Memory",
     "Method",
@@ -35,6 +48,7 @@ __all__ = [
     "Ppo",
     "PpoStage",
     "Problem",
+    "QuestionAnswering",
     "Recipe",
     "RecipeError",
     "Reward",
@@ -44,6 +58,8 @@ __all__ = [
     "Source",
     "Stage",
     "Storage",
+    "Supervised",
+    "TokenClassification",
     "TrackerName",
     "Training",
     "Workers",

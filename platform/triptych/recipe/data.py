@@ -10,7 +10,9 @@ class Source(Closed):
 
     Row shapes: SFT `{messages: [...]}` or `{prompt, response}`; classification `{text, label}`; reward
     `{prompt, chosen, rejected, margin?}` or `{prompt, answers: [...], scores: [...]}`, of which every two answers whose
-    scores differ are a pair; PPO `{prompt}` or `{messages}`. A prompt is a string or a list of chat messages.
+    scores differ are a pair; PPO `{prompt}` or `{messages}`; token classification
+    `{tokens: [...], tags: [...]}`; question answering `{question, context, answers: {text: [...], answer_start:
+    [...]}}`. A prompt is a string or a list of chat messages.
     """
 
     path: str = Field(min_length=1)

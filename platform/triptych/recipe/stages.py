@@ -1,8 +1,9 @@
 """One model for each kind of stage."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from triptych.recipe.base import Closed, Count, Fraction, Name
 from triptych.recipe.data import Data
@@ -10,6 +11,8 @@ from triptych.recipe.method import Lora, Method
 from triptych.recipe.ppo import Ppo
 from triptych.recipe.rollout import Rollout, Sampling
 from triptych.recipe.training import Memory, Optimizer, Training, Workers
+
+_OF_ENTITY = re.compile("[BIES]-.+")
 
 
 class _Stage(Closed):
@@ -32,23 +35,74 @@ class Sft(_Stage):
     train: Training
 
 
-class Classification(_Stage):
-    """A head that names the class of a text."""
+class _Labelling(_Stage):
+    """A head of classes that reads the model's hidden states."""
 
-    kind: Literal["classification"]
     method: Lora = Lora()
     data: Data
     train: Training
-    labels: tuple[str, ...] = Field(min_length=2)
-    """The classes, in the order of the head's outputs."""
 
     @model_validator(mode="after")
-    def _possible(self) -> "Classification":
-        if len(set(self.labels)) < len(self.labels):
-            raise ValueError(f"labels: each class once, not {', '.join(self.labels)}")
+    def _whole_rows(self) -> "_Labelling":
         if self.train.batch.overlength == "split":
-            raise ValueError("train.batch.overlength: split is for chats; a text has one class: truncate or drop it")
+            raise ValueError("train.batch.overlength: split is for chats; allowed here: truncate, drop")
         return self
+
+
+def _each_once(labels: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"each class once, not {', '.join(labels)}")
+    return labels
+
+
+Labels = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_each_once)]
+
+
+class Classification(_Labelling):
+    """A head that names the class of a text."""
+
+    kind: Literal["classification"]
+    labels: Labels
+    """The classes, in the order of the head's outputs."""
+
+
+class TokenClassification(_Labelling):
+    """A head that names the tag of every word: entities, parts of speech."""
+
+    kind: Literal["token_classification"]
+    labels: Labels
+    """The tags, in the order of the head's outputs. Entities are marked by `O` and by `B-`, `I-`, `E-`, `S-` before a
+    type (BIO, BIOES), and are measured whole."""
+    separator: str = " "
+    """What stands between two words in a text: a space, or nothing where a script has none."""
+
+    @model_validator(mode="after")
+    def _tags_of_one_kind(self) -> "TokenClassification":
+        odd = [label for label in self.labels if label != "O" and not _OF_ENTITY.fullmatch(label)]
+        if odd and self.mark_entities:
+            raise ValueError(
+                f"labels: {', '.join(odd)} beside tags of entities; allowed: O, and B-, I-, E- or S- before a type; "
+                "or none of these"
+            )
+        return self
+
+    @property
+    def mark_entities(self) -> bool:
+        """Whether the tags are those of entities."""
+        return any(_OF_ENTITY.fullmatch(label) for label in self.labels)
+
+
+class QuestionAnswering(_Labelling):
+    """A head that finds where in a context the answer to a question starts and ends."""
+
+    kind: Literal["question_answering"]
+    max_answer_tokens: Count = 30
+    """Longer spans are not answers (30: as BERT's on SQuAD, Devlin et al. 2019)."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the head's outputs stand for."""
+        return ("start", "end")
 
 
 class Reward(_Stage):
@@ -111,7 +165,9 @@ class PpoStage(_Stage):
         return tuple(ref for ref in (self.policy, self.reward) if "@" not in ref) + self.needs
 
 
-Stage = Annotated[Sft | Classification | Reward | PpoStage, Field(discriminator="kind")]
+Labelling = Classification | TokenClassification | QuestionAnswering
+Supervised = Sft | Labelling | Reward
+Stage = Annotated[Supervised | PpoStage, Field(discriminator="kind")]
 
 
 def workers_of(stage: Stage) -> Workers:

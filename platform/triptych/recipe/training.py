@@ -51,7 +51,7 @@ class Batch(Closed):
     """How rows are cut. The gradient depends on `rows` alone."""
 
     rows: Count = 16
-    """Rows (SFT, classification), pairs (reward) or samples (PPO) of one optimiser step, over all workers."""
+    """Rows, pairs (reward) or samples (PPO) of one optimiser step, over all workers."""
     micro_tokens: Count = 4096
     """Tokens of one forward and backward pass, padding included where there is padding; the rest is accumulated."""
     max_length: Count = 512

@@ -10,11 +10,19 @@ from triptych import __version__, storage
 from triptych.errors import UserError
 from triptych.models.adapter import Adapter, load_adapter
 from triptych.observe.progress import Progress
-from triptych.recipe import Classification, PpoStage, Recipe, Reward, Sft
+from triptych.recipe import (
+    Classification,
+    PpoStage,
+    QuestionAnswering,
+    Recipe,
+    Reward,
+    Sft,
+    TokenClassification,
+)
 from triptych.registry import AdapterVersion, Registry
 from triptych.stages.table import Table, write_table
 
-StageT = TypeVar("StageT", Sft, Classification, Reward, PpoStage)
+StageT = TypeVar("StageT", Sft, Classification, TokenClassification, QuestionAnswering, Reward, PpoStage)
 
 _WITHOUT_EFFECT = {"workers", "log_every", "checkpoint_every", "needs", "register_as", "max_bad_rows", "min_accuracy"}
 """Fields that change how a stage runs, or what may be done with it, not what comes out."""
@@ -58,7 +66,8 @@ class StageContext(Generic[StageT]):
     def about(self) -> dict[str, str]:
         """What an adapter's folder says of its origin."""
         digest = storage.digest_of(self.recipe.model_dump(mode="json"))
-        return {"base": self.recipe.model.base, "base_fingerprint": self.base_fingerprint, "recipe": digest}
+        base = {"base": self.recipe.model.base, "base_fingerprint": self.base_fingerprint}
+        return base | {"recipe": digest, "stage_kind": self.stage.kind}
 
 
 def begin(ctx: StageContext[Any], tables: Mapping[str, Table], parents: Mapping[str, str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from triptych import storage
 from triptych.data.batches import epoch_order, micro_batches, packed_micro_batches
 from triptych.observe.metrics import TrainMetrics
-from triptych.recipe import Classification, Reward, Sft
+from triptych.recipe import Supervised
 from triptych.stages.context import StageContext
 from triptych.stages.meter import Meter
 from triptych.stages.recorder import Recorder
@@ -38,7 +38,7 @@ class Rows:
         return [self.batch([rows[place] for place in micro]) if micro else None for micro in ranks[learner.group.rank]]
 
 
-def total_steps(stage: Sft | Classification | Reward, rows: int) -> int:
+def total_steps(stage: Supervised, rows: int) -> int:
     """Optimiser steps of the whole stage; each epoch ends with what is left, however few."""
     if stage.train.steps is not None:
         return stage.train.steps
@@ -79,9 +79,12 @@ def fit(ctx: StageContext[Any], learner: Learner, objective: Objective, train: R
 
 
 def evaluate(ctx: StageContext[Any], learner: Learner, objective: Objective, heldout: Rows) -> dict[str, float]:
-    """The objective's metrics on held-out rows, as `heldout_*`."""
+    """The objective's metrics on held-out rows, as `heldout_*`; where it gives `f1_*`, their mean is `macro_f1`."""
     micro = heldout.micro_batches(range(len(heldout.sequences)), ctx.stage.train.batch.micro_tokens, learner)
-    return {f"heldout_{name}": value for name, value in learner.evaluate(objective, micro).items()}
+    metrics = learner.evaluate(objective, micro)
+    scores = [value for name, value in metrics.items() if name.startswith("f1_")]
+    metrics |= {"macro_f1": sum(scores) / len(scores)} if scores else {}
+    return {f"heldout_{name}": value for name, value in metrics.items()}
 
 
 def step_rows(rows: int, batch: int, seed: int, step: int) -> list[int]:

@@ -17,12 +17,14 @@ from triptych.observe.trackers import check_trackers
 from triptych.plan import Machine, cluster, place, requests, resolve_strategy, with_strategy
 from triptych.plan.placement import pack
 from triptych.recipe import Recipe, dump_recipe, ready, stage_order
-from triptych.stages import classification, ppo, reward, sft
+from triptych.stages import classification, ppo, question_answering, reward, sft, token_classification
 from triptych.stages.context import StageContext, summary
 
 RUNNERS: dict[str, Callable[[StageContext[Any]], Any]] = {
     "sft": sft.run,
     "classification": classification.run,
+    "token_classification": token_classification.run,
+    "question_answering": question_answering.run,
     "reward": reward.run,
     "ppo": ppo.run,
 }

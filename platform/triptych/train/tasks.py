@@ -76,7 +76,7 @@ class TextClassification:
     """
 
     role: str
-    classes: int
+    labels: tuple[str, ...]
 
     def denominators(self, batch: Batch) -> Sums:
         return {"loss": torch.tensor(len(batch["label"]), device=batch["label"].device)}
@@ -88,9 +88,9 @@ class TextClassification:
         right, count = predicted == labels, self.denominators(batch)["loss"]
         metrics = {"loss": (total, count), "accuracy": (right.sum(), count)}
         if not torch.is_grad_enabled():
-            for label in range(self.classes):
+            for label, name in enumerate(self.labels):
                 hits = (right & (labels == label)).sum()
-                metrics[f"f1_{label}"] = (2 * hits, (predicted == label).sum() + (labels == label).sum())
+                metrics[f"f1_{name}"] = (2 * hits, (predicted == label).sum() + (labels == label).sum())
         return {"loss": total}, metrics
 
 

@@ -1,0 +1,93 @@
+"""Question answering: questions on a context -> an adapter and a linear head that finds the answer in the context.
+
+The head gives every token of the context a score as the answer's first and as its last token. Every question has an
+answer in its context; those without one are malformed rows.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from triptych import storage
+from triptych.data.answers import answer_scores
+from triptych.data.batches import pad_right
+from triptych.data.labelled import encode_questions
+from triptych.data.sources import PARSERS
+from triptych.recipe import QuestionAnswering
+from triptych.registry import AdapterVersion
+from triptych.stages.context import StageContext
+from triptych.stages.encoding import TOKENS, Examples
+from triptych.stages.labelling import CLASSIFIER, label, learn
+from triptych.stages.loop import Rows
+from triptych.stages.supervised import open_rows
+from triptych.stages.table import StoredTable
+from triptych.train.batch import Batch
+from triptych.train.labelling import SpanSelection
+
+_NUMBERS = ("context_start", "start", "end")
+
+
+def run(ctx: StageContext[QuestionAnswering]) -> AdapterVersion:
+    """Questions -> tables -> training -> registered classifier. Goes on from where an earlier call stopped."""
+    return label(ctx, questions(ctx.stage), _train)
+
+
+def questions(stage: QuestionAnswering) -> Examples:
+    """Questions as tokens, with the tokens where the answer starts and ends, and what its text is judged by."""
+    batch = stage.train.batch
+    return Examples(
+        kind="questions",
+        parse=PARSERS["questions"],
+        encode=partial(encode_questions, max_length=batch.max_length, drop=batch.overlength == "drop"),
+        schema=pa.schema(
+            {"input_ids": TOKENS}
+            | {name: pa.int32() for name in _NUMBERS}
+            | {"context": pa.string(), "offsets": TOKENS, "answers": pa.string()}
+        ),
+        sequences=("input_ids",),
+        length=partial(StoredTable.lengths, column="input_ids"),
+        batch=batch_of_questions,
+    )
+
+
+def batch_of_questions(rows: list[dict[str, Any]], pad: int) -> Batch:
+    """ids, mask [B, T], and `context_start`, `start`, `end` [B]."""
+    ids, mask = pad_right([row["input_ids"] for row in rows], pad)
+    numbers = {name: torch.tensor([row[name] for row in rows]) for name in _NUMBERS}
+    return {"ids": ids, "mask": mask} | numbers
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Exact match and F1 of an answer, given by its first and last token, to a question of a table."""
+
+    table: StoredTable
+
+    def __call__(self, row: int, first: int, last: int) -> tuple[float, float]:
+        offsets = self.table.cell("offsets", row)
+        text = self.table.cell("context", row)[offsets[2 * first] : offsets[2 * last + 1]]
+        return answer_scores(text, json.loads(self.table.cell("answers", row)))
+
+
+def numbered(rows: Rows) -> Rows:
+    """The same rows, whose batches say which they are: `row` [B]."""
+
+    def batch(some: Sequence[int]) -> Batch:
+        return rows.batch(some) | {"row": torch.tensor(some)}
+
+    return Rows(rows.sequences, batch)
+
+
+def _train(config: dict[str, Any]) -> None:
+    """On every worker of the Ray Train group."""
+    ctx: StageContext[QuestionAnswering] = config["ctx"]
+    rows, judge = open_rows(ctx, questions(ctx.stage)), None
+    if "heldout" in rows:
+        rows["heldout"] = numbered(rows["heldout"])
+        judge = Judge(StoredTable(storage.join(ctx.folder, "data", "heldout")))
+    learn(ctx, SpanSelection(CLASSIFIER, ctx.stage.max_answer_tokens, judge), rows)

@@ -1,0 +1,67 @@
+"""Token classification: tagged words -> an adapter and a linear head that names a word's tag, read at its last token.
+
+A causal model sees what stands before a word, never what follows it: an entity that only its right context gives away
+is out of its reach.
+"""
+
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from triptych.data.batches import pad_right
+from triptych.data.encode import IGNORE
+from triptych.data.labelled import encode_tags
+from triptych.data.rows import Row, parse_tags
+from triptych.recipe import TokenClassification
+from triptych.registry import AdapterVersion
+from triptych.stages.context import StageContext
+from triptych.stages.encoding import TOKENS, Examples
+from triptych.stages.labelling import CLASSIFIER, label, learn
+from triptych.stages.supervised import open_rows
+from triptych.stages.table import StoredTable
+from triptych.train.batch import Batch
+from triptych.train.labelling import TokenTagging
+
+
+def run(ctx: StageContext[TokenClassification]) -> AdapterVersion:
+    """Words -> tables -> training -> registered classifier. Goes on from where an earlier call stopped."""
+    return label(ctx, words(ctx.stage), _train)
+
+
+def words(stage: TokenClassification) -> Examples:
+    """Words as tokens, with the index of each word's tag."""
+    batch = stage.train.batch
+    return Examples(
+        kind="tags",
+        parse=partial(_parse, labels=stage.labels),
+        encode=partial(
+            encode_tags,
+            max_length=batch.max_length,
+            labels=stage.labels,
+            separator=stage.separator,
+            drop=batch.overlength == "drop",
+        ),
+        schema=pa.schema({"input_ids": TOKENS, "tags": TOKENS}),
+        sequences=("input_ids",),
+        length=partial(StoredTable.lengths, column="input_ids"),
+        batch=batch_of_tags,
+    )
+
+
+def _parse(record: dict[str, Any], labels: tuple[str, ...]) -> list[Row]:
+    return [parse_tags(record, labels)]
+
+
+def batch_of_tags(rows: list[dict[str, Any]], pad: int) -> Batch:
+    """ids, mask and tags [B, T]."""
+    ids, mask = pad_right([row["input_ids"] for row in rows], pad)
+    tags, _ = pad_right([row["tags"] for row in rows], IGNORE)
+    return {"ids": ids, "mask": mask, "tags": tags}
+
+
+def _train(config: dict[str, Any]) -> None:
+    """On every worker of the Ray Train group."""
+    ctx: StageContext[TokenClassification] = config["ctx"]
+    objective = TokenTagging(CLASSIFIER, ctx.stage.labels, ctx.stage.mark_entities)
+    learn(ctx, objective, open_rows(ctx, words(ctx.stage)))

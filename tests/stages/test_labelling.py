@@ -1,0 +1,135 @@
+"""Tags of words and answers to questions: trained, measured on whole held-out sets, and registered."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from triptych import storage
+from triptych.errors import UserError
+from triptych.models.adapter import load_adapter
+from triptych.observe.progress import Progress
+from triptych.observe.report.page import tiles
+from triptych.observe.runs import StageView
+from triptych.recipe import RecipeError
+from triptych.stages import question_answering, token_classification
+from triptych.stages.context import StageContext, summary
+
+LABELS = ("O", "B-PER", "I-PER", "B-FILM", "B-ODD")
+NAMES = ("Anna Bond", "Carl", "Dora Moon")
+WORDS = ("warm", "dull", "funny", "flat")
+
+Make = Callable[[dict[str, Any]], StageContext[Any]]
+
+
+def tagged(number: int) -> dict[str, Any]:
+    name, word = NAMES[number % 3].split(), WORDS[number % 4]
+    tokens = [*name, "finds", f"Film{number % 5}", word, "."]
+    tags = ["B-PER", *["I-PER"] * (len(name) - 1), "O", "B-FILM", "O", "O"]
+    return {"tokens": tokens, "tags": tags if number % 2 else [LABELS.index(tag) for tag in tags]}
+
+
+def asked(number: int) -> dict[str, Any]:
+    answer = f"very {WORDS[number % 4]}"
+    context = f"Film {number % 5} is {answer}, they said."
+    return {
+        "question": "How is it?",
+        "context": context,
+        "answers": {"text": [answer], "answer_start": [context.index(answer)]},
+    }
+
+
+def stage(folder: Path, kind: str, rows: Sequence[Mapping[str, Any]], **fields: Any) -> dict[str, Any]:
+    for split, part in (("train", rows), ("heldout", rows[20:])):
+        (folder / f"{kind}-{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    return {
+        "kind": kind,
+        "method": {"name": "lora", "r": 4, "alpha": 8},
+        "data": {split: {"path": str(folder / f"{kind}-{split}.jsonl")} for split in ("train", "heldout")},
+        "train": {
+            "steps": 40,
+            "optimizer": {"lr": 0.005},
+            "batch": {"rows": 16, "micro_tokens": 512, "max_length": 96},
+            "evaluate_every": 20,
+        },
+    } | fields
+
+
+@pytest.fixture
+def tagging(tmp_path: Path) -> dict[str, Any]:
+    rows = [tagged(number) for number in range(60)]
+    rows[0] = {"tokens": ["so"] * 200, "tags": ["O"] * 200}
+    made = stage(tmp_path, "token_classification", rows, labels=list(LABELS))
+    made["train"]["early_stopping"] = {"metric": "macro_f1", "mode": "max"}
+    return made
+
+
+@pytest.fixture
+def answering(tmp_path: Path) -> dict[str, Any]:
+    made = stage(tmp_path, "question_answering", [asked(number) for number in range(60)])
+    made["train"]["workers"] = {"count": 2, "strategy": "ddp"}
+    return made
+
+
+@pytest.mark.slow
+def test_train_and_register(
+    make_context: Make, tagging: dict[str, Any], answering: dict[str, Any], ray_cluster: None
+) -> None:
+    ctx = replace(make_context(tagging), progress=Progress.start())
+    version = token_classification.run(ctx)
+    assert (version.kind, version.servable) == ("classifier", False)
+    parts = {f"{name}{kind}" for name in ("precision", "recall", "f1") for kind in ("", "_PER", "_FILM")}
+    assert {f"heldout_{name}" for name in ("loss", "accuracy", "macro_f1", *parts)} == set(version.metrics)
+    assert version.metrics["heldout_f1"] > 0.9
+    macro = (version.metrics["heldout_f1_PER"] + version.metrics["heldout_f1_FILM"]) / 2
+    assert version.metrics["heldout_macro_f1"] == pytest.approx(macro), "of the types that there are"
+    done = summary(ctx.run, "only")
+    assert done is not None
+    assert done["data"]["train"] == {"rows": 60, "truncated": 1, "split": 0, "dropped": 0, "unlearnable": 0}
+    adapter = load_adapter(storage.local_copy(version.url), "classifier")
+    assert adapter.labels == LABELS
+    shown = {tile.label for tile in tiles(StageView("only", {"kind": "token_classification"}, ctx.folder))}
+    assert {"Held-out f1", "Held-out macro f1", "Held-out accuracy"} < shown
+
+    base = make_context(answering)
+    ctx = replace(base, run=f"{base.run}-answers", progress=Progress.start())
+    version = question_answering.run(ctx)
+    assert set(version.metrics) == {"heldout_loss", "heldout_exact_match", "heldout_f1"}
+    assert version.metrics["heldout_exact_match"] > 0.9
+    assert version.metrics["heldout_f1"] >= version.metrics["heldout_exact_match"]
+    assert load_adapter(storage.local_copy(version.url), "classifier").labels == ("start", "end")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": ["O", "O"]}, "each class once"),
+        ({"labels": ["O", "B-PER", "PER"]}, "PER beside tags of entities"),
+        ({"train": {"steps": 1, "batch": {"overlength": "split"}}}, "split is for chats"),
+    ],
+)
+def test_recipes_that_make_no_sense(
+    make_context: Make, tagging: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make_context(tagging | change)
+
+
+def test_tags_need_not_mark_entities(make_context: Make, tagging: dict[str, Any]) -> None:
+    assert make_context(tagging).stage.mark_entities
+    assert not make_context(tagging | {"labels": ["NN", "VB", "O"]}).stage.mark_entities
+
+
+def test_malformed_rows_are_named_and_counted(
+    make_context: Make, tagging: dict[str, Any], answering: dict[str, Any]
+) -> None:
+    tagging["labels"] = ["O", "B-FILM"]
+    with pytest.raises(UserError, match=r"60 rows are malformed as tags(.|\n)*line 2: tags\[0\]: 'B-PER' is none of"):
+        token_classification.run(make_context(tagging))
+    with Path(answering["data"]["train"]["path"]).open("a") as file:
+        file.write(json.dumps(asked(0) | {"answers": {"text": [], "answer_start": []}}) + "\n")
+    with pytest.raises(UserError, match=r"1 of 61 rows are malformed as questions(.|\n)*line 61: answers: none"):
+        question_answering.run(make_context(answering))
