@@ -1,0 +1,83 @@
+"""Hidden states of rows, laid end to end or padded, behind what a method puts before every row."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triptych.methods.base import Attachment, Prefix
+from triptych.train.attention import RowPrefix, lay_out
+
+
+@dataclass(frozen=True)
+class Before:
+    """What stands before every row in one pass."""
+
+    prompt: Tensor | None = None
+    """[P, d] embeddings of virtual tokens."""
+    prefix: Prefix | None = None
+    """Keys and values of each layer; they stand before the virtual tokens."""
+    prefix_length: int = 0
+
+
+def before_rows(attachments: Iterable[Attachment]) -> Before:
+    """What the active role's methods put there, computed now."""
+    prompt, prefix, length = None, None, 0
+    for attachment in attachments:
+        if attachment.prompt is not None:
+            prompt = attachment.prompt()
+        if attachment.prefix_length:
+            prefix, length = attachment.prefix(), attachment.prefix_length
+    return Before(prompt, prefix, length)
+
+
+def packed_states(decoder: Any, ids: Tensor, mask: Tensor, before: Before) -> Tensor:
+    """Last hidden states [B, T, d] of tokens [B, T]; zero at padding, which may stand on either side."""
+    virtual = 0 if before.prompt is None else len(before.prompt)
+    layout = lay_out(ids, mask, virtual=virtual, prefix=before.prefix, prefix_length=before.prefix_length)
+    tokens = _inputs(decoder, layout.ids[None, virtual:], before.prompt)
+    output = decoder(**tokens, position_ids=layout.positions[None], use_cache=False, layout=layout)
+    packed = output.last_hidden_state[0]
+    padded = packed.new_zeros(ids.numel(), packed.shape[1])
+    real = mask.flatten().nonzero()[:, 0]
+    return padded.index_copy(0, real, packed[layout.places]).view(*ids.shape, -1)
+
+
+def padded_states(decoder: Any, ids: Tensor, mask: Tensor, before: Before) -> Tensor:
+    """Last hidden states [B, T, d] of tokens [B, T]; padding may stand on either side."""
+    tokens, places = _inputs(decoder, ids, before.prompt), None
+    if before.prompt is not None:
+        order, places = _around(mask, len(before.prompt))
+        tokens = {"inputs_embeds": _take(tokens["inputs_embeds"], order)}
+        mask = torch.cat([mask.new_ones(len(mask), len(before.prompt)), mask], dim=1).gather(1, order)
+    positions = (mask.cumsum(dim=1) - 1).clamp(min=0) + before.prefix_length
+    if before.prefix is not None:
+        tokens["row_prefix"] = RowPrefix(before.prefix, before.prefix_length, positions)
+    output = decoder(**tokens, attention_mask=mask, position_ids=positions, use_cache=False)
+    return output.last_hidden_state if places is None else _take(output.last_hidden_state, places)
+
+
+def _inputs(decoder: Any, ids: Tensor, prompt: Tensor | None) -> dict[str, Any]:
+    """Tokens [B, T]; or, where there is a prompt, its embeddings and theirs: [B, P + T, d]."""
+    if prompt is None:
+        return {"input_ids": ids}
+    embeddings = decoder.get_input_embeddings()(ids)
+    rows = prompt.to(embeddings.dtype).expand(len(ids), -1, -1)
+    return {"inputs_embeds": torch.cat([rows, embeddings], dim=1)}
+
+
+def _around(mask: Tensor, virtual: int) -> tuple[Tensor, Tensor]:
+    """Of rows [virtual tokens, T tokens]: the order [B, virtual + T] in which virtual ones stand before the first real
+    one, and the place [B, T] of each token in that order."""
+    first = (mask > 0).int().argmax(dim=1, keepdim=True)
+    steps = torch.arange(virtual + mask.shape[1], device=mask.device).expand(len(mask), -1)
+    order = torch.where(steps < first, steps + virtual, torch.where(steps < first + virtual, steps - first, steps))
+    tokens = steps[:, : mask.shape[1]]
+    return order, torch.where(tokens < first, tokens, tokens + virtual)
+
+
+def _take(states: Tensor, places: Tensor) -> Tensor:
+    """[B, N, d] at [B, T] -> [B, T, d]."""
+    return states.gather(1, places[:, :, None].expand(-1, -1, states.shape[2]))

@@ -1,0 +1,168 @@
+"""Prefixes stand before every row inside attention, however rows are laid out, and as in plain peft."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gradient_cases import assert_equal
+from pydantic import ValidationError
+from soft_cases import LAYOUTS, ROWS, assert_as_in_peft, disturb, roles, states, states_and_gradients
+from transformers import AutoConfig, MistralConfig, MistralForCausalLM
+
+from triptych.errors import UserError
+from triptych.methods import METHODS, virtual
+from triptych.methods.prefix import TEXT
+from triptych.models.base import load_tokenizer
+from triptych.models.quantize import quantize_linears
+from triptych.models.sizes import model_sizes
+from triptych.recipe.method import PrefixTuning, PTuningV2
+from triptych.recipe.model import Model
+from triptych.train.roles import RoleModel
+
+METHODS_HERE: dict[str, Any] = {
+    "plain": PTuningV2(num_virtual_tokens=4),
+    "plain random": PTuningV2(num_virtual_tokens=4, init="random"),
+    "encoder": PrefixTuning(num_virtual_tokens=4, encoder_hidden_size=16),
+    "encoder random": PrefixTuning(num_virtual_tokens=4, encoder_hidden_size=16, init="random"),
+}
+each = pytest.mark.parametrize("method", METHODS_HERE.values(), ids=METHODS_HERE)
+
+
+@pytest.fixture(scope="module")
+def windowed_dir(_tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Mistral-shaped model in which a token sees the five before it."""
+    folder = tmp_path_factory.mktemp("models") / "windowed"
+    shutil.copytree(_tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    tiny = AutoConfig.from_pretrained(_tiny_model)
+    kept = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    shape = {name: getattr(tiny, name) for name in (*kept, "num_key_value_heads", "initializer_range")}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = MistralForCausalLM(MistralConfig(**shape, head_dim=32, sliding_window=6))
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["plain", "encoder"])
+@pytest.mark.parametrize("folder", ["tiny_model_dir", "windowed_dir"])
+def test_every_layout_gives_the_same_states_and_gradients(
+    request: pytest.FixtureRequest, folder: str, kind: str
+) -> None:
+    place = request.getfixturevalue(folder)
+    first, *others = (states_and_gradients(place, METHODS_HERE[kind], layout) for layout in LAYOUTS.values())
+    for other in others:
+        assert_equal(other, first, 1e-10)
+
+
+@each
+def test_plain_peft_gives_the_same_logits(tiny_model_dir: Path, tmp_path: Path, method: Any) -> None:
+    assert_as_in_peft(tiny_model_dir, method, tmp_path)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("folder", ["tiny_model_dir", "windowed_dir"])
+@pytest.mark.parametrize("kind", [PTuningV2, PrefixTuning])
+def test_a_new_prefix_is_the_text_that_it_starts_as(
+    request: pytest.FixtureRequest, folder: str, kind: type[Any], packing: bool
+) -> None:
+    place = request.getfixturevalue(folder)
+    text = "A dull plot, flat acting."
+    for count, given in ((4, text), (40, text), (7, None)):  # cut, repeated, the built-in one
+        model = roles(place, packing=packing)
+        model.add("policy", kind(num_virtual_tokens=count, init_text=given), trainable=True)
+        ids = load_tokenizer(place)(given or TEXT)["input_ids"]
+        whole = (ids * count)[:count]
+        expected = [states(model, "base", [whole + row])[count:] for row in ROWS]
+        assert (states(model, "policy", ROWS) - torch.cat(expected)).abs().max() < 1e-5
+
+
+def test_the_built_in_text_is_as_long_as_a_default_prefix(tiny_model_dir: Path) -> None:
+    assert len(load_tokenizer(tiny_model_dir)(TEXT)["input_ids"]) >= PTuningV2().num_virtual_tokens
+
+
+@each
+def test_adds_what_the_table_says(tiny_model_dir: Path, method: Any) -> None:
+    model = roles(tiny_model_dir)
+    model.add("policy", method, trainable=True)
+    sizes = model_sizes(Model(base=str(tiny_model_dir)))
+    predicted = sorted(t.shape for t in METHODS[method.name].tensors(method, sizes) for _ in range(t.count))
+    assert predicted == sorted(tuple(p.shape) for p in model.parameters_of("policy").values())
+
+
+def test_default_share_of_a_real_model() -> None:
+    """Liu et al. 2022: 0.1% to 3%."""
+    sizes = model_sizes(Model(base="smollm2-135m-instruct"))
+    assert 0.001 < sum(t.numel for t in virtual.prefix(PTuningV2(), sizes)) / sizes.total < 0.03
+
+
+def test_roles_have_prefixes_of_their_own(tiny_model_dir: Path) -> None:
+    model = roles(tiny_model_dir)
+    base = states(model, "base", ROWS)
+    named = {role.replace(" ", "-"): method for role, method in METHODS_HERE.items()}
+    for role, method in named.items():
+        model.add(role, method, trainable=role == "plain")
+        disturb(model, role)
+    found = {role: states(model, role, ROWS) for role in named}
+    assert torch.equal(states(model, "base", ROWS), base)
+    assert all((a - b).abs().max() > 0.01 for x, a in found.items() for y, b in found.items() if x != y)
+    for role, method in named.items():
+        alone = roles(tiny_model_dir)
+        alone.add(role, method.model_copy(update={"init": "random"}), trainable=True, weights=model.adapter(role))
+        assert torch.equal(states(alone, role, ROWS), found[role])
+        assert model.trainable[role] == all(p.requires_grad for p in model.parameters_of(role).values())
+
+
+@each
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_16_bits_and_on_an_int8_base(tiny_model_dir: Path, method: Any, dtype: torch.dtype) -> None:
+    """Trained in float32; the states of rows laid end to end are those of padded ones, up to rounding."""
+    found = []
+    for packing in (True, False):
+        torch.manual_seed(0)
+        model = roles(tiny_model_dir, dtype, packing=packing)
+        quantize_linears(model.lm.model)
+        model.add("policy", method, trainable=True)
+        disturb(model, "policy", 0.02)
+        assert all(p.dtype == torch.float32 for p in model.parameters_of("policy").values())
+        with model.autocast():
+            hidden = states(model, "policy", ROWS)
+            hidden.float().square().sum().backward()
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters_of("policy").values())
+        found.append(hidden.float())
+    assert (found[0] - found[1]).abs().max() < (0.1 if dtype == torch.bfloat16 else 0.02) * found[0].abs().max()
+
+
+def test_the_start_does_not_depend_on_other_roles(tiny_model_dir: Path) -> None:
+    model = roles(tiny_model_dir)
+    model.add("first", PTuningV2(num_virtual_tokens=4), trainable=True)
+    disturb(model, "first", 1.0)
+    with model.use("first"):
+        model.add("second", PTuningV2(num_virtual_tokens=4), trainable=True)
+    alone = roles(tiny_model_dir)
+    alone.add("second", PTuningV2(num_virtual_tokens=4), trainable=True)
+    assert_equal(model.adapter("second"), alone.adapter("second"), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "message"),
+    [
+        (PTuningV2, {"num_virtual_tokens": 0}, "greater than or equal to 1"),
+        (PrefixTuning, {"num_virtual_tokens": 1025}, "less than or equal to 1024"),
+        (PTuningV2, {"init": "random", "init_text": "a"}, "init_text: the text of init: text"),
+        (PrefixTuning, {"encoder_hidden_size": 0}, "greater than or equal to 1"),
+    ],
+)
+def test_refuses_what_cannot_be(kind: type[Any], wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        kind(**wrong)
+
+
+def test_needs_attention_that_can_be_replaced(tiny_model_dir: Path) -> None:
+    from triptych.models.base import load_causal_lm
+
+    base = load_causal_lm(tiny_model_dir, torch.float32)
+    base.__dict__["_supports_attention_backend"] = False
+    with pytest.raises(UserError, match="p_tuning_v2 stands inside attention"):
+        RoleModel(base).add("policy", PTuningV2(), trainable=True)
