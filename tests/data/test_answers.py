@@ -17,4 +17,4 @@ from triptych.data.answers import answer_scores
     ],
 )
 def test_scores(answer: str, truths: list[str], exact: float, f1: float) -> None:
-    assert answer_scores(answer, truths) == (exact, pytest.approx(f1))
+    assert answer_scores(answer, truths) == pytest.approx((exact, f1))

@@ -92,7 +92,7 @@ def test_train_and_register(
     adapter = load_adapter(storage.local_copy(version.url), "classifier")
     assert adapter.labels == LABELS
     shown = {tile.label for tile in tiles(StageView("only", {"kind": "token_classification"}, ctx.folder))}
-    assert {"Held-out f1", "Held-out macro f1", "Held-out accuracy"} < shown
+    assert {"Held-out F1", "Held-out macro F1", "Held-out f1 PER", "Held-out accuracy"} < shown
 
     base = make_context(answering)
     ctx = replace(base, run=f"{base.run}-answers", progress=Progress.start())

@@ -16,6 +16,9 @@ _FIRST_TILES = (
     "heldout_reward",
     "heldout_judge",
     "heldout_accuracy",
+    "heldout_f1",
+    "heldout_macro_f1",
+    "heldout_exact_match",
     "heldout_loss",
     "heldout_kl",
     "heldout_distinct2",
@@ -27,6 +30,8 @@ _NAMES = {
     "heldout_truncated": "Cut by length",
     "heldout_judge": "Independent judge",
     "heldout_ece": "Calibration error",
+    "heldout_f1": "Held-out F1",
+    "heldout_macro_f1": "Held-out macro F1",
 }
 
 
@@ -101,7 +106,7 @@ def tiles(stage: StageView) -> list[Tile]:
 
 
 def _tile(key: str, value: float, before: dict[str, float], kind: str) -> Tile:
-    label = _NAMES.get(key) or key.replace("heldout_", "held-out ").replace("_", " ").capitalize()
+    label = _NAMES.get(key) or key.replace("heldout_", "Held-out ").replace("_", " ")
     if key not in before or kind != "ppo":
         return Tile(label, svg.number(value), None, None)
     difference = value - before[key]
