@@ -1,4 +1,4 @@
-"""kill -9 of one of two workers: the group restarts from the last checkpoint, and ends as if nothing had been."""
+"""A worker dies, or a node goes: the group restarts from the last checkpoint, and ends as if nothing had been."""
 
 import json
 import os
@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from ray.cluster_utils import Cluster
 
 from triptych import storage
 from triptych.observe.log import read_metrics
@@ -19,10 +21,12 @@ pytestmark = pytest.mark.slow
 TRIPTYCH = str(Path(sys.executable).parent / "triptych")
 
 
-def start(recipe: Path, runs: Path) -> "subprocess.Popen[str]":
-    words = [TRIPTYCH, "run", str(recipe), "--stage", "sft", "--cpus", "2", "--json"]
-    words += ["--set", f"storage.runs={runs}", "--set", "stages.sft.train.workers.count=2"]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(recipe: Path, runs: Path, *settings: str, address: str | None = None) -> "subprocess.Popen[str]":
+    words = [TRIPTYCH, "run", str(recipe), "--stage", "sft", "--json"] + ([] if address else ["--cpus", "2"])
+    for setting in (f"storage.runs={runs}", *settings):
+        words += ["--set", setting]
+    environment = os.environ | ({"RAY_ADDRESS": address} if address else {})
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def losses(process: "subprocess.Popen[str]", runs: Path) -> list[float]:
@@ -32,6 +36,14 @@ def losses(process: "subprocess.Popen[str]", runs: Path) -> list[float]:
     return [row["loss"] for row in read_metrics(str(runs / "tiny/stages/sft"))]
 
 
+def await_checkpoint(process: "subprocess.Popen[str]", runs: Path) -> None:
+    deadline = time.monotonic() + 200
+    while not storage.list_committed(str(runs / "tiny/stages/sft/checkpoints")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     children = psutil.Process(process.pid).children(recursive=True)
     return [child for child in children if "ray::RayTrainWorker" in " ".join(child.cmdline())]
@@ -39,19 +51,44 @@ def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
 
 @pytest.mark.timeout(600)
 def test_a_worker_that_dies_costs_nothing_but_time(recipe_file: Path, tmp_path: Path) -> None:
-    undisturbed = losses(start(recipe_file, tmp_path / "straight"), tmp_path / "straight")
+    two = "stages.sft.train.workers.count=2"
+    undisturbed = losses(start(recipe_file, tmp_path / "straight", two), tmp_path / "straight")
 
     disturbed = tmp_path / "disturbed"
-    process = start(recipe_file, disturbed)
-    checkpoints = str(disturbed / "tiny/stages/sft/checkpoints")
-    deadline = time.monotonic() + 200
-    while not storage.list_committed(checkpoints):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    process = start(recipe_file, disturbed, two)
+    await_checkpoint(process, disturbed)
     first_group = workers(process)
     assert len(first_group) == 2
     os.kill(first_group[-1].pid, signal.SIGKILL)
     found = losses(process, disturbed)
     assert len(found) == len(undisturbed) == 60
     assert found == pytest.approx(undisturbed, abs=1e-5)
+
+
+@pytest.fixture
+def three_nodes() -> Iterator[Cluster]:
+    """A head without CPUs, and two nodes of one CPU each."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+@pytest.mark.timeout(600)
+def test_an_elastic_group_goes_on_with_the_nodes_that_are_left(
+    three_nodes: Cluster, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two workers on a node each; one node is lost, and one worker ends what two began."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")  # it may try the lost node once more
+    alone = ["stages.sft.train.steps=20", "stages.sft.method.dropout=0"]  # whose masks depend on the rank
+    elastic = [*alone, "stages.sft.train.workers.count=2", "stages.sft.train.workers.min_count=1"]
+    elastic += ["stages.reward.needs=[sft]"]  # else it might want room beside it
+    runs = tmp_path / "elastic"
+    process = start(recipe_file, runs, *elastic, address=three_nodes.address)
+    await_checkpoint(process, runs)
+    three_nodes.remove_node(next(iter(three_nodes.worker_nodes)), allow_graceful=False)
+    found = losses(process, runs)
+    assert found == pytest.approx(losses(start(recipe_file, tmp_path / "one", *alone), tmp_path / "one"), abs=1e-4)
+    rows = read_metrics(str(runs / "tiny/stages/sft"))
+    assert [len(row["worker_tokens_per_second"]) for row in (rows[0], rows[-1])] == [2, 1]

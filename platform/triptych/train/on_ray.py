@@ -56,7 +56,10 @@ def launch(
         run_config=RunConfig(
             name=name,
             storage_path=storage_path,
-            failure_config=FailureConfig(max_failures=workers.max_restarts, controller_failure_limit=0),
+            # Ray may count on a node that is just lost, and wait for it in vain: that is a controller failure.
+            failure_config=FailureConfig(
+                max_failures=workers.max_restarts, controller_failure_limit=workers.max_restarts
+            ),
             worker_runtime_env={"env_vars": _ALLOCATOR},
         ),
     )
