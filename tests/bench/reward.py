@@ -53,7 +53,6 @@ def pairs(count: int) -> list[Row]:
 
 
 def measure_ours(job: Job) -> None:
-    from triptych.methods import method_config
     from triptych.models.base import load_tokenizer
     from triptych.models.heads import ScalarHead
     from triptych.recipe import Lora
@@ -61,7 +60,7 @@ def measure_ours(job: Job) -> None:
     from triptych.train.tasks import PairwiseReward
 
     model, rows, pad = our_model(job), job.read_rows(), load_tokenizer(Path(job.model)).pad_token_id
-    method = method_config(Lora(r=job.rank, alpha=job.alpha))
+    method = Lora(r=job.rank, alpha=job.alpha)
     model.add("reward", method, trainable=True, head=ScalarHead(model.hidden_size))
     learner = our_learner(job, model, "reward", -(-len(rows) // job.batch))
 

@@ -84,14 +84,13 @@ if GSM8K.is_file():
 
 
 def measure_ours(job: Job) -> None:
-    from triptych.methods import method_config
     from triptych.models.base import load_tokenizer
     from triptych.recipe import Lora
     from triptych.train.batch import Batch, language_batch
     from triptych.train.tasks import LanguageModeling
 
     model, rows, pad = our_model(job), job.read_rows(), load_tokenizer(Path(job.model)).pad_token_id
-    model.add("policy", method_config(Lora(r=job.rank, alpha=job.alpha)), trainable=True)
+    model.add("policy", Lora(r=job.rank, alpha=job.alpha), trainable=True)
     learner = our_learner(job, model, "policy", -(-len(rows) // job.batch))
 
     def batch(chosen: list[Row]) -> Batch:

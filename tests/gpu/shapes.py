@@ -10,7 +10,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from triptych.data.batches import packed_micro_batches
-from triptych.methods import method_config
 from triptych.models.sizes import Sizes, read_config, sizes_of
 from triptych.recipe import Full, Lora, Method, Model, Optimizer
 from triptych.train.batch import Batch, language_batch
@@ -21,7 +20,7 @@ from triptych.train.tasks import LanguageModeling
 Row = tuple[list[int], list[int]]
 """Tokens, and labels: -100 where nothing is learned."""
 
-METHODS: dict[str, Method] = {"lora": Lora(r=8, alpha=16), "full": Full(name="full")}
+METHODS: dict[str, Lora | Full] = {"lora": Lora(r=8, alpha=16), "full": Full(name="full")}
 OBJECTIVE = LanguageModeling("policy")
 ROWS = 32
 """Of one optimiser step."""
@@ -115,10 +114,7 @@ def make_model(shape: Shape, method: Method, device: torch.device, dtype: torch.
 
 
 def add_policy(model: RoleModel, method: Method) -> None:
-    if isinstance(method, Full):
-        model.add_full("policy")
-    else:
-        model.add("policy", method_config(method), trainable=True)
+    model.add("policy", method, trainable=True)
 
 
 def make_learner(model: RoleModel, optimizer: Optimizer | None = None, **settings: Any) -> Learner:

@@ -33,8 +33,8 @@ from shapes import (
     random_rows,
 )
 from triptych.data.batches import pad_right
-from triptych.methods import method_config
-from triptych.models.flops import Work, train_flops
+from triptych.methods.flops import Work, train_flops
+from triptych.methods.lora import lora_config
 from triptych.plan.machines import peak_flops
 from triptych.recipe import Full
 from triptych.train.usage import peak_memory, work_of
@@ -59,11 +59,11 @@ def ours(shape: Shape, method: str, device: torch.device, rows: Sequence[Row]) -
 
 def trainer(shape: Shape, method: str, device: torch.device, rows: Sequence[Row], *, half: bool) -> list[float]:
     """When each step ended, in seconds."""
-    chosen = METHODS[method]
+    chosen: Any = METHODS[method]
     narrow = half and not isinstance(chosen, Full)
     model: Any = make_base(shape, device, torch.bfloat16 if narrow else torch.float32)
     if not isinstance(chosen, Full):
-        model = get_peft_model(model, method_config(chosen))
+        model = get_peft_model(model, lora_config(chosen))
     ends = _Ends(device)
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(

@@ -10,12 +10,12 @@ from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
 from triptych.errors import UserError
-from triptych.methods import method_config
 from triptych.models.adapter import Adapter, Normalization, load_adapter, save_adapter
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead
 from triptych.recipe import Lora
 from triptych.stages.ppo_run import CRITIC, POLICY, REFERENCE, REWARD, add_roles
+from triptych.stages.supervised import adapter_of
 from triptych.train.batch import sample_batch
 from triptych.train.roles import BASE, RoleModel
 from triptych.train.tasks import mean_scores, response_logprobs, response_values, sequence_scores
@@ -30,24 +30,28 @@ def random_adapter(model: RoleModel, role: str, seed: int) -> dict[str, torch.Te
 
 @pytest.fixture
 def reward(tiny_model_dir: Path) -> Adapter:
-    config = method_config(Lora(r=4))
+    config = Lora(r=4)
     model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
     model.add("any", config, trainable=False)
     head = ScalarHead(model.hidden_size)
     tensors = {"weight": head.weight.detach(), "bias": torch.tensor([0.5])}
-    return Adapter(config, random_adapter(model, "any", 1), "reward", tensors, Normalization(mean=2.0, std=4.0))
+    return replace(
+        adapter_of(config, random_adapter(model, "any", 1), "reward"),
+        head=tensors,
+        normalization=Normalization(2.0, 4.0),
+    )
 
 
 def test_the_adapter_alone_on_the_original_base_is_the_policy(
     tiny_model_dir: Path, tmp_path: Path, reward: Adapter
 ) -> None:
     model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
-    config = method_config(Lora(r=4, alpha=16, rslora=True))
+    config = Lora(r=4, alpha=16, rslora=True)
     model.add("sft", config, trainable=False)
     weights = random_adapter(model, "sft", 0)
     model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
-    add_roles(model, Adapter(config, weights, "lora"), reward)
-    save_adapter(tmp_path, Adapter(config, model.adapter(POLICY), "lora"), ABOUT)
+    add_roles(model, adapter_of(config, weights, "lora"), reward)
+    save_adapter(tmp_path, adapter_of(config, model.adapter(POLICY), "lora"), ABOUT)
 
     ids = torch.randint(5, 300, (2, 9), generator=torch.Generator().manual_seed(3))
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), str(tmp_path)).eval()
@@ -61,9 +65,9 @@ def test_the_adapter_alone_on_the_original_base_is_the_policy(
 def test_ppo_starts_with_equal_pairs_of_roles_on_one_base(tiny_model_dir: Path, reward: Adapter) -> None:
     base = load_causal_lm(tiny_model_dir, torch.float32)
     model = RoleModel(base)
-    config = method_config(Lora(r=4))
+    config = Lora(r=4)
     model.add("sft", config, trainable=False)
-    policy = Adapter(config, random_adapter(model, "sft", 0), "lora")
+    policy = adapter_of(config, random_adapter(model, "sft", 0), "lora")
     base = load_causal_lm(tiny_model_dir, torch.float32)
     frozen = sum(parameter.numel() for parameter in base.parameters())
     model = RoleModel(base)
@@ -87,7 +91,7 @@ def test_ppo_starts_with_equal_pairs_of_roles_on_one_base(tiny_model_dir: Path, 
             assert torch.equal(sequence_scores(model, batch), scores)
 
     raw = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
-    raw.add("raw", reward.config, trainable=False, weights=reward.weights, head=reward.scalar_head())
+    raw.add("raw", reward.method, trainable=False, weights=reward.weights, head=reward.scalar_head())
     with torch.no_grad(), raw.use("raw"):
         assert torch.allclose(scores, (sequence_scores(raw, batch) - 2.0) / 4.0, atol=1e-6)
 
@@ -110,7 +114,7 @@ def test_a_reward_model_without_head_or_normalization_is_refused(tmp_path: Path,
 def ensemble(tiny_model_dir: Path, reward: Adapter) -> Adapter:
     """Three members."""
     model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
-    model.add("any", reward.config, trainable=False)
+    model.add("any", reward.method, trainable=False)
     others = []
     for seed in (2, 3):
         weights = random_adapter(model, "any", seed)
@@ -149,8 +153,8 @@ def test_ppo_scores_by_the_mean_of_the_members_and_starts_the_critic_from_the_fi
     tiny_model_dir: Path, ensemble: Adapter
 ) -> None:
     model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
-    model.add("sft", ensemble.config, trainable=False)
-    policy = Adapter(ensemble.config, random_adapter(model, "sft", 0), "lora")
+    model.add("sft", ensemble.method, trainable=False)
+    policy = adapter_of(ensemble.method, random_adapter(model, "sft", 0), "lora")
     model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
     roles = add_roles(model, policy, ensemble)
     assert roles == ("reward", "reward-1", "reward-2")
@@ -160,7 +164,7 @@ def test_ppo_scores_by_the_mean_of_the_members_and_starts_the_critic_from_the_fi
     raw = []
     for member in (ensemble, *ensemble.others):
         alone = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
-        alone.add("one", member.config, trainable=False, weights=member.weights, head=member.scalar_head())
+        alone.add("one", member.method, trainable=False, weights=member.weights, head=member.scalar_head())
         with torch.no_grad(), alone.use("one"):
             raw.append(sequence_scores(alone, batch))
     with torch.no_grad():
@@ -181,7 +185,7 @@ def test_another_kind_is_refused(tmp_path: Path, reward: Adapter) -> None:
 
 def test_an_adapter_of_another_shape_is_refused(tiny_model_dir: Path) -> None:
     model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
-    model.add("a", method_config(Lora(r=4)), trainable=False)
+    model.add("a", Lora(r=4), trainable=False)
     weights = model.adapter("a")
     weights.pop(next(iter(weights)))
     with pytest.raises(UserError, match="its tensors are not those of this model and method"):
@@ -190,7 +194,7 @@ def test_an_adapter_of_another_shape_is_refused(tiny_model_dir: Path) -> None:
 
 def test_the_score_is_read_at_the_last_real_token(tiny_model_dir: Path, reward: Adapter) -> None:
     model = RoleModel(load_causal_lm(tiny_model_dir, torch.float64))
-    model.add("reward", reward.config, trainable=False, weights=reward.weights, head=reward.scalar_head())
+    model.add("reward", reward.method, trainable=False, weights=reward.weights, head=reward.scalar_head())
     model = model.double()
     ids = torch.tensor([[5, 6, 7, 2]])
 

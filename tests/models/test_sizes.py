@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from triptych.errors import UserError
+from triptych.methods.table import added, trained
 from triptych.models import base, sizes
 from triptych.models.sizes import model_sizes, sizes_of
 from triptych.recipe import Full, Lora, Model
@@ -51,7 +52,7 @@ METHODS = [
 def test_smollm2_has_the_parameters_it_is_known_for() -> None:
     found = model_sizes(Model(base="smollm2-135m-instruct"))
     assert found.total == 134_515_008
-    assert found.lora(Lora(r=16)) == 4_884_480
+    assert added(Lora(r=16), found) == 4_884_480
     assert found.kv_per_token == 2 * 30 * 3 * 64
 
 
@@ -67,7 +68,7 @@ def test_counts_are_those_of_the_model_that_transformers_builds(config: PreTrain
     assert found.total == sum(parameter.numel() for parameter in model.parameters())
     shapes = Counter(tuple(parameter.shape) for parameter in model.parameters())
     counted: Counter[tuple[int, ...]] = Counter()
-    for tensors in found.trained(Full(name="full")):
+    for tensors in trained(Full(), found):
         counted[tensors.shape] += tensors.count
     assert counted == shapes
     assert found.max_length == config.max_position_embeddings
@@ -78,9 +79,9 @@ def test_counts_are_those_of_the_model_that_transformers_builds(config: PreTrain
 def test_lora_counts_are_those_that_peft_trains(config: PreTrainedConfig, method: Lora) -> None:
     targets = method.targets if isinstance(method.targets, str) else list(method.targets)
     model = get_peft_model(CausalLM.from_config(config), LoraConfig(r=method.r, target_modules=targets))
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    counted = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     found = sizes_of(json.loads(config.to_json_string(use_diff=False)), "tiny")
-    assert found.lora(method) == sum(tensors.numel for tensors in found.trained(method)) == trained
+    assert added(method, found) == sum(tensors.numel for tensors in trained(method, found)) == counted
 
 
 def test_sizes_of_a_folder(tiny_model_dir: Path) -> None:
@@ -90,7 +91,7 @@ def test_sizes_of_a_folder(tiny_model_dir: Path) -> None:
 
 def test_target_that_is_no_linear_layer() -> None:
     with pytest.raises(UserError) as caught:
-        model_sizes(Model(base="smollm2-135m-instruct")).lora(Lora(targets=("q_prj",)))
+        model_sizes(Model(base="smollm2-135m-instruct")).targets(("q_prj",))
     assert str(caught.value) == (
         "method.targets: `q_prj` is no linear layer of this model; did you mean `q_proj`?; allowed: all-linear, "
         "or a list of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"

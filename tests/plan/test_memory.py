@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from triptych.methods import method_config
+from triptych.methods.table import added, trained
 from triptych.models.sizes import Sizes, Tensors, sizes_of
 from triptych.plan.activations import Pass
 from triptych.plan.worker import optimizer_bytes
@@ -75,10 +75,7 @@ def measured(settings: LlamaConfig, method: Method, dtype: str, memory: Memory, 
     model = RoleModel(
         base, precision, packing=packing, checkpointing=memory.checkpointing, loss_chunk=memory.loss_chunk
     )
-    if isinstance(method, Lora):
-        model.add("policy", method_config(method), trainable=True)
-    else:
-        model.add_full("policy")
+    model.add("policy", method, trainable=True)
     ids = torch.randint(0, settings.vocab_size, (ROWS, LENGTH))
     mask = torch.ones_like(ids)
     mask[0, -3:] = 0
@@ -99,8 +96,8 @@ def casts(settings: LlamaConfig, method: Method, dtype: str) -> int:
     """Bytes of copies of one block's weights that its backward pass needs."""
     sizes = shapes(settings)
     if isinstance(method, Lora):
-        one = method.r * sum(o for _, o in sizes.targets(method).values())
-        return 4 * one if dtype == "float32" else 2 * sizes.lora(method) // sizes.layers
+        one = method.r * sum(o for _, o in sizes.targets(method.targets).values())
+        return 4 * one if dtype == "float32" else 2 * added(method, sizes) // sizes.layers
     return 0 if dtype == "float32" else 2 * sum(i * o for i, o, _ in sizes.linears.values())
 
 
@@ -151,20 +148,17 @@ def test_logits(dtype: str, method: Method, chunk: int | None) -> None:
 def test_optimizer_state(name: Any, method: Method) -> None:
     settings = config(2, hidden_size=128, intermediate_size=256, num_attention_heads=4)
     model = RoleModel(LlamaForCausalLM(settings))
-    if isinstance(method, Lora):
-        model.add("policy", method_config(method), trainable=True)
-    else:
-        model.add_full("policy")
+    model.add("policy", method, trainable=True)
     parameters = model.parameters_of("policy")
     optimizer = build_optimizer(parameters, Optimizer(name=name))
     for parameter in parameters.values():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     tensors = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-    trained = shapes(settings).trained(method)
+    wanted = trained(method, shapes(settings))
     held = sum(tensor.nbytes for tensor in tensors if tensor.dim())
-    assert optimizer_bytes(Optimizer(name=name), trained) == held
-    assert sum(tensor.numel for tensor in trained) == sum(p.numel() for p in parameters.values())
+    assert optimizer_bytes(Optimizer(name=name), wanted) == held
+    assert sum(tensor.numel for tensor in wanted) == sum(p.numel() for p in parameters.values())
 
 
 def test_sgd_without_momentum_has_no_state() -> None:

@@ -45,7 +45,7 @@ REFUSED = [
     ),
     (
         ["model.quantization=int8", "stages.sft.method.name=full"],
-        "stages.sft.method.name: full trains every weight, and model.quantization int8 is for frozen ones",
+        "stages.sft.method.name: full trains weights of the base, and model.quantization int8 is for frozen ones",
     ),
     (
         ["stages.sft.method.name=full"],

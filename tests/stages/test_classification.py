@@ -12,7 +12,6 @@ from transformers import AutoModelForSequenceClassification
 
 from triptych import storage
 from triptych.errors import UserError
-from triptych.methods import method_config
 from triptych.models.adapter import load_adapter
 from triptych.models.base import load_causal_lm, load_tokenizer
 from triptych.models.heads import ClassHead
@@ -32,7 +31,7 @@ WORDS = {"bad": ("dull", "flat", "slow"), "good": ("warm", "funny", "lovely"), "
 
 def learner(folder: Path, head: ClassHead, adapter: Any = None) -> Learner:
     model = RoleModel(load_causal_lm(folder, torch.float32))
-    config, weights = (adapter.config, adapter.weights) if adapter else (method_config(Lora(r=4)), None)
+    config, weights = (adapter.method, adapter.weights) if adapter else (Lora(r=4), None)
     model.add("classifier", config, trainable=True, weights=weights, head=head)
     return Learner(model, {"classifier": Optimizer()}, {"classifier": 1})
 

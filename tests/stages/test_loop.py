@@ -9,9 +9,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from triptych.methods import method_config
+from triptych.methods.flops import Work, train_flops
 from triptych.models.base import load_causal_lm
-from triptych.models.flops import Work, train_flops
 from triptych.models.sizes import model_sizes
 from triptych.observe.log import read_metrics
 from triptych.observe.progress import Progress
@@ -60,7 +59,7 @@ def rows() -> Rows:
 
 def learner(ctx: StageContext[Any]) -> Learner:
     model = RoleModel(load_causal_lm(ctx.base_dir, torch.float32))
-    model.add("policy", method_config(Lora(r=4)), trainable=True)
+    model.add("policy", Lora(r=4), trainable=True)
     return Learner(model, {"policy": ctx.stage.train.optimizer}, {"policy": 7})
 
 

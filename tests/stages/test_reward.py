@@ -108,7 +108,7 @@ def test_an_ensemble_is_trained_measured_and_held_to_its_gate(
     model = RoleModel(load_causal_lm(Path(lenient.model.base), torch.float32))
     roles = member_roles(REWARD, 2)
     for role, member in zip(roles, (adapter, *adapter.others), strict=True):
-        model.add(role, member.config, trainable=False, weights=member.weights, head=member.scalar_head())
+        model.add(role, member.method, trainable=False, weights=member.weights, head=member.scalar_head())
     model.eval()
 
     def scores(split: str) -> torch.Tensor:

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triptych.methods import method_config
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead
-from triptych.recipe import Lora, Optimizer
+from triptych.recipe import Full, Lora, Optimizer
 from triptych.train.batch import Batch, language_batch, pair_batch, sample_batch
 from triptych.train.learner import Learner, Objective
 from triptych.train.roles import RoleModel
@@ -33,10 +32,7 @@ def make_model(
     model = RoleModel(load_causal_lm(folder, dtype), **settings)
     for role in roles:
         head = ScalarHead(model.hidden_size) if role == "critic" else None
-        if method == "full":
-            model.add_full(role, head=head)
-            continue
-        model.add(role, method_config(Lora(r=4, alpha=8)), trainable=True, head=head)
+        model.add(role, Full() if method == "full" else Lora(r=4, alpha=8), trainable=True, head=head)
         with torch.no_grad():
             for name, parameter in model.parameters_of(role).items():
                 if "lora_B" in name:  # zero at the start, which would hide lora_A's gradient

@@ -9,7 +9,6 @@ from gradient_cases import make_model
 from peft.tuners.lora import Linear
 from torch import Tensor
 
-from triptych.methods import method_config
 from triptych.models.base import load_causal_lm
 from triptych.recipe import Lora
 from triptych.train.roles import RoleModel
@@ -52,7 +51,7 @@ def test_the_base_role_has_no_adapter(tiny_model_dir: Path) -> None:
 def test_dropout_takes_the_long_way(tiny_model_dir: Path) -> None:
     torch.manual_seed(0)
     model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
-    model.add("policy", method_config(Lora(r=4, alpha=8, dropout=0.5)), trainable=True)
+    model.add("policy", Lora(r=4, alpha=8, dropout=0.5), trainable=True)
     layer = layers(model)[0]
     torch.nn.init.normal_(layer.lora_B["policy"].weight)
     x = torch.randn(4, layer.in_features)

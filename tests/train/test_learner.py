@@ -9,7 +9,6 @@ from gradient_cases import CASES, TOLERANCE, assert_equal, gradients, language, 
 from torch import Tensor
 
 from triptych.errors import RunError
-from triptych.methods import method_config
 from triptych.models.base import load_causal_lm
 from triptych.recipe import Lora, Optimizer
 from triptych.train.learner import MAX_BAD_STEPS, Learner
@@ -86,7 +85,7 @@ def test_roles_do_not_touch_each_other(tiny_model_dir: Path) -> None:
 def test_a_copied_role_answers_bit_for_bit_and_unlike_the_base(tiny_model_dir: Path) -> None:
     learner = make_learner(make_model(tiny_model_dir, torch.float32))
     model = learner.model
-    model.add("reference", method_config(Lora(r=4, alpha=8)), trainable=False, weights=model.adapter("policy"))
+    model.add("reference", Lora(r=4, alpha=8), trainable=False, weights=model.adapter("policy"))
     batch = samples(list(range(8)), torch.float32)
 
     def logprobs(role: str) -> Tensor:
@@ -103,7 +102,7 @@ def test_a_copied_role_answers_bit_for_bit_and_unlike_the_base(tiny_model_dir: P
 def test_dropout_acts_in_training_alone_and_only_if_asked(tiny_model_dir: Path) -> None:
     torch.manual_seed(0)
     model = RoleModel(load_causal_lm(tiny_model_dir, torch.float64))
-    model.add("policy", method_config(Lora(r=4, alpha=8, dropout=0.5)), trainable=True)
+    model.add("policy", Lora(r=4, alpha=8, dropout=0.5), trainable=True)
     with torch.no_grad():
         for parameter in model.parameters_of("policy").values():
             parameter.normal_(std=0.1)

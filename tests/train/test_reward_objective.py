@@ -6,7 +6,6 @@ import pytest
 import torch
 from gradient_cases import TOLERANCE, assert_equal, gradients, in_float64, make_learner
 
-from triptych.methods import method_config
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead
 from triptych.recipe import Lora, Optimizer
@@ -24,7 +23,7 @@ def make_model(folder: Path, dtype: torch.dtype, members: int = 1) -> RoleModel:
     torch.manual_seed(0)
     model = RoleModel(load_causal_lm(folder, dtype))
     for role in member_roles("reward", members):
-        model.add(role, method_config(Lora(r=4, alpha=8)), trainable=True, head=ScalarHead(model.hidden_size))
+        model.add(role, Lora(r=4, alpha=8), trainable=True, head=ScalarHead(model.hidden_size))
         with torch.no_grad():
             for name, parameter in model.parameters_of(role).items():
                 if "lora_B" in name:  # zero at the start, which would hide lora_A's gradient

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from triptych.models.flops import Work
+from triptych.methods.flops import Work
 from triptych.train.attention import lay_out
 from triptych.train.batch import language_batch, pair_batch
 from triptych.train.usage import real_tokens, work_of

@@ -1,12 +1,14 @@
 """What a method adds to a model: one attachment for each role that uses it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-T = TypeVar("T")
+Prefix = Callable[[nn.Module, Tensor, int], tuple[Tensor, Tensor]]
+"""An attention module, its keys [..., K, T, D], n -> keys and values [n, K, P, D] that stand before n rows of them."""
 
 
 class Attachment(ABC):
@@ -15,7 +17,7 @@ class Attachment(ABC):
     prompt: nn.Module | None = None
     """Called in each pass; gives the embeddings [P, d] that stand before every row (prompt tuning, P-tuning)."""
     prefix_length: int = 0
-    """Keys and values that stand before every row inside attention (prefix tuning, P-tuning v2)."""
+    """Keys and values that stand before every row inside attention (prefix tuning, P-tuning v2): P."""
     adaptive: bool = False
     """`penalize` and `adapt` do something: the learner calls them once an optimizer step."""
 
@@ -31,6 +33,10 @@ class Attachment(ABC):
     def activate(self, on: bool) -> None:
         """Be a part of the model, or not. `requires_grad` stays as it is."""
 
+    def prefix(self) -> Prefix | None:
+        """Called in each pass, before the model: what gives them to each layer."""
+        return None
+
     def penalize(self, factor: float) -> None:  # noqa: B027 - most methods have no penalty
         """From now on, let a backward pass add the gradient of the method's penalty times `factor`; 0: no longer."""
 
@@ -44,6 +50,14 @@ class Attachment(ABC):
         return {}
 
 
-def without_prefix(named: Mapping[str, T], prefix: str) -> dict[str, T]:
-    """The entries whose names begin with `prefix`, which is taken off."""
-    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+@dataclass(frozen=True)
+class Export:
+    """What a method's files hold: plain peft or transformers, where these have a format, compute the same with it."""
+
+    method: Any
+    """The recipe's method under which the weights load: another than was trained where training needed more."""
+    weights: dict[str, Tensor]
+    config: Any = None
+    """peft's configuration; None: peft has no format for it."""
+    peft: dict[str, Tensor] | None = None
+    """The tensors of peft's file where they are not `weights`, which then lie beside it in prefix.safetensors."""

@@ -1,18 +1,22 @@
 """LoRA through peft: W x + (alpha / r) B A x, with B = 0 at the start (Hu et al. 2021, arXiv 2106.09685)."""
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from collections.abc import Mapping
+
+from peft import LoraConfig
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from triptych.errors import UserError
-from triptych.recipe import Lora
+from triptych.methods.base import Export
+from triptych.methods.peft_family import PeftAttachment, inject
+from triptych.methods.targets import targeted
+from triptych.recipe.method import Lora
 
 
 def lora_config(method: Lora) -> LoraConfig:
     """peft's configuration of a recipe's method."""
     return LoraConfig(
         r=method.r,
-        # peft types alpha as int, takes a float, and vLLM wants what the JSON says to be exact.
-        lora_alpha=int(method.alpha) if float(method.alpha).is_integer() else method.alpha,  # type: ignore[arg-type]
+        lora_alpha=exact(method.alpha),
         lora_dropout=method.dropout,
         target_modules=method.targets if isinstance(method.targets, str) else list(method.targets),
         use_rslora=method.rslora,
@@ -20,16 +24,22 @@ def lora_config(method: Lora) -> LoraConfig:
     )
 
 
-def apply_lora(model: PreTrainedModel | PeftModel, config: LoraConfig, adapter: str) -> PeftModel:
-    """Add one more adapter, in float32, to a base (or to a base that has some already).
+def exact(alpha: float) -> int:
+    """peft types alpha as int, takes a float, and vLLM wants what the JSON says to be exact."""
+    return int(alpha) if float(alpha).is_integer() else alpha  # type: ignore[return-value]
+
+
+def attach(model: PreTrainedModel, method: Lora, role: str) -> PeftAttachment:
+    """An adapter in every targeted layer.
 
     Raises:
         UserError: the targets match no module of the model.
     """
-    try:
-        if isinstance(model, PeftModel):
-            model.add_adapter(adapter, config)
-            return model
-        return get_peft_model(model, config, adapter_name=adapter)
-    except ValueError as error:
-        raise UserError(f"method.targets: {config.target_modules} does not fit this model: {error}") from error
+    config = lora_config(method)
+    config.target_modules = targeted(model, method.targets)
+    return PeftAttachment(inject(model, config, role), [role], plain=True)
+
+
+def export(method: Lora, state: Mapping[str, Tensor]) -> Export:
+    """peft's LoRA files."""
+    return Export(method, dict(state), lora_config(method))

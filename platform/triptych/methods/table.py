@@ -1,44 +1,224 @@
-"""The table of methods: what each trains, how it is served, where it comes from."""
+"""The table of methods: what each trains, what it needs, how it is served, where it comes from.
 
-from collections.abc import Callable
+Light to import: no torch and no peft before something is attached or exported.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from peft import LoraConfig, PeftModel
-from transformers import PreTrainedModel
+from triptych.methods import counts, shapes, virtual
+from triptych.models.sizes import Sizes, Tensors
+from triptych.recipe.method import (
+    BitFit,
+    Freeze,
+    Full,
+    Houlsby,
+    Lora,
+    Method,
+    ParallelAdapter,
+    Pfeiffer,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    PTuningV2,
+    parts_of,
+)
 
-from triptych.methods.lora import apply_lora, lora_config
-from triptych.recipe import Lora
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from triptych.methods.base import Attachment, Export
 
 
 @dataclass(frozen=True)
-class Method:
+class Entry:
     """One parameter-efficient method."""
 
+    config: type[Any]
+    """Its model in the recipe."""
+    module: str
+    """Where `attach(model, method, role)` and `export(method, state)` stand; loaded when they are called."""
+    tensors: Callable[[Any, Sizes], list[Tensors]]
+    """What it trains, from the sizes of a model alone."""
     trains: str
-    merges: bool
     served: str
     paper: str
     learning_rates: tuple[float, float]
-    config: Callable[[Lora], LoraConfig]
+    needs: str = ""
+    """What it asks of the model or the run."""
+
+    @property
+    def merges(self) -> bool:
+        """What it trains can be added to the base's weights."""
+        return bool(self.config.merges)
+
+    def attach(self, model: "PreTrainedModel", method: Any, role: str) -> "Attachment":
+        """Add what the method trains to a model, for one role; UserError where the model has no place for it."""
+        found: Attachment = import_module(self.module).attach(model, method, role)
+        return found
+
+    def export(self, method: Any, state: "Mapping[str, Tensor]") -> "Export":
+        """What its files hold, from what `parameters` and `buffers` of its attachment hold at the end."""
+        found: Export = import_module(self.module).export(method, state)
+        return found
 
 
-METHODS: dict[str, Method] = {
-    "lora": Method(
+NOT_BEFORE_ROWS = "not by vLLM, whose prompt embeddings a request would have to bring; plain peft runs it"
+NOT_INSIDE = "not by vLLM, which has no prefixes of keys and values; plain peft runs it"
+
+NOT_BETWEEN = (
+    "not by vLLM, which has no layers to add, and they cannot be merged; transformers runs it, through Triptych"
+)
+
+METHODS: dict[str, Entry] = {
+    "lora": Entry(
+        config=Lora,
+        module="triptych.methods.lora",
+        tensors=shapes.lora,
         trains="two low-rank matrices beside each linear layer",
-        merges=True,
         served="natively by vLLM, many adapters in one batch",
         paper="Hu et al. 2021, arXiv 2106.09685",
         learning_rates=(5e-5, 1e-3),
-        config=lora_config,
+    ),
+    "prompt_tuning": Entry(
+        config=PromptTuning,
+        module="triptych.methods.prompt",
+        tensors=virtual.prompt,
+        trains="the embeddings of virtual tokens before every row",
+        served=NOT_BEFORE_ROWS,
+        paper="Lester et al. 2021, arXiv 2104.08691",
+        learning_rates=(1e-3, 3e-1),
+        needs="room for the virtual tokens in the model's context",
+    ),
+    "p_tuning": Entry(
+        config=PTuning,
+        module="triptych.methods.prompt",
+        tensors=virtual.prompt,
+        trains="an MLP or LSTM that makes the embeddings of virtual tokens before every row",
+        served=NOT_BEFORE_ROWS,
+        paper="Liu et al. 2021, arXiv 2103.10385",
+        learning_rates=(1e-4, 1e-2),
+        needs="room for the virtual tokens in the model's context",
+    ),
+    "prefix_tuning": Entry(
+        config=PrefixTuning,
+        module="triptych.methods.prefix",
+        tensors=virtual.prefix,
+        trains="an MLP that makes keys and values before every row in every layer",
+        served=NOT_INSIDE,
+        paper="Li & Liang 2021, arXiv 2101.00190",
+        learning_rates=(5e-5, 1e-2),
+        needs="attention that can be replaced, room for the virtual tokens in the model's context",
+    ),
+    "p_tuning_v2": Entry(
+        config=PTuningV2,
+        module="triptych.methods.prefix",
+        tensors=virtual.prefix,
+        trains="keys and values before every row in every layer",
+        served=NOT_INSIDE,
+        paper="Liu et al. 2022, arXiv 2110.07602",
+        learning_rates=(1e-3, 5e-2),
+        needs="attention that can be replaced, room for the virtual tokens in the model's context",
+    ),
+    "houlsby": Entry(
+        config=Houlsby,
+        module="triptych.methods.bottleneck",
+        tensors=counts.bottleneck,
+        trains="two small layers with a non-linearity between them after attention and after the MLP",
+        served=NOT_BETWEEN,
+        paper="Houlsby et al. 2019, arXiv 1902.00751",
+        learning_rates=(3e-5, 3e-3),
+    ),
+    "pfeiffer": Entry(
+        config=Pfeiffer,
+        module="triptych.methods.bottleneck",
+        tensors=counts.bottleneck,
+        trains="two small layers with a non-linearity between them after the MLP",
+        served=NOT_BETWEEN,
+        paper="Pfeiffer et al. 2021, arXiv 2005.00247",
+        learning_rates=(1e-4, 1e-3),
+    ),
+    "parallel_adapter": Entry(
+        config=ParallelAdapter,
+        module="triptych.methods.bottleneck",
+        tensors=counts.bottleneck,
+        trains="two small layers with a non-linearity between them beside the MLP",
+        served=NOT_BETWEEN,
+        paper="He et al. 2022, arXiv 2110.04366",
+        learning_rates=(5e-5, 1e-3),
+    ),
+    "bitfit": Entry(
+        config=BitFit,
+        module="triptych.methods.bitfit",
+        tensors=counts.bitfit,
+        trains="biases, or biases that it adds",
+        served="merged, as the base of an endpoint of its own, where the architecture has such biases",
+        paper="Ben Zaken et al. 2022, arXiv 2106.10199",
+        learning_rates=(1e-4, 1e-2),
+        needs="layers with biases, or `missing: add`",
+    ),
+    "freeze": Entry(
+        config=Freeze,
+        module="triptych.methods.freeze",
+        tensors=counts.freeze,
+        trains="some of the base's own weights: its last layers, parameters by name, rows of its embeddings",
+        served="as the base of an endpoint of its own",
+        paper="",
+        learning_rates=(1e-6, 1e-3),
+        needs="a base that is not quantized",
+    ),
+    "full": Entry(
+        config=Full,
+        module="triptych.methods.full",
+        tensors=shapes.full,
+        trains="every weight",
+        served="as the base of an endpoint of its own",
+        paper="",
+        learning_rates=(1e-6, 1e-4),
     ),
 }
 
 
-def method_config(method: Lora) -> LoraConfig:
-    """peft's configuration of a recipe's method."""
-    return METHODS[method.name].config(method)
+def trained(method: Method, sizes: Sizes) -> list[Tensors]:
+    """What a method, or each part of a hybrid, trains of a model or adds to it; heads of roles apart."""
+    return [tensors for part in parts_of(method) for tensors in METHODS[part.name].tensors(part, sizes)]
 
 
-def apply_method(model: PreTrainedModel | PeftModel, method: Lora, adapter: str) -> PeftModel:
-    """Add the method's parameters to `model` under the name `adapter`."""
-    return apply_lora(model, method_config(method), adapter)
+def added(method: Method, sizes: Sizes) -> int:
+    """Elements of the blocks that a method adds to a model; none where it trains the base itself."""
+    return 0 if trains_base(method) else sum(t.numel for t in trained(method, sizes) if t.in_block)
+
+
+def adapted(method: Method, sizes: Sizes) -> dict[str, int]:
+    """Linear layers of one block whose inputs a backward pass needs, and the width of what a method makes of each."""
+    if trains_base(method):
+        return dict.fromkeys(sizes.linears, 0)
+    parts = [part for part in parts_of(method) if part.family == "matrix"]
+    return {name: getattr(part, "r", 0) for part in parts for name in sizes.targets(part.targets)}
+
+
+def trains_base(method: Method) -> bool:
+    """Whether weights of the base itself are trained: the role has the base for itself."""
+    return any(part.whole for part in parts_of(method))
+
+
+def export_method(method: Method, state: "Mapping[str, Tensor]") -> "dict[str, Export]":
+    """What the files of a method, or of each part of a hybrid, hold: name -> export."""
+    parts = parts_of(method)
+    return {
+        part.name: METHODS[part.name].export(part, without_prefix(state, f"{part.name}.") if len(parts) > 1 else state)
+        for part in parts
+    }
+
+
+def without_prefix(named: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries whose names begin with `prefix`, which is taken off."""
+    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
+
+
+def apply_method(model: "PreTrainedModel", method: Method, role: str) -> "dict[str, Attachment]":
+    """Add a method's parameters, or those of each part of a hybrid, to a model: name -> attachment."""
+    return {part.name: METHODS[part.name].attach(model, part, role) for part in parts_of(method)}

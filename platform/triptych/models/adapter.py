@@ -1,24 +1,30 @@
-"""Adapter folders: peft's two files, and triptych.json with what peft does not say.
+"""Adapter folders: a method's files (peft's two where peft has a format), and triptych.json with what these do not say.
 
-An ensemble's folder is its first member's; the others lie in it as `member-1`, `member-2`, ..., each in the same form.
+A hybrid has a folder for each part, named by its method. An ensemble's folder is its first member's; the others lie in
+it as `member-1`, `member-2`, ..., each in the same form.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
+from peft import PeftConfig
+from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from triptych.errors import UserError
 from triptych.models.heads import ScalarHead
+from triptych.recipe.method import Lora, Method, parts_of
 
 _HEAD = "head.safetensors"
 _WEIGHTS = "adapter_model.safetensors"
+_STATE = "state.safetensors"
+_CONFIG = "adapter_config.json"
 _FACTS = "triptych.json"
+_METHOD: TypeAdapter[Method] = TypeAdapter(Method)
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,14 @@ class Normalization:
 class Adapter:
     """A trained adapter as it lies in a folder."""
 
-    config: LoraConfig
+    method: Method
+    """The recipe's method, or list of parts, under which the weights load."""
     weights: dict[str, Tensor]
+    """As roles name them: in a hybrid, each part's method stands before its names."""
     kind: str
-    """`lora`, `reward` or `classifier`."""
+    """`lora`, `reward`, or the kind of the head."""
+    configs: Mapping[str, PeftConfig] = field(default_factory=dict)
+    """peft's configuration of each part that peft has a format for, by the part's method."""
     head: dict[str, Tensor] | None = None
     """weight [1, d] and bias [1] of a reward model; weight [classes, d] of a classifier."""
     normalization: Normalization | None = None
@@ -45,6 +55,10 @@ class Adapter:
     """The further members of an ensemble of reward models; its score is the mean over this one and them."""
     labels: tuple[str, ...] = ()
     """The classes of a classifier, in the order of its head."""
+    trained: Method | None = None
+    """The method that was trained, where its files hold another that computes the same."""
+    state: Mapping[str, Tensor] | None = None
+    """What `trained` would go on from."""
 
     def scalar_head(self) -> ScalarHead:
         """The head of a reward model, as a module."""
@@ -55,7 +69,7 @@ class Adapter:
         return head
 
 
-def peft_json(config: LoraConfig) -> dict[str, Any]:
+def peft_json(config: PeftConfig) -> dict[str, Any]:
     """What stands in adapter_config.json: plain JSON, no path of this machine."""
     values = config.to_dict() | {"base_model_name_or_path": None, "inference_mode": True}
     return {
@@ -67,10 +81,17 @@ def peft_json(config: LoraConfig) -> dict[str, Any]:
 def save_adapter(folder: Path, adapter: Adapter, about: Mapping[str, Any]) -> None:
     """Write an adapter folder; `about` (base, base_fingerprint, recipe digest) goes into triptych.json."""
     folder.mkdir(exist_ok=True)
-    config = peft_json(adapter.config)
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
-    save_file({k: v.contiguous() for k, v in adapter.weights.items()}, folder / _WEIGHTS, metadata={"format": "pt"})
-    facts: dict[str, Any] = dict(about) | {"kind": adapter.kind}
+    for name, (part, prefix) in _parts(folder, adapter.method).items():
+        part.mkdir(exist_ok=True)
+        if name in adapter.configs:
+            config = peft_json(adapter.configs[name])
+            (part / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
+        own = {key.removeprefix(prefix): value for key, value in adapter.weights.items() if key.startswith(prefix)}
+        _save(own, part / _WEIGHTS)
+    facts: dict[str, Any] = dict(about) | {"kind": adapter.kind, "method": _dumped(adapter.method)}
+    if adapter.state is not None:
+        _save(adapter.state, folder / _STATE)
+        facts["trained"] = _dumped(adapter.trained)
     if adapter.head is not None:
         save_file({k: v.contiguous() for k, v in adapter.head.items()}, folder / _HEAD)
     if adapter.normalization is not None:
@@ -91,24 +112,78 @@ def load_adapter(folder: Path, kind: str) -> Adapter:
         UserError: it is not of this kind; a reward model's head, normalisation or member is absent, or a classifier's
             head or labels.
     """
-    if not (folder / _FACTS).is_file():
-        raise UserError(f"{folder}: not an adapter of Triptych, or a part of one is missing: no {_FACTS}")
-    facts = json.loads((folder / _FACTS).read_text())
+    facts = _facts(folder)
     if facts["kind"] != kind:
         raise UserError(f"{folder.name}: an adapter of kind {facts['kind']!r}, where {kind!r} is needed")
-    config = LoraConfig.from_pretrained(str(folder))
-    weights = load_file(folder / _WEIGHTS)
-    if kind == "classifier":
+    adapter = _load(folder, facts)
+    if kind == "lora":
+        return adapter
+    if kind != "reward":
         if not (folder / _HEAD).is_file() or "labels" not in facts:
             raise UserError(f"{folder}: a classifier without its head ({_HEAD}) or labels; train it again")
-        return Adapter(config, weights, kind, load_file(folder / _HEAD), labels=tuple(facts["labels"]))
-    if kind != "reward":
-        return Adapter(config, weights, kind)
+        return replace(adapter, head=load_file(folder / _HEAD), labels=tuple(facts["labels"]))
     if not (folder / _HEAD).is_file() or "normalization" not in facts:
         raise UserError(f"{folder}: a reward model without its head ({_HEAD}) or normalisation; train it again")
     head, normalization = load_file(folder / _HEAD), Normalization(**facts["normalization"])
     others = tuple(load_adapter(_member(folder, number), kind) for number in range(1, facts.get("members", 1)))
-    return Adapter(config, weights, kind, head, normalization, others)
+    return replace(adapter, head=head, normalization=normalization, others=others)
+
+
+def method_of(folder: Path) -> Method:
+    """The method under which an adapter's weights load; UserError where the folder is no adapter of ours."""
+    return _method_of(folder, _facts(folder))
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    if not (folder / _FACTS).is_file():
+        raise UserError(f"{folder}: not an adapter of Triptych, or a part of one is missing: no {_FACTS}")
+    facts: dict[str, Any] = json.loads((folder / _FACTS).read_text())
+    return facts
+
+
+def _load(folder: Path, facts: Mapping[str, Any]) -> Adapter:
+    """What methods hold; no head."""
+    method = _method_of(folder, facts)
+    weights: dict[str, Tensor] = {}
+    configs: dict[str, PeftConfig] = {}
+    for name, (part, prefix) in _parts(folder, method).items():
+        if (part / _CONFIG).is_file():
+            configs[name] = PeftConfig.from_pretrained(str(part))
+        weights |= {f"{prefix}{key}": value for key, value in load_file(part / _WEIGHTS).items()}
+    return Adapter(method, weights, facts["kind"], configs)
+
+
+def _method_of(folder: Path, facts: Mapping[str, Any]) -> Method:
+    """As triptych.json says; before it said so, there was only LoRA."""
+    try:
+        if "method" in facts:
+            return _METHOD.validate_python(facts["method"])
+        config = json.loads((folder / _CONFIG).read_text())
+        return Lora(
+            r=config["r"],
+            alpha=config["lora_alpha"],
+            dropout=config["lora_dropout"],
+            targets=config["target_modules"],
+            rslora=config["use_rslora"],
+        )
+    except ValidationError as error:
+        raise UserError(f"{folder}: {_FACTS} names a method that this version does not know: {error}") from error
+
+
+def _parts(folder: Path, method: Method) -> dict[str, tuple[Path, str]]:
+    """Method's name -> its part's folder, and what stands before the part's names."""
+    parts = parts_of(method)
+    if len(parts) == 1:
+        return {parts[0].name: (folder, "")}
+    return {part.name: (folder / part.name, f"{part.name}.") for part in parts}
+
+
+def _dumped(method: Method | None) -> Any:
+    return _METHOD.dump_python(method, mode="json") if method is not None else None
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata={"format": "pt"})
 
 
 def _member(folder: Path, number: int) -> Path:

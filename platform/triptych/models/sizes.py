@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.errors import UserError
-from triptych.recipe.method import Lora, Method
+from triptych.recipe.method import Targets
 from triptych.recipe.model import Model
 
 BUILT_IN = ("smollm2-135m-instruct",)
@@ -95,28 +95,16 @@ class Sizes:
         """Elements of keys and values that a token leaves in the cache."""
         return 2 * self.layers * self.kv_heads * self.head_dim
 
-    def trained(self, method: Method) -> list[Tensors]:
-        """What a method trains of a model, or adds to it; heads of roles apart."""
-        if isinstance(method, Lora):
-            pairs = self.targets(method).values()
-            return [Tensors(shape, self.layers) for i, o in pairs for shape in ((method.r, i), (o, method.r))]
-        matrices = [Tensors((outputs, inputs), self.layers) for inputs, outputs, _ in self.linears.values()]
-        biases = [Tensors((outputs,), self.layers) for _, outputs, bias in self.linears.values() if bias]
-        norms = [Tensors((self.hidden,), 2 * self.layers + 1)]
-        norms += [Tensors((self.head_dim,), 2 * self.layers)] if self.qk_norm else []
-        tables = Tensors((self.vocab, self.hidden), 1 if self.tied else 2, in_block=False)
-        return [*matrices, *biases, *norms, tables]
-
-    def targets(self, method: Method) -> dict[str, tuple[int, int]]:
-        """Linear layers of one block that the method trains or adapts: name -> (inputs, outputs).
+    def targets(self, targets: Targets = "all-linear") -> dict[str, tuple[int, int]]:
+        """Linear layers of one block that a method names: name -> (inputs, outputs).
 
         Raises:
             UserError: a target is no linear layer of a block.
         """
         shapes = {name: (inputs, outputs) for name, (inputs, outputs, _) in self.linears.items()}
-        if not isinstance(method, Lora) or method.targets == "all-linear":
+        if targets == "all-linear":
             return shapes
-        found = {target: [name for name in shapes if f".{name}".endswith(f".{target}")] for target in method.targets}
+        found = {target: [name for name in shapes if f".{name}".endswith(f".{target}")] for target in targets}
         wrong = [target for target, names in found.items() if not names]
         if wrong:
             endings = [name.rpartition(".")[2] for name in shapes]
@@ -127,10 +115,6 @@ class Sizes:
                 f"allowed: all-linear, or a list of {', '.join(endings)}"
             )
         return {name: shapes[name] for names in found.values() for name in names}
-
-    def lora(self, method: Lora) -> int:
-        """Parameters of a LoRA adapter: r (inputs + outputs) a target and block (arXiv 2106.09685)."""
-        return self.layers * sum(method.r * (inputs + outputs) for inputs, outputs in self.targets(method).values())
 
 
 def model_sizes(model: Model) -> Sizes:

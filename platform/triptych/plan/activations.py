@@ -5,8 +5,9 @@ Bytes of a block were counted on the learner, by the tensors that are alive afte
 
 from dataclasses import dataclass
 
+from triptych.methods.table import adapted, trains_base
 from triptych.models.sizes import Sizes
-from triptych.recipe import Full, Memory, Method
+from triptych.recipe import Memory, Method
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FP32 = 4
@@ -63,7 +64,7 @@ class Pass:
         output and log-sum-exp of attention, with a mask and keys and values for every head where rows are padded;
         gate, its activation and the up projection; the input of every trained or adapted layer and A's output.
         """
-        sizes, size, full = self.sizes, BYTES[self.dtype], isinstance(self.method, Full)
+        sizes, size, full = self.sizes, BYTES[self.dtype], trains_base(self.method)
         normed = 2 * sizes.hidden + sizes.qk_norm * sizes.head_dim * (sizes.heads + sizes.kv_heads)
         queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
         attention = 2 * queries + 2 * keys if self.packing else 4 * queries + self.length
@@ -75,7 +76,7 @@ class Pass:
         sizes = self.sizes
         at_once = min(learned, self.memory.loss_chunk or learned)
         chunk = LOGIT_BYTES[self.dtype] * at_once * sizes.vocab
-        if isinstance(self.method, Full):
+        if trains_base(self.method):
             # A gradient of the embeddings' size exists beside the logits, and two when they are gone.
             table = FP32 * sizes.embedding
             return int(max(chunk + table, 2 * table))
@@ -83,12 +84,11 @@ class Pass:
 
     def _inputs(self) -> int:
         """Elements a token that the trained layers of a block read, and that their A matrices give."""
-        trained = self.sizes.targets(self.method)
-        rank = 0 if isinstance(self.method, Full) else self.method.r
+        ranks = adapted(self.method, self.sizes)
         alone = self.float32_base and self.dtype != "float32"  # each layer casts its input for itself
-        total = rank * len(trained)
+        total = sum(ranks.values())
         for group in _SHARED_INPUTS:
-            widths = [inputs for name, (inputs, _) in trained.items() if name.endswith(group)]
+            widths = [self.sizes.linears[name][0] for name in ranks if name.endswith(group)]
             if group == ("o_proj",) and not self.packing:
                 continue  # attention's output itself; packed rows are joined anew
             total += sum(widths) if alone else max(widths, default=0)
@@ -96,10 +96,10 @@ class Pass:
 
     def _products(self) -> list[int]:
         """Width of every matrix product of a block, in order; B's is added to the frozen layer's."""
-        adapted = {} if isinstance(self.method, Full) else self.sizes.targets(self.method)
+        ranks = {} if trains_base(self.method) else adapted(self.method, self.sizes)
         widths: list[int] = []
         for name, (_, outputs, _) in self.sizes.linears.items():
-            if not isinstance(self.method, Full) and name in adapted:
-                widths.append(self.method.r)
+            if name in ranks:
+                widths.append(ranks[name])
             widths.append(outputs)
         return widths

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from triptych.errors import UserError
+from triptych.methods import trained
 from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan import speed
 from triptych.plan.amounts import Bytes
@@ -111,7 +112,7 @@ def _refuse_what_the_base_cannot(recipe: Recipe, name: str, sizes: Sizes) -> Non
     else:
         field, length = "train.batch.max_length", stage.train.batch.max_length
         try:
-            sizes.targets(stage.method)
+            trained(stage.method, sizes)
         except UserError as error:
             raise UserError(f"stages.{name}.{error}") from None
     if sizes.max_length is not None and length > sizes.max_length:

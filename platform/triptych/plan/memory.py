@@ -1,12 +1,13 @@
 """Memory of each role of a stage, by a closed form."""
 
+from triptych.methods.table import trains_base
 from triptych.models.sizes import Sizes, Tensors
 from triptych.plan.activations import BYTES
 from triptych.plan.amounts import Bytes, Parts
 from triptych.plan.machines import GIB, Gpu
 from triptych.plan.sharding import StrategyName, fewest, sharding
 from triptych.plan.worker import RUNTIME, MicroBatch, Worker
-from triptych.recipe import Full, Labelling, Lora, PpoStage, Recipe, Reward, Rollout, Stage, workers_of
+from triptych.recipe import Labelling, Lora, Method, PpoStage, Recipe, Reward, Rollout, Stage, workers_of
 
 DEFAULT_METHOD = Lora()
 """Taken for an adapter version from the registry: a plan reads no registry."""
@@ -43,10 +44,10 @@ def roles(recipe: Recipe, stage: Stage, sizes: Sizes, strategy: StrategyName, gp
     }
 
 
-def method_of(recipe: Recipe, ref: str) -> Lora:
+def method_of(recipe: Recipe, ref: str) -> Method:
     """The method of the stage or adapter version that PPO starts from."""
     stage = recipe.stages.get(ref)
-    if stage is None or isinstance(stage, PpoStage) or isinstance(stage.method, Full):
+    if stage is None or isinstance(stage, PpoStage) or trains_base(stage.method):
         return DEFAULT_METHOD
     return stage.method
 

@@ -1,6 +1,6 @@
 """Tokens a second by counting multiplications. Good to a factor of three where the hardware is as assumed."""
 
-from triptych.models.flops import Work, forward_flops, train_flops
+from triptych.methods.flops import Work, forward_flops, train_flops
 from triptych.models.sizes import Sizes
 from triptych.plan.activations import BYTES
 from triptych.plan.machines import CORE_FLOPS, GPU_EFFICIENCY, Machine

@@ -8,12 +8,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from triptych.methods.table import adapted, added, trained, trains_base
 from triptych.models.sizes import Sizes, Tensors
 from triptych.plan.activations import BYTES, FP32, Pass
 from triptych.plan.amounts import ON_CPU, ZERO, Bytes, Parts
 from triptych.plan.machines import GIB
 from triptych.plan.sharding import Sharding
-from triptych.recipe import Full, Lora, Memory, Method, Model, Optimizer
+from triptych.recipe import Memory, Method, Model, Optimizer
 
 ACTIVATIONS = (0.4, 1.0, 1.4)
 """Low, expected, high factors on a full micro-batch."""
@@ -61,7 +62,7 @@ class Worker:
 
     def trained(self, method: Method, head: Sequence[Tensors], optimizer: Optimizer, *, logits: bool) -> Parts:
         """A role that is updated."""
-        tensors, spread = [*self.sizes.trained(method), *head], self.spread
+        tensors, spread = [*trained(method, self.sizes), *head], self.spread
         values = FP32 * sum(tensor.numel for tensor in tensors)
         state = optimizer_bytes(optimizer, tensors) + (values if spread.master_copy else 0)
         parts = {
@@ -69,18 +70,18 @@ class Worker:
             "gradients": Bytes.exactly(values // spread.gradients),
             "optimizer": Bytes.exactly(state // spread.optimizer),
         }
-        if isinstance(method, Full):
+        if trains_base(method):
             del parts["adapter"]  # it is the base
         return self._placed(parts) | self._transient(method, values, logits=logits)
 
-    def frozen(self, method: Lora, head: Sequence[Tensors], members: int = 1) -> Parts:
+    def frozen(self, method: Method, head: Sequence[Tensors], members: int = 1) -> Parts:
         """Roles of PPO that only compute."""
-        values = FP32 * sum(tensor.numel for tensor in [*self.sizes.trained(method), *head])
+        values = FP32 * sum(tensor.numel for tensor in [*trained(method, self.sizes), *head])
         return self._placed({"adapter": Bytes.exactly(members * values // self.spread.weights)})
 
     def _transient(self, method: Method, values: int, *, logits: bool) -> Parts:
         sizes, batch, spread = self.sizes, self.batch, self.spread
-        float32 = isinstance(method, Full) or spread.float32_base
+        float32 = trains_base(method) or spread.float32_base
         work = Pass(sizes, method, self.model.dtype, self.model.packing, self.memory, batch.length, float32)
         parts = {"activations": Bytes.scaled(work.activations() * batch.tokens, ACTIVATIONS)}
         parts["casts"] = self._casts(method, float32_base=float32)
@@ -98,26 +99,27 @@ class Worker:
         sizes, size = self.sizes, BYTES[self.model.dtype]
         if float32_base and size < FP32:
             return Bytes.exactly(size * sizes.total)
-        if isinstance(method, Full):
+        if trains_base(method):
             return ZERO
-        added = sizes.lora(method) if size < FP32 else self._scaled(method)
+        copied = added(method, sizes) if size < FP32 else self._scaled(method)
         # Checkpointing has one block's at a time.
-        parts = Bytes(size * added // sizes.layers, size * added, size * added)
+        parts = Bytes(size * copied // sizes.layers, size * copied, size * copied)
         if self.model.quantization is None:
             return parts
         largest = max(inputs * outputs for inputs, outputs, _ in sizes.linears.values())
         return parts + Bytes.exactly(2 * size * largest)  # as it is widened
 
-    def _scaled(self, method: Lora) -> int:
+    def _scaled(self, method: Method) -> int:
         """Elements of all B matrices: they are scaled for each pass."""
-        return self.sizes.layers * method.r * sum(outputs for _, outputs in self.sizes.targets(method).values())
+        ranks = adapted(method, self.sizes)
+        return self.sizes.layers * sum(rank * self.sizes.linears[name][1] for name, rank in ranks.items())
 
     def _gathered(self, method: Method, values: int) -> Bytes:
         """Weights of the units at work: the tables, and one, two or three blocks; with gradients where they train."""
         base = self._base(method).expected
         tables = (1 if self.sizes.tied else 2) * self.sizes.embedding * base // self.sizes.total
         block = (base - tables + 2 * values) // self.sizes.layers
-        if isinstance(method, Full):
+        if trains_base(method):
             tables, block = 2 * tables, 2 * (base - tables) // self.sizes.layers
         if self.spread.float32_base:  # zero3
             live = FP32 * min(self.sizes.total, ZERO3_LIVE)
@@ -127,7 +129,7 @@ class Worker:
     def _base(self, method: Method) -> Bytes:
         """All weights of the base, whole."""
         sizes, model = self.sizes, self.model
-        if isinstance(method, Full) or self.spread.float32_base:
+        if trains_base(method) or self.spread.float32_base:
             return Bytes.exactly(FP32 * sizes.total)
         if model.quantization is None:
             return Bytes.exactly(BYTES[model.dtype] * sizes.total)

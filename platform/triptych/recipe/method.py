@@ -22,6 +22,8 @@ class Part(Closed):
     family: ClassVar[Family]
     merges: ClassVar[bool]
     """What it trains can be added to the base's weights, so that engines that know no adapters can run it."""
+    whole: ClassVar[bool] = False
+    """Weights of the base itself are trained: the role has the base for itself, and comes out as a whole model."""
 
     lr: Positive | None = None
     """Learning rate where it is not the stage's; it follows the same schedule."""
@@ -187,11 +189,17 @@ class PTuningV2(_Prefix):
 class Full(Closed):
     """Every weight of the model; nothing is added."""
 
+    merges: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
+
     name: Literal["full"] = "full"
 
 
 class Freeze(Closed):
     """Some of the base's own weights; the others stay as they are, and nothing is added."""
+
+    merges: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
 
     name: Literal["freeze"] = "freeze"
     layers: int = Field(0, ge=0)

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from triptych.recipe.method import Full
+from triptych.recipe.method import Method, names_of, parts_of
 from triptych.recipe.recipe import Recipe
 from triptych.recipe.spec import Path
-from triptych.recipe.stages import PpoStage, Reward, Stage, workers_of, workers_path
+from triptych.recipe.stages import PpoStage, Reward, Sft, Stage, workers_of, workers_path
 from triptych.recipe.training import Optimizer, Workers
 
 RUNS_UNDER_ZERO = ("adamw", "sgd", "lion")
@@ -70,24 +70,34 @@ def _quantization(recipe: Recipe, name: str, stage: Stage) -> Iterator[Fault]:
         yield Fault(
             (*path, "gpus"), "0, and model.quantization nf4 needs a GPU; allowed: more than 0, or quantization int8"
         )
-    if recipe.model.quantization and not isinstance(stage, PpoStage) and isinstance(stage.method, Full):
+    if recipe.model.quantization and not isinstance(stage, PpoStage) and _whole(stage.method):
         yield Fault(
             ("stages", name, "method", "name"),
-            f"full trains every weight, and model.quantization {recipe.model.quantization} is for frozen ones; "
-            "allowed: lora, or no quantization",
+            f"{names_of(stage.method)} trains weights of the base, and model.quantization "
+            f"{recipe.model.quantization} is for frozen ones; allowed: lora, or no quantization",
         )
 
 
 def _full(recipe: Recipe, name: str, stage: Stage) -> Iterator[Fault]:
+    if not isinstance(stage, Sft | PpoStage) and _whole(stage.method):
+        yield Fault(
+            ("stages", name, "method", "name"),
+            f"{names_of(stage.method)} makes a whole model, and a {stage.kind} stage makes a head beside a frozen "
+            "base; allowed: any other method",
+        )
     if not isinstance(stage, PpoStage):
         return
     started = recipe.stages.get(stage.policy)
-    if started is not None and not isinstance(started, PpoStage) and isinstance(started.method, Full):
+    if started is not None and not isinstance(started, PpoStage) and _whole(started.method):
         yield Fault(
             ("stages", name, "policy"),
-            f"`{stage.policy}` trains by method full, and PPO's roles are adapters on one frozen base; "
-            "allowed: a stage with method lora",
+            f"`{stage.policy}` trains by method {names_of(started.method)}, and PPO's roles are adapters on one frozen "
+            "base; allowed: a stage with method lora",
         )
+
+
+def _whole(method: Method) -> bool:
+    return any(part.whole for part in parts_of(method))
 
 
 def _elastic(recipe: Recipe, name: str, stage: Stage) -> Iterator[Fault]:

@@ -38,7 +38,7 @@ class Sft(_Stage):
 class _Labelling(_Stage):
     """A head of classes that reads the model's hidden states."""
 
-    method: Lora = Lora()
+    method: Method = Lora()
     data: Data
     train: Training
 
@@ -109,7 +109,7 @@ class Reward(_Stage):
     """Reward model on preference pairs (Bradley-Terry)."""
 
     kind: Literal["reward"]
-    method: Lora = Lora()
+    method: Method = Lora()
     data: Data
     train: Training
     min_accuracy: Fraction = 0.0

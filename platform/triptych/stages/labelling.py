@@ -10,7 +10,7 @@ from triptych.stages.context import StageContext, finish, measured
 from triptych.stages.encoding import Examples
 from triptych.stages.loop import Rows
 from triptych.stages.models import role_model
-from triptych.stages.supervised import add_role, fit_and_evaluate, learner_for, prepare, save, train
+from triptych.stages.supervised import fit_and_evaluate, learner_for, prepare, save, train
 from triptych.train.learner import Objective
 
 CLASSIFIER = "classifier"
@@ -28,7 +28,7 @@ def learn(ctx: StageContext[Any], objective: Objective, rows: Mapping[str, Rows]
     """On every worker: an adapter and a head of the stage's labels, trained, measured and saved."""
     stage: Labelling = ctx.stage
     model = role_model(ctx, stage.train.memory)
-    add_role(model, CLASSIFIER, stage.method, ClassHead(model.hidden_size, len(stage.labels)))
+    model.add(CLASSIFIER, stage.method, trainable=True, head=ClassHead(model.hidden_size, len(stage.labels)))
     learner = learner_for(ctx, model, [CLASSIFIER], rows)
     metrics = fit_and_evaluate(ctx, learner, objective, rows)
     save(ctx, learner, CLASSIFIER, CLASSIFIER, metrics, stage.labels)

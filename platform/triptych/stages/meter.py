@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from triptych.errors import UserError
-from triptych.models.flops import train_flops
+from triptych.methods.flops import train_flops
 from triptych.models.sizes import Sizes, sizes_of
 from triptych.plan.machines import peak_flops
 from triptych.stages.context import StageContext

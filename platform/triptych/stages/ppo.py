@@ -31,6 +31,7 @@ from triptych.stages.ppo_sync import PROBES, first_sync, probe, sync_policy
 from triptych.stages.recorder import Recorder
 from triptych.stages.reward import check_gate
 from triptych.stages.samples import Samples
+from triptych.stages.supervised import adapter_of
 from triptych.stages.table import Table
 from triptych.train.clock import Clock
 from triptych.train.on_ray import launch
@@ -49,7 +50,7 @@ def run(ctx: StageContext[PpoStage]) -> AdapterVersion:
     parents = {policy_version.ref: policy_version.sha256, reward_version.ref: reward_version.sha256}
     inputs = begin(ctx, tables, parents)
     if storage.read_manifest(ctx.artifact) is None:
-        pool = start_pool(ctx, policy.config.r)
+        pool = start_pool(ctx, _rank(policy))
         try:
             config = {"ctx": ctx, "pool": pool, "policy": policy, "reward": reward}
             launch(ctx.name, _train, config, stage.workers, storage.join(ctx.folder, "ray"))
@@ -175,6 +176,12 @@ def update(run: Run, step: int, samples: Samples, columns: dict[str, Tensor]) ->
     return totals
 
 
+def _rank(policy: Adapter) -> int:
+    """The largest rank of a LoRA."""
+    config: Any = policy.configs["lora"]
+    return max([config.r, *config.rank_pattern.values()])
+
+
 def _train(config: dict[str, Any]) -> None:
     """On every worker of the Ray Train group."""
     ctx: StageContext[PpoStage] = config["ctx"]
@@ -196,7 +203,7 @@ def _train(config: dict[str, Any]) -> None:
     weights = run.learner.weights(POLICY)
     if run.learner.group.rank == 0:
         with storage.committed(ctx.artifact) as folder:
-            save_adapter(folder, Adapter(config["policy"].config, weights, "lora"), ctx.about())
+            save_adapter(folder, adapter_of(run.policy_method, weights, "lora"), ctx.about())
             (folder / "metrics.json").write_text(json.dumps(metrics))
 
 

@@ -4,14 +4,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from peft import LoraConfig
 from torch import Tensor
 
 from triptych import storage
 from triptych.errors import RunError
 from triptych.models.adapter import Adapter
 from triptych.objectives.kl import AdaptiveKL
-from triptych.recipe import PpoStage, Sampling
+from triptych.recipe import Method, PpoStage, Sampling
 from triptych.rollout.pool import RolloutPool
 from triptych.rollout.record import SampleRequest
 from triptych.stages.context import StageContext
@@ -36,7 +35,7 @@ class Run:
     pool: RolloutPool
     prompts: list[list[int]]
     heldout: list[list[int]]
-    policy_config: LoraConfig
+    policy_method: Method
     reward_roles: tuple[str, ...]
     writer: checkpoint.Writer
     kl: AdaptiveKL | None
@@ -103,7 +102,7 @@ def start(config: dict[str, Any]) -> Run:
         pool=config["pool"],
         prompts=read_prompts(ctx, "train"),
         heldout=read_prompts(ctx, "heldout") if stage.data.heldout else [],
-        policy_config=policy.config,
+        policy_method=policy.method,
         reward_roles=reward_roles,
         kl=None if kl.target is None else AdaptiveKL(kl.coef, kl.target, kl.horizon),
         pad=tokenizer_of(ctx).pad_token_id,
@@ -118,13 +117,13 @@ def add_roles(model: RoleModel, policy: Adapter, reward: Adapter) -> tuple[str, 
     normalization = reward.normalization
     if normalization is None:
         raise RunError("the reward model has no normalisation constants")
-    model.add(POLICY, policy.config, trainable=True, weights=policy.weights)
-    model.add(REFERENCE, policy.config, trainable=False, weights=policy.weights)
+    model.add(POLICY, policy.method, trainable=True, weights=policy.weights)
+    model.add(REFERENCE, policy.method, trainable=False, weights=policy.weights)
     roles = member_roles(REWARD, 1 + len(reward.others))
     for role, member in [*zip(roles, (reward, *reward.others), strict=True), (CRITIC, reward)]:
         head = member.scalar_head()
         head.standardize(normalization.mean, normalization.std)
-        model.add(role, member.config, trainable=role == CRITIC, weights=member.weights, head=head)
+        model.add(role, member.method, trainable=role == CRITIC, weights=member.weights, head=head)
     return roles
 
 

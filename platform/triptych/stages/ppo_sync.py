@@ -10,6 +10,7 @@ from triptych.models.adapter import peft_json
 from triptych.rollout.canary import check_canary
 from triptych.rollout.record import RolloutRecord
 from triptych.stages.ppo_run import POLICY, Run
+from triptych.stages.supervised import adapter_of
 from triptych.train.batch import Batch, sample_batch
 from triptych.train.roles import BASE, RoleModel
 from triptych.train.tasks import response_logprobs
@@ -54,9 +55,11 @@ def sync_policy(run: Run, version: int, asked: Probe) -> dict[str, float]:
     learner = run.learner
     now = _learner_logprobs(run, POLICY, asked.prompts, asked.answers)
     metrics: dict[str, float] = {}
-    weights = {name: value.contiguous() for name, value in learner.weights(POLICY).items()}
+    weights = learner.weights(POLICY)
     if learner.group.rank == 0:
-        report = run.pool.sync(save(weights), peft_json(run.policy_config), version)
+        adapter = adapter_of(run.policy_method, weights, "lora")
+        tensors = {name: value.contiguous() for name, value in adapter.weights.items()}
+        report = run.pool.sync(save(tensors), peft_json(adapter.configs["lora"]), version)
         sequences = [p + a for p, a in zip(asked.prompts, asked.answers, strict=True)]
         engines = run.pool.logprobs(sequences, [len(prompt) for prompt in asked.prompts])
         canary = check_canary(engines, now, asked.before, TOLERANCE[run.ctx.recipe.model.dtype])

@@ -27,7 +27,7 @@ from triptych.stages.encoding import TOKENS, Examples
 from triptych.stages.loop import fit
 from triptych.stages.models import role_model
 from triptych.stages.reward_evaluation import Pairs, measure_normalization, reward_report, score_pairs, shared_prompts
-from triptych.stages.supervised import adapter_of, add_role, learner_for, open_rows, prepare, train
+from triptych.stages.supervised import adapter_of, learner_for, open_rows, prepare, train
 from triptych.stages.table import StoredTable, read_table
 from triptych.train.batch import Batch, pair_batch
 from triptych.train.learner import Learner, Objective, StepReport
@@ -124,7 +124,7 @@ def _train(config: dict[str, Any]) -> None:
     model = role_model(ctx, stage.train.memory)
     roles = member_roles(REWARD, stage.members)
     for role in roles:  # each draws its own adapter and head
-        add_role(model, role, stage.method, ScalarHead(model.hidden_size))
+        model.add(role, stage.method, trainable=True, head=ScalarHead(model.hidden_size))
     learner = learner_for(ctx, model, roles, rows, Ensemble)
     objective = PairwiseReward(roles[0], stage.centering, roles[1:])
 

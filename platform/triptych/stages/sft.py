@@ -7,12 +7,13 @@ import pyarrow as pa
 
 from triptych.data.encode import encode_sft
 from triptych.data.sources import PARSERS
-from triptych.recipe import Full, Sft
+from triptych.methods.table import trains_base
+from triptych.recipe import Sft
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext, finish, measured
 from triptych.stages.encoding import TOKENS, Examples
 from triptych.stages.models import role_model
-from triptych.stages.supervised import add_role, fit_and_evaluate, learner_for, open_rows, prepare, save, train
+from triptych.stages.supervised import fit_and_evaluate, learner_for, open_rows, prepare, save, train
 from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch, language_batch
 from triptych.train.tasks import LanguageModeling
@@ -29,7 +30,7 @@ def run(ctx: StageContext[Sft]) -> AdapterVersion:
 
 def kind(stage: Sft) -> str:
     """What the stage makes: an adapter, or a whole model."""
-    return "model" if isinstance(stage.method, Full) else "lora"
+    return "model" if trains_base(stage.method) else "lora"
 
 
 def chats(stage: Sft) -> Examples:
@@ -55,7 +56,7 @@ def _train(config: dict[str, Any]) -> None:
     ctx: StageContext[Sft] = config["ctx"]
     rows = open_rows(ctx, chats(ctx.stage))
     model = role_model(ctx, ctx.stage.train.memory)
-    add_role(model, POLICY, ctx.stage.method)
+    model.add(POLICY, ctx.stage.method, trainable=True)
     learner = learner_for(ctx, model, [POLICY], rows)
     metrics = fit_and_evaluate(ctx, learner, LanguageModeling(POLICY), rows)
     save(ctx, learner, POLICY, kind(ctx.stage), metrics)

@@ -12,11 +12,11 @@ from torch import Tensor
 from triptych import storage
 from triptych.data.sources import survey
 from triptych.errors import UserError
-from triptych.methods import method_config
+from triptych.methods.table import export_method, trains_base
 from triptych.models.adapter import Adapter, save_adapter
 from triptych.models.full import save_model
-from triptych.models.heads import ClassHead, ScalarHead
-from triptych.recipe import Full, Lora, Method
+from triptych.recipe import Method
+from triptych.recipe.method import parts_of
 from triptych.stages.context import StageContext, remember
 from triptych.stages.encoding import Examples, encode
 from triptych.stages.loop import Rows, evaluate, fit, total_steps
@@ -75,14 +75,6 @@ def open_rows(ctx: StageContext[Any], examples: Examples) -> dict[str, Rows]:
     return {split: examples.rows(storage.join(ctx.folder, "data", split), pad) for split in ctx.stage.data.splits()}
 
 
-def add_role(model: RoleModel, role: str, method: Method, head: ScalarHead | ClassHead | None = None) -> None:
-    """A role that trains by `method`, and its head."""
-    if isinstance(method, Full):
-        model.add_full(role, head=head)
-    else:
-        model.add(role, method_config(method), trainable=True, head=head)
-
-
 def learner_for(
     ctx: StageContext[Any],
     model: RoleModel,
@@ -113,11 +105,21 @@ def fit_and_evaluate(
     return evaluate(ctx, learner, objective, heldout) if heldout else {}
 
 
-def adapter_of(method: Lora, weights: Mapping[str, Tensor], kind: str) -> Adapter:
-    """What a role trained, as `Learner.weights` gives it: the adapter's tensors, and its head's apart."""
+def adapter_of(method: Method, weights: Mapping[str, Tensor], kind: str) -> Adapter:
+    """What a role trained, as `Learner.weights` gives it, in the form of its files: the method's, and its head's."""
     own = {name: tensor for name, tensor in weights.items() if not name.startswith(HEAD)}
     head = {name.removeprefix(HEAD): tensor for name, tensor in weights.items() if name.startswith(HEAD)}
-    return Adapter(method_config(method), own, kind, head or None)
+    parts = export_method(method, own)
+    configs = {name: part.config for name, part in parts.items() if part.config is not None}
+    if len(parts) == 1:
+        (only,) = parts.values()
+        held, exported = only.weights, only.method
+    else:
+        held = {f"{part.method.name}.{n}": t for part in parts.values() for n, t in part.weights.items()}
+        configs = {parts[name].method.name: config for name, config in configs.items()}
+        exported = tuple(part.method for part in parts.values())
+    folded = parts_of(exported) != parts_of(method)
+    return Adapter(exported, held, kind, configs, head or None, state=own if folded else None, trained=method)
 
 
 def save(
@@ -132,7 +134,7 @@ def save(
     weights = learner.weights(role)
     if learner.group.rank == 0:
         with storage.committed(ctx.artifact) as folder:
-            if isinstance(ctx.stage.method, Full):
+            if trains_base(ctx.stage.method):
                 save_model(folder, ctx.base_dir, weights, getattr(torch, ctx.recipe.model.dtype), ctx.about())
             else:
                 adapter = adapter_of(ctx.stage.method, weights, kind)

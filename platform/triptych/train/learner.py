@@ -23,6 +23,7 @@ from triptych.train.group import Group
 from triptych.train.optimizer import learning_rate
 from triptych.train.roles import RoleModel
 from triptych.train.strategies import Slice, StrategyName, make_strategy
+from triptych.train.strategies.base import BUFFER
 
 Sums = dict[str, Tensor]
 """Name -> sum over the batch, a scalar."""
@@ -174,18 +175,26 @@ class Learner:
         return self.strategy.gradients(role)
 
     def weights(self, role: str) -> dict[str, Tensor]:
-        """Full trained parameters of a role, by their names; on the CPU. Collective."""
+        """A role's full trained parameters, and what its method keeps beside, by name; on the CPU. Collective."""
         with self.evaluating():
-            return {name: value.cpu() for name, value in self.strategy.values(role).items()}
+            named = self.strategy.values(role) | self.model.buffers_of(role)
+            return {name: value.detach().cpu() for name, value in named.items()}
 
     def state(self) -> LearnerState:
         """This rank's tensors, and counters, from which `load_state` goes on exactly."""
-        return LearnerState(self.strategy.slices(), {"steps": dict(self._steps)})
+        beside = [Slice(name, tuple(b.shape), 0, b.reshape(-1)) for name, b in self._buffers() if self.group.rank == 0]
+        return LearnerState([*self.strategy.slices(), *beside], {"steps": dict(self._steps)})
 
     def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Go on from whole tensors, whatever strategy and however many ranks wrote them."""
         self.strategy.load(tensors)
+        for name, buffer in self._buffers():
+            buffer.copy_(tensors[name])
         self._steps = dict(numbers["steps"])
+
+    def _buffers(self) -> list[tuple[str, Tensor]]:
+        """What methods of the trained roles keep beside their parameters, by the names of a checkpoint."""
+        return [(f"{role}/{BUFFER}/{n}", b) for role in self._config for n, b in self.model.buffers_of(role).items()]
 
     def _forward(self, role: str, compute: Callable[[], Any]) -> Any:
         def in_precision() -> Any:

@@ -18,12 +18,15 @@ _EMBEDDING_OR_HEAD = re.compile(r"(^|\.)(\w*embed\w*|wte|wpe|\w*head|score|class
 _LORA_B = re.compile(r"(^|\.)lora_(embedding_)?B(\.|$)")
 
 
-def build_optimizer(named: Mapping[str, nn.Parameter], config: Optimizer) -> torch.optim.Optimizer:
+def build_optimizer(
+    named: Mapping[str, nn.Parameter], config: Optimizer, rates: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
     """The optimizer of these parameters, plain or sharded by rows (DTensor).
 
-    Each group carries `lr_scale`: the caller sets `lr` to the step's rate times it. Vectors never decay.
+    Each group carries `lr_scale`: the caller sets `lr` to the step's rate times it. Vectors never decay. `rates`:
+    learning rates of those that have one of their own.
     """
-    groups = _groups(named, config)
+    groups = _groups(named, config, rates or {})
     if config.name == "adamw":
         return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, fused=True)
     if config.name == "adamw_8bit":
@@ -60,10 +63,11 @@ def averaging(optimizer: torch.optim.Optimizer, *, on: bool) -> None:
         optimizer.averaging(on)
 
 
-def _groups(named: Mapping[str, nn.Parameter], config: Optimizer) -> list[dict[str, Any]]:
+def _groups(named: Mapping[str, nn.Parameter], config: Optimizer, rates: Mapping[str, float]) -> list[dict[str, Any]]:
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in named.items():
-        scale = config.lora_plus if _LORA_B.search(name) else 1.0
+        scale = rates.get(name, config.lr) / config.lr
+        scale *= config.lora_plus if _LORA_B.search(name) else 1.0
         decay = config.weight_decay if parameter.ndim > 1 else 0.0
         orthogonal = config.name == "muon" and parameter.ndim == 2 and not _EMBEDDING_OR_HEAD.search(name)
         group = groups.setdefault(

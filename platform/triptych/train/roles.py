@@ -1,6 +1,7 @@
-"""Roles: policy, reference, critic, reward are adapters and heads on one base.
+"""Roles: policy, reference, critic, reward are what methods have attached to one base, and heads.
 
-A role is switched by changing the active adapter. `requires_grad` is set once, when a role is added, and never flips.
+A role is switched by what is attached being a part of the model or not. `requires_grad` is set once, when a role is
+added, and never flips.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -8,19 +9,23 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from triptych.errors import UserError
-from triptych.methods import apply_lora
+from triptych.methods import apply_method
+from triptych.methods.base import Attachment
+from triptych.methods.peft_family import PeftAttachment
+from triptych.methods.table import trains_base
 from triptych.models.heads import ClassHead, ScalarHead
 from triptych.models.logits import scale_logits
 from triptych.objectives.language import chunked_logprobs, token_entropy, token_logprobs
-from triptych.train.attention import PACKED, lay_out
+from triptych.recipe.method import Method, parts_of
+from triptych.train.attention import PACKED, PADDED
 from triptych.train.checkpointing import Checkpointing, checkpoint_blocks
 from triptych.train.fused_lora import fuse_lora
+from triptych.train.passes import before_rows, packed_states, padded_states
 
 T = TypeVar("T")
 
@@ -54,26 +59,28 @@ class RoleModel(nn.Module):
         """
         super().__init__()
         base.requires_grad_(False)
-        self.lm: PreTrainedModel | PeftModel = base
+        self.lm = base
         self.heads = nn.ModuleDict()
         self.trainable: dict[str, bool] = {}
+        self.attached: dict[str, dict[str, Attachment]] = {}
+        """Role -> before the names of a part's parameters, empty but in a hybrid -> the part."""
         self.dtype = dtype or base.dtype
         self.packing = packing and base._supports_attention_backend
-        self._base = base
         self._current = BASE
-        self._full: str | None = None
+        self._whole = False
+        self._rates: dict[str, dict[str, float]] = {}
         self._loss_chunk = loss_chunk
-        if self.packing:
-            base.set_attn_implementation(PACKED)
+        if base._supports_attention_backend:
+            base.set_attn_implementation(PACKED if packing else PADDED)
         self._checkpointed = checkpoint_blocks(self.blocks(), checkpointing)
 
     @property
     def device(self) -> torch.device:
-        return self._base.device
+        return self.lm.device
 
     @property
     def hidden_size(self) -> int:
-        return int(self._base.config.hidden_size)
+        return int(self.lm.config.hidden_size)
 
     def blocks(self) -> list[nn.Module]:
         """The decoder's layers: the units that are sharded and checkpointed."""
@@ -93,63 +100,66 @@ class RoleModel(nn.Module):
     def add(
         self,
         role: str,
-        config: LoraConfig,
+        method: Method,
         *,
         trainable: bool,
         weights: Mapping[str, Tensor] | None = None,
         head: ScalarHead | ClassHead | None = None,
     ) -> None:
-        """Add an adapter, new or from `weights` (peft's names), with a scalar head for a role that scores."""
-        self.lm = apply_lora(self.lm, config, role)
+        """Attach a method, new or from `weights` (as `adapter` names them), and a head for a role that scores.
+
+        Raises:
+            UserError: the model has no place for the method, or the weights are another model's or method's.
+        """
+        if self._whole or (self.trainable and trains_base(method)):
+            raise ValueError(f"a role that trains the base's own weights has it for itself; there are {self._roles()}")
+        with self.use(BASE):  # some methods look at what the base computes
+            found = apply_method(self.lm, method, role)
+        self.attached[role] = {f"{name}." if len(found) > 1 else "": part for name, part in found.items()}
+        self._whole = trains_base(method)
+        self._rates[role] = self._own_rates(role, method)
         if weights is not None:
             self.load_adapter(role, weights)
         self.trainable[role] = trainable
-        for name, parameter in self.lm.named_parameters():
-            parameter.requires_grad_(self.trainable.get(_adapter_of(name), False))
-        self._add_head(role, head, trainable)
-        for layer in self._layers():
-            # Autocast does the casting; peft's own would copy every activation to float32 first.
-            layer.__dict__["cast_input_dtype_enabled"] = self.dtype not in HALF
-            fuse_lora(layer)
+        self._add_head(role, head)
+        for name, trains in self.trainable.items():  # adding one may have flipped others
+            for parameter in self.parameters_of(name).values():
+                parameter.requires_grad_(trains)
+        self._settle_layers()
         self._activate(self._current)
 
-    def add_full(self, role: str, *, head: ScalarHead | ClassHead | None = None) -> None:
-        """Train every weight of the base itself, as the only role on it."""
-        if self.trainable:
-            raise ValueError(f"a role that trains the whole base has it for itself; there are {sorted(self.trainable)}")
-        if self._base.dtype in HALF:
-            self._base.float()
-        self._base.requires_grad_(True)
-        self._full = role
-        self.trainable[role] = True
-        self._add_head(role, head, True)
-
     def load_adapter(self, role: str, weights: Mapping[str, Tensor]) -> None:
-        """Replace a role's adapter; every tensor must be there, and no other."""
-        expected = set(self.adapter(role))
-        if expected != set(weights):
-            odd = sorted(expected ^ set(weights))[:3]
-            raise UserError(f"adapter of role {role}: its tensors are not those of this model and method, e.g. {odd}")
-        set_peft_model_state_dict(self.lm, dict(weights), adapter_name=role)
+        """Replace what a role's method holds; every tensor must be there, and no other."""
+        own = self.adapter(role)
+        odd = sorted(own.keys() ^ weights.keys()) or [n for n, t in own.items() if t.shape != weights[n].shape]
+        if odd:
+            raise UserError(
+                f"adapter of role {role}: its tensors are not those of this model and method, e.g. {odd[:3]}"
+            )
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
 
     def adapter(self, role: str) -> dict[str, Tensor]:
-        """The role's adapter under peft's names, detached, in its own dtype."""
-        state: dict[str, Any] = get_peft_model_state_dict(self.lm, adapter_name=role, save_embedding_layers=False)
-        return {name: tensor.detach() for name, tensor in state.items()}
+        """What the role's method trains, and what it keeps beside, detached, each in its own dtype; no head."""
+        return {name: tensor.detach() for name, tensor in (self._own_parameters(role) | self.buffers_of(role)).items()}
 
     def parameters_of(self, role: str) -> dict[str, nn.Parameter]:
-        """The trainable parameters of a role: peft's names or, if it trains all, the base's; and `head.*`."""
-        if role == self._full:
-            named = dict(self._base.named_parameters())
-        else:
-            named = {
-                name.replace(f".{role}.", "."): parameter
-                for name, parameter in self.lm.named_parameters()
-                if _adapter_of(name) == role
-            }
+        """The trainable parameters of a role by the names of its method, and `head.*`.
+
+        In a hybrid the name of each part's method stands before the names of its parameters.
+        """
+        named = self._own_parameters(role)
         if role in self.heads:
             named |= {f"{HEAD}{name}": parameter for name, parameter in self.heads[role].named_parameters()}
         return named
+
+    def buffers_of(self, role: str) -> dict[str, Tensor]:
+        """Tensors that belong to the state of a role and are no parameters; whole under every strategy."""
+        return {f"{p}{n}": t for p, part in self.attached[role].items() for n, t in part.buffers().items()}
+
+    def rates_of(self, role: str) -> dict[str, float]:
+        """The learning rates of parameters that have one of their own."""
+        return self._rates[role]
 
     @contextmanager
     def use(self, role: str) -> Iterator[None]:
@@ -167,26 +177,17 @@ class RoleModel(nn.Module):
 
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Last hidden states [B, T, d] of tokens [B, T]; padding (mask 0) may stand on either side."""
-        if not self.packing:
-            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-            output = self._decoder()(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
-            return output.last_hidden_state
-        layout = lay_out(ids, mask)
-        output = self._decoder()(
-            input_ids=layout.ids[None], position_ids=layout.positions[None], use_cache=False, layout=layout
-        )
-        packed = output.last_hidden_state[0]
-        padded = packed.new_zeros(ids.numel(), packed.shape[1])
-        real = mask.flatten().nonzero()[:, 0]
-        return padded.index_copy(0, real, packed[layout.places]).view(*ids.shape, -1)
+        before = before_rows(self.attached.get(self._current, {}).values())
+        states = packed_states if self.packing else padded_states
+        return states(self._decoder(), ids, mask, before)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., d]; give only the positions that count."""
-        return scale_logits(self._base.get_output_embeddings()(hidden), self._base.config)
+        return scale_logits(self.lm.get_output_embeddings()(hidden), self.lm.config)
 
     def logprobs(self, hidden: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
         """Log-probability [n] of each label [n] after its hidden state [n, d], in float32 or more."""
-        head_trains = any(parameter.requires_grad for parameter in self._base.get_output_embeddings().parameters())
+        head_trains = any(parameter.requires_grad for parameter in self.lm.get_output_embeddings().parameters())
         return chunked_logprobs(self.logits, hidden, labels, temperature, self._loss_chunk, head_trains=head_trains)
 
     def logprobs_and_entropy(self, hidden: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -204,27 +205,41 @@ class RoleModel(nn.Module):
         return self.heads[self._current](hidden)
 
     def _decoder(self) -> Any:
-        return getattr(self._base, self._base.base_model_prefix)
+        return getattr(self.lm, self.lm.base_model_prefix)
 
-    def _add_head(self, role: str, head: ScalarHead | ClassHead | None, trainable: bool) -> None:
+    def _own_parameters(self, role: str) -> dict[str, nn.Parameter]:
+        return {f"{p}{n}": t for p, part in self.attached[role].items() for n, t in part.parameters().items()}
+
+    def _own_rates(self, role: str, method: Method) -> dict[str, float]:
+        rates = zip(self.attached[role].items(), (getattr(part, "lr", None) for part in parts_of(method)), strict=True)
+        return {f"{prefix}{name}": lr for (prefix, part), lr in rates if lr is not None for name in part.parameters()}
+
+    def _roles(self) -> list[str]:
+        return sorted(self.trainable)
+
+    def _add_head(self, role: str, head: ScalarHead | ClassHead | None) -> None:
         if head is not None:
             self.heads[role] = head.to(self.device, torch.float64 if self.dtype == torch.float64 else None)
-            head.requires_grad_(trainable)
 
     def _activate(self, role: str) -> None:
         if role != BASE and role not in self.trainable:
-            raise KeyError(f"no role {role!r}; there are {sorted(self.trainable)}")
+            raise KeyError(f"no role {role!r}; there are {self._roles()}")
         self._current = role
-        for layer in self._layers():
-            layer._disable_adapters = role == BASE
-            if role != BASE:
-                layer._active_adapter = [role]
+        for name, parts in self.attached.items():
+            if name != role:
+                for part in parts.values():
+                    part.activate(False)
+        for part in self.attached.get(role, {}).values():
+            part.activate(True)
 
-    def _layers(self) -> list[Any]:
-        return [module for module in self.lm.modules() if isinstance(module, BaseTunerLayer)]
-
-
-def _adapter_of(parameter: str) -> str:
-    """`...lora_A.policy.weight` -> `policy`; empty for the base's own parameters."""
-    parts = parameter.split(".")
-    return parts[-2] if len(parts) > 2 and parts[-3].startswith("lora_") else ""
+    def _settle_layers(self) -> None:
+        """How peft's layers compute, whatever their role."""
+        parts = [part for parts in self.attached.values() for part in parts.values()]
+        special = {layer for p in parts if isinstance(p, PeftAttachment) and not p.plain for _, layer in p.layers}
+        layers: list[Any] = [module for module in self.lm.modules() if isinstance(module, BaseTunerLayer)]
+        for layer in layers:
+            # Autocast does the casting; peft's own would copy every activation to float32 first.
+            layer.__dict__["cast_input_dtype_enabled"] = self.dtype not in HALF
+            layer.__dict__.pop("forward", None)
+            if layer not in special:
+                fuse_lora(layer)

@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 
 from triptych.data.batches import common_prefix
-from triptych.models.flops import Work
+from triptych.methods.flops import Work
 from triptych.train.batch import Batch
 
 

@@ -12,6 +12,9 @@ VALUE = "value"
 """Stands, in a checkpoint's names, where an optimizer state's name stands otherwise: `<role>/value/<parameter>`."""
 
 
+BUFFER = "buffer"
+"""Stands there for what a role's method keeps beside its parameters: `<role>/buffer/<name>`."""
+
 LOSS_SCALE = "loss_scale"
 """Stands there for what a role's loss is multiplied by: `<role>/loss_scale`."""
 
@@ -63,6 +66,12 @@ class Strategy(Protocol):
 
     def values(self, role: str) -> dict[str, Tensor]:
         """Full parameters, detached. Collective."""
+
+    def assign(self, role: str, values: Mapping[str, Tensor]) -> None:
+        """Overwrite parameters with full values, the same on every rank; optimizer states stay. Every rank calls it."""
+
+    def loss_factor(self, role: str) -> float:
+        """What `backward` multiplies a loss by, before gradients are summed over the ranks."""
 
     def averaging(self, *, on: bool) -> None:
         """Whether parameters are the averaged ones, for optimizers that train at other points than they end at."""

@@ -31,7 +31,9 @@ class Dense:
         self._group = group
         self._config = dict(optimizers)
         self.parameters = {role: model.parameters_of(role) for role in optimizers}
-        self._optimizers = {role: build_optimizer(self.parameters[role], c) for role, c in optimizers.items()}
+        self._optimizers = {
+            role: build_optimizer(self.parameters[role], c, model.rates_of(role)) for role, c in optimizers.items()
+        }
         self._scales = {role: LossScale(enabled=model.dtype == torch.float16) for role in optimizers}
 
     def run(self, role: str, compute: Callable[[], T]) -> T:
@@ -79,6 +81,16 @@ class Dense:
     def values(self, role: str) -> dict[str, Tensor]:
         """See Strategy."""
         return {name: self._full(p.detach()) for name, p in self.parameters[role].items()}
+
+    @torch.no_grad()
+    def assign(self, role: str, values: Mapping[str, Tensor]) -> None:
+        """See Strategy."""
+        for name, value in values.items():
+            self._put(self.parameters[role][name], value)
+
+    def loss_factor(self, role: str) -> float:
+        """See Strategy."""
+        return self._scales[role].value
 
     def averaging(self, *, on: bool) -> None:
         """See Strategy."""

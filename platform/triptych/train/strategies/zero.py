@@ -60,7 +60,7 @@ class Zero:
         self._engines: dict[str, Any] = {}
         for role, config in optimizers.items():
             named = self.parameters[role]
-            optimizer = build_optimizer(named, config)
+            optimizer = build_optimizer(named, config, model.rates_of(role))
             for param_group in optimizer.param_groups:
                 param_group["lr"] = 0.0  # stage 3 takes a step with zero gradients when it starts
             self._engines[role], *_ = deepspeed.initialize(
@@ -107,6 +107,16 @@ class Zero:
         """See Strategy."""
         return {name: safe_get_full_fp32_param(p).detach() for name, p in self.parameters[role].items()}
 
+    @torch.no_grad()
+    def assign(self, role: str, values: Mapping[str, Tensor]) -> None:
+        """See Strategy."""
+        for name, value in values.items():
+            self._put(role, self.parameters[role][name], value)
+
+    def loss_factor(self, role: str) -> float:
+        """See Strategy."""
+        return float(self._world)
+
     def averaging(self, *, on: bool) -> None:
         """Optimizers that average are refused under zero."""
 
@@ -129,16 +139,20 @@ class Zero:
         for role, named in self.parameters.items():
             parameter: Any  # DeepSpeed hangs its own attributes on parameters
             for name, parameter in named.items():
-                value = tensors[f"{role}/{VALUE}/{name}"]
-                if not self._whole_model:
-                    parameter.copy_(value)
+                self._put(role, parameter, tensors[f"{role}/{VALUE}/{name}"])
                 for fragment in self._fragments(role, parameter):
-                    fragment.load(fragment.flat, value)
-                    if self._whole_model:
-                        parameter.ds_tensor[: fragment.numel].copy_(fragment.of(value))
                     state = self._engines[role].optimizer.optimizer.state[fragment.flat]
                     for key in state_keys(tensors, role, name):
                         fragment.load_state(state, key, tensors[f"{role}/{key}/{name}"])
+
+    def _put(self, role: str, parameter: Any, value: Tensor) -> None:
+        """A whole value into a parameter, and into the copy that the optimizer updates."""
+        if not self._whole_model:
+            parameter.copy_(value)
+        for fragment in self._fragments(role, parameter):
+            fragment.load(fragment.flat, value)
+            if self._whole_model:
+                parameter.ds_tensor[: fragment.numel].copy_(fragment.of(value))
 
     def _fragments(self, role: str, parameter: Any) -> list["_Fragment"]:
         """This rank's piece of a parameter: none or one."""

@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from triptych.models.flops import Work, forward_flops, train_flops
+from triptych.methods.flops import Work, forward_flops, train_flops
 from triptych.models.sizes import sizes_of
 from triptych.recipe import Full, Lora, Method
 

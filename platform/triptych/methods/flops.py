@@ -8,8 +8,9 @@ appendix B, but of the causal half alone). Heads that read one token a row are l
 
 from dataclasses import dataclass
 
+from triptych.methods.table import added, trains_base
 from triptych.models.sizes import Sizes
-from triptych.recipe.method import Full, Method
+from triptych.recipe.method import Method
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ def forward_flops(sizes: Sizes, method: Method, work: Work) -> float:
 
 def train_flops(sizes: Sizes, method: Method, work: Work) -> float:
     """FLOPs of a forward and a backward pass: a frozen weight has no gradient, its input has."""
-    base, added = _base(sizes, work), _added(sizes, method, work)
-    trained = base if isinstance(method, Full) else added
-    return 2 * (base + added) + trained + 3 * _attention(sizes, work)
+    base, new = _base(sizes, work), _added(sizes, method, work)
+    trained = base if trains_base(method) else new
+    return 2 * (base + new) + trained + 3 * _attention(sizes, work)
 
 
 def _base(sizes: Sizes, work: Work) -> float:
@@ -44,7 +45,7 @@ def _base(sizes: Sizes, work: Work) -> float:
 
 
 def _added(sizes: Sizes, method: Method, work: Work) -> float:
-    return 0.0 if isinstance(method, Full) else 2 * sizes.lora(method) * work.tokens
+    return 2.0 * added(method, sizes) * work.tokens
 
 
 def _attention(sizes: Sizes, work: Work) -> float:

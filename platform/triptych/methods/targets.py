@@ -1,0 +1,74 @@
+"""The linear layers of a model, and those of them that a method names."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from triptych.errors import UserError
+from triptych.recipe.method import Targets
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Every linear layer of the decoder by its name in the model as it was loaded; what methods have added is left out.
+
+    One that peft has wrapped stands there as its wrapper.
+    """
+    prefix = model.base_model_prefix
+    return dict(_walk(getattr(model, prefix), prefix))
+
+
+def targeted(model: PreTrainedModel, targets: Targets, layers: Sequence[int] | None = None) -> list[str]:
+    """Names of the linear layers that `targets` means, of all blocks or of those in `layers`.
+
+    Raises:
+        UserError: a target is no linear layer, or there is no such block.
+    """
+    names = list(linear_layers(model))
+    if targets != "all-linear":
+        endings = sorted({name.rpartition(".")[2] for name in names})
+        names = chosen(names, targets, endings)
+    if layers is None:
+        return names
+    count = int(model.config.num_hidden_layers)
+    wrong = [number for number in layers if number >= count]
+    if wrong:
+        raise UserError(f"method.layers: {wrong[0]}; allowed: 0 to {count - 1}")
+    return [name for name in names if _block(name) in layers]
+
+
+def chosen(names: Iterable[str], targets: Sequence[str], endings: Sequence[str]) -> list[str]:
+    """The names that end with one of the targets; UserError where a target ends none."""
+    names = list(names)
+    for target in targets:
+        if not any(ends(name, target) for name in names):
+            near = difflib.get_close_matches(target, endings, n=1)
+            hint = f"; did you mean `{near[0]}`?" if near else ""
+            raise UserError(
+                f"method.targets: `{target}` is no linear layer of this model{hint}; "
+                f"allowed: all-linear, or a list of {', '.join(endings)}"
+            )
+    return [name for name in names if any(ends(name, target) for target in targets)]
+
+
+def ends(name: str, ending: str) -> bool:
+    """Whether the last parts of a dotted name are these."""
+    return f".{name}".endswith(f".{ending}")
+
+
+def _block(name: str) -> int:
+    """Number of the block that a layer is in; -1 outside."""
+    return next((int(part) for part in name.split(".") if part.isdecimal()), -1)
+
+
+def _walk(module: Any, name: str) -> Iterable[tuple[str, nn.Module]]:
+    own = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+    if isinstance(own, nn.Linear | Conv1D):
+        yield name, module
+    elif own is module:
+        for child_name, child in module.named_children():
+            yield from _walk(child, f"{name}.{child_name}")
