@@ -87,7 +87,7 @@ def evaluate(ctx: StageContext[Any], learner: Learner, objective: Objective, hel
     return {f"heldout_{name}": value for name, value in metrics.items()}
 
 
-def step_rows(rows: int, batch: int, seed: int, step: int) -> list[int]:
+def step_rows(rows: int, batch: int, seed: int, step: int) -> Sequence[int]:
     """The rows of one optimiser step: each epoch visits every row once, in an order of its own."""
     epoch, position = divmod(step, math.ceil(rows / batch))
     return epoch_order(rows, seed, epoch)[position * batch : (position + 1) * batch]
