@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from triptych.methods.base import Export
 from triptych.methods.beside import Beside, ModulesBeside
 from triptych.methods.counts import biased_layers
 from triptych.recipe.method import BitFit
@@ -47,6 +48,11 @@ def attach(model: PreTrainedModel, config: BitFit, role: str) -> ModulesBeside:
     for name in biased_layers(config, {name: _own(layer).bias is not None for name, layer in layers.items()}):
         attachment.put(layers[name], "bitfit", name, BiasChange(_outputs(_own(layers[name]))))
     return attachment
+
+
+def export(config: BitFit, state: Mapping[str, Tensor]) -> Export:
+    """The changes alone; `merged` makes a whole model of them, where there is one."""
+    return Export(config, dict(state))
 
 
 def merged(

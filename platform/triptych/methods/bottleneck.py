@@ -6,7 +6,7 @@ sublayer reads: y + s U f(D x). U and both biases are zero at the start. All are
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from triptych.errors import UserError
+from triptych.methods.base import Export
 from triptych.methods.beside import ModulesBeside
 from triptych.recipe.method import Houlsby, ParallelAdapter, Pfeiffer
 
@@ -87,3 +88,8 @@ def attach(model: PreTrainedModel, config: Config, role: str) -> ModulesBeside:
             adapter = Bottleneck(model.config.hidden_size, config, dropped=number < config.drop_layers)
             attachment.put(host, "bottleneck", f"layers.{number}.{sublayer}", adapter)
     return attachment
+
+
+def export(config: Config, state: Mapping[str, Tensor]) -> Export:
+    """The adapters' own tensors: neither peft nor transformers has a format for them."""
+    return Export(config, dict(state))

@@ -4,7 +4,7 @@ Only what is trained becomes float32. The role has the base for itself, and come
 head shares the embeddings' weights, what is trained of one is trained of both.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +23,16 @@ ROWS = ".rows"
 class Trained(ModulesBeside):
     """Parameters of the base itself, under their own names, and rows of tables under `<name>.rows`."""
 
-    def __init__(self, role: str, named: dict[str, nn.Parameter]) -> None:
+    def __init__(self, role: str, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__(role)
-        self._named = named
+        self._model = model
+        self._names = frozenset(names)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """See Attachment."""
         shared: dict[nn.Parameter, str] = {}
-        for name, parameter in (self._named | super().parameters()).items():
+        own = {name: parameter for name, parameter in self._model.named_parameters() if name in self._names}
+        for name, parameter in (own | super().parameters()).items():
             shared.setdefault(parameter, name)
         return {name: parameter for parameter, name in shared.items()}
 
@@ -77,14 +79,15 @@ def attach(model: PreTrainedModel, config: Freeze, role: str) -> Trained:
     Raises:
         UserError: a pattern matches no parameter, a chosen one is quantized, or a token is not in the vocabulary.
     """
-    all_named = dict(model.named_parameters())
-    named = {name: all_named[name] for name in trained_parameters(config, all_named)}
-    for name, parameter in named.items():
+    named = dict(model.named_parameters())
+    names = trained_parameters(config, named)
+    for name in names:
+        parameter = named[name]
         if not parameter.is_floating_point():
             raise UserError(f"method.name: freeze trains {name}, which is quantized; allowed: no model.quantization")
         if parameter.dtype != torch.float64:
             parameter.data = parameter.data.float()
-    attachment = Trained(role, named)
+    attachment = Trained(role, model, names)
     if config.tokens:
         _add_rows(model, config, attachment)
     return attachment

@@ -221,4 +221,8 @@ def without_prefix(named: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def apply_method(model: "PreTrainedModel", method: Method, role: str) -> "dict[str, Attachment]":
     """Add a method's parameters, or those of each part of a hybrid, to a model: name -> attachment."""
-    return {part.name: METHODS[part.name].attach(model, part, role) for part in parts_of(method)}
+    parts = parts_of(method)
+    # Those that wrap layers go first: what stands beside a layer must see what it gives in the end.
+    in_order = sorted(parts, key=lambda part: getattr(part, "family", None) != "matrix")
+    found = {part.name: METHODS[part.name].attach(model, part, role) for part in in_order}
+    return {part.name: found[part.name] for part in parts}
