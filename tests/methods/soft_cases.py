@@ -1,18 +1,17 @@
 """Rows behind prompts and prefixes, and what plain peft makes of them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from gradient_cases import in_float64
 from peft import PeftModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from triptych.methods import METHODS
-from triptych.models.adapter import peft_json
+from triptych.models.adapter import load_adapter, save_adapter
 from triptych.models.base import load_causal_lm
+from triptych.stages.supervised import adapter_of
 from triptych.train.roles import RoleModel
 
 ROWS = [[5, 6, 7, 8, 9], [5, 6, 7, 20, 21, 22, 23], [40, 41], [5, 6, 7, 8, 9, 10], [5, 6, 7, 8, 9]]
@@ -81,13 +80,10 @@ def assert_as_in_peft(folder: Path, method: Any, place: Path) -> None:
     model = roles(folder)
     model.add("policy", method, trainable=True)
     disturb(model, "policy")
-    exported = METHODS[method.name].export(method, model.adapter("policy"))
-    (place / "adapter_config.json").write_text(json.dumps(peft_json(exported.config)))
-    tensors = exported.weights if exported.peft is None else exported.peft
-    save_file({k: v.contiguous() for k, v in tensors.items()}, place / "adapter_model.safetensors")
+    save_adapter(place, adapter_of(method, model.adapter("policy"), "lora"), {})
     plain = PeftModel.from_pretrained(load_causal_lm(folder, torch.float32), place).eval()
     ids, mask = batch(ROWS)
-    virtual = method.num_virtual_tokens if exported.peft is None else 0  # peft gives their logits too
+    virtual = 0 if (place / "prefix.safetensors").exists() else method.num_virtual_tokens  # peft gives their logits too
     with torch.no_grad():
         expected = plain(input_ids=ids, attention_mask=mask).logits[:, virtual:][mask.bool()]
         found = model.logits(states(model, "policy", ROWS))
@@ -95,6 +91,11 @@ def assert_as_in_peft(folder: Path, method: Any, place: Path) -> None:
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert (found - base).abs().max() > 0.01 * base.abs().max()
 
-    again = roles(folder)
-    again.add("policy", exported.method, trainable=False, weights=exported.weights)
+    kept, again = load_adapter(place, "lora"), roles(folder)
+    again.add("policy", kept.method, trainable=False, weights=kept.weights)
     assert (again.logits(states(again, "policy", ROWS)) - expected).abs().max() <= 1e-5 * expected.abs().max()
+    if (place / "state.safetensors").exists():
+        again.add("trained", method, trainable=True, weights=load_file(place / "state.safetensors"))
+        assert torch.equal(states(again, "trained", ROWS), states(model, "policy", ROWS))
+    else:
+        assert kept.method == method

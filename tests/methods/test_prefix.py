@@ -17,6 +17,7 @@ from triptych.methods.prefix import TEXT
 from triptych.models.base import load_tokenizer
 from triptych.models.quantize import quantize_linears
 from triptych.models.sizes import model_sizes
+from triptych.recipe.matrix import Lora
 from triptych.recipe.method import PrefixTuning, PTuningV2
 from triptych.recipe.model import Model
 from triptych.train.roles import RoleModel
@@ -136,7 +137,7 @@ def test_in_16_bits_and_on_an_int8_base(tiny_model_dir: Path, method: Any, dtype
 
 def test_the_start_does_not_depend_on_other_roles(tiny_model_dir: Path) -> None:
     model = roles(tiny_model_dir)
-    model.add("first", PTuningV2(num_virtual_tokens=4), trainable=True)
+    model.add("first", Lora(r=2), trainable=True)
     disturb(model, "first", 1.0)
     with model.use("first"):
         model.add("second", PTuningV2(num_virtual_tokens=4), trainable=True)

@@ -13,7 +13,8 @@ from triptych.errors import UserError
 from triptych.methods import METHODS
 from triptych.models.base import load_tokenizer
 from triptych.models.sizes import model_sizes
-from triptych.recipe.method import Lora, PromptTuning, PTuning
+from triptych.recipe.matrix import Lora
+from triptych.recipe.method import PromptTuning, PTuning
 from triptych.recipe.model import Model
 
 TEXT = "The film is a warm and funny story."
@@ -90,7 +91,6 @@ def test_dropout_of_the_lstm_acts_in_training_alone(tiny_model_dir: Path) -> Non
     method = PTuning(num_virtual_tokens=3, encoder_reparameterization_type="lstm", encoder_dropout=0.5)
     model = roles(tiny_model_dir)
     model.add("policy", method, trainable=True)
-    model.eval()
     still = states(model, "policy", ROWS)
     assert torch.equal(states(model, "policy", ROWS), still)
     model.train()

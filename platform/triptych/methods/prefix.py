@@ -157,8 +157,11 @@ def export(method: Config, state: Mapping[str, Tensor]) -> Export:
         for number, pair in enumerate(folded)
         for name, tensor in zip(("key", "value"), pair, strict=True)
     }
+    plain = method
+    if method.prefix_projection:
+        plain = method.model_copy(update={"prefix_projection": False, "init": "random", "init_text": None})
     return Export(
-        method.model_copy(update={"prefix_projection": False, "init": "random", "init_text": None}),
+        plain,
         weights,
         PrefixTuningConfig(
             task_type="CAUSAL_LM",

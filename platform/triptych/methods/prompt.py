@@ -99,7 +99,9 @@ def attach(model: PreTrainedModel, method: PromptTuning | PTuning, role: str) ->
 def export(method: PromptTuning | PTuning, state: Mapping[str, Tensor]) -> Export:
     """The embeddings alone, which load as prompt tuning; peft's file tells the two methods apart."""
     embeddings = fold(method, state)
-    plain = PromptTuning(num_virtual_tokens=method.num_virtual_tokens, init="random", lr=method.lr)
+    plain = method
+    if isinstance(method, PTuning):
+        plain = PromptTuning(num_virtual_tokens=method.num_virtual_tokens, init="random", lr=method.lr)
     return Export(plain, {EMBEDDINGS: embeddings}, _peft_config(method, embeddings.shape[1]))
 
 
