@@ -7,8 +7,30 @@ import torch
 import torch.distributed as dist
 from gradient_cases import CASES, gradients, make_learner, make_model
 from safetensors.torch import save_file
+from torch import Tensor
 
 SHARES = ([[0, 1, 2], [3, 4]], [[5, 6, 7], None])  # unequal, and one empty micro-batch
+
+
+def save(name: str, found: dict[str, Tensor]) -> None:
+    if dist.get_rank() == 0:
+        save_file({key: tensor.contiguous() for key, tensor in found.items()}, out / f"{name}.safetensors")
+
+
+def in_half() -> None:
+    """Whole models in float32, computed in bfloat16: no weight of a block is copied after it was gathered."""
+    objective, make = CASES["language"]
+    model = make_model(folder, torch.bfloat16, roles=("policy",), method="full")
+    learner = make_learner(model, strategy="fsdp")
+    seen = []
+    linear: torch.nn.Module = model.blocks()[0].self_attn.q_proj  # type: ignore[assignment]
+    linear.register_forward_pre_hook(lambda layer, _: seen.append(layer.weight.dtype))
+    batches = [make(share, torch.bfloat16) if share else None for share in SHARES[dist.get_rank()]]
+    found = gradients(learner, objective, batches)
+    assert set(seen) == {torch.bfloat16}
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    save("fsdp-full-bfloat16", found)
+
 
 folder, out, strategies = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(",")
 torch.set_num_threads(1)
@@ -20,10 +42,8 @@ for strategy in strategies:
             model = make_model(folder, dtype, roles=(objective.role,), method=method)
             learner = make_learner(model, strategy=strategy)
             batches = [make(share, dtype) if share else None for share in SHARES[dist.get_rank()]]
-            found = gradients(learner, objective, batches)
-            if dist.get_rank() == 0:
-                save_file(
-                    {k: v.contiguous() for k, v in found.items()}, out / f"{strategy}-{method}-{case}.safetensors"
-                )
+            save(f"{strategy}-{method}-{case}", gradients(learner, objective, batches))
+if "fsdp" in strategies:
+    in_half()
 dist.barrier()
 dist.destroy_process_group()

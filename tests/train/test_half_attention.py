@@ -8,7 +8,6 @@ from torch import Tensor
 from triptych.train.attention import _causal
 from triptych.train.half_attention import half_attention
 
-
 Rows = tuple[Tensor, Tensor, Tensor]
 """Query, key, value."""
 

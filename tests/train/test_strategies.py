@@ -21,6 +21,11 @@ def test_gradients_are_those_of_one_process(tiny_model_dir: Path, tmp_path: Path
             model = make_model(tiny_model_dir, dtype, roles=(objective.role,), method=method)
             whole = gradients(make_learner(model), objective, [make(list(range(8)), dtype)])
             assert_equal(load_file(tmp_path / f"{strategy}-{method}-{case}.safetensors"), whole, TOLERANCE[dtype])
+    if strategy == "fsdp":
+        objective, make = CASES["language"]
+        model = make_model(tiny_model_dir, torch.bfloat16, roles=("policy",), method="full")
+        whole = gradients(make_learner(model), objective, [make(list(range(8)), torch.bfloat16)])
+        assert_equal(load_file(tmp_path / "fsdp-full-bfloat16.safetensors"), whole, 0.05)
 
 
 def torchrun(script: str, *arguments: str, ranks: int = 2) -> None:

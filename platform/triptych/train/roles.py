@@ -82,6 +82,11 @@ class RoleModel(nn.Module):
     def hidden_size(self) -> int:
         return int(self.lm.config.hidden_size)
 
+    @property
+    def whole(self) -> bool:
+        """Whether a role trains weights of the base itself: these are float32, whatever is computed in."""
+        return self._whole
+
     def blocks(self) -> list[nn.Module]:
         """The decoder's layers: the units that are sharded and checkpointed."""
         return list(self._decoder().layers)

@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from triptych.recipe import Optimizer
 from triptych.train.group import Group
-from triptych.train.roles import RoleModel
+from triptych.train.roles import HALF, RoleModel
 from triptych.train.strategies.base import Slice
 from triptych.train.strategies.dense import Dense
 
@@ -26,7 +27,8 @@ class Sharded(Dense):
         policy = CPUOffloadPolicy() if offload and model.device.type != "cpu" else OffloadPolicy()
         options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": True, "offload_policy": policy}
         for unit in [*model.blocks(), model]:
-            sharded: FSDPModule = fully_shard(unit, **options)
+            precision = _half(model) if model.whole and unit is not model else MixedPrecisionPolicy()
+            sharded: FSDPModule = fully_shard(unit, mp_policy=precision, **options)
             sharded.set_gradient_divide_factor(1.0)  # a sum: the learner has divided
             sharded.set_force_sum_reduction_for_comms(enable=True)  # gloo knows no other
         super().__init__(model, optimizers, group)
@@ -56,6 +58,17 @@ class Sharded(Dense):
         if not isinstance(parameter, DTensor) or not whole.ndim:
             return placed
         return distribute_tensor(placed, parameter.device_mesh, [Shard(0)], src_data_rank=None)
+
+
+def _half(model: RoleModel) -> MixedPrecisionPolicy:
+    """A block's float32 weights are gathered in the precision of the computation.
+
+    Autocast alone would copy them after the gathering, and keep the copies of all blocks for the backward pass.
+    """
+    dtype = model.dtype if model.dtype in HALF else None
+    return MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None, cast_forward_inputs=False
+    )
 
 
 def _offset(tensor: DTensor) -> int:
