@@ -79,7 +79,7 @@ def test_characters_of_several_tokens_are_answers_too(tokenizer: Any) -> None:
 
 def test_long_contexts_are_cut_and_rows_without_their_answer_left_out(tokenizer: Any) -> None:
     rows = [question("dull"), question("flat")]
-    [early, late] = encode_questions(rows, tokenizer, 512).items
+    early, _ = encode_questions(rows, tokenizer, 512).items
     most = len(early.input_ids) - 4  # two tokens of each context
     found = encode_questions(rows, tokenizer, most)
     assert (len(found.items), found.truncated, found.unlearnable) == (1, 1, 1)

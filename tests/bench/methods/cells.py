@@ -1,0 +1,121 @@
+"""What was measured, cell by cell, in one file; and what is still to be measured."""
+
+import contextlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness import Figures
+from methods.settings import LEVELS
+from methods.tasks import Task
+
+OURS, PEFT, BESIDE = "triptych", "peft", "triptych beside peft"
+"""Arms. The last is `triptych` again, in turn with peft: its times are compared with peft's."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One training run."""
+
+    data: str
+    method: str
+    level: int
+    """Which of the method's learning rates."""
+    seed: int
+    """Draws the order of the rows and the first weights."""
+    arm: str = OURS
+
+
+@dataclass(frozen=True)
+class Cell(Key):
+    """A run that has ended."""
+
+    learning_rate: Any = None
+    """Of each part of the method."""
+    figures: Figures = field(default_factory=dict)
+    error: str | None = None
+    """Why there are no figures: the method was refused, or did not learn."""
+    digest: str = ""
+    """Of the task's rows and settings."""
+    code: str = ""
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        return Key(self.data, self.method, self.level, self.seed, self.arm)
+
+
+def read(path: Path) -> list[Cell]:
+    """All cells of a file; none where there is no file."""
+    return [Cell(**values) for values in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+
+
+def write(path: Path, cells: Sequence[Cell]) -> None:
+    """One cell a line. The file is whole at every moment."""
+    lines = ",\n".join(json.dumps(asdict(cell), sort_keys=True) for cell in cells)
+    staging = path.with_suffix(".tmp")
+    staging.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    staging.replace(path)
+
+
+class Results:
+    """The cells that count for a task: those of the same rows and settings."""
+
+    def __init__(self, cells: Sequence[Cell], data: str, task: Task, digest: str | None = None) -> None:
+        """`digest` None: that of the task's last cell."""
+        own = [cell for cell in cells if cell.data == data]
+        self.digest = digest or (own[-1].digest if own else "")
+        self.cells = {cell.key: cell for cell in own if cell.digest == self.digest}
+        self._data, self._task = data, task
+
+    def chosen(self, method: str) -> int | None:
+        """The level that was best with seed 0; None before all were tried, or where none learned."""
+        tried = [self.cells.get(Key(self._data, method, level, 0)) for level in range(LEVELS)]
+        figures = {level: cell.figures for level, cell in enumerate(tried) if cell is not None and not cell.error}
+        if None in tried or not figures:
+            return None
+        sign = 1 if self._task.best == "max" else -1
+        return max(figures, key=lambda level: sign * figures[level][self._task.figure])
+
+    def at_best(self, method: str, arm: str = OURS) -> list[Cell]:
+        """The seeds of the chosen level that have figures."""
+        level = self.chosen(method)
+        found = (cell for key, cell in self.cells.items() if (key.method, key.level, key.arm) == (method, level, arm))
+        return sorted((cell for cell in found if not cell.error), key=lambda cell: cell.seed)
+
+    def missing(self, method: str, seeds: int) -> Iterator[Key]:
+        """What is left to run for a row of the table: each level with seed 0, then the best with the other seeds."""
+        wanted = [Key(self._data, method, level, 0) for level in range(LEVELS)]
+        if (best := self.chosen(method)) is not None:
+            wanted += [Key(self._data, method, best, seed) for seed in range(1, seeds)]
+        yield from (key for key in wanted if key not in self.cells)
+
+    def missing_beside(self, method: str, seeds: int) -> Iterator[Key]:
+        """What is left to run of the comparison with peft: both arms with every seed, in turn."""
+        level = self.chosen(method)
+        if level is None:
+            return
+        for seed in range(seeds):
+            arms = (BESIDE, PEFT) if seed % 2 == 0 else (PEFT, BESIDE)
+            keys = [Key(self._data, method, level, seed, arm) for arm in arms]
+            if any(key not in self.cells for key in keys):
+                yield from keys  # both again: a pair is measured at one time
+                return
+
+
+def code_version() -> str:
+    """Commit of the checkout, `+` where files differ from it; empty where there is none."""
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        return commit + ("+" if _git("status", "--porcelain", "--", "platform") else "")
+    return ""
+
+
+def _git(*arguments: str) -> str:
+    folder = Path(__file__).parent
+    done = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True, env=os.environ)
+    return done.stdout.strip()
