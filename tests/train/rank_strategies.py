@@ -23,7 +23,7 @@ def in_half() -> None:
     model = make_model(folder, torch.bfloat16, roles=("policy",), method="full")
     learner = make_learner(model, strategy="fsdp")
     seen = []
-    linear: torch.nn.Module = model.blocks()[0].self_attn.q_proj  # type: ignore[assignment]
+    linear = model.blocks()[0].get_submodule("self_attn.q_proj")
     linear.register_forward_pre_hook(lambda layer, _: seen.append(layer.weight.dtype))
     batches = [make(share, torch.bfloat16) if share else None for share in SHARES[dist.get_rank()]]
     found = gradients(learner, objective, batches)

@@ -98,7 +98,9 @@ class Worker:
         """Copies of weights, in the precision of the computation, that a pass makes and its backward pass needs."""
         sizes, size = self.sizes, BYTES[self.model.dtype]
         if float32_base and size < FP32:
-            return Bytes.exactly(size * sizes.total)
+            tables = (1 if sizes.tied else 2) * sizes.embedding
+            gathered_so = self.spread.whole_model and not self.spread.float32_base  # fsdp: blocks need no copy
+            return Bytes.exactly(size * (tables if gathered_so else sizes.total))
         if trains_base(method):
             return ZERO
         copied = added(method, sizes) if size < FP32 else self._scaled(method)
