@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from triptych.cli.on_cluster import on_cluster
 from triptych.cli.registry import DEFAULT, AsJson, RegistryUrl, open_registry, print_table
 from triptych.errors import UserError
 
@@ -19,6 +20,7 @@ AdapterName = Annotated[str, typer.Argument(metavar="NAME", help="Name of an ada
 
 
 @app.command("list")
+@on_cluster
 def list_(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show the versions of this adapter.")] = None,
     registry: RegistryUrl = DEFAULT,
@@ -33,6 +35,7 @@ def list_(
 
 
 @app.command()
+@on_cluster
 def show(ref: Ref, registry: RegistryUrl = DEFAULT, as_json: AsJson = False) -> None:
     """One version: where it lies, what it was made from, what was made from it."""
     known = open_registry(registry)
@@ -50,6 +53,7 @@ def show(ref: Ref, registry: RegistryUrl = DEFAULT, as_json: AsJson = False) -> 
 
 
 @app.command()
+@on_cluster(sends="folder")
 def register(
     name: AdapterName,
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="adapter_config.json, adapter_model.safetensors.")],
@@ -90,6 +94,7 @@ def register(
 
 
 @app.command()
+@on_cluster
 def alias(
     ref: Ref,
     name: Annotated[str, typer.Argument(metavar="ALIAS", help="`default` is what the bare name means.")],
@@ -108,6 +113,7 @@ def alias(
 
 
 @app.command()
+@on_cluster
 def rollback(
     name: AdapterName,
     alias: Annotated[str, typer.Argument(metavar="[ALIAS]", help="Which alias to take back.")] = "default",
@@ -119,6 +125,7 @@ def rollback(
 
 
 @app.command()
+@on_cluster
 def remove(
     ref: Ref,
     force: Annotated[
@@ -140,6 +147,7 @@ def remove(
 
 
 @app.command()
+@on_cluster(brings="folder")
 def export(
     ref: Ref,
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A new folder, or URL; loads in plain peft.")],

@@ -7,21 +7,27 @@ from typing import Annotated
 
 import typer
 
+from triptych.cli.on_cluster import Address
+
 MARKS = {"ok": "[green]ok     [/green]", "warning": "[yellow]warning[/yellow]", "missing": "[red]missing[/red]"}
 
 
 def doctor(
     runs: Annotated[Path, typer.Option(help="Folder that runs are written to.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
+    address: Address = None,
 ) -> None:
-    """Show what this machine can do and what is missing; exit 1 if something needed is. Takes half a minute."""
+    """Show what this machine can do and what is missing; exit 1 if something needed is. Takes half a minute.
+
+    With --address: whether that cluster is reached, takes the token, and reads recipes as this machine does.
+    """
     from rich.console import Console
 
-    from triptych.cluster.doctor import Check, examine
+    from triptych.cluster.doctor import Check, examine, examine_cluster
 
     console = Console(highlight=False, soft_wrap=True)
     checks: list[Check] = []
-    for check in examine(runs):
+    for check in examine(runs) if address is None else examine_cluster(address):
         checks.append(check)
         if not as_json:
             console.print(f"{MARKS[check.status]} {check.name:14}", end="")

@@ -5,33 +5,90 @@ from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(help="Look at runs: list, show, report.", no_args_is_help=True)
+from triptych.cli.on_cluster import Address, AddressOption, ask, given, on_cluster, reach
+from triptych.cli.run import follow_run
+from triptych.errors import UserError
+
+app = typer.Typer(help="Look at runs: list, show, report; on a cluster also follow and stop.", no_args_is_help=True)
 
 Runs = Annotated[str, typer.Option("--runs", help="Folder or URL of the runs (a recipe's storage.runs).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AddressNeeded = Annotated[str, AddressOption]
 Name = Annotated[str, typer.Argument(help="Name of the run: its recipe's `name`.")]
 
 
 @app.command("list")
-def list_(runs: Runs = "runs", as_json: AsJson = False) -> None:
-    """All runs with the state of their stages."""
+def list_(ctx: typer.Context, runs: Runs = "runs", as_json: AsJson = False, address: Address = None) -> None:
+    """All runs with the state of their stages; on a cluster also of their jobs."""
     from rich.console import Console
     from rich.table import Table
 
-    from triptych.observe.runs import list_runs
-
-    found = list_runs(runs)
+    elsewhere = runs if given(ctx, "runs") else None
+    found = _runs_here(runs) if address is None else _runs_there(address, elsewhere)
     if as_json:
-        typer.echo(json.dumps([{"name": run.name, "stages": {s.name: s.status for s in run.stages}} for run in found]))
+        typer.echo(json.dumps(found))
         return
-    table = Table("run", "base", "stages")
+    table = Table("run", "base", "stages", *([] if address is None else ["job", "runs"]))
     for run in found:
-        stages = ", ".join(f"{stage.name} {stage.status}" for stage in run.stages)
-        table.add_row(run.name, str((run.recipe.get("model") or {}).get("base", "?")), stages)
+        stages = ", ".join(f"{name} {status}" for name, status in run["stages"].items())
+        table.add_row(run["name"], run["base"], stages, *([] if address is None else [run["job"], run["runs"]]))
     Console().print(table)
 
 
+def _runs_here(runs: str) -> list[dict[str, Any]]:
+    from triptych.observe.runs import list_runs
+
+    return [
+        {
+            "name": run.name,
+            "base": str((run.recipe.get("model") or {}).get("base", "?")),
+            "stages": {stage.name: stage.status for stage in run.stages},
+        }
+        for run in list_runs(runs)
+    ]
+
+
+def _runs_there(address: str, runs: str | None) -> list[dict[str, Any]]:
+    """The runs that were submitted to a cluster, and those that lie in the folders they were written to."""
+    from triptych.cluster.submit import runs_of
+
+    client = reach(address)
+    jobs = [submitted[-1] for submitted in runs_of(client).values() if runs in (None, submitted[-1].runs)]
+    found = []
+    for place in sorted({runs} if runs else {job.runs for job in jobs}):
+        here = {job.run: job for job in jobs if job.runs == place}
+        newest = max(here.values(), key=lambda job: job.started, default=None)
+        words = ("runs", "list", "--json", "--runs", place)
+        lying = {run["name"]: run for run in json.loads(ask(client, words, newest))}
+        for name in sorted(lying.keys() | here.keys()):
+            about = {"job": here[name].status if name in here else "", "runs": place}
+            found.append(lying.get(name, {"name": name, "base": "?", "stages": {}}) | about)
+    return found
+
+
 @app.command()
+def follow(name: Name, address: AddressNeeded, as_json: AsJson = False) -> None:
+    """Show a run on a cluster from its beginning to its end, as `triptych run` does; Ctrl-C leaves it going."""
+    from triptych.cluster.submit import find
+
+    client = reach(address)
+    follow_run(client, find(client, name), as_json)
+
+
+@app.command()
+def stop(name: Name, address: AddressNeeded) -> None:
+    """Stop a run on a cluster; run again, it goes on from its last checkpoint."""
+    from triptych.cluster.submit import find
+
+    client = reach(address)
+    submitted = find(client, name)
+    if not submitted.running:
+        raise UserError(f"run {name} is not going on: its last job ended as {submitted.status}")
+    typer.echo(f"{name}: {client.stop(submitted.job).status.value.lower()}")
+
+
+@app.command()
+@on_cluster
 def show(name: Name, runs: Runs = "runs", as_json: AsJson = False) -> None:
     """One run: each stage's state, what it registered and what was measured."""
     from rich.console import Console
@@ -63,8 +120,12 @@ def show(name: Name, runs: Runs = "runs", as_json: AsJson = False) -> None:
 
 
 @app.command()
+@on_cluster(brings_file=True)
 def report(name: Name, runs: Runs = "runs") -> None:
-    """Write the run's report.html, one page that needs nothing else, and print where it lies."""
+    """Write the run's report.html, one page that needs nothing else, and print where it lies.
+
+    With --address the page comes back, into this folder.
+    """
     from triptych.observe.report import write_report
     from triptych.observe.runs import find_run
 

@@ -53,6 +53,43 @@ def examine(runs: Path) -> Iterator[Check]:
     yield _chromium()
 
 
+def examine_cluster(address: str) -> Iterator[Check]:
+    """The cluster at an address: reachable, by whom, and whether it reads recipes as this machine does."""
+    import triptych
+    from triptych.cluster.client import connect, sends_in_clear
+    from triptych.cluster.errands import recipe_format
+    from triptych.cluster.submit import Environment, look
+
+    try:
+        client = connect(address)
+    except UserError as error:
+        yield Check("cluster", "missing", str(error), "look at the address, the port-forward and the token")
+        return
+    yield Check("cluster", "ok", f"Ray {client.ray_version} at {client.address}")
+    if not client.uses_token:
+        advice = "start Ray with RAY_AUTH_MODE=token"
+        yield Check("token", "warning", "none asked for: whoever reaches the cluster can run code on it", advice)
+    elif sends_in_clear(client.address):
+        yield Check("token", "warning", "accepted, but it travels in the clear", "use https, or a port-forward")
+    else:
+        yield Check("token", "ok", "accepted")
+    try:
+        facts = look(client, Environment())
+    except (UserError, RunError) as error:
+        yield Check("triptych", "missing", str(error), "use an image with it, or run with --dev")
+        return
+    versions = f"{facts['triptych']} there, {triptych.__version__} here"
+    if facts["format"] != recipe_format():
+        advice = "install the same version here and there, or run with --dev"
+        yield Check("triptych", "missing", f"{versions}; their recipes have different fields", advice)
+    elif facts["triptych"] != triptych.__version__:
+        yield Check("triptych", "warning", f"{versions}; recipes mean the same to both", "install the same version")
+    else:
+        yield Check("triptych", "ok", versions)
+    found = f"{facts['nodes']}, {facts['cpus']:g} CPUs, {facts['gpus']:g} GPUs; Python {facts['python']}"
+    yield Check("nodes", "ok", found)
+
+
 def _python() -> Check:
     found = f"{platform.python_version()} ({sys.executable})"
     if platform.python_version_tuple()[:2] == ("3", "11"):

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import importlib.util
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,14 +44,23 @@ def resolve_base(model: Model) -> Path:
     allowed = f"allowed are: a built-in name ({', '.join(BUILT_IN)}), a Hugging Face id (owner/name), a local folder"
     if name in BUILT_IN:
         return BUILT_IN[name]()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _checked(folder.resolve(), name)
+    for folder in _places(name):
+        if folder.is_dir():
+            return _checked(folder.resolve(), name)
     if name.startswith(("/", ".", "~")) or name.count("/") != 1:
         near = difflib.get_close_matches(name.lower(), BUILT_IN, n=1, cutoff=0.5)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise UserError(f"model.base: no folder and no built-in model is called {name!r}.{hint} {allowed}")
     return _checked(_snapshot(model, allowed), name)
+
+
+def _places(name: str) -> list[Path]:
+    """Where a folder of that name can be: a relative one also in the folder that Ray gave a job on this node.
+
+    Ray Train's workers have yet another working folder; the job's is on their PYTHONPATH.
+    """
+    jobs = os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.environ.get("RAY_JOB_ID") else []
+    return [Path(name).expanduser(), *(Path(root, name) for root in jobs if root)]
 
 
 def _snapshot(model: Model, allowed: str) -> Path:

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
@@ -56,7 +57,8 @@ class Progress:
 
     @classmethod
     def start(cls) -> "Progress":
-        return cls(ray.remote(_Board).options(num_cpus=0).remote())
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes may go
+        return cls(ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote())
 
     def update(self, stage: str, step: int, total: int, metrics: dict[str, float]) -> None:
         """Fire and forget."""

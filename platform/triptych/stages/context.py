@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 from triptych import __version__, storage
 from triptych.errors import UserError
 from triptych.models.adapter import Adapter, load_adapter
+from triptych.models.base import resolve_base
 from triptych.observe.progress import Progress
 from triptych.recipe import (
     Classification,
@@ -38,11 +39,17 @@ class StageContext(Generic[StageT]):
     run: str
     """URL of the run's folder."""
     base_dir: Path
-    """Local Hugging Face folder of the base."""
+    """Hugging Face folder of the base, on this node."""
     base_fingerprint: str
     registry_url: str
     artifacts: str
     progress: Progress
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Nodes have folders of their own: one that does not have the base yet gets it."""
+        if not state["base_dir"].is_dir():
+            state = state | {"base_dir": resolve_base(state["recipe"].model)}
+        self.__dict__.update(state)
 
     @property
     def folder(self) -> str:

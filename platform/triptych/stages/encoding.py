@@ -172,11 +172,7 @@ def _in_tasks(
     blocks.context.execution_options.resource_limits = ray.data.ExecutionResources(cpu=workers.count * workers.cpus)
     encoded = blocks.map_batches(
         _encoded_pickles,
-        fn_kwargs={
-            "examples": examples,
-            "base_dir": ctx.base_dir,
-            "trust_remote_code": ctx.recipe.model.trust_remote_code,
-        },
+        fn_kwargs={"examples": examples, "ctx": ctx},
         batch_size=1,
         num_cpus=min(1.0, workers.cpus),
     )
@@ -185,11 +181,13 @@ def _in_tasks(
 
 
 def _encoded_pickles(
-    batch: dict[str, NDArray[Any]], *, examples: Examples, base_dir: Any, trust_remote_code: bool
+    batch: dict[str, NDArray[Any]], *, examples: Examples, ctx: StageContext[Any]
 ) -> dict[str, list[Any]]:
     """One block's rows, pickled by our own reader -> its table as Arrow bytes, its counts as JSON."""
     rows = pickle.loads(batch["rows"][0])  # noqa: S301
-    table, counts = _encoded(rows, examples, _tokenizer(base_dir, trust_remote_code=trust_remote_code))
+    table, counts = _encoded(
+        rows, examples, _tokenizer(ctx.base_dir, trust_remote_code=ctx.recipe.model.trust_remote_code)
+    )
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)

@@ -17,6 +17,7 @@ from triptych.observe.trackers import check_trackers
 from triptych.plan import Machine, cluster, place, requests, resolve_strategy, with_strategy
 from triptych.plan.placement import pack
 from triptych.recipe import Recipe, dump_recipe, ready, stage_order
+from triptych.registry.url import registry_url
 from triptych.stages import classification, ppo, question_answering, reward, sft, token_classification
 from triptych.stages.context import StageContext, summary
 
@@ -106,20 +107,6 @@ def _with_strategy(ctx: StageContext[Any], machine: Machine) -> StageContext[Any
     """`auto` replaced by what the machine has room for."""
     strategy = resolve_strategy(ctx.recipe, ctx.name, machine)
     return dataclasses.replace(ctx, stage=with_strategy(ctx.stage, strategy))
-
-
-def registry_url(recipe: Recipe) -> str:
-    """SQLAlchemy URL of the recipe's registry.
-
-    Raises:
-        UserError: runs go to an object store, which holds no SQLite file, and the recipe names no registry.
-    """
-    if recipe.storage.registry:
-        return recipe.storage.registry
-    runs = storage.absolute(recipe.storage.runs)
-    if "://" in runs:
-        raise UserError(f"storage.registry: needed where storage.runs is an object store ({runs}); a SQLAlchemy URL")
-    return f"sqlite:///{runs}/registry.db"
 
 
 def _wanted(recipe: Recipe, only: str | None, done: list[str]) -> list[str]:

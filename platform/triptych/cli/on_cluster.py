@@ -1,0 +1,193 @@
+"""Verbs with `--address`: the same verb, run by the cluster, with its output and its exit code here."""
+
+import functools
+import inspect
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from triptych.errors import UserError
+
+if TYPE_CHECKING:
+    from triptych.cluster.client import Client
+    from triptych.cluster.errands import Answer
+    from triptych.cluster.submit import Submitted
+
+AddressOption = typer.Option(
+    "--address",
+    envvar="TRIPTYCH_ADDRESS",
+    metavar="URL",
+    help="Act on the Ray cluster whose dashboard is there; its token: RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN.",
+)
+Address = Annotated[str | None, AddressOption]
+
+
+def say(text: str) -> None:
+    """A word about what is going on, on stderr."""
+    typer.echo(text, err=True)
+
+
+def terminal_width() -> int:
+    """Columns that tables may have."""
+    return shutil.get_terminal_size((100, 24)).columns
+
+
+def reach(address: str) -> "Client":
+    """A connection, with a warning where others could listen or anyone could call."""
+    from triptych.cluster.client import connect, sends_in_clear
+
+    client = connect(address)
+    if not client.uses_token:
+        say(f"warning: {address} asks for no token: whoever reaches it can run code there")
+    elif sends_in_clear(client.address):
+        say(f"warning: token and data travel to {client.address} in the clear; use https, or a port-forward")
+    return client
+
+
+def on_cluster(
+    verb: Callable[..., None] | None = None,
+    *,
+    sends: str | None = None,
+    brings: str | None = None,
+    brings_file: bool = False,
+) -> Callable[..., Any]:
+    """Gives a verb `--address`. `sends`, `brings`: its parameter that names a folder here, which travels or comes back.
+
+    `brings_file`: the file whose URL the verb prints comes back, as `<run>-<file>`.
+
+    A verb with `--runs` or `--registry` means, where they are not given, those of the last run that was submitted.
+    """
+    if verb is None:
+        return functools.partial(on_cluster, sends=sends, brings=brings, brings_file=brings_file)
+
+    @functools.wraps(verb)
+    def wrapped(ctx: typer.Context, address: str | None = None, **values: Any) -> None:
+        if address is None:
+            verb(**values)
+        else:
+            _forward(ctx, address, values, sends, brings, brings_file)
+
+    known = inspect.signature(verb)
+    kind = inspect.Parameter.KEYWORD_ONLY
+    own = [inspect.Parameter("ctx", kind, annotation=typer.Context)]
+    asked = [inspect.Parameter("address", kind, default=None, annotation=Address)]
+    given = [parameter.replace(kind=kind) for parameter in known.parameters.values()]
+    wrapped.__signature__ = known.replace(parameters=[*own, *given, *asked])  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {**verb.__annotations__, "ctx": typer.Context, "address": Address}
+    return wrapped
+
+
+def _forward(
+    ctx: typer.Context,
+    address: str,
+    values: dict[str, Any],
+    sends: str | None,
+    brings: str | None,
+    brings_file: bool,
+) -> None:
+    from triptych.cluster.bundle import Bundle, bundle_folder
+    from triptych.cluster.errands import FOLDER, Errand
+    from triptych.cluster.submit import Environment, find, latest, send
+
+    target = values[brings] if brings and "://" not in values[brings] else None
+    if target is not None and Path(target).exists():
+        raise UserError(f"{target} exists already: name a new folder")
+    client = reach(address)
+    own_runs = "runs" in values and not given(ctx, "runs")
+    job = find(client, values["name"]) if own_runs else latest(client)
+    sent = dict(values) | ({"runs": job.runs} if own_runs and job else {})
+    for name in (sends, brings if target else None):
+        sent |= {name: FOLDER} if name else {}
+    words = (*_names(ctx), *_words(ctx, sent))
+    run = job.url if job and "registry" in values else None
+    errand = Errand(words, terminal_width(), run=run, brings=brings_file)
+    bundle = bundle_folder(values[sends], errand) if sends else Bundle(errand)
+    answer, output = send(client, bundle, job.environment if job else Environment())
+    _pass_on(answer, output)
+    if target is not None:
+        bring(output, answer.sha256, Path(target))
+        typer.echo(answer.stdout.replace(FOLDER, target), nl=False)
+    elif brings_file:
+        typer.echo(_bring_file(output, answer.sha256, values["name"]))
+    else:
+        typer.echo(answer.stdout, nl=False)
+
+
+def ask(client: "Client", words: tuple[str, ...], job: "Submitted | None") -> str:
+    """What a verb prints there, in the environment of a run's job; exits as it does where it fails."""
+    from triptych.cluster.bundle import Bundle
+    from triptych.cluster.errands import Errand
+    from triptych.cluster.submit import Environment, send
+
+    answer, output = send(client, Bundle(Errand(words)), job.environment if job else Environment())
+    _pass_on(answer, output)
+    return answer.stdout
+
+
+def given(ctx: typer.Context, name: str) -> bool:
+    """Whether a parameter was set, on the command line or by its variable."""
+    return getattr(ctx.get_parameter_source(name), "name", "") in ("COMMANDLINE", "ENVIRONMENT")
+
+
+def _pass_on(answer: "Answer", output: str) -> None:
+    """Where the verb failed, say what it said and exit as it did."""
+    if answer.code:
+        typer.echo(answer.stdout, nl=False)
+        said = [line for line in output.split("\n") if line.startswith("error: ")]
+        say("\n".join(said or ["error: it failed on the cluster"]))
+        raise typer.Exit(answer.code)
+
+
+def _bring_file(output: str, sha256: Mapping[str, str], run: str) -> str:
+    """The one file that came back, in the working folder."""
+    from triptych.cluster.errands import fetch
+
+    [name] = sha256
+    target = Path(f"{run}-{name}")
+    with tempfile.TemporaryDirectory(prefix=f".{run}-", dir=Path.cwd()) as staging:
+        fetch(output, sha256, Path(staging) / "files")
+        (Path(staging) / "files" / name).replace(target)
+    return str(target)
+
+
+def bring(output: str, sha256: Mapping[str, str], target: Path) -> None:
+    """The files that came back, as a new folder, whole or not at all."""
+    from triptych.cluster.errands import fetch
+
+    target.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.absolute().parent) as staging:
+        fetch(output, sha256, Path(staging) / "files")
+        (Path(staging) / "files").rename(target)
+
+
+def _names(ctx: typer.Context) -> list[str]:
+    """The verb's own words, as `adapters`, `list`."""
+    names: list[str] = []
+    level: Any = ctx
+    while level.parent is not None:
+        names.insert(0, str(level.info_name))
+        level = level.parent
+    return names
+
+
+def _words(ctx: typer.Context, values: dict[str, Any]) -> list[str]:
+    """The command line that gives these values, without those that are the verb's own defaults."""
+    options: list[str] = []
+    positional: list[str] = []
+    for parameter in ctx.command.params:
+        name = str(parameter.name)
+        if name not in values or (not given(ctx, name) and values[name] == ctx.params.get(name)):
+            continue
+        value = values[name]
+        if parameter.param_type_name == "argument":
+            positional.append(str(value))
+        elif isinstance(value, bool):
+            options += [parameter.opts[0]] if value else []
+        else:
+            for one in value if isinstance(value, list | tuple) else [value]:
+                options += [parameter.opts[0], str(one)]
+    return [*options, "--", *positional]

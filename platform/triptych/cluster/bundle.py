@@ -1,0 +1,155 @@
+"""What travels from a laptop to the cluster: the errand, and the recipe with the local files that it names."""
+
+import hashlib
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from triptych.cluster.errands import FILE, FOLDER, RECIPE, Errand, ask
+from triptych.errors import UserError
+from triptych.models.base import BUILT_IN
+from triptych.recipe import Recipe, Source, dump_recipe
+
+LIMIT = 95 * 2**20
+"""Compressed; Ray's dashboard takes 100 MiB a request."""
+
+_ANCIENT = (1980, 1, 1, 0, 0, 0)  # the same content is the same archive, which is sent once
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+_ADVICE = "put large files where the cluster reads them (s3://..., gs://..., or a folder that its nodes share)"
+_T = TypeVar("_T")
+
+
+@dataclass
+class Bundle:
+    """Files by their path in the job's working folder."""
+
+    errand: Errand
+    texts: dict[str, str] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files, uncompressed."""
+        return sum(path.stat().st_size for path in self.files.values())
+
+
+def bundle_recipe(recipe: Recipe, errand: Errand) -> Bundle:
+    """The recipe as the cluster will read it, with every local data file and a base that is a local folder.
+
+    A relative path keeps its name, so that the run's folder says the same wherever it ran. A local path that is not on
+    this machine is taken for one on the cluster.
+
+    Raises:
+        UserError: a relative path that is not here.
+    """
+    bundle = Bundle(errand)
+    moved = _map_sources(recipe, lambda path: _add_file(bundle, path))
+    base = _add_model(bundle, recipe.model.base)
+    moved = moved.model_copy(update={"model": moved.model.model_copy(update={"base": base})})
+    bundle.texts[RECIPE] = dump_recipe(moved)
+    return bundle
+
+
+def bundle_folder(folder: str, errand: Errand) -> Bundle:
+    """A local folder, under the name FOLDER."""
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise UserError(f"{folder}: no such folder on this machine")
+    files = {f"{FOLDER}/{path.relative_to(root).as_posix()}": path for path in root.rglob("*") if path.is_file()}
+    return Bundle(errand, files=files)
+
+
+@contextmanager
+def archive(bundle: Bundle) -> Iterator[Path]:
+    """The bundle as a zip file for the time of the block. UserError where it is larger than the cluster takes."""
+    with tempfile.TemporaryDirectory(prefix="triptych-") as folder:
+        path = Path(folder) / "bundle.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=4) as packed:
+            texts = {FILE: ask(bundle.errand).decode()} | bundle.texts
+            for name, text in sorted(texts.items()):
+                packed.writestr(_entry(name), text)
+            for name, file in sorted(bundle.files.items()):
+                with file.open("rb") as source, packed.open(_entry(name), "w", force_zip64=True) as target:
+                    while chunk := source.read(2**20):
+                        target.write(chunk)
+                if path.stat().st_size > LIMIT:
+                    break
+        size = path.stat().st_size
+        if size > LIMIT:
+            raise UserError(
+                f"{', '.join(_largest(bundle.files))}: too much to send with a job ({readable(bundle.size)}; allowed: "
+                f"{readable(LIMIT)} compressed); {_ADVICE}"
+            )
+        yield path
+
+
+def readable(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB"
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, _ANCIENT)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    entry.external_attr = 0o644 << 16
+    return entry
+
+
+def _largest(files: Mapping[str, Path]) -> list[str]:
+    sizes = sorted(((path.stat().st_size, path) for path in files.values()), reverse=True)
+    return [f"{path} ({readable(size)})" for size, path in sizes[:3]]
+
+
+def _map_sources(value: _T, move: Callable[[str], str]) -> _T:
+    """The same value with the path of every source in it moved."""
+    changed: Any = value
+    if isinstance(value, Source):
+        changed = value.model_copy(update={"path": move(value.path)})
+    elif isinstance(value, BaseModel):
+        changed = value.model_copy(update={name: _map_sources(part, move) for name, part in value})
+    elif isinstance(value, dict):
+        changed = {key: _map_sources(part, move) for key, part in value.items()}
+    elif isinstance(value, tuple):
+        changed = tuple(_map_sources(part, move) for part in value)
+    return changed
+
+
+def _add_file(bundle: Bundle, path: str) -> str:
+    """Its path in the working folder."""
+    if "://" in path and not path.startswith("file://"):
+        return path
+    file = Path(path.removeprefix("file://")).expanduser()
+    if not file.is_file():
+        if file.is_absolute():
+            return path
+        raise UserError(f"{path}: no such file on this machine")
+    name = _name(file, lambda: _digest(file))
+    bundle.files[name] = file
+    return name
+
+
+def _add_model(bundle: Bundle, base: str) -> str:
+    folder = Path(base).expanduser()
+    if base in BUILT_IN or not folder.is_dir():
+        return base
+    files = sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)})
+    name = _name(folder, lambda: hashlib.sha256("".join(map(_digest, files)).encode()).hexdigest())
+    bundle.files |= {f"{name}/{path.name}": path for path in files}
+    return name
+
+
+def _name(path: Path, digest: Callable[[], str]) -> str:
+    """A relative path as it is; another under its content's digest, so that it is the same from any machine."""
+    inside = not path.is_absolute() and ".." not in path.parts
+    return path.as_posix() if inside else str(PurePosixPath("inputs", f"{digest()[:12]}-{path.name}"))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

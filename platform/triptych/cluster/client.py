@@ -1,0 +1,231 @@
+"""A Ray cluster from outside, by its jobs API: who may call it, which jobs it has, what they print."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import requests
+from ray.dashboard.modules.job.pydantic_models import JobDetails
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from triptych.errors import RunError, UserError
+
+TIMEOUT_S = 60.0
+"""Of one request."""
+RECONNECT_S = 120.0
+"""A lost connection is taken up again for so long."""
+
+_POLL_S = 0.3
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_TOKEN_FILE = Path(".ray") / "auth_token"
+_RUNNING = (JobStatus.PENDING, JobStatus.RUNNING)
+_HOW = "set RAY_AUTH_TOKEN_PATH to a file that holds it, or RAY_AUTH_TOKEN"
+
+
+class Client:
+    """The cluster at one address; `connect` makes it.
+
+    Raises, in all its methods: RunError where the cluster is lost meanwhile, or its jobs API fails.
+    """
+
+    def __init__(self, address: str, jobs: JobSubmissionClient, ray_version: str, uses_token: bool) -> None:
+        self.address = address
+        self.ray_version = ray_version
+        self.uses_token = uses_token
+        self._jobs = jobs
+
+    def submit(self, job: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
+        """Start a job under a name that no job of the cluster has; UserError where another was faster."""
+        with _explained(self.address):
+            try:
+                self._jobs.submit_job(
+                    entrypoint=entrypoint, submission_id=job, runtime_env=runtime_env, metadata=metadata
+                )
+            except RuntimeError as error:
+                if "already exists" not in str(error):
+                    raise
+                raise UserError(f"{job} was submitted to {self.address} by someone else this very moment") from None
+
+    def jobs(self) -> list[JobDetails]:
+        """All jobs that the cluster remembers, the oldest first."""
+        with _explained(self.address):
+            found = [job for job in self._jobs.list_jobs() if job.submission_id]
+        return sorted(found, key=lambda job: job.start_time or 0)
+
+    def state(self, job: str) -> JobDetails:
+        """Where a job stands."""
+        with _explained(self.address):
+            return self._jobs.get_job_info(job)
+
+    def wait(self, job: str) -> JobDetails:
+        """A job's end."""
+        while is_running(details := self.state(job)):
+            time.sleep(_POLL_S)
+        return details
+
+    def output(self, job: str) -> str:
+        """All that a job printed."""
+        with _explained(self.address):
+            return self._jobs.get_job_logs(job)
+
+    def stop(self, job: str) -> JobDetails:
+        """Stop a job and wait for its end."""
+        with _explained(self.address):
+            self._jobs.stop_job(job)
+        return self.wait(job)
+
+    def forget(self, job: str) -> None:
+        """Remove a job that ended from the list."""
+        with _explained(self.address):
+            self._jobs.delete_job(job)
+
+    def follow(self, job: str, show: Callable[[str], None]) -> JobDetails:
+        """Give each line that a job has printed and prints to `show`, until its end; a lost connection is renewed."""
+        shown, lost_at = 0, None
+        while True:
+            try:
+                before = shown
+                shown = asyncio.run(self._tail(job, shown, show))
+                details = self.state(job)
+                if not is_running(details):
+                    return details
+                lost_at = None if shown > before else lost_at
+            except (RunError, RuntimeError, OSError, aiohttp.ClientError) as error:
+                lost_at = lost_at or time.monotonic()
+                if time.monotonic() - lost_at > RECONNECT_S:
+                    raise RunError(
+                        f"{self.address} is lost since {RECONNECT_S:.0f} s; {job} may go on there"
+                    ) from error
+            time.sleep(1)
+
+    async def _tail(self, job: str, skip: int, show: Callable[[str], None]) -> int:
+        """Show the lines after the first `skip` until the connection ends; how many are shown by then."""
+        seen, rest = 0, ""
+        async for text in self._jobs.tail_job_logs(job):
+            *lines, rest = (rest + text).split("\n")
+            for line in lines:
+                seen += 1
+                if seen > skip:
+                    show(line)
+        return max(seen, skip)
+
+
+def connect(address: str) -> Client:
+    """The cluster whose dashboard is at `address`, by the token of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray.
+
+    The cluster is asked first whether it wants a token, and gets none otherwise.
+
+    Raises:
+        UserError: nothing answers, what answers is no Ray cluster, or it refuses the token.
+    """
+    url = _url(address)
+    mode = _authentication(url)
+    for module in ("dashboard_sdk", "job.sdk"):
+        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
+    headers = {"Authorization": f"Bearer {_token()}"} if mode == "token" else {}
+    with _explained(url, UserError):
+        client = _JobsClient(url, headers=headers)
+        answer = client._do_request("GET", "/api/version")
+        return Client(url, client, str(answer.json()["ray_version"]), mode == "token")
+
+
+def is_running(job: JobDetails) -> bool:
+    """Whether a job is yet to end."""
+    return job.status in _RUNNING
+
+
+class _JobsClient(JobSubmissionClient):
+    """Ray's client, which by itself waits for ever."""
+
+    def _do_request(self, *args: Any, **kwargs: Any) -> requests.Response:
+        return super()._do_request(*args, timeout=TIMEOUT_S, **kwargs)
+
+
+def _url(address: str) -> str:
+    url = address if "://" in address else f"http://{address}"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError(
+            f"--address {address}: allowed is the URL of the cluster's dashboard, as http://127.0.0.1:8265 behind a "
+            "port-forward, or https://ray.example.org"
+        )
+    if parts.username or parts.password:
+        raise UserError(f"--address: no user or password in the URL; for a token {_HOW}")
+    return url.rstrip("/")
+
+
+def sends_in_clear(address: str) -> bool:
+    """Whether anyone on the way could read the token and the data."""
+    parts = urlsplit(address)
+    return parts.scheme == "http" and parts.hostname not in _LOOPBACK
+
+
+def _authentication(url: str) -> str:
+    """`token` or `disabled`: what the cluster asks for. Ray before 2.52 knew no tokens, and has no such route."""
+    with _explained(url, UserError):
+        answer = requests.get(f"{url}/api/authentication_mode", timeout=10, allow_redirects=False)
+        if answer.status_code == 404:
+            return "disabled"
+        return str(answer.json()["authentication_mode"])
+
+
+def _token() -> str:
+    """The token where Ray looks for it; it is never part of a message."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        where = "RAY_AUTH_TOKEN"
+    else:
+        named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+        path = Path(named).expanduser() if named else Path.home() / _TOKEN_FILE
+        where = f"RAY_AUTH_TOKEN_PATH ({path})" if named else str(path)
+        try:
+            token = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UserError(f"the cluster asks for a token, and there is none in {where}; {_HOW}") from None
+        except (OSError, UnicodeDecodeError):
+            raise UserError(f"the cluster asks for a token, and {where} cannot be read; {_HOW}") from None
+    token = token.strip()
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        raise UserError(f"{where} does not hold a token: empty, or with spaces or control characters in it; {_HOW}")
+    return token
+
+
+@contextmanager
+def _explained(address: str, kind: type[Exception] = RunError) -> Iterator[None]:
+    """One line for what can go wrong on the way; `kind` is what it is raised as."""
+    try:
+        yield
+    except AuthenticationError:
+        raise UserError(f"{address} refused the token: it is wrong, or has expired; {_HOW}") from None
+    except requests.exceptions.Timeout:
+        raise kind(f"{address} does not answer in time") from None
+    except requests.exceptions.JSONDecodeError:
+        raise kind(f"{address} is no Ray cluster's dashboard: its answer is not Ray's") from None
+    except KeyError as error:
+        raise kind(f"{address} is no Ray cluster's dashboard: its answer has no {error}") from None
+    except requests.exceptions.ConnectionError as error:
+        raise kind(f"nothing answers at {address} ({_reason(error)}); is it the dashboard, and reachable?") from None
+    except (requests.exceptions.RequestException, RuntimeError, ConnectionError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise kind(f"{address}: {first}") from None
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, as `Connection refused`."""
+    inner: Any = error
+    while inner is not None:
+        last = inner
+        found = getattr(inner, "reason", None) or inner.__cause__ or inner.__context__
+        inner = (
+            found
+            if isinstance(found, BaseException)
+            else next(iter(a for a in inner.args if isinstance(a, BaseException)), None)
+        )
+    return getattr(last, "strerror", None) or type(last).__name__
