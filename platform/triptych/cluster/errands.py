@@ -104,14 +104,13 @@ def fetch(output: str, sha256: Mapping[str, str], folder: Path) -> None:
     for name in sha256:
         if not _is_safe(name):
             raise RunError(f"the cluster sent a file with an unsafe name, {name!r}: nothing was written")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
     for record in _records(output):
         if record.get("file") in sha256:
-            target = folder / record["file"]
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("ab") as file:
+            with (folder / record["file"]).open("ab") as file:
                 file.write(base64.b64decode(record["part"], validate=True))
     for name, digest in sha256.items():
-        (folder / name).touch()
         with (folder / name).open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                 raise RunError(f"{name} came back damaged: its sha256 differs; try again")

@@ -1,0 +1,116 @@
+"""What travels to a cluster, and what comes back."""
+
+import base64
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from triptych.cluster import bundle as bundles
+from triptych.cluster.bundle import Bundle, archive, bundle_folder, bundle_recipe
+from triptych.cluster.errands import FILE, FOLDER, MARK, RECIPE, Answer, Errand, ask, asked, fetch, heard, tell
+from triptych.errors import RunError, UserError
+from triptych.recipe import Recipe, load_recipe
+
+ERRAND = Errand(("run", RECIPE, "--set", 'name=it\'s "quoted"; $(rm -rf /)'), width=90)
+
+
+@pytest.fixture
+def recipe(three_stages: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    """Rows by a relative path, by an absolute one, by one that is not here, and a base that is a folder."""
+    monkeypatch.chdir(three_stages.parent)
+    Path("data").mkdir()
+    for name in ("data/sft.jsonl", "pairs.jsonl"):
+        Path(name).write_text('{"text": "warm"}\n' * 100)
+    paths = ["sft=data/sft.jsonl", f"reward={Path('pairs.jsonl').absolute()}", "ppo=/mnt/shared/prompts.jsonl"]
+    sets = [f"stages.{path.replace('=', '.data.train.path=')}" for path in paths]
+    return load_recipe(three_stages, [*sets, f"model.base={tiny_model_dir}"])
+
+
+def packed(bundle: Bundle) -> dict[str, bytes]:
+    with archive(bundle) as path, zipfile.ZipFile(path) as content:
+        return {name: content.read(name) for name in content.namelist()}
+
+
+def test_local_files_travel_under_names_that_do_not_tell_where_they_lay(recipe: Recipe, tiny_model_dir: Path) -> None:
+    content = packed(bundle_recipe(recipe, ERRAND))
+    sent = yaml.safe_load(content[RECIPE])
+    rows = {name: stage["data"]["train"]["path"] for name, stage in sent["stages"].items()}
+    assert rows["sft"] == "data/sft.jsonl"
+    assert rows["reward"].startswith("inputs/")
+    assert rows["ppo"] == "/mnt/shared/prompts.jsonl", "it lies on the cluster"
+    assert content["data/sft.jsonl"] == content[rows["reward"]] == b'{"text": "warm"}\n' * 100
+    base = sent["model"]["base"]
+    assert {name.removeprefix(f"{base}/") for name in content if name.startswith(base)} == {
+        path.name for path in tiny_model_dir.iterdir()
+    }
+    assert str(tiny_model_dir.parent) not in content[RECIPE].decode()
+
+
+def test_the_same_content_is_the_same_archive(recipe: Recipe) -> None:
+    with archive(bundle_recipe(recipe, ERRAND)) as first, archive(bundle_recipe(recipe, ERRAND)) as second:
+        assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_relative_path_that_is_not_here_is_refused(recipe: Recipe) -> None:
+    Path("data/sft.jsonl").unlink()
+    with pytest.raises(UserError, match=r"data/sft\.jsonl: no such file on this machine"):
+        bundle_recipe(recipe, ERRAND)
+
+
+def test_too_much_is_refused_with_the_largest_files(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bundles, "LIMIT", 10_000)
+    with pytest.raises(UserError, match=r"model\.safetensors .*allowed: 9\.8 KiB compressed\); put large files"):
+        packed(bundle_recipe(recipe, ERRAND))
+
+
+def test_an_errand_arrives_as_it_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(FILE).write_bytes(ask(ERRAND))
+    assert asked() == ERRAND
+
+
+def test_an_answer_comes_back_with_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / FOLDER / "deep").mkdir(parents=True)
+    contents = {"a.bin": bytes(range(256)) * 10_000, "deep/empty": b""}
+    for name, content in contents.items():
+        (tmp_path / FOLDER / name).write_bytes(content)
+    print("half a line", end="")
+    tell(Answer(0, "table\n"))
+    output = f"some log\n{capsys.readouterr().out}and more"
+    answer = heard(output)
+    assert answer is not None
+    assert (answer.code, answer.stdout) == (0, "table\n")
+    fetch(output, answer.sha256, tmp_path / "back")
+    assert {name: (tmp_path / "back" / name).read_bytes() for name in contents} == contents
+
+
+def test_no_answer_is_none() -> None:
+    assert heard("Traceback (most recent call last):\nKilled") is None
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/outside", "a/../../outside", "", "a//b"])
+def test_a_name_that_climbs_out_is_refused(tmp_path: Path, name: str) -> None:
+    output = MARK + json.dumps({"file": name, "part": base64.b64encode(b"x").decode()})
+    with pytest.raises(RunError, match="unsafe name"):
+        fetch(output, {name: "0" * 64}, tmp_path / "back")
+    assert list((tmp_path / "back").iterdir()) == []
+    assert not (tmp_path / "outside").exists()
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    output = MARK + json.dumps({"file": "a", "part": base64.b64encode(b"x").decode()})
+    with pytest.raises(RunError, match="came back damaged"):
+        fetch(output, {"a": "0" * 64}, tmp_path / "back")
+
+
+def test_a_folder_travels_whole(tiny_model_dir: Path) -> None:
+    content = packed(bundle_folder(str(tiny_model_dir), ERRAND))
+    assert content[f"{FOLDER}/config.json"] == (tiny_model_dir / "config.json").read_bytes()
+    with pytest.raises(UserError, match="no such folder"):
+        bundle_folder(str(tiny_model_dir / "none"), ERRAND)
