@@ -68,17 +68,27 @@
 {{- $pods -}}
 {{- end -}}
 
-{{/* Labels by which batch schedulers find their queue. */}}
+{{/* Labels by which batch schedulers find their queue, as JSON. */}}
 {{- define "triptych.queueLabels" -}}
-{{- with .Values.queue.kueue }}
-kueue.x-k8s.io/queue-name: {{ . }}
-{{- end }}
-{{- with .Values.queue.volcano }}
-volcano.sh/queue-name: {{ . }}
-{{- end }}
-{{- with .Values.queue.priorityClassName }}
-ray.io/priority-class-name: {{ . }}
-{{- end }}
+{{- $labels := dict -}}
+{{- with .Values.queue.kueue }}{{ $_ := set $labels "kueue.x-k8s.io/queue-name" . }}{{ end -}}
+{{- with .Values.queue.volcano }}{{ $_ := set $labels "volcano.sh/queue-name" . }}{{ end -}}
+{{- with .Values.queue.priorityClassName }}{{ $_ := set $labels "ray.io/priority-class-name" . }}{{ end -}}
+{{- toJson $labels -}}
+{{- end -}}
+
+{{/* What a changed Ray cluster does to the endpoint: two at once only where they can share what they store. */}}
+{{- define "triptych.upgrade" -}}
+{{- if .Values.service.upgrade -}}
+{{- .Values.service.upgrade -}}
+{{- else -}}
+{{- include "triptych.shared" . | empty | not | ternary "NewCluster" "None" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether several pods, on several nodes, can share registry and storage: "true" or nothing. */}}
+{{- define "triptych.shared" -}}
+{{- if and .Values.registry.url (or .Values.storage.url (eq .Values.storage.accessMode "ReadWriteMany")) -}}true{{- end -}}
 {{- end -}}
 
 {{/* Egress that every pod needs: names. */}}
