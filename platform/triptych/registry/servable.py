@@ -23,6 +23,8 @@ _CONFIG, _WEIGHTS, _HEAD = "adapter_config.json", "adapter_model.safetensors", "
 _MODEL = "model.safetensors"
 _PLAIN_INITS = {"gaussian", "eva", "orthogonal", "mica", "lora_ga"}
 """Ways to draw the first weights that leave the base alone; the others (PiSSA, OLoRA, CorDA, LoftQ) change it."""
+_INDICES = ".shira_indices"
+"""Which entries of a weight are trained; all else are numbers with a fraction."""
 _SERVED_WHOLE = {"classifier", "score"}
 _ENTIRE = re.compile(r"\.(embed_tokens|lm_head)\.base_layer\.weight$|\.(score|classifier)\.(weight|bias)$")
 """Entire matrices that vLLM takes, or skips, beside the factors."""
@@ -133,7 +135,7 @@ def _checked_shapes(folder: Path, needed: str) -> dict[str, dict[str, tuple[int,
         name = path.relative_to(folder).as_posix()
         shapes[name] = {}
         for key, tensor in _tensors(path):
-            if not tensor.is_floating_point():
+            if not (tensor.is_floating_point() or key.endswith(_INDICES)):
                 raise ArtifactError(f"{name}: {key} has type {tensor.dtype}; weights are floating-point numbers")
             if not tensor.float().isfinite().all():
                 raise ArtifactError(f"{name}: {key} has values that are not finite (NaN or Inf)")
