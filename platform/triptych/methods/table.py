@@ -43,6 +43,7 @@ from triptych.recipe.method import (
     PTuning,
     PTuningV2,
     parts_of,
+    trains_base,
 )
 
 if TYPE_CHECKING:
@@ -379,13 +380,9 @@ def adapted(method: Method, sizes: Sizes) -> dict[str, int]:
     """Linear layers of one block whose inputs a backward pass needs, and the width of what a method makes of each."""
     if trains_base(method):
         return dict.fromkeys(sizes.linears, 0)
-    parts = [part for part in parts_of(method) if part.family == "matrix"]
+    # The targets of LN tuning are norms.
+    parts = [part for part in parts_of(method) if part.family == "matrix" and not isinstance(part, LnTuning)]
     return {name: getattr(part, "r", 0) for part in parts for name in sizes.targets(part.targets)}
-
-
-def trains_base(method: Method) -> bool:
-    """Whether weights of the base itself are trained: the role has the base for itself."""
-    return any(part.whole for part in parts_of(method))
 
 
 def export_method(method: Method, state: "Mapping[str, Tensor]") -> "dict[str, Export]":
