@@ -10,12 +10,22 @@ from triptych.recipe import Method, Recipe
 from triptych.recipe.rules import rule_faults
 
 Strategy = Literal["single", "ddp", "fsdp", "zero2", "zero3"]
-Task = Literal["language", "classification", "gradients", "half"]
+Task = Literal["language", "classification", "gradients", "bfloat16", "float16"]
 
+HALF: tuple[Task, ...] = ("bfloat16", "float16")
+SMOKE: tuple[Strategy, ...] = ("single", "fsdp")
 STRATEGIES: tuple[Strategy, ...] = ("single", "ddp", "fsdp", "zero2", "zero3")
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "bitfit": [{"name": "bitfit", "missing": "add"}],
+    "lora, A fixed": [{"name": "lora", "r": 4, "freeze_a": True}],
+    "lora, olora": [{"name": "lora", "r": 4, "init": "olora"}],
+    "lora, patterns": [{"name": "lora", "r": 4, "layers": [1], "rank_pattern": {"q_proj": 2}, "rslora": True}],
+    "pissa": [{"name": "pissa", "r": 4}],
+    "miss": [{"name": "miss", "r": 8}],
+    "vblora": [{"name": "vblora", "vector_length": 32}],
+    "shira": [{"name": "shira", "r": 4}],
+    "c3a": [{"name": "c3a", "block_size": 32}],
     "freeze": [{"name": "freeze", "layers": 1, "train": ["layers.0.self_attn.q_proj"], "tokens": [57, 64]}],
     "bitfit + lora": [{"name": "bitfit", "missing": "add"}, {"name": "lora", "r": 4}],
 }
@@ -56,7 +66,7 @@ def rate_of(case: str) -> float:
     return RATES.get(case, min(METHODS[name].learning_rates[1] for name in names))
 
 
-def refusal(cell: Cell) -> str | None:
+def refusal(cell: Cell, checkpointing: str = "none") -> str | None:
     """Why a recipe with this stage is refused; None: it is not."""
     head = {"labels": ["one", "two"]} if cell.task == "classification" else {}
     workers = {"strategy": cell.strategy, "count": 1 if cell.strategy == "single" else 2}
@@ -64,10 +74,11 @@ def refusal(cell: Cell) -> str | None:
         "kind": "classification" if head else "sft",
         "method": method_of(cell.case),
         "data": {"train": {"path": "rows.jsonl"}},
-        "train": {"epochs": 1, "workers": workers},
+        "train": {"epochs": 1, "workers": workers, "memory": {"checkpointing": checkpointing}},
         **head,
     }
-    recipe = Recipe.model_validate({"name": "table", "model": {"base": "tiny"}, "stages": {"stage": stage}})
+    model = {"base": "tiny", "dtype": cell.task if cell.task in HALF else "float32"}
+    recipe = Recipe.model_validate({"name": "table", "model": model, "stages": {"stage": stage}})
     return "; ".join(fault.message for fault in rule_faults(recipe)) or None
 
 
@@ -82,7 +93,7 @@ def all_cells() -> list[Cell]:
     return [
         *trained,
         *(Cell(case, "gradients") for case in cases()),
-        *(Cell(case, "half", strategy) for case in cases() for strategy in ("single", "fsdp")),
+        *(Cell(case, dtype, strategy) for case in cases() for dtype in HALF for strategy in SMOKE),
     ]
 
 

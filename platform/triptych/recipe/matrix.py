@@ -225,6 +225,8 @@ class VbLora(_InBlocks):
 class Shira(_Matrix):
     """Some entries of each weight (Bhardwaj et al. 2024, arXiv 2406.13175)."""
 
+    reads_weights = True
+
     name: Literal["shira"] = "shira"
     r: Rank = 32
     """As many entries as a LoRA of this rank has."""

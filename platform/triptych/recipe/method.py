@@ -1,7 +1,7 @@
 """Which parameters a stage trains: one closed model for each method, or a list of parts that are trained together."""
 
 import re
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
@@ -208,6 +208,18 @@ class Freeze(Closed):
         return self
 
 
+class Mam(Closed):
+    """A mix-and-match adapter: short prefixes, and wide adapters beside the MLP (He et al. 2022, arXiv 2110.04366)."""
+
+    name: Literal["mam"] = "mam"
+    prefix: PrefixTuning = PrefixTuning(num_virtual_tokens=30)
+    adapter: ParallelAdapter = ParallelAdapter()
+
+    def parts(self) -> tuple[Part, ...]:
+        """The list of methods that it stands for."""
+        return self.prefix, self.adapter
+
+
 def _hybrid(parts: tuple[Part, ...]) -> tuple[Part, ...]:
     """Refuse what cannot be trained together."""
     if not parts:
@@ -252,16 +264,31 @@ _Part = (
     | Annotated[PrefixTuning, Tag("prefix_tuning")]
     | Annotated[PTuningV2, Tag("p_tuning_v2")]
 )
-_Alone = Annotated[Full, Tag("full")] | Annotated[Freeze, Tag("freeze")]
+_Alone = Annotated[Full, Tag("full")] | Annotated[Freeze, Tag("freeze")] | Annotated[Mam, Tag("mam")]
 Hybrid = Annotated[
     tuple[Annotated[_Part, Discriminator(TagAt("name", default="lora"))], ...], AfterValidator(_hybrid), Tag("list")
 ]
 Method = Annotated[_Part | _Alone | Hybrid, Discriminator(TagAt("name", default="lora", many="list"))]
 
 
+PARTS: dict[str, type[Part]] = {
+    part.model_fields["name"].default: part for part in (get_args(member)[0] for member in get_args(_Part))
+}
+"""Every method that adds parameters to a frozen base, by name."""
+MERGING = tuple(name for name, part in PARTS.items() if part.merges)
+"""Those whose parameters can be added to the base's weights."""
+
+
 def parts_of(method: Method) -> tuple[Any, ...]:
     """The methods that train together; one alone is a tuple of itself."""
+    if isinstance(method, Mam):
+        return method.parts()
     return method if isinstance(method, tuple) else (method,)
+
+
+def trains_base(method: Method) -> bool:
+    """Whether weights of the base itself are trained: the role has the base for itself."""
+    return any(part.whole for part in parts_of(method))
 
 
 def names_of(method: Method) -> str:

@@ -13,11 +13,11 @@ from triptych import storage
 from triptych.data.sources import survey
 from triptych.errors import UserError
 from triptych.methods.freeze import whole
-from triptych.methods.table import export_method, trains_base
+from triptych.methods.table import export_method
 from triptych.models.adapter import Adapter, save_adapter
 from triptych.models.full import save_model
 from triptych.recipe import Method
-from triptych.recipe.method import Freeze, parts_of
+from triptych.recipe.method import Freeze, parts_of, trains_base
 from triptych.stages.context import StageContext, remember
 from triptych.stages.encoding import Examples, encode
 from triptych.stages.loop import Rows, evaluate, fit, total_steps
