@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import EVERYTHING, Objects, Render
+from .conftest import CHART, EVERYTHING, Objects, Render
 from .test_render import CASES, pod_templates
 
 QUANTITY = re.compile(r"[0-9.]+(m|[KMGT]i)?")
@@ -327,6 +327,13 @@ def test_labels_of_the_chart_cannot_be_overridden(render: Render) -> None:
     assert {found["metadata"]["labels"]["release"] for found in of_kind(objects, "PodMonitor")} == {"b"}
     for template in pod_templates(objects):
         assert template["metadata"]["labels"]["app.kubernetes.io/component"] != "mine"
+
+
+def test_templates_render_the_same_without_a_cluster() -> None:
+    for template in (CHART / "templates").rglob("*.*"):
+        assert not re.search(
+            r"\{\{[^}]*\b(lookup|now|uuidv4|rand\w+|gen[A-Z]\w+)\b", template.read_text(encoding="utf-8")
+        )
 
 
 def test_object_names_follow_the_overrides(render: Render) -> None:

@@ -30,7 +30,7 @@
 {{- fail (printf "%s: there is no group %q; groups has: %s" (index . 2) $name (keys $root.Values.groups | sortAlpha | join ", " | default "none")) -}}
 {{- end -}}
 {{- $group := mergeOverwrite (deepCopy $root.Values.head) (dict "replicas" 1) (deepCopy (index $root.Values.groups $name)) -}}
-{{- $least := $group.minReplicas | default ($root.Values.autoscaling.enabled | ternary 0 $group.replicas) | int -}}
+{{- $least := $root.Values.autoscaling.enabled | ternary 0 ($group.replicas | int) -}}
 {{- if hasKey $group "minReplicas" -}}{{- $least = $group.minReplicas | int -}}{{- end -}}
 {{- $most := $group.maxReplicas | default $group.replicas | int -}}
 {{- if or (lt ($group.replicas | int) $least) (gt ($group.replicas | int) $most) -}}
@@ -88,7 +88,9 @@
 
 {{/* Whether several pods, on several nodes, can share registry and storage: "true" or nothing. */}}
 {{- define "triptych.shared" -}}
-{{- if and .Values.registry.url (or .Values.storage.url (eq .Values.storage.accessMode "ReadWriteMany")) -}}true{{- end -}}
+{{- $storage := or .Values.storage.url (eq .Values.storage.accessMode "ReadWriteMany") -}}
+{{- $models := or (not .Values.modelCache.enabled) (eq .Values.modelCache.accessMode "ReadWriteMany") -}}
+{{- if and .Values.registry.url $storage $models -}}true{{- end -}}
 {{- end -}}
 
 {{/* Egress that every pod needs: names. */}}
