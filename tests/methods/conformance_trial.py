@@ -1,6 +1,7 @@
 """One role that trains by a case's method, on a tiny model: what the checks of the conformance table work with."""
 
 import copy
+from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 from conformance_cells import Cell, method_of, rate_of
-from gradient_cases import language
+from gradient_cases import PAD, rows
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
@@ -16,13 +17,15 @@ from transformers import PreTrainedModel
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ClassHead
 from triptych.recipe import Optimizer
-from triptych.train.batch import Batch
+from triptych.train.batch import Batch, language_batch
 from triptych.train.group import Group
 from triptych.train.learner import Learner, Objective
 from triptych.train.roles import RoleModel
 from triptych.train.tasks import LanguageModeling, TextClassification
 
 STEPS = 4
+STEPS_IN_HALF = 10
+"""In 16 bits: the first may only find out by what a loss can be multiplied."""
 ROLE = "role"
 LABELS = ("one", "two", "three")
 SHARES: dict[int, list[list[list[int]]]] = {
@@ -51,22 +54,24 @@ def learner_of(cell: Cell, folder: Path, group: Group, dtype: torch.dtype = torc
     """Of a new role."""
     optimizer = Optimizer(lr=rate_of(cell.case))
     model = role_model(cell, folder, dtype)
-    return Learner(model, {ROLE: optimizer}, {ROLE: STEPS}, group, strategy=cell.strategy)
+    return Learner(model, {ROLE: optimizer}, {ROLE: STEPS}, group, strategy=cell.strategy, max_bad_steps=STEPS_IN_HALF)
 
 
 def objective(cell: Cell) -> Objective:
     return TextClassification(ROLE, LABELS) if cell.task == "classification" else LanguageModeling(ROLE)
 
 
-def batch(rows: list[int]) -> Batch:
-    """Some of eight rows, with what both objectives need."""
-    return language(rows, torch.float32) | {"label": torch.tensor([row % len(LABELS) for row in rows])}
+def batch(indexes: list[int], beginning: Sequence[int] = ()) -> Batch:
+    """Some of eight rows, with what both objectives need; all of them may begin alike."""
+    chosen = [([*beginning, *prompt], answer) for prompt, answer in (rows()[index] for index in indexes)]
+    made = language_batch([(prompt + answer, [-100] * len(prompt) + answer) for prompt, answer in chosen], PAD)
+    return made | {"label": torch.tensor([index % len(LABELS) for index in indexes])}
 
 
 def step(learner: Learner, cell: Cell) -> float:
     """The loss of all eight rows before an update."""
     shares = SHARES[learner.group.size][learner.group.rank]
-    return learner.step(objective(cell), [batch(rows) if rows else None for rows in shares]).metrics["loss"]
+    return learner.step(objective(cell), [batch(share) if share else None for share in shares]).metrics["loss"]
 
 
 def base_tensors(model: RoleModel, folder: Path) -> dict[str, Tensor]:

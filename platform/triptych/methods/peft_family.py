@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from triptych.errors import UserError
 from triptych.methods.base import Attachment, Export
 from triptych.methods.targets import named_norms, targeted
-from triptych.recipe.matrix import Ia3, LnTuning
+from triptych.recipe.matrix import C3a, Ia3, LnTuning
 
 PREFIX = "base_model.model."
 """Before the names of a model's modules, in peft's files."""
@@ -105,6 +105,10 @@ def attach(model: PreTrainedModel, method: Any, role: str) -> PeftAttachment:
     except ValueError as error:
         raise UserError(f"method.name: {method.name} does not fit this model: {error}") from error
     _check_alike(method, layers)
+    if isinstance(method, C3a):
+        for _, layer in layers:
+            # peft adds to the frozen layer's output in place, which selective checkpointing may be keeping.
+            layer.get_base_layer().register_forward_hook(lambda _, __, output: output.clone())
     return PeftAttachment(layers, [role])
 
 
