@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from triptych.recipe.matrix import AdaLora
-from triptych.recipe.method import MERGING, Method, names_of, parts_of, trains_base
+from triptych.recipe.matrix import AdaLora, Lora, Pissa
+from triptych.recipe.method import MERGING, BitFit, Method, names_of, parts_of, trains_base
 from triptych.recipe.part import Part
 
 
@@ -54,7 +54,15 @@ def as_policy(method: Method) -> str | None:
             f"{stuck[0].name} cannot be merged into the weights, and PPO's engines run merged weights or a "
             f"LoRA; allowed: {', '.join(MERGING)}"
         )
+    if any(isinstance(part, BitFit) and part.missing == "add" for part in parts_of(method)):
+        return "bitfit with missing: add makes biases that engines have no place for; allowed: missing: refuse"
     return None
+
+
+def is_lora(method: Method) -> bool:
+    """Whether what comes out is one plain LoRA, which vLLM runs beside the base's weights."""
+    parts = parts_of(method)
+    return len(parts) == 1 and isinstance(parts[0], Lora | Pissa | AdaLora)
 
 
 def _added(method: Method) -> list[Any]:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from triptych.recipe.method import names_of
 from triptych.recipe.recipe import Recipe
-from triptych.recipe.refusals import as_policy, by_optimizer, in_stage, on_quantized, under_strategy
+from triptych.recipe.refusals import as_policy, by_optimizer, in_stage, is_lora, on_quantized, under_strategy
 from triptych.recipe.spec import Path
 from triptych.recipe.stages import PpoStage, Reward, Stage, workers_of, workers_path
 from triptych.recipe.training import Optimizer, Workers
@@ -76,8 +77,15 @@ def _method(recipe: Recipe, name: str, stage: Stage) -> Iterator[Fault]:
     """What its method cannot be combined with; PPO's is that of the stage that its policy comes from."""
     if isinstance(stage, PpoStage):
         started = recipe.stages.get(stage.policy)
-        if started is not None and not isinstance(started, PpoStage) and (reason := as_policy(started.method)):
+        if started is None or isinstance(started, PpoStage):
+            return
+        if reason := as_policy(started.method):
             yield Fault(("stages", name, "policy"), f"`{stage.policy}`: {reason}")
+        elif stage.rollout.sync == "adapter" and not is_lora(started.method):
+            yield Fault(
+                ("stages", name, "rollout", "sync"),
+                f"adapter, and engines run no {names_of(started.method)} beside the weights; allowed: auto, merged",
+            )
         return
     method, quantization = stage.method, recipe.model.quantization
     reasons = [
