@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,11 +17,18 @@ from triptych.methods.base import Attachment
 from triptych.methods.peft_family import PeftAttachment
 from triptych.methods.table import apply_method, without_prefix
 from triptych.methods.targets import linear_layers, weight_of
-from triptych.models.base import load_causal_lm
+from triptych.models.base import load_causal_lm, load_tokenizer
 from triptych.models.quantize import Int8Linear
 from triptych.recipe.method import MERGING, BitFit, Method, names_of, parts_of
 from triptych.recipe.model import Quantization
 
+TEXTS = (
+    "The film is a warm and funny story about a family that learns to listen.",
+    "Question: A train leaves at 9:40 and takes 85 minutes. When does it arrive? Answer: At 11:05.",
+    "def mean(values):\n    return sum(values) / len(values)\n",
+    "In 1969 two people walked on the Moon; hundreds of millions watched them on television.",
+)
+"""What the difference is measured on."""
 _ROLE = "merged"
 _ROWS = 1024
 """Inputs of a layer that are asked for at once."""
@@ -88,6 +96,24 @@ def _linear_changes(model: PreTrainedModel, parts: Mapping[str, Attachment]) -> 
 
 def _inner(layer: Any) -> Any:
     return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+
+
+def divergence(
+    base: Path, method: Method, weights: Mapping[str, Tensor], quantization: Quantization, merged: PreTrainedModel
+) -> float:
+    """KL divergence, nats a token of `TEXTS`, of a merged model from the adapter on its rounded base."""
+    tokenizer = load_tokenizer(base)
+    model = load_causal_lm(base, torch.float32, quantization=quantization)
+    for part in _attached(model, method, weights).values():
+        part.activate(True)
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for text in TEXTS:
+            ids = torch.tensor([tokenizer(text)["input_ids"]])
+            trained, found = (m(input_ids=ids).logits[0].float().log_softmax(dim=-1) for m in (model, merged))
+            total += float(F.kl_div(found, trained, log_target=True, reduction="sum"))
+            count += len(trained)
+    return total / count
 
 
 def check_merges(method: Method) -> None:

@@ -1,5 +1,6 @@
 """What methods that change linear layers add to a model, from its sizes alone: no torch, no peft."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -58,9 +59,26 @@ def ln_tuning(method: LnTuning, sizes: Sizes) -> list[Tensors]:
 
 def peft(method: Any, sizes: Sizes) -> list[Tensors]:
     """What one of peft's further families adds to each target; a bank of vectors that all share stands once."""
+    for field in ("oft_block_size", "boft_block_size", "block_size", "vector_length"):
+        _check_divides(method, field, sizes)
     made = _counted(shape for _, i, o in _sites(method, sizes) for shape in _SHAPES[method.name](method, i, o))
     bank = [Tensors((method.num_vectors, method.vector_length), in_block=False)] if method.name == "vblora" else []
     return made + bank
+
+
+def _check_divides(method: Any, field: str, sizes: Sizes) -> None:
+    """UserError where a block size of the method does not divide a target."""
+    block = getattr(method, field, None)
+    if block is None:
+        return
+    outputs_too = field in ("block_size", "vector_length")
+    for name, (inputs, outputs) in sizes.targets(method.targets).items():
+        if inputs % block or (outputs_too and outputs % block):
+            lengths = [n for i, o in sizes.targets(method.targets).values() for n in ((i, o) if outputs_too else (i,))]
+            raise UserError(
+                f"method.{field}: {block} does not divide {name}, {inputs} x {outputs}; "
+                f"allowed: divisors of {math.gcd(*lengths)}, or other method.targets"
+            )
 
 
 def _lokr(method: Lokr, i: int, o: int) -> list[Shape]:
