@@ -21,6 +21,9 @@ GRADIENTS = {"float64": 1e-10, "float32": 1e-5}
 IN_FLOAT32 = ("c3a",)
 """Cases that compute in float32 whatever the model's precision."""
 
+OTHERS = {"plain": "plain peft or transformers", "merged": "merged"}
+"""What else loads what is saved: the largest difference of answers, relative to the largest answer."""
+
 Found = dict[str, Any]
 
 
@@ -97,7 +100,7 @@ def faults(cell: Cell, found: Found) -> list[str]:
     if not found["resumed"] <= RESUMED:
         wrong.append(f"after a checkpoint losses differ by {found['resumed']:.1e}")
     wrong += [f"{kind}: {', '.join(found[kind])}" for kind in ("undeclared", "unchanged") if found[kind]]
-    for kind in ("loaded", "plain"):
+    for kind in ("loaded", "plain", "merged"):
         if not found.get(kind, 0) <= LOADED:
             wrong.append(f"{kind}: answers differ by {found[kind]:.1e} of the largest")
     return wrong
@@ -111,12 +114,14 @@ def _rising(losses: list[float]) -> list[str]:
 def table(cells: Sequence[Cell], found: dict[str, Found]) -> str:
     """Markdown: a row for each case; below, what is refused and why, and what is wrong."""
     columns = [*STRATEGIES, "layouts", *HALF]
-    lines = [f"| method | {' | '.join(columns)} | plain load |", f"|{' --- |' * (len(columns) + 2)}"]
+    heads = ["method", *columns, *OTHERS.values()]
+    lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for case in dict.fromkeys(cell.case for cell in cells):
         own = {cell: found[str(cell)] for cell in cells if cell.case == case}
         words = [" / ".join(_word(c, f) for c, f in own.items() if _column(c) == column) or "-" for column in columns]
-        distances = [f["plain"] for f in own.values() if "plain" in f]
-        words.append(f"{max(distances):.0e}" if distances else "no format")
+        for kind in OTHERS:
+            distances = [f[kind] for f in own.values() if kind in f]
+            words.append(f"{max(distances):.0e}" if distances else "-")
         lines.append(f"| {case} | {' | '.join(words)} |")
     reasons: dict[str, list[str]] = {}
     for cell in cells:

@@ -23,17 +23,16 @@ from conformance_trial import (
 )
 from gradient_cases import gradients, in_float64, worst_error
 from peft import PeftModel
-from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from triptych.methods import bitfit, freeze
+from triptych.methods import freeze
+from triptych.methods.merge import merged_model
 from triptych.models.adapter import load_adapter, save_adapter
 from triptych.models.base import load_causal_lm
 from triptych.models.full import save_model
 from triptych.models.heads import ClassHead
 from triptych.recipe import Optimizer
-from triptych.recipe.method import BitFit, Freeze, trains_base
+from triptych.recipe.method import MERGING, Freeze, parts_of, trains_base
 from triptych.stages.supervised import adapter_of
 from triptych.train import checkpoint
 from triptych.train.batch import Batch, last_token
@@ -114,18 +113,16 @@ def exported(cell: Cell, folder: Path, place: Path, weights: dict[str, Tensor], 
     model.add(ROLE, adapter.method, trainable=False, weights=adapter.weights, head=head_of(cell, weights))
     with torch.no_grad(), model.eval().use(ROLE):
         found = {"loaded": distance(answer(cell, model, rows), answers)}
-    plain = None
     if (place / "adapter" / "adapter_config.json").is_file():
         plain = PeftModel.from_pretrained(load_causal_lm(folder, torch.float32), place / "adapter")
-    elif isinstance(method, BitFit):
-        merged = bitfit.merged(
-            AutoConfig.from_pretrained(folder), load_file(folder / "model.safetensors"), adapter.weights
-        )
-        assert merged is not None
-        plain = AutoModelForCausalLM.from_config(merged[0])
-        plain.load_state_dict(merged[1], strict=False)
-        plain.tie_weights()
-    return found if plain is None else found | {"plain": distance(plain_answer(cell, plain, weights, rows), answers)}
+        found["plain"] = distance(plain_answer(cell, plain, weights, rows), answers)
+    if cell.strategy == "single" and {part.name for part in parts_of(method)} <= set(MERGING):
+        changes, merged = merged_model(folder, adapter.method, adapter.weights)
+        (place / "merged").mkdir()
+        save_model(place / "merged", folder, merged, torch.float32, {}, changes)
+        plain = load_causal_lm(place / "merged", torch.float32)
+        found["merged"] = distance(plain_answer(cell, plain, weights, rows), answers)
+    return found
 
 
 def plain_answer(cell: Cell, model: Any, weights: dict[str, Tensor], rows: Batch) -> Tensor:
