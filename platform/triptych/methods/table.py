@@ -294,7 +294,7 @@ METHODS: dict[str, Entry] = {
         trains="an MLP that makes keys and values before every row in every layer",
         served=NOT_INSIDE,
         paper="Li & Liang 2021, arXiv 2101.00190",
-        learning_rates=(5e-5, 1e-2),
+        learning_rates=(3e-5, 5e-4),
         needs="attention that can be replaced, room for the virtual tokens in the model's context",
     ),
     "p_tuning_v2": Entry(
@@ -304,7 +304,7 @@ METHODS: dict[str, Entry] = {
         trains="keys and values before every row in every layer",
         served=NOT_INSIDE,
         paper="Liu et al. 2022, arXiv 2110.07602",
-        learning_rates=(1e-3, 5e-2),
+        learning_rates=(1e-3, 1e-2),
         needs="attention that can be replaced, room for the virtual tokens in the model's context",
     ),
     "houlsby": Entry(
