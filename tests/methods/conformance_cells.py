@@ -7,6 +7,7 @@ from pydantic import TypeAdapter
 
 from triptych.methods.table import METHODS
 from triptych.recipe import Method, Recipe
+from triptych.recipe.method import parts_of
 from triptych.recipe.rules import rule_faults
 
 Strategy = Literal["single", "ddp", "fsdp", "zero2", "zero3"]
@@ -27,7 +28,10 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "shira": [{"name": "shira", "r": 4}],
     "c3a": [{"name": "c3a", "block_size": 32}],
     "freeze": [{"name": "freeze", "layers": 1, "train": ["layers.0.self_attn.q_proj"], "tokens": [57, 64]}],
+    "mam": [{"name": "mam"}],
     "bitfit + lora": [{"name": "bitfit", "missing": "add"}, {"name": "lora", "r": 4}],
+    "prefix_tuning + lora + pfeiffer": [{"name": "prefix_tuning"}, {"name": "lora", "r": 4}, {"name": "pfeiffer"}],
+    "prompt_tuning + ia3 + houlsby": [{"name": "prompt_tuning"}, {"name": "ia3"}, {"name": "houlsby"}],
 }
 """Case -> its method, or its parts, where the defaults are not what is tested; a method is a case under its name."""
 
@@ -62,8 +66,7 @@ def method_of(case: str) -> Method:
 
 def rate_of(case: str) -> float:
     """The learning rate of a case."""
-    names = [part["name"] for part in SETTINGS.get(case, [{"name": case}])]
-    return RATES.get(case, min(METHODS[name].learning_rates[1] for name in names))
+    return RATES.get(case, min(METHODS[part.name].learning_rates[1] for part in parts_of(method_of(case))))
 
 
 def refusal(cell: Cell, checkpointing: str = "none") -> str | None:
