@@ -10,12 +10,13 @@ BENCHMARKS := multilora rollout memory sft reward
 LOCKFILE := requirements/$(LOCK).lock
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test test-fast bench lint format lock clean
+.PHONY: help demo test test-fast conformance bench lint format lock clean
 
 help:
 	@echo "make demo [PROFILE=full|quick]  the film-review example, from data to served adapters"
 	@echo "make test                       all tests"
 	@echo "make test-fast                  the tests that take seconds"
+	@echo "make conformance                every method under every strategy, as a table"
 	@echo "make bench                      speed against peers, as tables and as JSON in build/bench"
 	@echo "make lint                       ruff and mypy"
 	@echo "make lock                       write the locks anew from .venv"
@@ -40,6 +41,9 @@ test: .venv/.installed
 
 test-fast: .venv/.installed
 	$(BIN)/pytest -m "not slow"
+
+conformance: .venv/.installed
+	$(BIN)/python tests/methods/conformance.py --out build/conformance
 
 bench: .venv/.installed
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python tests/bench/$$name.py --out build/bench/$$name.json; done

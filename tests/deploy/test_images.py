@@ -44,7 +44,7 @@ def test_cluster_packages_fit_the_lock() -> None:
 def test_image_is_small_and_runs_as_nobody_special() -> None:
     packages, final = STAGES
     assert "FROM ${BASE}" in DOCKERFILE
-    assert re.search(r"^USER 1000:1000$", final, flags=re.MULTILINE)
+    assert re.search(r"^USER 10001:10001$", final, flags=re.MULTILINE)
     assert "pip" not in final
     assert final.count("apt-get update") == final.count("rm -rf /var/lib/apt/lists/*") == 1
     assert not re.search("(TOKEN|PASSWORD|SECRET|_KEY)", DOCKERFILE)

@@ -24,7 +24,7 @@ ASKED = [(f"{board}: {panel}", expression) for board, panel, expression in expre
 ASKED += [(rule.get("alert") or rule["record"], rule["expr"]) for group in GROUPS for rule in group["rules"]]
 
 OTHERS = (ROOT / "tests" / "deploy" / "metrics-of-others.txt").read_text(encoding="utf-8").split()
-"""What Ray 2.60, vLLM 0.32 within Ray, and Prometheus itself export, as far as it is asked for."""
+"""What Ray 2.60, vLLM 0.32 within Ray, KubeRay 1.7 and Prometheus itself export, as far as it is asked for."""
 
 
 def promtool(*arguments: str | Path) -> str:
@@ -48,6 +48,7 @@ def test_every_dashboard_expression_parses(tmp_path: Path) -> None:
     assert f"{len(rules)} rules found" in promtool("check", "rules", file)
 
 
+@pytest.mark.slow
 def test_every_alert_fires_and_resolves(tmp_path: Path) -> None:
     assert CASES.keys() == ALERTS.keys()
     file = tmp_path / "alerts.json"
@@ -77,7 +78,7 @@ def _case(alert: str, case: dict[str, Any]) -> dict[str, Any]:
 def test_asks_only_for_what_is_exported(where: str, expression: str) -> None:
     ours = {metric.exported: metric for metric in METRICS.values()}
     bare = re.sub(r'"[^"]*"|\[[^]]*\]|\b(by|on|ignoring) \([^)]*\)', "", expression)
-    names = set(re.findall(r"\b(?:ray_|autoscaler_|triptych:)[a-z0-9_:]+|\bup\b", bare))
+    names = set(re.findall(r"\b(?:ray_|kuberay_|autoscaler_|triptych:)[a-z0-9_:]+|\bup\b", bare))
     assert names
     for name in names:
         if name.startswith("triptych:"):

@@ -5,7 +5,7 @@ The cases and tolerances are those of the tests in tests/train; here they run on
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -141,20 +141,27 @@ def check_half(folder: Path, device: torch.device, case: str, checkpointing: str
     return "ok" if good else "FAILED", {"error": packed, "padded": padded, "allowed": TIMES_PADDED * padded}
 
 
-def check_attention(device: torch.device, window: int | None) -> tuple[Verdict, Figures]:
-    """Output and gradients of the attention over packed rows with shared beginnings, bfloat16 against float32."""
+def check_attention(device: torch.device, window: int | None, before: int = 0) -> tuple[Verdict, Figures]:
+    """Output and gradients of the attention over packed rows with shared beginnings, bfloat16 against float32.
+
+    `before`: keys and values that stand before every row.
+    """
     generator = torch.Generator().manual_seed(0)
     start = torch.randint(300, (70,), generator=generator).tolist()
     ids, mask = pad_right([[*start, 1, 2, 3], [*start, 4, *start], start[::-1], start[:20]], 0)
-    layout = lay_out(ids.to(device), mask.to(device))
+    layout = lay_out(ids.to(device), mask.to(device), prefix_length=before)
     heads = [torch.randn(1, count, len(layout.ids), 64, generator=generator) for count in (6, 2, 2)]
+    own = torch.randn(2, 2, before, 64, generator=generator)
     outer = torch.randn(1, len(layout.ids), 6, 64, generator=generator).bfloat16()
     found = []
     for dtype in (torch.float32, torch.bfloat16):
-        query, key, value = (x.bfloat16().to(device, dtype).requires_grad_() for x in heads)
-        out, _ = packed_attention(torch.nn.Module(), query, key, value, None, layout=layout, sliding_window=window)
-        gradients = torch.autograd.grad(out, (query, key, value), outer.to(device, dtype))
-        found.append(dict(zip(("output", "query", "key", "value"), (out.detach(), *gradients), strict=True)))
+        query, key, value, prefix = (x.bfloat16().to(device, dtype).requires_grad_() for x in (*heads, own))
+        rows = len(layout.new)
+        placed = replace(layout, prefix=lambda *_, p=prefix, n=rows: p[:, None].expand(-1, n, -1, -1, -1).unbind())
+        out, _ = packed_attention(torch.nn.Module(), query, key, value, None, layout=placed, sliding_window=window)
+        gradients = torch.autograd.grad(out, (query, key, value, prefix), outer.to(device, dtype))
+        names = ("output", "query", "key", "value", "prefix")[: 5 if before else 4]
+        found.append(dict(zip(names, (out.detach(), *gradients), strict=False)))
     exact, half = found
     errors = {name: _relative({name: half[name]}, {name: exact[name]}) for name in exact}
     good = all(0 < error <= HALF_ERROR for error in errors.values())
@@ -175,9 +182,9 @@ def check(setup: Setup) -> Iterator[Result]:
             tiny = Tiny(folder, device, dtype)
             precision = str(dtype).removeprefix("torch.")
             yield attempt(PART, f"{name}, {precision}", partial(check_property, compare, tiny))
-    for window in (None, 16):
-        name = f"attention of packed rows, window {window}, bfloat16"
-        yield attempt(PART, name, partial(check_attention, device, window))
+    for window, before in itertools.product((None, 16), (0, 24)):
+        name = f"attention of packed rows, window {window}, prefix {before}, bfloat16"
+        yield attempt(PART, name, partial(check_attention, device, window, before))
     for case, kind in itertools.product(("language", "pairs"), ("none", "selective", "full")):
         name = f"{case}, packed, checkpointing {kind}, bfloat16"
         yield attempt(PART, name, partial(check_half, folder, device, case, kind))

@@ -53,7 +53,7 @@ EVERYTHING: dict[str, Any] = {
     "monitoring": {"podMonitor": True, "rules": True, "dashboards": True, "labels": {"release": "prometheus"}},
     "test": {"keySecret": "test-key", "adapter": "reviews"},
 }
-"""Values that make the chart render all that it can, at once where nothing contradicts."""
+"""Values that make the chart render all its objects at once."""
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -94,8 +95,7 @@ def test_registry_is_there_before_the_endpoint(cases: dict[str, Objects], tmp_pa
     python, *arguments = init["command"]
     url = f"sqlite:///{tmp_path}/registry.db"
     assert python == "python"
-    for _ in range(2):  # it runs whenever the head starts
-        subprocess.run([sys.executable, *arguments], env=os.environ | {"TRIPTYCH_REGISTRY": url}, check=True)
+    subprocess.run([sys.executable, *arguments], env=os.environ | {"TRIPTYCH_REGISTRY": url}, check=True)
     assert Registry(url, create=False).keys() == []
 
 
@@ -140,6 +140,36 @@ def test_every_value_is_described() -> None:
 def test_readme_names_every_values_file() -> None:
     readme = (CHART / "README.md").read_text(encoding="utf-8")
     assert set(re.findall(r"\(values/([\w-]+\.yaml)\)", readme)) == {path.name for path in VALUES_FILES}
+
+
+HELM = [
+    line
+    for readme in (ROOT / "README.md", CHART / "README.md")
+    for line in readme.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    if line.startswith(("helm install", "helm upgrade"))
+]
+
+
+@pytest.mark.parametrize("line", HELM)
+def test_readme_commands_render(chart: helm_python.Chart, line: str) -> None:
+    _, _, name, path, *options = shlex.split(line)
+    assert (ROOT / path).samefile(CHART)
+    values: dict[str, Any] = {}
+    while options:
+        option = options.pop(0)
+        if option == "--values":
+            values |= yaml.safe_load((ROOT / options.pop(0)).read_text(encoding="utf-8"))
+        elif option == "--set":
+            values |= helm_python.parse_set_string(options.pop(0))
+        elif option == "--set-file":
+            place, _, file = options.pop(0).partition("=")
+            _, job, field = place.split(".")
+            values["jobs"] = {job: values["jobs"][job] | {field: (ROOT / file).read_text(encoding="utf-8")}}
+        elif option == "--namespace":
+            assert options.pop(0) == "triptych"
+        else:
+            assert option == "--create-namespace"
+    assert chart.render(values, name=name, namespace="triptych")
 
 
 def test_notes_name_what_is_rendered(chart: helm_python.Chart, render: Render) -> None:

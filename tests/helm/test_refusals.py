@@ -23,6 +23,11 @@ CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
         | {"modelCache": {"enabled": True, "accessMode": "ReadWriteOnce"}},
         "modelCache.accessMode",
     ),
+    "two pods at an upgrade": ({"service": {"upgrade": "NewCluster"}}, "NewCluster runs two pods for a while"),
+    "gpu of an idle head": (
+        TWO_PODS | {"registry": POSTGRES, "storage": {"url": "s3://b/t"}, "head": {"gpu": {"count": 1}}},
+        "beside the worker groups of service.groups the head runs nothing",
+    ),
     "offline without a cache": ({"modelCache": {"offline": True}}, "modelCache.offline"),
     "two queues": ({"queue": {"kueue": "a", "volcano": "b"}}, "kueue and volcano exclude each other"),
     "kueue and autoscaling": ({"queue": {"kueue": "a"}, "autoscaling": {"enabled": True}}, "Kueue admits clusters"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import EVERYTHING, Objects, Render
+from .conftest import CHART, EVERYTHING, Objects, Render
 from .test_render import CASES, pod_templates
 
 QUANTITY = re.compile(r"[0-9.]+(m|[KMGT]i)?")
@@ -43,7 +43,7 @@ def test_pods_keep_the_restricted_standard(objects: Objects) -> None:
         spec = template["spec"]
         assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
         assert spec["securityContext"]["runAsNonRoot"] is True
-        assert spec["securityContext"]["runAsUser"] > 0
+        assert spec["securityContext"]["runAsUser"] > 10000
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
         assert all("hostPath" not in volume for volume in spec.get("volumes", []))
         for container in containers(template):
@@ -221,6 +221,7 @@ def test_egress_is_what_the_values_need(cases: dict[str, Objects], render: Rende
 
 
 def test_fault_tolerance_and_autoscaling(cases: dict[str, Objects]) -> None:
+    assert all("gcsFaultToleranceOptions" not in found["spec"] for found in of_kind(cases["everything"], "RayJob"))
     for cluster in ray_clusters(cases["ha"]):
         assert cluster["gcsFaultToleranceOptions"]["redisAddress"] == "redis.database.svc:6379"
         assert cluster["gcsFaultToleranceOptions"]["redisPassword"]["valueFrom"]["secretKeyRef"]["name"]
@@ -301,6 +302,38 @@ def test_runbooks_follow_the_base(render: Render) -> None:
     links = [rule["annotations"]["runbook_url"] for rule in rules if "alert" in rule]
     assert links
     assert all(link.startswith("https://git.example.com/triptych/deploy/README.md#") for link in links)
+
+
+def test_upgrades_run_two_clusters_only_where_they_can_share(cases: dict[str, Objects]) -> None:
+    strategies = {
+        case: service["spec"]["upgradeStrategy"]["type"]
+        for case, objects in cases.items()
+        for service in of_kind(objects, "RayService")
+    }
+    assert strategies["defaults"] == strategies["laptop"] == strategies["gpu-node"] == "None"
+    assert strategies["ha"] == strategies["everything"] == "NewCluster"
+
+
+def test_labels_of_the_chart_cannot_be_overridden(render: Render) -> None:
+    ours = {"app.kubernetes.io/component": "mine", "helm.sh/chart": "mine", "release": "a"}
+    objects = render(
+        {
+            "commonLabels": ours,
+            "head": {"podLabels": ours},
+            "monitoring": {"podMonitor": True, "labels": {"release": "b"}},
+        }
+    )
+    assert all("mine" not in found["metadata"]["labels"].values() for found in objects)
+    assert {found["metadata"]["labels"]["release"] for found in of_kind(objects, "PodMonitor")} == {"b"}
+    for template in pod_templates(objects):
+        assert template["metadata"]["labels"]["app.kubernetes.io/component"] != "mine"
+
+
+def test_templates_render_the_same_without_a_cluster() -> None:
+    for template in (CHART / "templates").rglob("*.*"):
+        assert not re.search(
+            r"\{\{[^}]*\b(lookup|now|uuidv4|rand\w+|gen[A-Z]\w+)\b", template.read_text(encoding="utf-8")
+        )
 
 
 def test_object_names_follow_the_overrides(render: Render) -> None:

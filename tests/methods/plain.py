@@ -27,7 +27,7 @@ def disturb(attachment: Attachment, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in attachment.parameters().values():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator).to(parameter))
 
 
 def gradients(model: Any, attachment: Attachment) -> dict[str, Tensor]:

@@ -117,7 +117,8 @@ def test_an_architecture_without_room_for_the_biases_does_not_merge(biased_model
 @pytest.mark.parametrize("first", ["lora", "bitfit"])
 def test_roles_with_lora_and_bitfit_share_a_base(biased_model_dir: Path, first: str) -> None:
     model = load(biased_model_dir)
-    base, wrapped = logits(model), None
+    base = logits(model)
+    wrapped: Any
     if first == "lora":
         wrapped = get_peft_model(model, LoraConfig(target_modules="all-linear"))
         wrapped.base_model.disable_adapter_layers()

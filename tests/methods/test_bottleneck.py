@@ -1,6 +1,7 @@
 """Bottleneck adapters compute what the papers say, and leave the base as it is."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,13 @@ from torch import Tensor
 
 from triptych.errors import UserError
 from triptych.methods import counts
-from triptych.methods.bottleneck import attach
+from triptych.methods.bottleneck import Config, attach
 from triptych.models.quantize import quantize_linears
 from triptych.models.sizes import model_sizes
 from triptych.recipe.method import Houlsby, ParallelAdapter, Pfeiffer
 from triptych.recipe.model import Model
 
-METHODS = [Houlsby(), Pfeiffer(), ParallelAdapter(reduction_factor=16)]
+METHODS: list[Config] = [Houlsby(), Pfeiffer(), ParallelAdapter(reduction_factor=16)]
 ids = [method.name for method in METHODS]
 
 
@@ -35,7 +36,7 @@ def test_starts_as_the_base_and_keeps_its_names(tiny_model_dir: Path, method: An
     assert all(p.dtype == torch.float64 for p in attachment.parameters().values())
 
 
-FUNCTIONS = [Pfeiffer(non_linearity=name) for name in ("gelu", "silu", "tanh", "leaky_relu")]
+FUNCTIONS: list[Config] = [Pfeiffer(non_linearity=name) for name in ("gelu", "silu", "tanh", "leaky_relu")]
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,7 @@ def test_computes_the_papers_formula(tiny_model_dir: Path, method: Any) -> None:
     assert all(gradient.abs().max() > 0 for gradient in gradients(model, attachment).values())
 
 
-def wrap(host: Any, own: dict[str, Tensor], name: str, method: Any) -> None:
+def wrap(host: Any, own: Mapping[str, Tensor], name: str, method: Any) -> None:
     forward = host.forward
 
     def changed(*args: Any, **kwargs: Any) -> Any:

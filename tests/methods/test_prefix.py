@@ -7,19 +7,23 @@ from typing import Any
 import pytest
 import torch
 from gradient_cases import assert_equal
+from peft import PeftModel
 from pydantic import ValidationError
-from soft_cases import LAYOUTS, ROWS, assert_as_in_peft, disturb, roles, states, states_and_gradients
+from safetensors.torch import load_file
+from soft_cases import LAYOUTS, ROWS, assert_as_in_peft, batch, disturb, roles, states, states_and_gradients
 from transformers import AutoConfig, MistralConfig, MistralForCausalLM
 
 from triptych.errors import UserError
 from triptych.methods import METHODS, virtual
 from triptych.methods.prefix import TEXT
-from triptych.models.base import load_tokenizer
+from triptych.models.adapter import load_adapter, save_adapter
+from triptych.models.base import load_causal_lm, load_tokenizer
 from triptych.models.quantize import quantize_linears
 from triptych.models.sizes import model_sizes
 from triptych.recipe.matrix import Lora
 from triptych.recipe.method import PrefixTuning, PTuningV2
 from triptych.recipe.model import Model
+from triptych.stages.supervised import adapter_of
 from triptych.train.roles import RoleModel
 
 METHODS_HERE: dict[str, Any] = {
@@ -161,9 +165,29 @@ def test_refuses_what_cannot_be(kind: type[Any], wrong: dict[str, Any], message:
 
 
 def test_needs_attention_that_can_be_replaced(tiny_model_dir: Path) -> None:
-    from triptych.models.base import load_causal_lm
-
     base = load_causal_lm(tiny_model_dir, torch.float32)
     base.__dict__["_supports_attention_backend"] = False
     with pytest.raises(UserError, match="p_tuning_v2 stands inside attention"):
         RoleModel(base).add("policy", PTuningV2(), trainable=True)
+
+
+def test_a_hybrid_is_its_parts_together(tiny_model_dir: Path, tmp_path: Path) -> None:
+    parts = (PrefixTuning(num_virtual_tokens=4, encoder_hidden_size=16), Lora(r=2))
+    model = roles(tiny_model_dir)
+    model.add("policy", parts, trainable=True)
+    disturb(model, "policy")
+    found = states(model, "policy", ROWS)
+    save_adapter(tmp_path, adapter_of(parts, model.adapter("policy"), "lora"), {})
+
+    merged = PeftModel.from_pretrained(load_causal_lm(tiny_model_dir, torch.float32), tmp_path / "lora")
+    plain = PeftModel.from_pretrained(merged.merge_and_unload(), tmp_path / "prefix_tuning").eval()
+    ids, mask = batch(ROWS)
+    with torch.no_grad():
+        expected = plain(input_ids=ids, attention_mask=mask).logits[mask.bool()]
+    assert (model.logits(found) - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+    kept, again = load_adapter(tmp_path, "lora"), roles(tiny_model_dir)
+    again.add("policy", kept.method, trainable=False, weights=kept.weights)
+    assert (states(again, "policy", ROWS) - found).abs().max() <= 1e-5 * found.abs().max()
+    again.add("trained", parts, trainable=True, weights=load_file(tmp_path / "state.safetensors"))
+    assert torch.equal(states(again, "trained", ROWS), found)

@@ -259,7 +259,7 @@ def test_a_method_without_a_name_is_lora(tmp_path: Path) -> None:
     sft = load_text(tmp_path, REVIEWS, ["stages.sft.method.name=full", "stages.ppo.policy=other@1"]).stages["sft"]
     assert sft.kind == "sft"
     assert sft.method == Full(name="full")
-    with pytest.raises(RecipeError, match=r'stages.sft.method.name: cannot be "lorra"; did you mean `lora`\?'):
+    with pytest.raises(RecipeError, match=r'method.name: cannot be "lorra"; did you mean `lora` or `vblora`\?'):
         load_text(tmp_path, text.replace("{r: 4}", "{name: lorra}"))
     with pytest.raises(RecipeError, match=r"stages.sft.method.r: unknown key.*allowed: name"):
         load_text(tmp_path, text.replace("{r: 4}", "{name: full, r: 4}"))

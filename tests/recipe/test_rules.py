@@ -45,12 +45,36 @@ REFUSED = [
     ),
     (
         ["model.quantization=int8", "stages.sft.method.name=full"],
-        "stages.sft.method.name: full trains weights of the base, and model.quantization int8 is for frozen ones",
+        "stages.sft.method: full trains weights of the base, and model.quantization int8 is for frozen ones; allowed: ",
     ),
     (
         ["stages.sft.method.name=full"],
-        "stages.ppo.policy: `sft` trains by method full, and PPO's roles are adapters on one frozen base; "
-        "allowed: a stage with method lora",
+        "stages.ppo.policy: `sft`: full makes a whole model, and PPO's roles are adapters on one frozen base",
+    ),
+    (
+        ["stages.sft.method.name=houlsby"],
+        "stages.ppo.policy: `sft`: houlsby cannot be merged into the weights, and PPO's engines run merged weights or "
+        "a LoRA; allowed: lora, dora, pissa, adalora, ia3, ",
+    ),
+    (
+        ["stages.sft.method=[{name: lora}, {name: p_tuning_v2, lr: 5e-3}]"],
+        "stages.ppo.policy: `sft`: p_tuning_v2 cannot be merged into the weights",
+    ),
+    (
+        ["stages.reward.method={name: freeze, layers: 1}"],
+        "stages.reward.method: freeze makes a whole model, and a reward stage makes a head beside a frozen base",
+    ),
+    (
+        ["stages.reward.method.name=hra", "model.quantization=int8"],
+        "stages.reward.method: hra computes with the base's weights themselves, which model.quantization int8 does not",
+    ),
+    (
+        ["stages.reward.method.name=vblora", "stages.reward.train.workers.strategy=fsdp"],
+        "stages.reward.method: vblora trains one tensor in all blocks, and fsdp shards each block by itself",
+    ),
+    (
+        ["stages.reward.method.name=adalora", "stages.reward.train.optimizer.name=adamw_schedule_free"],
+        "stages.reward.method: adalora overwrites weights of which adamw_schedule_free keeps two versions",
     ),
     (
         ["stages.ppo.policy_optimizer.name=adamw_schedule_free"],

@@ -19,9 +19,11 @@ MakeAdapter = Callable[..., Any]
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("rslora", [False, True])
-def test_merged_weights_are_those_of_peft(model_dir: Path, make_adapter: MakeAdapter, rslora: bool) -> None:
-    adapter = make_adapter(3, use_rslora=rslora, target_modules=["q_proj", "down_proj"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"layers.1.*down_proj": 3}}]
+)
+def test_merged_weights_are_those_of_peft(model_dir: Path, make_adapter: MakeAdapter, settings: dict[str, Any]) -> None:
+    adapter = make_adapter(3, target_modules=["q_proj", "down_proj"], **settings)
     merged = dict(merged_weights(model_dir, adapter.content, adapter.config, torch.float32, CPU))
     model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(model_dir), adapter.folder).merge_and_unload()
     expected = {k: v for k, v in model.state_dict().items() if k != "lm_head.weight"}
@@ -59,7 +61,7 @@ def test_no_part_of_an_adapter_is_lost_silently(model_dir: Path, make_adapter: M
     half = {name: tensor for name, tensor in tensors.items() if "q_proj.lora_A" not in name}
     with pytest.raises(RunError, match=r"q_proj\.weight without lora_A"):
         dict(merged_weights(model_dir, save_safetensors(half), adapter.config, torch.float32, CPU))
-    for key, value in (("use_dora", True), ("bias", "all"), ("rank_pattern", {"q_proj": 8})):
+    for key, value in (("use_dora", True), ("bias", "all"), ("modules_to_save", ["lm_head"])):
         with pytest.raises(RunError, match=key):
             dict(merged_weights(model_dir, adapter.content, adapter.config | {key: value}, torch.float32, CPU))
 

@@ -4,9 +4,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+import torch
 
 from triptych import storage
 from triptych.errors import UserError
@@ -17,6 +19,8 @@ from triptych.observe.runs import StageView
 from triptych.recipe import RecipeError
 from triptych.stages import question_answering, token_classification
 from triptych.stages.context import StageContext, summary
+from triptych.stages.loop import Rows
+from triptych.train.learner import Learner
 
 LABELS = ("O", "B-PER", "I-PER", "B-FILM", "B-ODD")
 NAMES = ("Anna Bond", "Carl", "Dora Moon")
@@ -70,7 +74,7 @@ def tagging(tmp_path: Path) -> dict[str, Any]:
 @pytest.fixture
 def answering(tmp_path: Path) -> dict[str, Any]:
     made = stage(tmp_path, "question_answering", [asked(number) for number in range(60)])
-    made["train"]["workers"] = {"count": 2, "strategy": "ddp"}
+    made["train"].pop("evaluate_every")
     return made
 
 
@@ -101,6 +105,22 @@ def test_train_and_register(
     assert version.metrics["heldout_exact_match"] > 0.9
     assert version.metrics["heldout_f1"] >= version.metrics["heldout_exact_match"]
     assert load_adapter(storage.local_copy(version.url), "classifier").labels == ("start", "end")
+
+
+def test_every_rank_judges_its_own_rows() -> None:
+    rows = Rows(
+        [[list(range(1, 3 + number % 5))] for number in range(11)], lambda some: {"ids": torch.zeros(len(some))}
+    )
+    model = SimpleNamespace(packing=True)
+    ranks = [SimpleNamespace(model=model, group=SimpleNamespace(size=2, rank=rank)) for rank in range(2)]
+    judged = [
+        row
+        for learner in ranks
+        for batch in question_answering.numbered(rows).micro_batches(range(11), 8, cast(Learner, learner))
+        if batch is not None
+        for row in batch["row"].tolist()
+    ]
+    assert sorted(judged) == list(range(11))
 
 
 @pytest.mark.parametrize(

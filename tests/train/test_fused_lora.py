@@ -11,6 +11,7 @@ from torch import Tensor
 
 from triptych.models.base import load_causal_lm
 from triptych.recipe import Lora
+from triptych.train.checkpointing import _selective
 from triptych.train.roles import RoleModel
 
 
@@ -36,6 +37,17 @@ def test_values_and_gradients(tiny_model_dir: Path, dtype: torch.dtype, toleranc
     for found, expected in zip(fused, stock, strict=True):
         assert found.dtype == expected.dtype
         assert (found - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_selective_checkpointing_keeps_every_second_product_of_the_frozen_layers(tiny_model_dir: Path) -> None:
+    model = make_model(tiny_model_dir, torch.float32, roles=("policy",))
+    forward: Any = _selective()[0]
+    with model.use("policy"), forward:
+        for layer in layers(model)[:7]:
+            layer(torch.randn(3, layer.in_features))
+    made = [out for outs in forward.storage.values() for out in outs.values()]
+    kept = [tuple(out.val.shape) for out in made if hasattr(out, "val")]  # the others are a mark: to be made again
+    assert kept == [(3, layer.out_features) for layer in layers(model)[:7:2]]
 
 
 def test_the_base_role_has_no_adapter(tiny_model_dir: Path) -> None:

@@ -96,7 +96,7 @@ def test_borders_as_transformers_gives_them(tiny_model_dir: Path) -> None:
     theirs.transformer = AutoModel.from_pretrained(tiny_model_dir)  # it looks for its weights by another prefix
     theirs.qa_outputs.weight.data.copy_(ours.model.heads["critic"].weight)
     theirs.qa_outputs.bias.data.zero_()
-    batch, words = asked(list(range(ROWS))), "one two three four five six seven eight nine".split()
+    batch, words = asked(list(range(ROWS))), ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     with torch.no_grad():
         output = theirs(input_ids=batch["ids"], attention_mask=batch["mask"])
     scores = ours.forward("critic", context_scores, batch)

@@ -33,29 +33,32 @@ app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end -}}
 
-{{/* Labels of an object. Argument: (list ROOT COMPONENT). */}}
+{{/* Labels of an object; the chart's own cannot be overridden. Argument: (list ROOT COMPONENT), and a map of others. */}}
 {{- define "triptych.labels" -}}
 {{- $root := index . 0 -}}
-{{ include "triptych.selector" . }}
-app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ $root.Release.Service }}
-app.kubernetes.io/part-of: triptych
-helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
-{{- with $root.Values.commonLabels }}
-{{ toYaml . }}
-{{- end }}
+{{- $labels := include "triptych.selector" . | fromYaml -}}
+{{- $_ := set $labels "app.kubernetes.io/version" $root.Chart.AppVersion -}}
+{{- $_ := set $labels "app.kubernetes.io/managed-by" $root.Release.Service -}}
+{{- $_ := set $labels "app.kubernetes.io/part-of" "triptych" -}}
+{{- $_ := set $labels "helm.sh/chart" (printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_") -}}
+{{- if gt (len .) 2 -}}
+{{- $labels = merge $labels (index . 2) -}}
+{{- end -}}
+{{- merge $labels $root.Values.commonLabels | toYaml -}}
 {{- end -}}
 
-{{/* Metadata of an object; more labels can follow it. Argument: (list ROOT COMPONENT NAME). */}}
+{{/* Metadata of an object. Argument: (list ROOT COMPONENT NAME LABELS ANNOTATIONS); the maps may be left out. */}}
 {{- define "triptych.metadata" -}}
+{{- $root := index . 0 -}}
+{{- $more := concat (slice . 3) (list dict dict) -}}
 name: {{ index . 2 }}
-namespace: {{ (index . 0).Release.Namespace }}
-{{- with (index . 0).Values.commonAnnotations }}
+namespace: {{ $root.Release.Namespace }}
+labels:
+  {{- include "triptych.labels" (list $root (index . 1) (index $more 0)) | nindent 2 }}
+{{- with merge (dict) (index $more 1) $root.Values.commonAnnotations }}
 annotations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-labels:
-  {{- include "triptych.labels" . | nindent 2 }}
 {{- end -}}
 
 {{- define "triptych.image" -}}

@@ -1,9 +1,9 @@
 {{/* The security that the "restricted" pod standard asks for. */}}
 {{- define "triptych.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: 1000
-runAsGroup: 1000
-fsGroup: 1000
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile:
   type: RuntimeDefault
@@ -90,10 +90,8 @@ Argument: dict of root, component, pod (fields of `head` or of a group), name (`
 {{- $head := eq .name "head" -}}
 metadata:
   labels:
-    {{- include "triptych.selector" (list $root .component) | nindent 4 }}
-    {{- with merge (dict) $pod.podLabels $root.Values.commonLabels }}
-    {{- toYaml . | nindent 4 }}
-    {{- end }}
+    {{- $selector := include "triptych.selector" (list $root .component) | fromYaml }}
+    {{- merge $selector $pod.podLabels $root.Values.commonLabels | toYaml | nindent 4 }}
   {{- with merge (dict) $pod.podAnnotations $root.Values.commonAnnotations }}
   annotations:
     {{- toYaml . | nindent 4 }}

@@ -2,6 +2,9 @@
 {{- define "triptych.rayCluster" -}}
 {{- $root := .root -}}
 {{- $call := . -}}
+{{- if and .groups $root.Values.head.gpu.count -}}
+{{- fail (printf "head.gpu.count: beside the worker groups of %s the head runs nothing: give the GPUs to groups" .who) -}}
+{{- end -}}
 rayVersion: {{ include "triptych.rayVersion" $root | quote }}
 {{- with $root.Values.auth }}
 authOptions:
@@ -27,7 +30,8 @@ autoscalerOptions:
     - {name: tmp, mountPath: /tmp}
 {{- end }}
 {{- with $root.Values.redis }}
-{{- if .address }}
+{{- /* A job whose head is lost begins anew, and goes on from its checkpoints. */}}
+{{- if and .address (not $call.recipe) }}
 gcsFaultToleranceOptions:
   redisAddress: {{ .address | quote }}
   {{- with .passwordSecret }}

@@ -30,7 +30,7 @@
 {{- fail (printf "%s: there is no group %q; groups has: %s" (index . 2) $name (keys $root.Values.groups | sortAlpha | join ", " | default "none")) -}}
 {{- end -}}
 {{- $group := mergeOverwrite (deepCopy $root.Values.head) (dict "replicas" 1) (deepCopy (index $root.Values.groups $name)) -}}
-{{- $least := $group.minReplicas | default ($root.Values.autoscaling.enabled | ternary 0 $group.replicas) | int -}}
+{{- $least := $root.Values.autoscaling.enabled | ternary 0 ($group.replicas | int) -}}
 {{- if hasKey $group "minReplicas" -}}{{- $least = $group.minReplicas | int -}}{{- end -}}
 {{- $most := $group.maxReplicas | default $group.replicas | int -}}
 {{- if or (lt ($group.replicas | int) $least) (gt ($group.replicas | int) $most) -}}
@@ -68,17 +68,29 @@
 {{- $pods -}}
 {{- end -}}
 
-{{/* Labels by which batch schedulers find their queue. */}}
+{{/* Labels by which batch schedulers find their queue, as JSON. */}}
 {{- define "triptych.queueLabels" -}}
-{{- with .Values.queue.kueue }}
-kueue.x-k8s.io/queue-name: {{ . }}
-{{- end }}
-{{- with .Values.queue.volcano }}
-volcano.sh/queue-name: {{ . }}
-{{- end }}
-{{- with .Values.queue.priorityClassName }}
-ray.io/priority-class-name: {{ . }}
-{{- end }}
+{{- $labels := dict -}}
+{{- with .Values.queue.kueue }}{{ $_ := set $labels "kueue.x-k8s.io/queue-name" . }}{{ end -}}
+{{- with .Values.queue.volcano }}{{ $_ := set $labels "volcano.sh/queue-name" . }}{{ end -}}
+{{- with .Values.queue.priorityClassName }}{{ $_ := set $labels "ray.io/priority-class-name" . }}{{ end -}}
+{{- toJson $labels -}}
+{{- end -}}
+
+{{/* What a changed Ray cluster does to the endpoint: two at once only where they can share what they store. */}}
+{{- define "triptych.upgrade" -}}
+{{- if .Values.service.upgrade -}}
+{{- .Values.service.upgrade -}}
+{{- else -}}
+{{- include "triptych.shared" . | empty | not | ternary "NewCluster" "None" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether several pods, on several nodes, can share registry and storage: "true" or nothing. */}}
+{{- define "triptych.shared" -}}
+{{- $storage := or .Values.storage.url (eq .Values.storage.accessMode "ReadWriteMany") -}}
+{{- $models := or (not .Values.modelCache.enabled) (eq .Values.modelCache.accessMode "ReadWriteMany") -}}
+{{- if and .Values.registry.url $storage $models -}}true{{- end -}}
 {{- end -}}
 
 {{/* Egress that every pod needs: names. */}}

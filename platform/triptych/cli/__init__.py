@@ -12,6 +12,7 @@ import typer
 from triptych import __version__
 from triptych.cli import adapters, data, keys, runs
 from triptych.cli.doctor import doctor
+from triptych.cli.methods import methods
 from triptych.cli.plan import plan
 from triptych.cli.run import run
 from triptych.cli.serve import serve
@@ -43,6 +44,7 @@ def _root(
 
 app.command("doctor")(doctor)
 app.command("plan")(plan)
+app.command("methods")(methods)
 app.command("run")(run)
 app.command("serve")(serve)
 app.add_typer(adapters.app, name="adapters")

@@ -2,7 +2,8 @@
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -156,6 +157,26 @@ def export(
     """Copy a version's files, verified, to a new folder."""
     version = open_registry(registry).export(ref, folder)
     typer.echo(f"{version.ref} -> {folder}")
+
+
+@app.command()
+def merge(
+    ref: Ref,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder; transformers and vLLM load it.")],
+    base: Annotated[str | None, typer.Option(help="Base model; default: what the adapter was trained on.")] = None,
+    dtype: Annotated[Literal["bfloat16", "float16", "float32"], typer.Option(help="Of the weights.")] = "bfloat16",
+    limit: Annotated[float, typer.Option(min=0, help="Largest change, nats a token, from a quantized base.")] = 0.01,
+    registry: RegistryUrl = DEFAULT,
+) -> None:
+    """Write the base with a version's adapter in its weights, as a whole model."""
+    from triptych.methods.merging import merge_adapter
+
+    known = open_registry(registry)
+    version = known.get(ref)
+    if version.kind != "lora":
+        raise UserError(f"{version.ref} is of kind {version.kind!r}; allowed: adapters that generate text (kind lora)")
+    changed = merge_adapter(known.fetch(version.ref), folder, base or version.base, dtype, limit)
+    typer.echo(f"{version.ref} -> {folder}" + (f" (KL {changed:.1e} nats a token)" if changed is not None else ""))
 
 
 def _list_adapters(known: "Registry", as_json: bool) -> None:

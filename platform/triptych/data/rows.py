@@ -149,7 +149,7 @@ def parse_text(record: Mapping[str, Any], labels: Sequence[str] | None = None) -
 
 
 def parse_tags(record: Mapping[str, Any], labels: Sequence[str] | None = None) -> TaggedRow:
-    """From `{tokens, tags}`, two equally long lists; ValueError says what is wrong. Tags are as `parse_text`'s label."""
+    """From `{tokens, tags}`, two equally long lists, tags as labels of `parse_text`; ValueError says what is wrong."""
     _require(record, "tokens", "tags")
     tokens, tags = _list(record["tokens"], "tokens"), _list(record["tags"], "tags")
     if len(tokens) != len(tags):

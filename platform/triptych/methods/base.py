@@ -49,6 +49,10 @@ class Attachment(ABC):
         """
         return {}
 
+    def metrics(self) -> dict[str, float]:
+        """What is worth a look after each optimizer step, the same on every rank."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Export:

@@ -8,9 +8,9 @@ appendix B, but of the causal half alone). Heads that read one token a row are l
 
 from dataclasses import dataclass
 
-from triptych.methods.table import added, trains_base
+from triptych.methods.table import added
 from triptych.models.sizes import Sizes
-from triptych.recipe.method import Method
+from triptych.recipe.method import Method, trains_base
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,13 @@ Only what is trained becomes float32. The role has the base for itself, and come
 head shares the embeddings' weights, what is trained of one is trained of both.
 """
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -93,15 +96,15 @@ def attach(model: PreTrainedModel, config: Freeze, role: str) -> Trained:
     return attachment
 
 
-def whole(config: Freeze, weights: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A base's weights by name, with what was trained in its place, in the base's precision."""
-    found = dict(weights)
+def whole(config: Freeze, base: Path, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All weights of a Hugging Face folder, with what was trained in their place. A tied head's copy is left out."""
+    found = {name: tensor for file in base.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    if json.loads((base / "config.json").read_text()).get("tie_word_embeddings"):
+        found.pop("lm_head.weight", None)
     tokens = torch.tensor(token_ids(config))
     for name, value in trained.items():
         table = name.removesuffix(ROWS)
-        old = found[table]
-        new = value.to(old.dtype)
-        found[table] = new if table == name else old.index_copy(0, tokens, new)
+        found[table] = value if table == name else found[table].to(value.dtype).index_copy(0, tokens, value)
     return found
 
 

@@ -3,19 +3,54 @@
 peft's own way to switch adapters flips `requires_grad`; here a layer is only told which adapter it computes with.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import peft
 import torch
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from triptych.methods.base import Attachment
+from triptych.errors import UserError
+from triptych.methods.base import Attachment, Export
+from triptych.methods.targets import named_norms, targeted
+from triptych.recipe.matrix import C3a, Ia3, LnTuning
 
 PREFIX = "base_model.model."
 """Before the names of a model's modules, in peft's files."""
+
+_ALL_LAYERS = ("vera_A", "vera_B", "randlora_A", "randlora_B", "vblora_vector_bank")
+"""What all layers have one of; peft's files have it once."""
+_FIXED = (*_ALL_LAYERS[:4], "shira_indices")
+"""What is never trained, and yet a part of the files."""
+_CONFIGS = {
+    "ia3": "IA3Config",
+    "vera": "VeraConfig",
+    "loha": "LoHaConfig",
+    "lokr": "LoKrConfig",
+    "oft": "OFTConfig",
+    "boft": "BOFTConfig",
+    "hra": "HRAConfig",
+    "miss": "MissConfig",
+    "fourierft": "FourierFTConfig",
+    "randlora": "RandLoraConfig",
+    "vblora": "VBLoRAConfig",
+    "shira": "ShiraConfig",
+    "c3a": "C3AConfig",
+    "ln_tuning": "LNTuningConfig",
+}
+_RENAMED = {
+    "ia3": {"feedforward": "feedforward_modules"},
+    "vera": {"dropout": "vera_dropout"},
+    "miss": {"dropout": "miss_dropout"},
+    "randlora": {"alpha": "randlora_alpha", "dropout": "randlora_dropout"},
+    "vblora": {"dropout": "vblora_dropout"},
+}
+"""Fields that peft calls otherwise."""
 
 
 class PeftAttachment(Attachment):
@@ -47,17 +82,70 @@ class PeftAttachment(Attachment):
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, layer in self.layers:
-            for kind in layer.adapter_layer_names:
+            for kind in (*layer.adapter_layer_names, *_FIXED):
+                place = "base_model." if kind in _ALL_LAYERS else f"{PREFIX}{name}."
                 for own, tensor in tensors_of(getattr(layer, kind, None), self._adapters[0]):
                     # peft's files have DoRA's vectors without the name of the parameter.
-                    yield f"{PREFIX}{name}.{kind}{own if kind != 'lora_magnitude_vector' else ''}", tensor
+                    yield f"{place}{kind}{own if kind != 'lora_magnitude_vector' else ''}", tensor
+
+
+def attach(model: PreTrainedModel, method: Any, role: str) -> PeftAttachment:
+    """peft's adapter in every targeted layer.
+
+    Raises:
+        UserError: the targets match no module of the model, or the method does not fit their shapes.
+    """
+    config = peft_config(method)
+    config.target_modules = names = _targeted(model, method)
+    if isinstance(method, Ia3):
+        feedforward = tuple(f".{ending}" for ending in method.feedforward)
+        config.feedforward_modules = [name for name in names if f".{name}".endswith(feedforward)]
+    try:
+        layers = inject(model, config, role)
+    except ValueError as error:
+        raise UserError(f"method.name: {method.name} does not fit this model: {error}") from error
+    _check_alike(method, layers)
+    if isinstance(method, C3a):
+        for _, layer in layers:
+            # peft adds to the frozen layer's output in place, which selective checkpointing may be keeping.
+            layer.get_base_layer().register_forward_hook(lambda _, __, output: output.clone())
+    return PeftAttachment(layers, [role])
+
+
+def export(method: Any, state: Mapping[str, Tensor]) -> Export:
+    """peft's files."""
+    config = peft_config(method)
+    if getattr(method, "layers", None) is not None:
+        config.target_modules = modules_of(state)
+    return Export(method, dict(state), config)
+
+
+def peft_config(method: Any) -> Any:
+    """peft's configuration of a recipe's method."""
+    renamed = _RENAMED.get(method.name, {})
+    own = method.model_dump(exclude={"name", "lr", "targets", "layers"})
+    values = {
+        renamed.get(name, name): list(value) if isinstance(value, tuple) else value for name, value in own.items()
+    }
+    targets = method.targets if isinstance(method.targets, str) else list(method.targets)
+    values |= {"init_weights": True} if method.name in ("fourierft", "c3a") else {}  # starts as the base alone
+    return getattr(peft, _CONFIGS[method.name])(target_modules=targets, task_type="CAUSAL_LM", **values)
+
+
+def modules_of(weights: Mapping[str, Tensor]) -> list[str]:
+    """Names of the modules that the tensors of peft's files belong to."""
+    kinds = "lora|vera|hada|lokr|oft|boft|hra|miss|fourierft|randlora|vblora|c3a"
+    found = (re.fullmatch(rf"{re.escape(PREFIX)}(.+?)\.({kinds})_.*", name) for name in weights)
+    return list(dict.fromkeys(match[1] for match in found if match))
 
 
 def inject(model: PreTrainedModel, config: PeftConfig, adapter: str) -> list[tuple[str, Any]]:
     """Let peft add an adapter, in float32, or in float64 to a base in float64; the layers that have it, by name."""
     tuner = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(config.peft_type)]
     model.__dict__.pop("peft_config", None)  # of other adapters, which are none of this tuner's business
+    shared = _shared(model)
     tuner(model, config, adapter)
+    _restore(model, shared)
     found = []
     dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
     for name, layer in model.named_modules():
@@ -79,7 +167,7 @@ def tensors_of(container: Any, adapter: str) -> Iterator[tuple[str, Tensor]]:
     if isinstance(held, Tensor):
         yield "", held
         return
-    for name, tensor in (*held.named_parameters(), *held.named_buffers()):
+    for name, tensor in held.state_dict(keep_vars=True).items():
         yield f".{name}", tensor
 
 
@@ -88,3 +176,38 @@ def fix(module: nn.Module) -> None:
     for name, parameter in list(module.named_parameters(recurse=False)):
         delattr(module, name)
         module.register_buffer(name, parameter.detach())
+
+
+def _targeted(model: PreTrainedModel, method: Any) -> list[str]:
+    if isinstance(method, LnTuning):
+        return named_norms(model, method.targets)
+    return targeted(model, method.targets, getattr(method, "layers", None))
+
+
+def _shared(model: nn.Module) -> list[tuple[Any, str, dict[str, Tensor]]]:
+    """What layers hold of other adapters in containers that a new adapter's tuner replaces."""
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    return [
+        (layer, kind, dict(getattr(layer, kind))) for layer in layers for kind in _ALL_LAYERS if hasattr(layer, kind)
+    ]
+
+
+def _restore(model: nn.Module, held: Sequence[tuple[Any, str, Mapping[str, Tensor]]]) -> None:
+    for layer, kind, tensors in held:
+        container = getattr(layer, kind)
+        for adapter, tensor in tensors.items():
+            if adapter not in container:
+                container[adapter] = tensor
+
+
+def _check_alike(method: Any, layers: Sequence[tuple[str, Any]]) -> None:
+    """Some of peft's layers have settings that all of their adapters share."""
+    if method.name not in ("ia3", "boft", "randlora"):
+        return
+    for _, layer in layers:
+        known = layer.__dict__.setdefault("_triptych_method", method)
+        if known.model_copy(update={"lr": method.lr}) != method:
+            raise UserError(
+                f"method.name: roles with different settings of {method.name} on one base, {known} and {method}; "
+                "allowed: the same settings, or another method for one of them"
+            )

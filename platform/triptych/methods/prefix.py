@@ -36,7 +36,7 @@ class LayerPrefix(nn.Module):
 
     def __init__(self, key: Tensor, value: Tensor) -> None:
         super().__init__()
-        self.key, self.value = nn.Parameter(key), nn.Parameter(value)
+        self.key, self.value = nn.Parameter(key.clone()), nn.Parameter(value.clone())
 
     def forward(self, given: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         return _for_rows(self.key, given, rows), _for_rows(self.value, given, rows)

@@ -10,12 +10,31 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.methods import counts, shapes, virtual
 from triptych.models.sizes import Sizes, Tensors
+from triptych.recipe.matrix import (
+    AdaLora,
+    Boft,
+    C3a,
+    Dora,
+    FourierFt,
+    Hra,
+    Ia3,
+    LnTuning,
+    Loha,
+    Lokr,
+    Lora,
+    Miss,
+    Oft,
+    Pissa,
+    RandLora,
+    Shira,
+    VbLora,
+    Vera,
+)
 from triptych.recipe.method import (
     BitFit,
     Freeze,
     Full,
     Houlsby,
-    Lora,
     Method,
     ParallelAdapter,
     Pfeiffer,
@@ -24,6 +43,7 @@ from triptych.recipe.method import (
     PTuning,
     PTuningV2,
     parts_of,
+    trains_base,
 )
 
 if TYPE_CHECKING:
@@ -66,6 +86,9 @@ class Entry:
         return found
 
 
+NATIVE = "natively by vLLM, many adapters in one batch"
+NATIVE_TWICE = "natively by vLLM, as a LoRA of twice the rank"
+MERGED = "merged, as the base of an endpoint of its own"
 NOT_BEFORE_ROWS = "not by vLLM, whose prompt embeddings a request would have to bring; plain peft runs it"
 NOT_INSIDE = "not by vLLM, which has no prefixes of keys and values; plain peft runs it"
 
@@ -77,11 +100,172 @@ METHODS: dict[str, Entry] = {
     "lora": Entry(
         config=Lora,
         module="triptych.methods.lora",
-        tensors=shapes.lora,
+        tensors=shapes.low_rank,
         trains="two low-rank matrices beside each linear layer",
-        served="natively by vLLM, many adapters in one batch",
+        served=NATIVE,
         paper="Hu et al. 2021, arXiv 2106.09685",
         learning_rates=(5e-5, 1e-3),
+    ),
+    "dora": Entry(
+        config=Dora,
+        module="triptych.methods.lora",
+        tensors=shapes.low_rank,
+        trains="two low-rank matrices beside each linear layer, and the lengths of its weight's rows",
+        served=MERGED,
+        paper="Liu et al. 2024, arXiv 2402.09353",
+        learning_rates=(5e-5, 1e-3),
+        needs="a base that is not quantized",
+    ),
+    "pissa": Entry(
+        config=Pissa,
+        module="triptych.methods.lora",
+        tensors=shapes.low_rank,
+        trains="two low-rank matrices that start as a part of each weight",
+        served=NATIVE_TWICE,
+        paper="Meng et al. 2024, arXiv 2404.02948",
+        learning_rates=(2e-5, 5e-4),
+    ),
+    "adalora": Entry(
+        config=AdaLora,
+        module="triptych.methods.adalora",
+        tensors=shapes.adalora,
+        trains="three factors beside each linear layer, whose ranks follow from a budget",
+        served=NATIVE,
+        paper="Zhang et al. 2023, arXiv 2303.10512",
+        learning_rates=(2e-4, 5e-3),
+        needs="the number of steps",
+    ),
+    "ia3": Entry(
+        config=Ia3,
+        module="triptych.methods.peft_family",
+        tensors=shapes.ia3,
+        trains="factors of keys, values and the MLP's inner states",
+        served=MERGED,
+        paper="Liu et al. 2022, arXiv 2205.05638",
+        learning_rates=(1e-3, 1e-2),
+    ),
+    "vera": Entry(
+        config=Vera,
+        module="triptych.methods.peft_family",
+        tensors=shapes.peft,
+        trains="two vectors for each linear layer, between random matrices that all share",
+        served=MERGED,
+        paper="Kopiczko et al. 2024, arXiv 2310.11454",
+        learning_rates=(1e-3, 2e-2),
+    ),
+    "loha": Entry(
+        config=Loha,
+        module="triptych.methods.peft_family",
+        tensors=shapes.peft,
+        trains="two low-rank products for each linear layer, multiplied entry by entry",
+        served=MERGED,
+        paper="Hyeon-Woo et al. 2022, arXiv 2108.06098",
+        learning_rates=(1e-4, 5e-3),
+    ),
+    "lokr": Entry(
+        config=Lokr,
+        module="triptych.methods.peft_family",
+        tensors=shapes.peft,
+        trains="two factors of a Kronecker product for each linear layer",
+        served=MERGED,
+        paper="Yeh et al. 2024, arXiv 2309.14859",
+        learning_rates=(1e-4, 5e-3),
+    ),
+    "oft": Entry(
+        config=Oft,
+        module="triptych.methods.peft_family",
+        tensors=shapes.peft,
+        trains="rotations of each linear layer's input, in blocks",
+        served=MERGED,
+        paper="Qiu et al. 2023, arXiv 2306.07280",
+        learning_rates=(1e-4, 4e-3),
+        needs="layers whose inputs the block size divides",
+    ),
+    "boft": Entry(
+        config=Boft,
+        module="triptych.methods.peft_family",
+        tensors=shapes.peft,
+        trains="rotations of each weight in butterfly factors, and a scale of each output",
+        served=MERGED,
+        paper="Liu et al. 2024, arXiv 2311.06243",
+        learning_rates=(1e-4, 2e-3),
+        needs="layers whose inputs the block size divides; a base that is not quantized",
+    ),
+    "hra": Entry(
+        config=Hra,
+        module="triptych.methods.peft_family",
+        tensors=shapes.peft,
+        trains="reflections of each weight",
+        served=MERGED,
+        paper="Yuan et al. 2024, arXiv 2405.17484",
+        learning_rates=(1e-4, 5e-3),
+        needs="a base that is not quantized",
+    ),
+    "miss": Entry(
+        config=Miss,
+        module="triptych.methods.peft_family",
+        tensors=shapes.peft,
+        trains="one small matrix for each linear layer, repeated over its inputs",
+        served=MERGED,
+        paper="Kang & Yin 2024, arXiv 2409.15371",
+        learning_rates=(2e-5, 1e-3),
+    ),
+    "fourierft": Entry(
+        config=FourierFt,
+        module="triptych.methods.peft_family",
+        tensors=shapes.peft,
+        trains="some coefficients of each change's Fourier transform",
+        served=MERGED,
+        paper="Gao et al. 2024, arXiv 2405.03003",
+        learning_rates=(1e-3, 5e-2),
+    ),
+    "randlora": Entry(
+        config=RandLora,
+        module="triptych.methods.peft_family",
+        tensors=shapes.peft,
+        trains="scales of random bases that all layers share",
+        served=MERGED,
+        paper="Albert et al. 2025, arXiv 2502.00987",
+        learning_rates=(1e-4, 5e-3),
+    ),
+    "vblora": Entry(
+        config=VbLora,
+        module="triptych.methods.peft_family",
+        tensors=shapes.peft,
+        trains="a bank of vectors, and what each layer mixes of it",
+        served=MERGED,
+        paper="Li et al. 2024, arXiv 2405.15179",
+        learning_rates=(1e-3, 1e-2),
+        needs="layers whose inputs and outputs the vector length divides; whole layers on each worker",
+    ),
+    "shira": Entry(
+        config=Shira,
+        module="triptych.methods.peft_family",
+        tensors=shapes.peft,
+        trains="some entries of each weight",
+        served=MERGED,
+        paper="Bhardwaj et al. 2024, arXiv 2406.13175",
+        learning_rates=(1e-4, 5e-3),
+        needs="a base that is not quantized",
+    ),
+    "c3a": Entry(
+        config=C3a,
+        module="triptych.methods.peft_family",
+        tensors=shapes.peft,
+        trains="kernels of circular convolutions for each linear layer",
+        served=MERGED,
+        paper="Chen et al. 2024, arXiv 2407.19342",
+        learning_rates=(1e-2, 3e-1),
+        needs="layers whose inputs and outputs the block size divides",
+    ),
+    "ln_tuning": Entry(
+        config=LnTuning,
+        module="triptych.methods.peft_family",
+        tensors=shapes.ln_tuning,
+        trains="the weights of norms",
+        served=MERGED,
+        paper="Zhao et al. 2024, arXiv 2312.11420",
+        learning_rates=(1e-4, 1e-2),
     ),
     "prompt_tuning": Entry(
         config=PromptTuning,
@@ -110,7 +294,7 @@ METHODS: dict[str, Entry] = {
         trains="an MLP that makes keys and values before every row in every layer",
         served=NOT_INSIDE,
         paper="Li & Liang 2021, arXiv 2101.00190",
-        learning_rates=(5e-5, 1e-2),
+        learning_rates=(3e-5, 5e-4),
         needs="attention that can be replaced, room for the virtual tokens in the model's context",
     ),
     "p_tuning_v2": Entry(
@@ -120,7 +304,7 @@ METHODS: dict[str, Entry] = {
         trains="keys and values before every row in every layer",
         served=NOT_INSIDE,
         paper="Liu et al. 2022, arXiv 2110.07602",
-        learning_rates=(1e-3, 5e-2),
+        learning_rates=(1e-3, 1e-2),
         needs="attention that can be replaced, room for the virtual tokens in the model's context",
     ),
     "houlsby": Entry(
@@ -196,13 +380,9 @@ def adapted(method: Method, sizes: Sizes) -> dict[str, int]:
     """Linear layers of one block whose inputs a backward pass needs, and the width of what a method makes of each."""
     if trains_base(method):
         return dict.fromkeys(sizes.linears, 0)
-    parts = [part for part in parts_of(method) if part.family == "matrix"]
+    # The targets of LN tuning are norms.
+    parts = [part for part in parts_of(method) if part.family == "matrix" and not isinstance(part, LnTuning)]
     return {name: getattr(part, "r", 0) for part in parts for name in sizes.targets(part.targets)}
-
-
-def trains_base(method: Method) -> bool:
-    """Whether weights of the base itself are trained: the role has the base for itself."""
-    return any(part.whole for part in parts_of(method))
 
 
 def export_method(method: Method, state: "Mapping[str, Tensor]") -> "dict[str, Export]":

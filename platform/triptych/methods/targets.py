@@ -4,13 +4,16 @@ import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from peft.utils.integrations import dequantize_module_weight
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from triptych.errors import UserError
-from triptych.recipe.method import Targets
+from triptych.models.quantize import Int8Linear
+from triptych.recipe.part import Targets
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -41,6 +44,19 @@ def targeted(model: PreTrainedModel, targets: Targets, layers: Sequence[int] | N
     return [name for name in names if _block(name) in layers]
 
 
+def named_norms(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
+    """Names of the decoder's norms that end with one of the targets; UserError where a target ends none."""
+    prefix = model.base_model_prefix
+    modules = ((f"{prefix}.{name}".replace(".base_layer", ""), m) for name, m in getattr(model, prefix).named_modules())
+    names = [name for name, m in modules if "norm" in type(m).__name__.lower() and not isinstance(m, BaseTunerLayer)]
+    names = list(dict.fromkeys(name for name in names if ".ln_tuning_layers." not in name))
+    for target in targets:
+        if not any(ends(name, target) for name in names):
+            endings = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+            raise UserError(f"method.targets: `{target}` is no norm of this model; allowed: a list of {endings}")
+    return [name for name in names if any(ends(name, target) for target in targets)]
+
+
 def chosen(names: Iterable[str], targets: Sequence[str], endings: Sequence[str]) -> list[str]:
     """The names that end with one of the targets; UserError where a target ends none."""
     names = list(names)
@@ -53,6 +69,20 @@ def chosen(names: Iterable[str], targets: Sequence[str], endings: Sequence[str])
                 f"allowed: all-linear, or a list of {', '.join(endings)}"
             )
     return [name for name in names if any(ends(name, target) for target in targets)]
+
+
+def weight_of(layer: Any) -> Tensor:
+    """The weight [out, in] of a linear layer, or of one that peft has wrapped, in float32 or float64."""
+    base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    weight = base.weight.float() * base.scale if isinstance(base, Int8Linear) else dequantize_module_weight(base)
+    weight = weight.T if isinstance(base, Conv1D) else weight
+    return weight.detach() if weight.dtype == torch.float64 else weight.detach().float()
+
+
+def shape_of(layer: Any) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer, or of one that peft has wrapped."""
+    base = layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
+    return tuple(base.weight.shape) if isinstance(base, Conv1D) else (base.in_features, base.out_features)
 
 
 def ends(name: str, ending: str) -> bool:

@@ -1,7 +1,7 @@
 """What prompts and prefixes add to a model, from its sizes alone: no torch."""
 
 from triptych.models.sizes import Sizes, Tensors
-from triptych.recipe.method import PrefixTuning, PromptTuning, PTuning, PTuningV2
+from triptych.recipe.method import Method, PrefixTuning, PromptTuning, PTuning, PTuningV2, parts_of
 
 
 def prompt(method: PromptTuning | PTuning, sizes: Sizes) -> list[Tensors]:
@@ -29,6 +29,11 @@ def prefix(method: PrefixTuning | PTuningV2, sizes: Sizes) -> list[Tensors]:
     width = method.encoder_hidden_size
     shapes = [(tokens, sizes.hidden), *_linear((sizes.hidden, width), (width, sizes.kv_per_token))]
     return [Tensors(shape, in_block=False) for shape in shapes]
+
+
+def positions(method: Method) -> int:
+    """Of the model's context, those that a method takes before every row."""
+    return sum(getattr(part, "num_virtual_tokens", 0) for part in parts_of(method))
 
 
 def _linear(*layers: tuple[int, int]) -> list[tuple[int, ...]]:

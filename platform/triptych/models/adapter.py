@@ -17,10 +17,12 @@ from torch import Tensor
 
 from triptych.errors import UserError
 from triptych.models.heads import ScalarHead
-from triptych.recipe.method import Lora, Method, parts_of
+from triptych.recipe.matrix import Lora
+from triptych.recipe.method import Method, parts_of
 
 _HEAD = "head.safetensors"
 _WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "prefix.safetensors"
 _STATE = "state.safetensors"
 _CONFIG = "adapter_config.json"
 _FACTS = "triptych.json"
@@ -47,6 +49,8 @@ class Adapter:
     """`lora`, `reward`, or the kind of the head."""
     configs: Mapping[str, PeftConfig] = field(default_factory=dict)
     """peft's configuration of each part that peft has a format for, by the part's method."""
+    peft: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """The tensors of peft's file, by the part's method, where they are not the weights: keys and values in one."""
     head: dict[str, Tensor] | None = None
     """weight [1, d] and bias [1] of a reward model; weight [classes, d] of a classifier."""
     normalization: Normalization | None = None
@@ -87,7 +91,9 @@ def save_adapter(folder: Path, adapter: Adapter, about: Mapping[str, Any]) -> No
             config = peft_json(adapter.configs[name])
             (part / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
         own = {key.removeprefix(prefix): value for key, value in adapter.weights.items() if key.startswith(prefix)}
-        _save(own, part / _WEIGHTS)
+        _save(adapter.peft.get(name, own), part / _WEIGHTS)
+        if name in adapter.peft:
+            _save(own, part / _PREFIX)
     facts: dict[str, Any] = dict(about) | {"kind": adapter.kind, "method": _dumped(adapter.method)}
     if adapter.state is not None:
         _save(adapter.state, folder / _STATE)
@@ -146,11 +152,15 @@ def _load(folder: Path, facts: Mapping[str, Any]) -> Adapter:
     method = _method_of(folder, facts)
     weights: dict[str, Tensor] = {}
     configs: dict[str, PeftConfig] = {}
+    peft: dict[str, dict[str, Tensor]] = {}
     for name, (part, prefix) in _parts(folder, method).items():
         if (part / _CONFIG).is_file():
             configs[name] = PeftConfig.from_pretrained(str(part))
-        weights |= {f"{prefix}{key}": value for key, value in load_file(part / _WEIGHTS).items()}
-    return Adapter(method, weights, facts["kind"], configs)
+        own = load_file(part / _WEIGHTS)
+        if (part / _PREFIX).is_file():
+            peft[name], own = own, load_file(part / _PREFIX)
+        weights |= {f"{prefix}{key}": value for key, value in own.items()}
+    return Adapter(method, weights, facts["kind"], configs, peft)
 
 
 def _method_of(folder: Path, facts: Mapping[str, Any]) -> Method:

@@ -24,10 +24,18 @@ _TOKENIZER = (
 
 
 def save_model(
-    folder: Path, base: Path, weights: Mapping[str, Tensor], dtype: torch.dtype, about: Mapping[str, Any]
+    folder: Path,
+    base: Path,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    about: Mapping[str, Any],
+    changes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write weights (Hugging Face names) in `dtype`, with the configuration and the tokenizer of `base`."""
-    config = json.loads((base / "config.json").read_text())
+    """Write weights (Hugging Face names) in `dtype`, with the tokenizer and the configuration of `base`.
+
+    `changes`: fields of config.json that differ.
+    """
+    config = json.loads((base / "config.json").read_text()) | dict(changes or {})
     config.pop("torch_dtype", None)
     config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))

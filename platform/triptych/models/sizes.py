@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from triptych.errors import UserError
-from triptych.recipe.method import Targets
 from triptych.recipe.model import Model
+from triptych.recipe.part import Targets
 
 BUILT_IN = ("smollm2-135m-instruct",)
 """Models whose configuration comes with the package, in `<name>.json`."""

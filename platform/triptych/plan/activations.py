@@ -5,9 +5,10 @@ Bytes of a block were counted on the learner, by the tensors that are alive afte
 
 from dataclasses import dataclass
 
-from triptych.methods.table import adapted, trains_base
+from triptych.methods.table import adapted
 from triptych.models.sizes import Sizes
 from triptych.recipe import Memory, Method
+from triptych.recipe.method import trains_base
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FP32 = 4

@@ -6,6 +6,7 @@ from typing import Any
 
 from triptych.errors import UserError
 from triptych.methods import trained
+from triptych.methods.virtual import positions
 from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan import speed
 from triptych.plan.amounts import Bytes
@@ -109,14 +110,18 @@ def _refuse_what_the_base_cannot(recipe: Recipe, name: str, sizes: Sizes) -> Non
     if isinstance(stage, PpoStage):
         field = "max_prompt_tokens + rollout.sampling.max_new_tokens"
         length = stage.max_prompt_tokens + stage.rollout.sampling.max_new_tokens
+        judge = recipe.stages.get(stage.reward)
+        taken = 0 if judge is None or isinstance(judge, PpoStage) else positions(judge.method)
     else:
+        taken = positions(stage.method)
         field, length = "train.batch.max_length", stage.train.batch.max_length
         try:
             trained(stage.method, sizes)
         except UserError as error:
             raise UserError(f"stages.{name}.{error}") from None
-    if sizes.max_length is not None and length > sizes.max_length:
-        raise UserError(f"stages.{name}.{field}: {length} tokens; allowed: up to {sizes.max_length} with this base")
+    if sizes.max_length is not None and length + taken > sizes.max_length:
+        why = f"with this base and the method's {taken} virtual tokens" if taken else "with this base"
+        raise UserError(f"stages.{name}.{field}: {length} tokens; allowed: up to {sizes.max_length - taken} {why}")
 
 
 def _refuse_what_cannot_fit(recipe: Recipe, name: str, found: StageEstimate, machine: Machine) -> None:

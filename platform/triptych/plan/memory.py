@@ -1,6 +1,5 @@
 """Memory of each role of a stage, by a closed form."""
 
-from triptych.methods.table import trains_base
 from triptych.models.sizes import Sizes, Tensors
 from triptych.plan.activations import BYTES
 from triptych.plan.amounts import Bytes, Parts
@@ -8,6 +7,7 @@ from triptych.plan.machines import GIB, Gpu
 from triptych.plan.sharding import StrategyName, fewest, sharding
 from triptych.plan.worker import RUNTIME, MicroBatch, Worker
 from triptych.recipe import Labelling, Lora, Method, PpoStage, Recipe, Reward, Rollout, Stage, workers_of
+from triptych.recipe.method import trains_base
 
 DEFAULT_METHOD = Lora()
 """Taken for an adapter version from the registry: a plan reads no registry."""

@@ -5,7 +5,8 @@ from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan.devices import on_devices
 from triptych.plan.machines import Machine
 from triptych.plan.sharding import StrategyName
-from triptych.recipe import Recipe, workers_of
+from triptych.recipe import PpoStage, Recipe, workers_of
+from triptych.recipe.refusals import under_strategy
 
 
 def resolve_strategy(recipe: Recipe, name: str, machine: Machine, sizes: Sizes | None = None) -> StrategyName:
@@ -25,6 +26,9 @@ def resolve_strategy(recipe: Recipe, name: str, machine: Machine, sizes: Sizes |
         return "ddp"
     _, replicated = on_devices(recipe, name, sizes, machine, "ddp")
     if all(device.peak.expected <= device.capacity for device in replicated.values()):
+        return "ddp"
+    stage = recipe.stages[name]
+    if not isinstance(stage, PpoStage) and under_strategy(stage.method, "fsdp"):
         return "ddp"
     _, sharded = on_devices(recipe, name, sizes, machine, "fsdp")
     return "fsdp" if all(device.peak.low <= device.capacity for device in sharded.values()) else "ddp"

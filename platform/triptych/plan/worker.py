@@ -8,13 +8,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from triptych.methods.table import adapted, added, trained, trains_base
+from triptych.methods.table import adapted, added, trained
 from triptych.models.sizes import Sizes, Tensors
 from triptych.plan.activations import BYTES, FP32, Pass
 from triptych.plan.amounts import ON_CPU, ZERO, Bytes, Parts
 from triptych.plan.machines import GIB
 from triptych.plan.sharding import Sharding
 from triptych.recipe import Memory, Method, Model, Optimizer
+from triptych.recipe.method import trains_base
 
 ACTIVATIONS = (0.4, 1.0, 1.4)
 """Low, expected, high factors on a full micro-batch."""

@@ -5,7 +5,8 @@ from triptych.recipe.data import Data, Source
 from triptych.recipe.errors import Problem, RecipeError
 from triptych.recipe.graph import ready, stage_order
 from triptych.recipe.load import dump_recipe, load_recipe, load_yaml
-from triptych.recipe.method import Full, Lora, Method
+from triptych.recipe.matrix import Lora
+from triptych.recipe.method import Full, Method
 from triptych.recipe.model import Dtype, Model
 from triptych.recipe.ppo import Importance, Kl, Ppo
 from triptych.recipe.recipe import Recipe, Storage, TrackerName

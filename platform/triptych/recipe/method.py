@@ -1,49 +1,32 @@
 """Which parameters a stage trains: one closed model for each method, or a list of parts that are trained together."""
 
 import re
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from triptych.recipe.base import Closed, Positive, TagAt
-
-Family = Literal["soft", "matrix", "bottleneck", "bias"]
-"""What a method adds: tokens, keys and values before the rows; changes of linear layers; layers; biases."""
-
-Targets = Literal["all-linear"] | tuple[str, ...]
-"""Module name endings, or every linear layer except the output head."""
-Dropout = Annotated[float, Field(ge=0, lt=1)]
-Rank = Annotated[int, Field(ge=1, le=512)]
-
-
-class Part(Closed):
-    """A method that adds parameters to a frozen base, alone or as a part of a hybrid."""
-
-    family: ClassVar[Family]
-    merges: ClassVar[bool]
-    """What it trains can be added to the base's weights, so that engines that know no adapters can run it."""
-    whole: ClassVar[bool] = False
-    """Weights of the base itself are trained: the role has the base for itself, and comes out as a whole model."""
-
-    lr: Positive | None = None
-    """Learning rate where it is not the stage's; it follows the same schedule."""
-
-
-class Lora(Part):
-    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685)."""
-
-    family = "matrix"
-    merges = True
-
-    name: Literal["lora"] = "lora"
-    r: Rank = 16
-    """Rank."""
-    alpha: Positive = 32.0
-    """The update is scaled by alpha / r, or alpha / sqrt(r) with rslora."""
-    dropout: Dropout = 0.0
-    targets: Targets = "all-linear"
-    """Module name endings, or every linear layer except the output head."""
-    rslora: bool = False
+from triptych.recipe.matrix import (
+    AdaLora,
+    Boft,
+    C3a,
+    Dora,
+    FourierFt,
+    Hra,
+    Ia3,
+    LnTuning,
+    Loha,
+    Lokr,
+    Lora,
+    Miss,
+    Oft,
+    Pissa,
+    RandLora,
+    Shira,
+    VbLora,
+    Vera,
+)
+from triptych.recipe.part import Dropout, Part
 
 
 class _Bottleneck(Part):
@@ -225,6 +208,18 @@ class Freeze(Closed):
         return self
 
 
+class Mam(Closed):
+    """A mix-and-match adapter: short prefixes, and wide adapters beside the MLP (He et al. 2022, arXiv 2110.04366)."""
+
+    name: Literal["mam"] = "mam"
+    prefix: PrefixTuning = PrefixTuning(num_virtual_tokens=30)
+    adapter: ParallelAdapter = ParallelAdapter()
+
+    def parts(self) -> tuple[Part, ...]:
+        """The list of methods that it stands for."""
+        return self.prefix, self.adapter
+
+
 def _hybrid(parts: tuple[Part, ...]) -> tuple[Part, ...]:
     """Refuse what cannot be trained together."""
     if not parts:
@@ -243,6 +238,23 @@ def _hybrid(parts: tuple[Part, ...]) -> tuple[Part, ...]:
 # Every class of a method stands in one of these two unions, under its name.
 _Part = (
     Annotated[Lora, Tag("lora")]
+    | Annotated[Dora, Tag("dora")]
+    | Annotated[Pissa, Tag("pissa")]
+    | Annotated[AdaLora, Tag("adalora")]
+    | Annotated[Ia3, Tag("ia3")]
+    | Annotated[Vera, Tag("vera")]
+    | Annotated[Loha, Tag("loha")]
+    | Annotated[Lokr, Tag("lokr")]
+    | Annotated[Oft, Tag("oft")]
+    | Annotated[Boft, Tag("boft")]
+    | Annotated[Hra, Tag("hra")]
+    | Annotated[Miss, Tag("miss")]
+    | Annotated[FourierFt, Tag("fourierft")]
+    | Annotated[RandLora, Tag("randlora")]
+    | Annotated[VbLora, Tag("vblora")]
+    | Annotated[Shira, Tag("shira")]
+    | Annotated[C3a, Tag("c3a")]
+    | Annotated[LnTuning, Tag("ln_tuning")]
     | Annotated[Houlsby, Tag("houlsby")]
     | Annotated[Pfeiffer, Tag("pfeiffer")]
     | Annotated[ParallelAdapter, Tag("parallel_adapter")]
@@ -252,16 +264,31 @@ _Part = (
     | Annotated[PrefixTuning, Tag("prefix_tuning")]
     | Annotated[PTuningV2, Tag("p_tuning_v2")]
 )
-_Alone = Annotated[Full, Tag("full")] | Annotated[Freeze, Tag("freeze")]
+_Alone = Annotated[Full, Tag("full")] | Annotated[Freeze, Tag("freeze")] | Annotated[Mam, Tag("mam")]
 Hybrid = Annotated[
     tuple[Annotated[_Part, Discriminator(TagAt("name", default="lora"))], ...], AfterValidator(_hybrid), Tag("list")
 ]
 Method = Annotated[_Part | _Alone | Hybrid, Discriminator(TagAt("name", default="lora", many="list"))]
 
 
+PARTS: dict[str, type[Part]] = {
+    part.model_fields["name"].default: part for part in (get_args(member)[0] for member in get_args(_Part))
+}
+"""Every method that adds parameters to a frozen base, by name."""
+MERGING = tuple(name for name, part in PARTS.items() if part.merges)
+"""Those whose parameters can be added to the base's weights."""
+
+
 def parts_of(method: Method) -> tuple[Any, ...]:
     """The methods that train together; one alone is a tuple of itself."""
+    if isinstance(method, Mam):
+        return method.parts()
     return method if isinstance(method, tuple) else (method,)
+
+
+def trains_base(method: Method) -> bool:
+    """Whether weights of the base itself are trained: the role has the base for itself."""
+    return any(part.whole for part in parts_of(method))
 
 
 def names_of(method: Method) -> str:

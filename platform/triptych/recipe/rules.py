@@ -3,10 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from triptych.recipe.method import Method, names_of, parts_of
+from triptych.recipe.method import names_of
 from triptych.recipe.recipe import Recipe
+from triptych.recipe.refusals import as_policy, by_optimizer, in_stage, is_lora, on_quantized, under_strategy
 from triptych.recipe.spec import Path
-from triptych.recipe.stages import PpoStage, Reward, Sft, Stage, workers_of, workers_path
+from triptych.recipe.stages import PpoStage, Reward, Stage, workers_of, workers_path
 from triptych.recipe.training import Optimizer, Workers
 
 RUNS_UNDER_ZERO = ("adamw", "sgd", "lion")
@@ -27,7 +28,7 @@ def rule_faults(recipe: Recipe) -> list[Fault]:
     return [
         fault
         for name, stage in recipe.stages.items()
-        for rule in (_zero, _quantization, _full, _elastic, _ratios)
+        for rule in (_zero, _quantization, _method, _elastic, _ratios)
         for fault in rule(recipe, name, stage)
     ]
 
@@ -70,34 +71,32 @@ def _quantization(recipe: Recipe, name: str, stage: Stage) -> Iterator[Fault]:
         yield Fault(
             (*path, "gpus"), "0, and model.quantization nf4 needs a GPU; allowed: more than 0, or quantization int8"
         )
-    if recipe.model.quantization and not isinstance(stage, PpoStage) and _whole(stage.method):
-        yield Fault(
-            ("stages", name, "method", "name"),
-            f"{names_of(stage.method)} trains weights of the base, and model.quantization "
-            f"{recipe.model.quantization} is for frozen ones; allowed: lora, or no quantization",
-        )
 
 
-def _full(recipe: Recipe, name: str, stage: Stage) -> Iterator[Fault]:
-    if not isinstance(stage, Sft | PpoStage) and _whole(stage.method):
-        yield Fault(
-            ("stages", name, "method", "name"),
-            f"{names_of(stage.method)} makes a whole model, and a {stage.kind} stage makes a head beside a frozen "
-            "base; allowed: any other method",
-        )
-    if not isinstance(stage, PpoStage):
+def _method(recipe: Recipe, name: str, stage: Stage) -> Iterator[Fault]:
+    """What its method cannot be combined with; PPO's is that of the stage that its policy comes from."""
+    if isinstance(stage, PpoStage):
+        started = recipe.stages.get(stage.policy)
+        if started is None or isinstance(started, PpoStage):
+            return
+        if reason := as_policy(started.method):
+            yield Fault(("stages", name, "policy"), f"`{stage.policy}`: {reason}")
+        elif stage.rollout.sync == "adapter" and not is_lora(started.method):
+            yield Fault(
+                ("stages", name, "rollout", "sync"),
+                f"adapter, and engines run no {names_of(started.method)} beside the weights; allowed: auto, merged",
+            )
         return
-    started = recipe.stages.get(stage.policy)
-    if started is not None and not isinstance(started, PpoStage) and _whole(started.method):
-        yield Fault(
-            ("stages", name, "policy"),
-            f"`{stage.policy}` trains by method {names_of(started.method)}, and PPO's roles are adapters on one frozen "
-            "base; allowed: a stage with method lora",
-        )
-
-
-def _whole(method: Method) -> bool:
-    return any(part.whole for part in parts_of(method))
+    method, quantization = stage.method, recipe.model.quantization
+    reasons = [
+        in_stage(method, stage.kind),
+        under_strategy(method, stage.train.workers.strategy),
+        by_optimizer(method, stage.train.optimizer.name),
+        on_quantized(method, quantization) if quantization else None,
+    ]
+    for reason in reasons:
+        if reason:
+            yield Fault(("stages", name, "method"), f"{reason}; allowed: another method, such as lora")
 
 
 def _elastic(recipe: Recipe, name: str, stage: Stage) -> Iterator[Fault]:

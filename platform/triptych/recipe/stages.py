@@ -7,7 +7,8 @@ from pydantic import AfterValidator, Field, model_validator
 
 from triptych.recipe.base import Closed, Count, Fraction, Name
 from triptych.recipe.data import Data
-from triptych.recipe.method import Lora, Method
+from triptych.recipe.matrix import Lora
+from triptych.recipe.method import Method
 from triptych.recipe.ppo import Ppo
 from triptych.recipe.rollout import Rollout, Sampling
 from triptych.recipe.training import Memory, Optimizer, Training, Workers

@@ -3,11 +3,12 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.errors import UserError
+from triptych.recipe.method import MERGING
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,9 +21,12 @@ _SUFFIXES = {".safetensors", ".json", ".jsonl", ".parquet", ".txt", ".md", ".yam
 _NAMES = {"LICENSE", "NOTICE"}
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
 _CONFIG, _WEIGHTS, _HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
-_MODEL = "model.safetensors"
+_MODEL, _FACTS = "model.safetensors", "triptych.json"
+_NAME = re.compile(r"[a-z0-9_]{1,40}")
 _PLAIN_INITS = {"gaussian", "eva", "orthogonal", "mica", "lora_ga"}
 """Ways to draw the first weights that leave the base alone; the others (PiSSA, OLoRA, CorDA, LoftQ) change it."""
+_INDICES = ".shira_indices"
+"""Which entries of a weight are trained; all else are numbers with a fraction."""
 _SERVED_WHOLE = {"classifier", "score"}
 _ENTIRE = re.compile(r"\.(embed_tokens|lm_head)\.base_layer\.weight$|\.(score|classifier)\.(weight|bias)$")
 """Entire matrices that vLLM takes, or skips, beside the factors."""
@@ -67,12 +71,12 @@ def inspect(folder: Path, kind: str, max_rank: int = MAX_RANK) -> str | None:
     if kind == "model":
         _checked_shapes(folder, _MODEL)
         return "it is a whole model, not an adapter: serve it as the base (`model.base`) of an endpoint of its own"
+    names = _method(folder)
+    if len(names) > 1 or (names and not (folder / _CONFIG).is_file()):
+        return _inspect_ours(folder, kind, names)
     config = _read_json(folder / _CONFIG)
     shapes = _checked_shapes(folder, _WEIGHTS)
-    if kind == "reward":
-        _check_head(folder, shapes)
-    if kind == "classifier":
-        _check_class_head(folder, shapes)
+    _check_heads(folder, kind, shapes)
     is_lora = config.get("peft_type") == "LORA"
     stray = _check_pairs(config, shapes[_WEIGHTS]) if is_lora else []
     if kind == "classifier":
@@ -84,8 +88,44 @@ def inspect(folder: Path, kind: str, max_rank: int = MAX_RANK) -> str | None:
             else (f"it is of kind {kind!r}: only adapters of kind 'lora' are served")
         )
     if not is_lora:
-        return f"its peft_type is {config.get('peft_type')!r}: vLLM serves LORA only"
+        return f"its peft_type is {config.get('peft_type')!r}: vLLM serves LORA only{_instead(names)}"
     return _unsupported(config, max_rank) or (f"vLLM has no place for its tensor {stray[0]}" if stray else None)
+
+
+def _inspect_ours(folder: Path, kind: str, names: Sequence[str]) -> str:
+    """The same, of an adapter that peft has no format for, and of a hybrid, whose parts have a folder each."""
+    parts = [f"{name}/{_WEIGHTS}" for name in names] if len(names) > 1 else [_WEIGHTS]
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+    for part in parts:
+        shapes |= _checked_shapes(folder, part)
+    _check_heads(folder, kind, shapes)
+    if kind != "lora":
+        return f"it is of kind {kind!r}: only adapters of kind 'lora' are served"
+    return f"its method is {' + '.join(names)}: vLLM serves LoRA only{_instead(names)}"
+
+
+def _instead(names: Sequence[str]) -> str:
+    """What else can be done with an adapter of these methods."""
+    return "; merge it into the base (`adapters merge`)" if names and set(names) <= set(MERGING) else ""
+
+
+def _method(folder: Path) -> list[str]:
+    """The methods of an adapter that Triptych made; none where triptych.json names none."""
+    facts = _read_json(folder / _FACTS) if (folder / _FACTS).is_file() else {}
+    method = facts.get("method") or []
+    parts = method if isinstance(method, list) else [method]
+    names = [part.get("name") if isinstance(part, dict) else None for part in parts]
+    wrong = [name for name in names if not (isinstance(name, str) and _NAME.fullmatch(name))]
+    if wrong:
+        raise ArtifactError(f"{_FACTS}: {str(wrong[0])[:60]!r} is the name of no method")
+    return [str(name) for name in names]
+
+
+def _check_heads(folder: Path, kind: str, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> None:
+    if kind == "reward":
+        _check_head(folder, shapes)
+    if kind == "classifier":
+        _check_class_head(folder, shapes)
 
 
 def _unsupported(config: Mapping[str, Any], max_rank: int) -> str | None:
@@ -133,7 +173,7 @@ def _checked_shapes(folder: Path, needed: str) -> dict[str, dict[str, tuple[int,
         name = path.relative_to(folder).as_posix()
         shapes[name] = {}
         for key, tensor in _tensors(path):
-            if not tensor.is_floating_point():
+            if not (tensor.is_floating_point() or key.endswith(_INDICES)):
                 raise ArtifactError(f"{name}: {key} has type {tensor.dtype}; weights are floating-point numbers")
             if not tensor.float().isfinite().all():
                 raise ArtifactError(f"{name}: {key} has values that are not finite (NaN or Inf)")
@@ -159,7 +199,7 @@ def _check_head(folder: Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]
     weight = head.get("weight", ())
     if set(head) != {"weight", "bias"} or len(weight) != 2 or weight[0] != 1 or head["bias"] != (1,):
         raise ArtifactError(f"{_HEAD} holds weight [1, d] and bias [1], not {dict(head)}")
-    normalization = _read_json(folder / "triptych.json").get("normalization")
+    normalization = _read_json(folder / _FACTS).get("normalization")
     if not isinstance(normalization, dict) or not (
         _finite(normalization.get("mean")) and _finite(normalization.get("std")) and normalization["std"] > 0
     ):
@@ -170,7 +210,7 @@ def _check_class_head(folder: Path, shapes: Mapping[str, Mapping[str, tuple[int,
     head = shapes.get(_HEAD)
     if head is None:
         raise ArtifactError(f"{_HEAD} is missing: a classifier without its head names no classes")
-    labels = _read_json(folder / "triptych.json").get("labels")
+    labels = _read_json(folder / _FACTS).get("labels")
     if not isinstance(labels, list) or len({label for label in labels if isinstance(label, str)}) != len(labels):
         raise ArtifactError(f"triptych.json: labels holds the names of the classes, each once, not {labels}")
     weight = head.get("weight", ())

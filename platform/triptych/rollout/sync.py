@@ -1,11 +1,13 @@
 """How new weights reach an engine that runs: merged into the base model, or as an adapter.
 
 `merged` computes W + scale * B @ A in float32 and gives vLLM a whole checkpoint; nothing about the engine's speed
-changes. `adapter` moves a few megabytes and lets vLLM apply A and B beside W in every layer.
+changes. `adapter` moves a few megabytes and lets vLLM apply A and B beside W in every layer. Of methods other than LoRA
+the engine gets the new weights themselves (`REPLACED`).
 """
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +25,8 @@ SyncMode = Literal["merged", "adapter"]
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """The adapter ranks that vLLM has kernels for; others are padded."""
 PEFT_PREFIX = "base_model.model."
+REPLACED: dict[str, Any] = {"weights": "replaced"}
+"""The configuration of an adapter that holds whole new weights, by their names in the checkpoint."""
 
 
 def resolve_mode(sync: Literal["auto", "merged", "adapter"], on_gpu: bool) -> SyncMode:
@@ -48,10 +52,17 @@ def checkpoint_files(model_dir: Path) -> list[Path]:
     return [model_dir / "model.safetensors"]
 
 
-def lora_scale(config: dict[str, Any]) -> float:
-    """alpha / r, or alpha / sqrt(r) with rslora (Kalajdzievski 2023, arXiv 2312.03732)."""
-    r, alpha = int(config["r"]), float(config["lora_alpha"])
+def lora_scale(config: dict[str, Any], module: str = "") -> float:
+    """alpha / r, or alpha / sqrt(r) with rslora (Kalajdzievski 2023, arXiv 2312.03732), of one module."""
+    r = _of_module(config.get("rank_pattern"), module, config["r"])
+    alpha = _of_module(config.get("alpha_pattern"), module, config["lora_alpha"])
     return float(alpha / r**0.5 if config.get("use_rslora") else alpha / r)
+
+
+def _of_module(patterns: dict[str, float] | None, module: str, otherwise: float) -> float:
+    """peft's rule: the first pattern that the module's name ends with."""
+    found = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module))
+    return next(found, otherwise)
 
 
 def lora_pairs(adapter: bytes, config: dict[str, Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -60,7 +71,7 @@ def lora_pairs(adapter: bytes, config: dict[str, Any]) -> dict[str, tuple[torch.
     Raises:
         RunError: the adapter has parts that merging would leave out.
     """
-    unsupported = [k for k in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(k)]
+    unsupported = [k for k in ("use_dora", "modules_to_save") if config.get(k)]
     if config.get("fan_in_fan_out") or config.get("bias", "none") != "none":
         unsupported.append("fan_in_fan_out or bias")
     if unsupported:
@@ -88,17 +99,19 @@ def merged_weights(
     Raises:
         RunError: a part of the adapter belongs to no tensor of the checkpoint (it would silently be lost).
     """
-    pairs, scale = lora_pairs(adapter, config), lora_scale(config)
+    replaced = load_safetensors(adapter) if config == REPLACED else {}
+    pairs = {} if config == REPLACED else lora_pairs(adapter, config)
     for file in checkpoint_files(model_dir):
         with safe_open(file, framework="pt", device=str(device)) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 weight = tensors.get_tensor(name)
                 if name in pairs:
                     a, b = (half.to(device, torch.float32) for half in pairs.pop(name))
+                    scale = lora_scale(config, name.removesuffix(".weight"))
                     weight = torch.addmm(weight.float(), b, a, alpha=scale)
-                yield name, weight.to(dtype)
-    if pairs:
-        raise RunError(f"the base model in {model_dir} has no {next(iter(pairs))}, which the adapter changes")
+                yield name, replaced.pop(name, weight).to(device, dtype)
+    for name in (*pairs, *replaced):
+        raise RunError(f"the base model in {model_dir} has no {name}, which the adapter changes")
 
 
 class MergeExtension:

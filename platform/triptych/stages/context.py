@@ -74,7 +74,9 @@ class StageContext(Generic[StageT]):
         """What an adapter's folder says of its origin."""
         digest = storage.digest_of(self.recipe.model_dump(mode="json"))
         base = {"base": self.recipe.model.base, "base_fingerprint": self.base_fingerprint}
-        return base | {"recipe": digest, "stage_kind": self.stage.kind}
+        quantization = self.recipe.model.quantization
+        rounded = {"quantization": quantization} if quantization else {}
+        return base | rounded | {"recipe": digest, "stage_kind": self.stage.kind}
 
 
 def begin(ctx: StageContext[Any], tables: Mapping[str, Table], parents: Mapping[str, str]) -> dict[str, Any]:

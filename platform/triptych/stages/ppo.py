@@ -14,12 +14,14 @@ from torch import Tensor
 from triptych import storage
 from triptych.data import encode_prompts, load_rows
 from triptych.data.batches import epoch_order
+from triptych.errors import UserError
 from triptych.models.adapter import Adapter, save_adapter
 from triptych.objectives.advantages import gae, whiten
 from triptych.objectives.kl import kl_penalty
 from triptych.objectives.policy import importance_weights
 from triptych.observe.metrics import PpoMetrics
 from triptych.recipe import PpoStage, Reward, Source
+from triptych.recipe.refusals import as_policy, is_lora
 from triptych.registry import AdapterVersion
 from triptych.rollout.pool import RolloutPool
 from triptych.rollout.record import SampleRequest
@@ -46,11 +48,13 @@ def run(ctx: StageContext[PpoStage]) -> AdapterVersion:
     if isinstance(gate := ctx.recipe.stages.get(stage.reward), Reward):
         check_gate(stage.reward, gate, reward_version.metrics)  # it may have been raised since
     policy, policy_version = parent(ctx, stage.policy, "lora")
+    if reason := as_policy(policy.method):
+        raise UserError(f"stages.{ctx.name}.policy: {policy_version.ref}: {reason}")
     tables = {split: _encode(ctx, source) for split, source in stage.data.splits().items()}
     parents = {policy_version.ref: policy_version.sha256, reward_version.ref: reward_version.sha256}
     inputs = begin(ctx, tables, parents)
     if storage.read_manifest(ctx.artifact) is None:
-        pool = start_pool(ctx, _rank(policy))
+        pool = start_pool(ctx, policy)
         try:
             config = {"ctx": ctx, "pool": pool, "policy": policy, "reward": reward}
             launch(ctx.name, _train, config, stage.workers, storage.join(ctx.folder, "ray"))
@@ -59,15 +63,18 @@ def run(ctx: StageContext[PpoStage]) -> AdapterVersion:
     return finish(ctx, inputs, "lora", measured(ctx))
 
 
-def start_pool(ctx: StageContext[PpoStage], lora_r: int) -> RolloutPool:
+def start_pool(ctx: StageContext[PpoStage], policy: Adapter) -> RolloutPool:
+    """The engines, for policies of this one's method and rank; they run merged weights where it is no LoRA."""
     stage = ctx.stage
+    native = is_lora(policy.method)
+    rollout = stage.rollout if native else stage.rollout.model_copy(update={"sync": "merged"})
     answer = max(stage.rollout.sampling.max_new_tokens, stage.evaluation.max_new_tokens)
     return RolloutPool.start(
         model_dir=str(ctx.base_dir),
         dtype=ctx.recipe.model.dtype,
-        rollout=stage.rollout,
+        rollout=rollout,
         max_model_len=stage.max_prompt_tokens + answer,
-        lora_r=lora_r,
+        lora_r=_rank(policy) if native else 1,
         stop_token_ids=[tokenizer_of(ctx).eos_token_id],
     )
 

@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
 
+from triptych.methods.merge import changed_weights
 from triptych.models.adapter import peft_json
+from triptych.recipe.refusals import is_lora
 from triptych.rollout.canary import check_canary
 from triptych.rollout.record import RolloutRecord
+from triptych.rollout.sync import REPLACED
 from triptych.stages.ppo_run import POLICY, Run
 from triptych.stages.supervised import adapter_of
 from triptych.train.batch import Batch, sample_batch
@@ -57,15 +61,23 @@ def sync_policy(run: Run, version: int, asked: Probe) -> dict[str, float]:
     metrics: dict[str, float] = {}
     weights = learner.weights(POLICY)
     if learner.group.rank == 0:
-        adapter = adapter_of(run.policy_method, weights, "lora")
-        tensors = {name: value.contiguous() for name, value in adapter.weights.items()}
-        report = run.pool.sync(save(tensors), peft_json(adapter.configs["lora"]), version)
+        report = run.pool.sync(*_for_engines(run, weights), version)
         sequences = [p + a for p, a in zip(asked.prompts, asked.answers, strict=True)]
         engines = run.pool.logprobs(sequences, [len(prompt) for prompt in asked.prompts])
         canary = check_canary(engines, now, asked.before, TOLERANCE[run.ctx.recipe.model.dtype])
         restarts = float(run.pool.stats()["restarts"])
         metrics = {"sync_seconds": report.seconds, "canary_gap": canary.gap, "engine_restarts": restarts}
     return learner.group.broadcast(metrics)
+
+
+def _for_engines(run: Run, weights: dict[str, Tensor]) -> tuple[bytes, dict[str, Any]]:
+    """The policy as a LoRA, or by any other method as weights of the base: safetensors and their configuration."""
+    adapter = adapter_of(run.policy_method, weights, "lora")
+    if is_lora(adapter.method):
+        tensors = {name: value.contiguous() for name, value in adapter.weights.items()}
+        return save(tensors), peft_json(adapter.configs["lora"])
+    changed = changed_weights(run.ctx.base_dir, adapter.method, adapter.weights, run.ctx.recipe.model.quantization)
+    return save({name: value.to(run.learner.model.dtype).contiguous() for name, value in changed.items()}), REPLACED
 
 
 def _learner_logprobs(run: Run, role: str, prompts: list[list[int]], answers: list[list[int]]) -> Logprobs:

@@ -7,8 +7,8 @@ import pyarrow as pa
 
 from triptych.data.encode import encode_sft
 from triptych.data.sources import PARSERS
-from triptych.methods.table import trains_base
 from triptych.recipe import Sft
+from triptych.recipe.method import trains_base
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext, finish, measured
 from triptych.stages.encoding import TOKENS, Examples

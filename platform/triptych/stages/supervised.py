@@ -12,11 +12,12 @@ from torch import Tensor
 from triptych import storage
 from triptych.data.sources import survey
 from triptych.errors import UserError
-from triptych.methods.table import export_method, trains_base
+from triptych.methods.freeze import whole
+from triptych.methods.table import export_method
 from triptych.models.adapter import Adapter, save_adapter
 from triptych.models.full import save_model
 from triptych.recipe import Method
-from triptych.recipe.method import parts_of
+from triptych.recipe.method import Freeze, parts_of, trains_base
 from triptych.stages.context import StageContext, remember
 from triptych.stages.encoding import Examples, encode
 from triptych.stages.loop import Rows, evaluate, fit, total_steps
@@ -109,17 +110,19 @@ def adapter_of(method: Method, weights: Mapping[str, Tensor], kind: str) -> Adap
     """What a role trained, as `Learner.weights` gives it, in the form of its files: the method's, and its head's."""
     own = {name: tensor for name, tensor in weights.items() if not name.startswith(HEAD)}
     head = {name.removeprefix(HEAD): tensor for name, tensor in weights.items() if name.startswith(HEAD)}
-    parts = export_method(method, own)
-    configs = {name: part.config for name, part in parts.items() if part.config is not None}
-    if len(parts) == 1:
-        (only,) = parts.values()
-        held, exported = only.weights, only.method
-    else:
-        held = {f"{part.method.name}.{n}": t for part in parts.values() for n, t in part.weights.items()}
-        configs = {parts[name].method.name: config for name, config in configs.items()}
-        exported = tuple(part.method for part in parts.values())
-    folded = parts_of(exported) != parts_of(method)
-    return Adapter(exported, held, kind, configs, head or None, state=own if folded else None, trained=method)
+    parts = {part.method.name: part for part in export_method(method, own).values()}
+    before = {name: f"{name}." if len(parts) > 1 else "" for name in parts}
+    exported = tuple(part.method for part in parts.values())
+    return Adapter(
+        exported if len(parts) > 1 else exported[0],
+        {f"{before[name]}{key}": tensor for name, part in parts.items() for key, tensor in part.weights.items()},
+        kind,
+        {name: part.config for name, part in parts.items() if part.config is not None},
+        {name: part.peft for name, part in parts.items() if part.peft is not None},
+        head or None,
+        state=own if exported != parts_of(method) else None,
+        trained=method,
+    )
 
 
 def save(
@@ -134,6 +137,8 @@ def save(
     weights = learner.weights(role)
     if learner.group.rank == 0:
         with storage.committed(ctx.artifact) as folder:
+            if isinstance(ctx.stage.method, Freeze):
+                weights = whole(ctx.stage.method, ctx.base_dir, weights)
             if trains_base(ctx.stage.method):
                 save_model(folder, ctx.base_dir, weights, getattr(torch, ctx.recipe.model.dtype), ctx.about())
             else:

@@ -42,7 +42,7 @@ class Layout:
 
     Virtual tokens, which stand before every row, are the first, as negative numbers."""
     positions: Tensor
-    """[N] position of each in its row."""
+    """[N] position of each in its row, the prefix counted."""
     places: Tensor
     """[all tokens of all rows, padding apart, rows in their given order] index among the N."""
     new: list[int]

@@ -43,7 +43,8 @@ class _Fused(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             flat = x.reshape(-1, x.shape[-1])
             down, up = a.to(x.dtype), (b * s).to(x.dtype)
-            inner = flat @ down.T
+            # By `out`, since selective checkpointing counts the frozen layers' products, and not these small ones.
+            inner = torch.mm(flat, down.T, out=flat.new_empty(len(flat), len(down)))
             y = F.linear(flat, w.to(x.dtype), None if bias is None else bias.to(x.dtype)).addmm_(inner, up.T)
         ctx.save_for_backward(flat, inner, w, down, up)
         ctx.shape, ctx.scaling, ctx.adapter_dtype = x.shape, s, a.dtype

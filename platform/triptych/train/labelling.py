@@ -78,7 +78,8 @@ class SpanSelection:
         if self.judge is not None and not torch.is_grad_enabled():
             spans = zip(batch["row"].tolist(), best_spans(scores, self.max_answer_tokens), strict=True)
             exact, f1 = zip(*(self.judge(row, *span) for row, span in spans), strict=True)
-            metrics |= {"exact_match": (torch.tensor(sum(exact)), count), "f1": (torch.tensor(sum(f1)), count)}
+            sums = torch.tensor([sum(exact), sum(f1)], device=count.device)
+            metrics |= {"exact_match": (sums[0], count), "f1": (sums[1], count)}
         return {"loss": total}, metrics
 
 

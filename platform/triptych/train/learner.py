@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from triptych.errors import RunError
+from triptych.methods.base import Attachment
+from triptych.methods.table import without_prefix
 from triptych.recipe import Optimizer
 from triptych.train.batch import Batch
 from triptych.train.clock import Clock
@@ -107,12 +109,17 @@ class Learner:
         """
         role, clock = objective.role, Clock(self.model.device)
         metrics = self.accumulate(objective, micro_batches, clock)
+        adaptive = self._adaptive(role)
+        gradients = self.strategy.gradients(role) if adaptive else {}
         rate = learning_rate(self._config[role], self._steps[role], self._total[role])
         update = self.strategy.update(role, rate)
+        if adaptive and math.isfinite(update.norm):
+            self._adapt(role, adaptive, gradients, update.norm)
         self._steps[role] += 1
         self._count_bad(role, update.norm, update.bad)
         clock.lap("optimizer")
         metrics |= {"grad_norm": update.norm, "learning_rate": rate, "skipped": float(not math.isfinite(update.norm))}
+        metrics |= {name: value for part in adaptive.values() for name, value in part.metrics().items()}
         return StepReport(metrics, clock.seconds)
 
     def accumulate(
@@ -126,6 +133,7 @@ class Learner:
         denominators = self._sum_over_all((objective.denominators(batch) for batch in placed if batch is not None), 1)
         batches = self._lockstep(placed)
         metrics: list[Metrics] = []
+        self._penalize(role, self._penalty_share(role, batches))
         clock.lap("communication")
         for number, (batch, real) in enumerate(batches):
             with self.model.use(role):  # the backward pass too: it may compute activations again
@@ -134,6 +142,8 @@ class Learner:
                 clock.lap("forward")
                 self.strategy.backward(role, loss if real else loss * 0, last=number == len(batches) - 1)
                 clock.lap("backward")
+            if number == 0:
+                self._penalize(role, 0.0)
             if real:
                 metrics.append(measured)
         self.strategy.reduce_gradients(role)
@@ -191,6 +201,33 @@ class Learner:
         for name, buffer in self._buffers():
             buffer.copy_(tensors[name])
         self._steps = dict(numbers["steps"])
+
+    def _adaptive(self, role: str) -> dict[str, Attachment]:
+        """The parts of a role's method that follow its training, by what stands before their names."""
+        return {prefix: part for prefix, part in self.model.attached[role].items() if part.adaptive}
+
+    def _penalty_share(self, role: str, batches: Sequence[tuple[Batch, bool]]) -> float:
+        """What this rank multiplies a penalty by, so that over all ranks that run something it is added once."""
+        if not self._adaptive(role):
+            return 0.0
+        running = sum(row[0] for row in self.group.table([float(bool(batches))], self.model.device))
+        return self.strategy.loss_factor(role) / max(running, 1.0)
+
+    def _penalize(self, role: str, factor: float) -> None:
+        for part in self._adaptive(role).values():
+            part.penalize(factor)
+
+    def _adapt(
+        self, role: str, adaptive: Mapping[str, Attachment], gradients: Mapping[str, Tensor], norm: float
+    ) -> None:
+        """Overwrite what the role's method says after an update, from the gradients as they were clipped."""
+        clip = min(1.0, self._config[role].max_grad_norm / (norm + 1e-6))
+        values = self.strategy.values(role)
+        for prefix, part in adaptive.items():
+            own, clipped = without_prefix(values, prefix), without_prefix(gradients, prefix)
+            clipped = {name: gradient * clip for name, gradient in clipped.items()}
+            changed = part.adapt(self._steps[role], self._total[role], own, clipped)
+            self.strategy.assign(role, {f"{prefix}{name}": value for name, value in changed.items()})
 
     def _buffers(self) -> list[tuple[str, Tensor]]:
         """What methods of the trained roles keep beside their parameters, by the names of a checkpoint."""

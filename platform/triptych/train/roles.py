@@ -17,11 +17,10 @@ from triptych.errors import UserError
 from triptych.methods import apply_method
 from triptych.methods.base import Attachment
 from triptych.methods.peft_family import PeftAttachment
-from triptych.methods.table import trains_base
 from triptych.models.heads import ClassHead, ScalarHead
 from triptych.models.logits import scale_logits
 from triptych.objectives.language import chunked_logprobs, token_entropy, token_logprobs
-from triptych.recipe.method import Method, parts_of
+from triptych.recipe.method import Method, parts_of, trains_base
 from triptych.train.attention import PACKED, PADDED
 from triptych.train.checkpointing import Checkpointing, checkpoint_blocks
 from triptych.train.fused_lora import fuse_lora

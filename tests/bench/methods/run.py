@@ -8,6 +8,7 @@ own implementation of some methods in turn with ours. A cell whose line is remov
 """
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--beside-peft", action="store_true", help="the comparison with peft, and nothing else")
     parser.add_argument("--out", type=Path, default=EXAMPLE / "results.json")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the cell's process ends with this one
     end = time.monotonic() + 60 * options.minutes
     model, seconds = base_folder(), dict.fromkeys(TASKS, 0.0)
     prepared = {data: prepare(data, model, SCRATCH) for data in options.data}

@@ -1,0 +1,69 @@
+"""What a method cannot be combined with, and why. Each gives the reason, or None."""
+
+from typing import Any
+
+from triptych.recipe.matrix import AdaLora, Lora, Pissa
+from triptych.recipe.method import MERGING, BitFit, Method, names_of, parts_of, trains_base
+from triptych.recipe.part import Part
+
+
+def on_quantized(method: Method, quantization: str) -> str | None:
+    """Why it cannot train on a base of 8 or 4 bits."""
+    if trains_base(method):
+        return (
+            f"{names_of(method)} trains weights of the base, and model.quantization {quantization} is for frozen ones"
+        )
+    reading = [part for part in _added(method) if part.reads_weights]
+    if reading:
+        return (
+            f"{reading[0].name} computes with the base's weights themselves, which model.quantization "
+            f"{quantization} does not keep"
+        )
+    return None
+
+
+def under_strategy(method: Method, strategy: str) -> str | None:
+    """Why it cannot be trained under a strategy."""
+    shared = [part for part in _added(method) if part.shares]
+    if strategy == "fsdp" and shared:
+        return f"{shared[0].name} trains one tensor in all blocks, and fsdp shards each block by itself"
+    return None
+
+
+def by_optimizer(method: Method, optimizer: str) -> str | None:
+    """Why it cannot be updated by an optimizer."""
+    if optimizer == "adamw_schedule_free" and any(isinstance(part, AdaLora) for part in parts_of(method)):
+        return "adalora overwrites weights of which adamw_schedule_free keeps two versions"
+    return None
+
+
+def in_stage(method: Method, kind: str) -> str | None:
+    """Why a stage cannot train by it."""
+    if kind != "sft" and trains_base(method):
+        return f"{names_of(method)} makes a whole model, and a {kind} stage makes a head beside a frozen base"
+    return None
+
+
+def as_policy(method: Method) -> str | None:
+    """Why PPO cannot start from it."""
+    if trains_base(method):
+        return f"{names_of(method)} makes a whole model, and PPO's roles are adapters on one frozen base"
+    stuck = [part for part in _added(method) if not part.merges]
+    if stuck:
+        return (
+            f"{stuck[0].name} cannot be merged into the weights, and PPO's engines run merged weights or a "
+            f"LoRA; allowed: {', '.join(MERGING)}"
+        )
+    if any(isinstance(part, BitFit) and part.missing == "add" for part in parts_of(method)):
+        return "bitfit with missing: add makes biases that engines have no place for; allowed: missing: refuse"
+    return None
+
+
+def is_lora(method: Method) -> bool:
+    """Whether what comes out is one plain LoRA, which vLLM runs beside the base's weights."""
+    parts = parts_of(method)
+    return len(parts) == 1 and isinstance(parts[0], Lora | Pissa | AdaLora)
+
+
+def _added(method: Method) -> list[Any]:
+    return [part for part in parts_of(method) if isinstance(part, Part)]
