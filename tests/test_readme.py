@@ -40,7 +40,8 @@ def test_there_are_commands() -> None:
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_command_is_well_formed(line: str) -> None:
+def test_command_is_well_formed(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIPTYCH_ADDRESS", "http://127.0.0.1:8265")  # as the README exports it
     program, *arguments = shlex.split(line, comments=True)
     if Path(program).name == "triptych":
         parse(arguments)
@@ -48,6 +49,8 @@ def test_command_is_well_formed(line: str) -> None:
         subprocess.run(["make", "--dry-run", *arguments], cwd=ROOT, check=True, capture_output=True)
     elif program == "source":  # the shell's own
         assert arguments == [".venv/bin/activate"]
+    elif program == "export":
+        assert all("=" in word for word in arguments)
     else:
         assert program.startswith(".venv/bin/") or shutil.which(program), f"no program {program}"
     for name in arguments:

@@ -41,8 +41,8 @@ def triptych(monkeypatch: pytest.MonkeyPatch, *args: str) -> int:
 def test_list(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert triptych(monkeypatch, "runs", "list", "--json", "--runs", str(runs)) == 0
     assert json.loads(capsys.readouterr().out) == [
-        {"name": "done", "stages": {"sft": "done", "ppo": "step 4"}},
-        {"name": "new", "stages": {"sft": "begun", "ppo": "waiting"}},
+        {"name": "done", "base": "tiny", "stages": {"sft": "done", "ppo": "step 4"}},
+        {"name": "new", "base": "tiny", "stages": {"sft": "begun", "ppo": "waiting"}},
     ]
     assert triptych(monkeypatch, "runs", "list", "--runs", str(runs)) == 0
     assert "sft done, ppo step 4" in capsys.readouterr().out

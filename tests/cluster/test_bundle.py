@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from triptych.cluster import bundle as bundles
+from triptych.cluster import errands
 from triptych.cluster.bundle import Bundle, archive, bundle_folder, bundle_recipe
 from triptych.cluster.errands import FILE, FOLDER, MARK, RECIPE, Answer, Errand, ask, asked, fetch, heard, tell
 from triptych.errors import RunError, UserError
@@ -88,6 +89,19 @@ def test_an_answer_comes_back_with_its_files(
     assert (answer.code, answer.stdout) == (0, "table\n")
     fetch(output, answer.sha256, tmp_path / "back")
     assert {name: (tmp_path / "back" / name).read_bytes() for name in contents} == contents
+
+
+def test_too_much_does_not_come_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(errands, "MOST", 10)
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / "a.bin").write_bytes(bytes(11))
+    tell(Answer(0))
+    printed = capsys.readouterr()
+    assert heard(printed.out) == Answer(2)
+    assert printed.err.startswith("error: ")
 
 
 def test_no_answer_is_none() -> None:

@@ -160,6 +160,7 @@ def export(
 
 
 @app.command()
+@on_cluster(brings="folder")
 def merge(
     ref: Ref,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder; transformers and vLLM load it.")],

@@ -93,7 +93,7 @@ def _forward(
     from triptych.cluster.errands import FOLDER, Errand
     from triptych.cluster.submit import Environment, find, latest, send
 
-    target = values[brings] if brings and "://" not in values[brings] else None
+    target = str(values[brings]) if brings and "://" not in str(values[brings]) else None
     if target is not None and Path(target).exists():
         raise UserError(f"{target} exists already: name a new folder")
     client = reach(address)

@@ -24,6 +24,9 @@ FOLDER = "triptych-folder"
 """Name, in the working folder, of a folder that travels to the job or back."""
 MARK = "::triptych:: "
 
+MOST = 512 * 2**20
+"""Bytes of files that come back; they pass through the memory of the cluster's head."""
+
 _CHUNK = 2**20
 
 
@@ -70,11 +73,17 @@ def asked() -> Errand:
 
 def tell(answer: Answer) -> None:
     """On the cluster: send the answer, and before it the files under FOLDER."""
-    digests = {}
-    for path in sorted(Path(FOLDER).rglob("*") if Path(FOLDER).is_dir() else ()):
-        if path.is_file() and not path.is_symlink():
-            name = path.relative_to(FOLDER).as_posix()
-            digests[name] = _tell_file(path, name)
+    folder = Path(FOLDER)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
+    size = sum(path.stat().st_size for path in files)
+    if size > MOST:
+        sys.stderr.write(
+            f"error: {size / 1e6:.0f} MB are too much to send back (allowed: {MOST / 1e6:.0f}); name a URL\n"
+        )
+        _say(asdict(Answer(2)))
+        return
+    names = {path: path.relative_to(folder).as_posix() for path in files}
+    digests = {name: _tell_file(path, name) for path, name in names.items()}
     _say(asdict(Answer(answer.code, answer.stdout, digests)))
 
 

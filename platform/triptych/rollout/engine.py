@@ -2,10 +2,13 @@
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from triptych.errors import RunError
+from triptych.models.base import resolve_base
+from triptych.recipe.model import Model
 from triptych.recipe.rollout import Rollout, Sampling
 from triptych.rollout.record import BASE_VERSION, Ack, RolloutRecord, SampleRequest
 from triptych.rollout.sync import VLLM_RANKS, AdapterSync, MergedSync, SyncMode, WeightSync
@@ -22,6 +25,14 @@ class EnginePlan:
     max_model_len: int
     lora_r: int
     stop_token_ids: tuple[int, ...]
+    base: Model | None = None
+    """What `model_dir` holds, for nodes that do not have that folder."""
+
+    def here(self) -> "EnginePlan":
+        """The plan with the folder of this node."""
+        if self.base is None or Path(self.model_dir).is_dir():
+            return self
+        return replace(self, model_dir=str(resolve_base(self.base)))
 
     def environment(self) -> dict[str, str]:
         """Must be there before the process starts: OpenMP reads its variables once, and Ray would set one thread."""
@@ -97,6 +108,7 @@ class Engine:
             os.sched_setaffinity(0, cores)  # inherited by every thread that vLLM starts from here
         from vllm import LLM
 
+        self._plan = self._plan.here()
         self._llm = LLM(**self._plan.vllm_arguments())
         self._sync = (
             AdapterSync(self._llm) if self._plan.mode == "adapter" else MergedSync(self._llm, self._plan.model_dir)

@@ -15,6 +15,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from triptych.errors import RunError, UserError
+from triptych.recipe.model import Model
 from triptych.recipe.rollout import Rollout, Sampling
 from triptych.rollout.engine import Engine, EnginePlan, Place
 from triptych.rollout.leases import Leases
@@ -320,11 +321,12 @@ class RolloutPool:
         lora_r: int,
         stop_token_ids: list[int],
         placement_timeout_s: float = PLACEMENT_TIMEOUT_S,
+        base: Model | None = None,
     ) -> "RolloutPool":
         """A pool whose engines all answer; they run the base model until the first `sync`.
 
         Args:
-            model_dir: Hugging Face folder that every engine's node can read.
+            model_dir: Hugging Face folder that every engine's node can read, or else resolves from `base`.
             dtype: of the engines' weights and computation.
             max_model_len: longest prompt plus answer, in tokens.
             lora_r: rank of the adapters to come.
@@ -341,6 +343,7 @@ class RolloutPool:
             max_model_len=max_model_len,
             lora_r=lora_r,
             stop_token_ids=tuple(stop_token_ids),
+            base=base,
         )
         pool = cls(ray.remote(Coordinator).options(num_cpus=0).remote(plan))
         try:

@@ -76,6 +76,7 @@ def start_pool(ctx: StageContext[PpoStage], policy: Adapter) -> RolloutPool:
         max_model_len=stage.max_prompt_tokens + answer,
         lora_r=_rank(policy) if native else 1,
         stop_token_ids=[tokenizer_of(ctx).eos_token_id],
+        base=ctx.recipe.model,
     )
 
 
