@@ -42,7 +42,10 @@ from triptych.train.roles import HEAD, RoleModel
 from triptych.train.tasks import sequence_scores
 
 SAVED = 2
-LAYOUTS = ((True, "full"), (True, "selective"), (False, "none"), (False, "full"))
+LAYOUTS = {
+    torch.float64: ((True, "full"), (True, "selective"), (False, "none"), (False, "full")),
+    torch.float32: ((False, "full"),),
+}
 """Packing and checkpointing, beside packed rows without."""
 
 Found = dict[str, Any]
@@ -116,7 +119,7 @@ def exported(cell: Cell, folder: Path, place: Path, weights: dict[str, Tensor], 
     if (place / "adapter" / "adapter_config.json").is_file():
         plain = PeftModel.from_pretrained(load_causal_lm(folder, torch.float32), place / "adapter")
         found["plain"] = distance(plain_answer(cell, plain, weights, rows), answers)
-    if cell.strategy == "single" and {part.name for part in parts_of(method)} <= set(MERGING):
+    if {part.name for part in parts_of(method)} <= set(MERGING):
         changes, merged = merged_model(folder, adapter.method, adapter.weights)
         (place / "merged").mkdir()
         save_model(place / "merged", folder, merged, torch.float32, {}, changes)
@@ -151,9 +154,9 @@ def distance(found: Tensor, expected: Tensor) -> float:
 def layouts_agree(cell: Cell, folder: Path, place: Path, group: Group) -> Found:
     """Gradients do not depend on packing and checkpointing: the worst error of each layout, and where it is."""
     errors: dict[str, tuple[float, str]] = {}
-    for dtype in (torch.float64, torch.float32):
+    for dtype, layouts in LAYOUTS.items():
         expected = found_gradients(cell, folder, group, dtype, True, "none")
-        for packing, checkpointing in LAYOUTS:
+        for packing, checkpointing in layouts:
             name = f"{str(dtype)[6:]} {'packed' if packing else 'padded'} {checkpointing}"
             if refusal(cell, checkpointing):
                 continue

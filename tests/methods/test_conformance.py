@@ -14,6 +14,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Found]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_cell(cell: Cell, found: dict[str, Found]) -> None:
     result = found[str(cell)]

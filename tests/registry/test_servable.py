@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -290,3 +291,37 @@ def test_vllm_agrees(tmp_path: Path, write_lora: Write) -> None:
             folder = write_lora(tmp_path / f"{feature}-{value}", **{feature: value})
             refused = helper.from_dict(json.loads((folder / "adapter_config.json").read_text()))._validate_features()
             assert bool(refused) == (reason(folder) is not None), (feature, value)
+
+
+@pytest.mark.parametrize(
+    ("method", "files", "why"),
+    [
+        ({"name": "houlsby"}, ["adapter_model.safetensors"], "its method is houlsby: vLLM serves LoRA only"),
+        (
+            [{"name": "lora"}, {"name": "bitfit"}],
+            ["lora/adapter_model.safetensors", "bitfit/adapter_model.safetensors"],
+            r"its method is lora \+ bitfit: vLLM serves LoRA only; merge it into the base \(`adapters merge`\)",
+        ),
+    ],
+)
+def test_methods_that_only_triptych_knows_are_kept(tmp_path: Path, method: Any, files: list[str], why: str) -> None:
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save_file({"down": torch.ones(2, 2)}, tmp_path / name)
+    (tmp_path / "triptych.json").write_text(json.dumps({"kind": "lora", "method": method}))
+    assert re.fullmatch(why, str(reason(tmp_path)))
+    (tmp_path / files[-1]).unlink()
+    with pytest.raises(ArtifactError, match=f"{files[-1]} is missing"):
+        reason(tmp_path)
+
+
+def test_a_method_is_no_path(tmp_path: Path) -> None:
+    (tmp_path / "triptych.json").write_text(json.dumps({"method": [{"name": "lora"}, {"name": "../../secret"}]}))
+    with pytest.raises(ArtifactError, match=r"'\.\./\.\./secret' is the name of no method"):
+        reason(tmp_path)
+
+
+def test_merging_is_what_else_can_be_done(tmp_path: Path, write_lora: Write) -> None:
+    folder = write_lora(tmp_path / "a", peft_type="IA3")
+    (folder / "triptych.json").write_text(json.dumps({"kind": "lora", "method": {"name": "ia3"}}))
+    assert str(reason(folder)).endswith("vLLM serves LORA only; merge it into the base (`adapters merge`)")

@@ -13,7 +13,12 @@ from safetensors.torch import save as save_safetensors
 from transformers import LlamaForCausalLM
 
 from triptych.errors import RunError
-from triptych.rollout.sync import adapter_digest, checkpoint_files, merged_weights, resolve_mode
+from triptych.methods.merge import changed_weights
+from triptych.models.base import load_causal_lm
+from triptych.recipe.matrix import Dora, Ia3
+from triptych.rollout.sync import REPLACED, adapter_digest, checkpoint_files, merged_weights, resolve_mode
+from triptych.stages.supervised import adapter_of
+from triptych.train.roles import RoleModel
 
 MakeAdapter = Callable[..., Any]
 CPU = torch.device("cpu")
@@ -76,3 +81,27 @@ def test_digest_covers_bytes_and_config() -> None:
 def test_auto_mode_follows_the_device() -> None:
     assert (resolve_mode("auto", on_gpu=False), resolve_mode("auto", on_gpu=True)) == ("merged", "adapter")
     assert resolve_mode("adapter", on_gpu=False) == "adapter"
+
+
+@pytest.mark.parametrize("method", [Dora(r=4), Ia3()], ids=lambda method: method.name)
+def test_other_methods_than_lora_replace_weights(model_dir: Path, method: Dora | Ia3) -> None:
+    """What the engine's model becomes answers as the policy does."""
+    torch.manual_seed(0)
+    policy = RoleModel(load_causal_lm(model_dir, torch.float32))
+    policy.add("policy", method, trainable=True)
+    with torch.no_grad():
+        for parameter in policy.parameters_of("policy").values():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    adapter = adapter_of(method, policy.adapter("policy"), "lora")
+    content = save_safetensors(changed_weights(model_dir, adapter.method, adapter.weights))
+    engine = LlamaForCausalLM.from_pretrained(model_dir)
+    before = engine.model.layers[0].mlp.down_proj.weight.clone()
+    engine.load_state_dict(dict(merged_weights(model_dir, content, REPLACED, torch.float32, CPU)), strict=False)
+    assert not torch.equal(engine.model.layers[0].mlp.down_proj.weight, before)
+    ids = torch.randint(5, 200, (1, 9), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad(), policy.use("policy"):
+        expected = policy.logits(policy.hidden(ids, torch.ones_like(ids)))
+        torch.testing.assert_close(engine(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
+    odd = save_safetensors({"model.layers.9.mlp.down_proj.weight": torch.zeros(2, 2)})
+    with pytest.raises(RunError, match=r"has no model\.layers\.9\."):
+        dict(merged_weights(model_dir, odd, REPLACED, torch.float32, CPU))

@@ -100,15 +100,15 @@ class AdaLoraAttachment(ModulesBeside):
         """Smooth the sensitivities of this update; allocate the budget; E without what it leaves out."""
         method, done = self._method, step + 1
         first, last = round(method.tinit * total), total - round(method.tfinal * total)
-        if done <= last:
+        if done < last:
             self._smooth(values, gradients)
         if done <= first and done < last:
             return {}
-        if done < last and (done - first) % method.delta_t:
+        if done < last and done % method.delta_t:
             return {}
         target, start = (rank * len(self._modules) for rank in (method.target_r, method.init_r))
         budget = target + int((start - target) * max(1 - (done - first) / max(last - first, 1), 0.0) ** 3)
-        if done < last or self.rank() != target:
+        if done <= last or self.rank() != target:
             self._allocate(budget if done < last else target, values)
         return {f"{n}.lora_E": values[f"{n}.lora_E"] * self._state[f"{n}.kept"][:, None] for n in self._modules}
 

@@ -5,12 +5,14 @@ peft's own way to switch adapters flips `requires_grad`; here a layer is only to
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import peft
 import torch
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -104,7 +106,6 @@ def attach(model: PreTrainedModel, method: Any, role: str) -> PeftAttachment:
         layers = inject(model, config, role)
     except ValueError as error:
         raise UserError(f"method.name: {method.name} does not fit this model: {error}") from error
-    _check_alike(method, layers)
     if isinstance(method, C3a):
         for _, layer in layers:
             # peft adds to the frozen layer's output in place, which selective checkpointing may be keeping.
@@ -143,9 +144,8 @@ def inject(model: PreTrainedModel, config: PeftConfig, adapter: str) -> list[tup
     """Let peft add an adapter, in float32, or in float64 to a base in float64; the layers that have it, by name."""
     tuner = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(config.peft_type)]
     model.__dict__.pop("peft_config", None)  # of other adapters, which are none of this tuner's business
-    shared = _shared(model)
-    tuner(model, config, adapter)
-    _restore(model, shared)
+    with _unwrapped(model, LoraLayer if tuner.tuner_layer_cls is LoraLayer else None):
+        tuner(model, config, adapter)
     found = []
     dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
     for name, layer in model.named_modules():
@@ -184,30 +184,26 @@ def _targeted(model: PreTrainedModel, method: Any) -> list[str]:
     return targeted(model, method.targets, getattr(method, "layers", None))
 
 
-def _shared(model: nn.Module) -> list[tuple[Any, str, dict[str, Tensor]]]:
-    """What layers hold of other adapters in containers that a new adapter's tuner replaces."""
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    return [
-        (layer, kind, dict(getattr(layer, kind))) for layer in layers for kind in _ALL_LAYERS if hasattr(layer, kind)
-    ]
+@contextmanager
+def _unwrapped(model: nn.Module, kept: type[BaseTunerLayer] | None) -> Iterator[None]:
+    """Layers as a tuner expects them, without other wrappers than those of a kind, which come back around its own.
 
-
-def _restore(model: nn.Module, held: Sequence[tuple[Any, str, Mapping[str, Tensor]]]) -> None:
-    for layer, kind, tensors in held:
-        container = getattr(layer, kind)
-        for adapter, tensor in tensors.items():
-            if adapter not in container:
-                container[adapter] = tensor
-
-
-def _check_alike(method: Any, layers: Sequence[tuple[str, Any]]) -> None:
-    """Some of peft's layers have settings that all of their adapters share."""
-    if method.name not in ("ia3", "boft", "randlora"):
-        return
-    for _, layer in layers:
-        known = layer.__dict__.setdefault("_triptych_method", method)
-        if known.model_copy(update={"lr": method.lr}) != method:
-            raise UserError(
-                f"method.name: roles with different settings of {method.name} on one base, {known} and {method}; "
-                "allowed: the same settings, or another method for one of them"
-            )
+    So roles never share a layer of peft, whose settings may be one for all of its adapters; but plain LoRA's do.
+    """
+    held: list[tuple[nn.Module, str, list[Any]]] = []
+    for parent in [module for module in model.modules() if not isinstance(module, BaseTunerLayer)]:
+        for name, child in list(parent.named_children()):
+            wrappers: list[Any] = []
+            inner: Any = child
+            while isinstance(inner, BaseTunerLayer) and not (kept and isinstance(inner, kept)):
+                wrappers.append(inner)
+                inner = wrappers[-1].base_layer
+            if wrappers:
+                setattr(parent, name, inner)
+                held.append((parent, name, wrappers))
+    try:
+        yield
+    finally:
+        for parent, name, wrappers in held:
+            wrappers[-1].base_layer = getattr(parent, name)
+            setattr(parent, name, wrappers[0])

@@ -382,7 +382,12 @@ def adapted(method: Method, sizes: Sizes) -> dict[str, int]:
         return dict.fromkeys(sizes.linears, 0)
     # The targets of LN tuning are norms.
     parts = [part for part in parts_of(method) if part.family == "matrix" and not isinstance(part, LnTuning)]
-    return {name: getattr(part, "r", 0) for part in parts for name in sizes.targets(part.targets)}
+    return {name: _width(part) for part in parts for name in sizes.targets(part.targets)}
+
+
+def _width(part: Any) -> int:
+    """Of what a low-rank method makes of a layer's input; others make nothing that is small and kept."""
+    return part.init_r if isinstance(part, AdaLora) else part.r if isinstance(part, Lora | Dora | Pissa | Vera) else 0
 
 
 def export_method(method: Method, state: "Mapping[str, Tensor]") -> "dict[str, Export]":
