@@ -128,8 +128,8 @@ def connect(address: str) -> Client:
     """
     url = _url(address)
     mode = _authentication(url)
-    for module in ("dashboard_sdk", "job.sdk"):
-        logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
+    for module in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)
     headers = {"Authorization": f"Bearer {_token()}"} if mode == "token" else {}
     with _explained(url, UserError):
         client = _JobsClient(url, headers=headers)
