@@ -10,8 +10,9 @@ from ray.job_submission import JobSubmissionClient
 
 from triptych import __version__
 from triptych.cluster.client import Client, connect, sends_in_clear
+from triptych.cluster.environment import read_runtime_env
 from triptych.cluster.errands import recipe_format
-from triptych.cluster.submit import check_storage, check_versions, read_runtime_env
+from triptych.cluster.submit import check_storage, check_versions
 from triptych.errors import UserError
 from triptych.recipe import load_recipe
 

@@ -15,7 +15,7 @@ from triptych.errors import UserError
 if TYPE_CHECKING:
     from triptych.cluster.client import Client
     from triptych.cluster.errands import Answer
-    from triptych.cluster.submit import Submitted
+    from triptych.cluster.submitted import Submitted
 
 AddressOption = typer.Option(
     "--address",
@@ -90,8 +90,10 @@ def _forward(
     brings_file: bool,
 ) -> None:
     from triptych.cluster.bundle import Bundle, bundle_folder
+    from triptych.cluster.environment import Environment
     from triptych.cluster.errands import FOLDER, Errand
-    from triptych.cluster.submit import Environment, find, latest, send
+    from triptych.cluster.submit import send
+    from triptych.cluster.submitted import find, latest
 
     target = str(values[brings]) if brings and "://" not in str(values[brings]) else None
     if target is not None and Path(target).exists():
@@ -120,8 +122,9 @@ def _forward(
 def ask(client: "Client", words: tuple[str, ...], job: "Submitted | None") -> str:
     """What a verb prints there, in the environment of a run's job; exits as it does where it fails."""
     from triptych.cluster.bundle import Bundle
+    from triptych.cluster.environment import Environment
     from triptych.cluster.errands import Errand
-    from triptych.cluster.submit import Environment, send
+    from triptych.cluster.submit import send
 
     answer, output = send(client, Bundle(Errand(words)), job.environment if job else Environment())
     _pass_on(answer, output)

@@ -14,7 +14,7 @@ from triptych.errors import UserError
 
 if TYPE_CHECKING:
     from triptych.cluster.client import Client
-    from triptych.cluster.submit import Submitted
+    from triptych.cluster.submitted import Submitted
 
 
 def run(
@@ -43,7 +43,8 @@ def run(
         return
     if cpus is not None or metrics_port is not None:
         raise UserError("--cpus and --metrics-port are for a cluster started here; the one at --address has its own")
-    from triptych.cluster.submit import Environment, read_runtime_env, submit_run
+    from triptych.cluster.environment import Environment, read_runtime_env
+    from triptych.cluster.submit import submit_run
     from triptych.recipe import load_recipe
 
     loaded = load_recipe(recipe, overrides or [])

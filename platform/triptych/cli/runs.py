@@ -50,7 +50,7 @@ def _runs_here(runs: str) -> list[dict[str, Any]]:
 
 def _runs_there(address: str, runs: str | None) -> list[dict[str, Any]]:
     """The runs that were submitted to a cluster, and those that lie in the folders they were written to."""
-    from triptych.cluster.submit import runs_of
+    from triptych.cluster.submitted import runs_of
 
     client = reach(address)
     jobs = [submitted[-1] for submitted in runs_of(client).values() if runs in (None, submitted[-1].runs)]
@@ -69,7 +69,7 @@ def _runs_there(address: str, runs: str | None) -> list[dict[str, Any]]:
 @app.command()
 def follow(name: Name, address: AddressNeeded, as_json: AsJson = False) -> None:
     """Show a run on a cluster from its beginning to its end, as `triptych run` does; Ctrl-C leaves it going."""
-    from triptych.cluster.submit import find
+    from triptych.cluster.submitted import find
 
     client = reach(address)
     follow_run(client, find(client, name), as_json)
@@ -78,7 +78,7 @@ def follow(name: Name, address: AddressNeeded, as_json: AsJson = False) -> None:
 @app.command()
 def stop(name: Name, address: AddressNeeded) -> None:
     """Stop a run on a cluster; run again, it goes on from its last checkpoint."""
-    from triptych.cluster.submit import find
+    from triptych.cluster.submitted import find
 
     client = reach(address)
     submitted = find(client, name)

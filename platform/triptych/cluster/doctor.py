@@ -57,8 +57,9 @@ def examine_cluster(address: str) -> Iterator[Check]:
     """The cluster at an address: reachable, by whom, and whether it reads recipes as this machine does."""
     import triptych
     from triptych.cluster.client import connect, sends_in_clear
+    from triptych.cluster.environment import Environment
     from triptych.cluster.errands import recipe_format
-    from triptych.cluster.submit import Environment, look
+    from triptych.cluster.submit import look
 
     try:
         client = connect(address)

@@ -1,67 +1,33 @@
 """From a laptop: send a recipe or a verb to a cluster as a Ray job, after all that can be wrong was looked at."""
 
-import difflib
 import json
 import re
 import sys
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ray.dashboard.modules.job.pydantic_models import JobDetails
 
 import triptych
-from triptych import storage
 from triptych.cluster.bundle import Bundle, archive, bundle_recipe, readable
-from triptych.cluster.client import Client, is_running
+from triptych.cluster.client import Client
+from triptych.cluster.environment import Environment
 from triptych.cluster.errands import ENTRYPOINT, MARK, RECIPE, Answer, Errand, heard, recipe_format
+from triptych.cluster.submitted import Submitted, find, runs_of
 from triptych.errors import RunError, UserError
 from triptych.recipe import Recipe
 
 Say = Callable[[str], None]
 """Tells the person what is going on."""
 
-_OURS = ("working_dir", "py_modules")
 _RAYS_OWN = re.compile(r"Running entrypoint for job |.* -- Runtime env is setting up\.$")
-
-
-@dataclass(frozen=True)
-class Environment:
-    """What a job runs in beside the cluster's image."""
-
-    runtime_env: dict[str, Any] = field(default_factory=dict)
-    """Ray's own, without `working_dir` and `py_modules`."""
-    dev: bool = False
-    """This machine's triptych travels, and runs there in place of the image's."""
-
-    def resolve(self, working_dir: Path) -> dict[str, Any]:
-        """The whole of Ray's runtime environment."""
-        code = {"py_modules": [str(Path(triptych.__file__).parent)]} if self.dev else {}
-        return self.runtime_env | {"working_dir": str(working_dir)} | code
-
-
-def read_runtime_env(path: Path | None) -> dict[str, Any]:
-    """A YAML or JSON file of Ray's runtime environment; UserError where it is none, or names what travels anyway."""
-    if path is None:
-        return {}
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"--runtime-env {path}: cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"--runtime-env {path}: allowed is a mapping, as `pip: [...]` or `env_vars: {{...}}`")
-    for name in _OURS:
-        if name in content:
-            raise UserError(f"--runtime-env {path}: {name} is not allowed: recipe, data and (--dev) code travel anyway")
-    return content
 
 
 def submit_run(
     client: Client, recipe: Recipe, arguments: tuple[str, ...], environment: Environment, width: int, say: Say
-) -> "Submitted":
+) -> Submitted:
     """Start a recipe's run on the cluster.
 
     Raises:
@@ -183,61 +149,3 @@ def follow(client: Client, job: str) -> Answer:
 def _is_told(line: str) -> bool:
     """Whether a line of a job's output is for people."""
     return bool(line.strip()) and not line.startswith(MARK) and not _RAYS_OWN.match(line)
-
-
-@dataclass(frozen=True)
-class Submitted:
-    """A run's job, as the cluster remembers it."""
-
-    run: str
-    """Name of the run."""
-    runs: str
-    """Its recipe's storage.runs."""
-    job: str
-    status: str
-    running: bool
-    started: int
-    environment: Environment
-
-    @property
-    def url(self) -> str:
-        """URL of the run's folder."""
-        return storage.join(self.runs, self.run)
-
-
-def runs_of(client: Client) -> dict[str, list[Submitted]]:
-    """Name of each run that was submitted to the cluster -> its jobs, the oldest first."""
-    found: dict[str, list[Submitted]] = {}
-    for job in client.jobs():
-        about = job.metadata or {}
-        if about.get("triptych") == "run":
-            found.setdefault(about["run"], []).append(_submitted(job, about))
-    return found
-
-
-def _submitted(job: JobDetails, about: dict[str, str]) -> Submitted:
-    kept = {k: v for k, v in (job.runtime_env or {}).items() if k not in _OURS and not k.startswith("_")}
-    return Submitted(
-        run=about["run"],
-        runs=about["runs"],
-        job=job.submission_id or "",
-        status=job.status.value.lower(),
-        running=is_running(job),
-        started=job.start_time or 0,
-        environment=Environment(kept, dev=about["dev"] == "yes"),
-    )
-
-
-def latest(client: Client) -> Submitted | None:
-    """The last run's last job; None where no run was submitted since the cluster started."""
-    return max((jobs[-1] for jobs in runs_of(client).values()), key=lambda job: job.started, default=None)
-
-
-def find(client: Client, name: str) -> Submitted:
-    """The last job of a run; UserError where none of that name was submitted since the cluster started."""
-    runs = runs_of(client)
-    if name in runs:
-        return runs[name][-1]
-    near = difflib.get_close_matches(name, runs, n=3) or list(runs)[:10]
-    there = f"; there is {', '.join(near)}" if near else ", and no other"
-    raise UserError(f"no run {name!r} was submitted to {client.address}{there}")
