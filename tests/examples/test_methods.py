@@ -19,13 +19,18 @@ from triptych.recipe import load_recipe
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "examples" / "methods" / "recipe.yaml"
 LAPTOP = Machine("laptop", (Node(cpus=2, gpus=0, memory=24 * GIB),))
-NEEDED: dict[str, dict[str, object]] = {"bitfit": {"missing": "add"}, "freeze": {"layers": 2}}
-"""What has no default that fits a base without biases."""
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_plans(name: str) -> None:
-    method: dict[str, object] = {"name": name, **NEEDED.get(name, {})}
+def test_every_method_plans(bench: None, name: str) -> None:
+    from methods.settings import EXTRAS
+
+    method: dict[str, object] = {"name": name, **EXTRAS.get(name, {})}
     recipe = load_recipe(RECIPE, [f"stages.sft.method={yaml.safe_dump(method, default_flow_style=True).strip()}"])
     planned = estimate(recipe, machine=LAPTOP).stages["sft"]
     assert planned.roles["policy"].peak_bytes > 0
@@ -52,11 +57,6 @@ def test_tables_and_plots_are_those_of_the_results() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "tests" / "bench")
 
 
 def test_a_row_is_filled_level_by_level_then_seed_by_seed(bench: None) -> None:

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
@@ -43,9 +42,13 @@ class _Fused(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             flat = x.reshape(-1, x.shape[-1])
             down, up = a.to(x.dtype), (b * s).to(x.dtype)
-            # By `out`, since selective checkpointing counts the frozen layers' products, and not these small ones.
+            # One product that is counted, and never changed: that of the frozen layer, which selective checkpointing
+            # may keep. The small ones go by `out`, which it does not see.
             inner = torch.mm(flat, down.T, out=flat.new_empty(len(flat), len(down)))
-            y = F.linear(flat, w.to(x.dtype), None if bias is None else bias.to(x.dtype)).addmm_(inner, up.T)
+            added = torch.mm(inner, up.T, out=flat.new_empty(len(flat), len(up)))
+            if bias is not None:
+                added += bias.to(x.dtype)
+            y = torch.addmm(added, flat, w.to(x.dtype).T)
         ctx.save_for_backward(flat, inner, w, down, up)
         ctx.shape, ctx.scaling, ctx.adapter_dtype = x.shape, s, a.dtype
         return y.view(*x.shape[:-1], -1)

@@ -26,7 +26,11 @@ FIRST = (
 )
 """These come first, in this order; all others of the table of methods follow."""
 HYBRIDS: dict[str, list[Part]] = {"lora + p_tuning_v2": [{"name": "lora"}, {"name": "p_tuning_v2"}]}
-EXTRAS: dict[str, Part] = {"bitfit": {"missing": "add"}, "freeze": {"layers": 4}}
+EXTRAS: dict[str, Part] = {
+    "bitfit": {"missing": "add"},  # the model has no biases
+    "freeze": {"layers": 4},
+    "vblora": {"vector_length": 192},  # must divide its widths
+}
 """What a method needs beside its name; all else is left to its defaults."""
 
 
