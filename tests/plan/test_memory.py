@@ -109,8 +109,10 @@ def test_what_a_block_keeps(dtype: str, checkpointing: Any, method: Method) -> N
     two, three = (measured(config(layers), method, dtype, memory) for layers in (2, 3))
     work = Pass(shapes(config(1)), method, dtype, True, memory, LENGTH, isinstance(method, Full))
     copies = casts(config(1), method, dtype) if checkpointing == "none" else 0
+    # On a CPU, attention in 16 bits keeps neither its output nor the log-sum-exp of its 6 heads.
+    without = 2 * 96 + 4 * 6 if dtype == "bfloat16" and checkpointing == "none" else 0
     tokens = ROWS * LENGTH - 3
-    assert three.kept - two.kept == pytest.approx(work.checkpoint() * tokens + copies, rel=0.03)
+    assert three.kept - two.kept == pytest.approx((work.checkpoint() - without) * tokens + copies, rel=0.03)
 
 
 def test_padded_rows_keep_a_mask_and_keys_and_values_for_every_head() -> None:

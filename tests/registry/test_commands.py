@@ -240,7 +240,7 @@ def test_every_verb_has_help(run: Run, verb: str) -> None:
     assert "Usage:" in run("adapters", verb, "--help").out
 
 
-@pytest.mark.parametrize("verb", ["canary", "promote", "merge"])
+@pytest.mark.parametrize("verb", ["canary", "promote"])
 def test_a_verb_is_absent_until_it_works(run: Run, verb: str) -> None:
     assert run("adapters", verb, "reviews").code == 2
     assert verb not in run("adapters", "--help").out

@@ -62,8 +62,9 @@ class Pass:
         """Bytes that autograd keeps of one block for one token, where nothing is computed again.
 
         Inputs of the norms (float32), and outputs before the weight where that is trained; queries, keys, values,
-        output and log-sum-exp of attention, with a mask and keys and values for every head where rows are padded;
-        gate, its activation and the up projection; the input of every trained or adapted layer and A's output.
+        output and log-sum-exp of attention (16 bits on a CPU do without these two), with a mask and keys and values for
+        every head where rows are padded; gate, its activation and the up projection; the input of every trained or
+        adapted layer and A's output.
         """
         sizes, size, full = self.sizes, BYTES[self.dtype], trains_base(self.method)
         normed = 2 * sizes.hidden + sizes.qk_norm * sizes.head_dim * (sizes.heads + sizes.kv_heads)
@@ -96,11 +97,5 @@ class Pass:
         return total
 
     def _products(self) -> list[int]:
-        """Width of every matrix product of a block, in order; B's is added to the frozen layer's."""
-        ranks = {} if trains_base(self.method) else adapted(self.method, self.sizes)
-        widths: list[int] = []
-        for name, (_, outputs, _) in self.sizes.linears.items():
-            if name in ranks:
-                widths.append(ranks[name])
-            widths.append(outputs)
-        return widths
+        """Width of every frozen or trained layer of a block, in order; what adapters multiply is not counted."""
+        return [outputs for _, outputs, _ in self.sizes.linears.values()]

@@ -122,6 +122,8 @@ def packed_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Query [1, H, N, D], key and value [1, K, N, D] of a layout -> [1, N, H, D]; H is a multiple of K."""
+    if torch.is_autocast_enabled(device := query.device.type):  # rotation may have widened them
+        query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     if layout.prefix is not None:
         before = layout.prefix(module, key, len(layout.new))
         key, value = (
