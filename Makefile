@@ -37,7 +37,7 @@ demo: .venv/.installed
 	$(BIN)/python examples/reviews/demo.py --profile $(PROFILE)
 
 test: .venv/.installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 test-fast: .venv/.installed
 	$(BIN)/pytest -m "not slow"

@@ -52,6 +52,8 @@ class Zero:
         stage: Literal[1, 2, 3],
         offload: bool,
     ) -> None:
+        # A kernel that DeepSpeed's inference alone uses, and that it would compile now, for a minute or more.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._whole_model = stage == 3
         self._world, self._rank = group.size, group.rank
         if stage == 3:
