@@ -24,6 +24,16 @@ def _write(path: Path, rows: Sequence[Mapping[str, object]]) -> str:
 @pytest.fixture
 def recipe_file(tiny_model_dir: Path, tmp_path: Path) -> Path:
     """SFT and reward of 60 short steps, PPO of 4 steps with two engines; fp32."""
+    return _recipe(tiny_model_dir, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_recipe_file(_tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, for the tests of a file together."""
+    return _recipe(_tiny_model, tmp_path_factory.mktemp("recipe"))
+
+
+def _recipe(model: Path, folder: Path) -> Path:
     chats = [
         {"prompt": f"Film {i}?", "response": f"The film is {WORDS[i % 8]} and {WORDS[i // 8]}."} for i in range(48)
     ]
@@ -41,15 +51,15 @@ def recipe_file(tiny_model_dir: Path, tmp_path: Path) -> Path:
     }
     recipe = {
         "name": "tiny",
-        "model": {"base": str(tiny_model_dir), "dtype": "float32"},
-        "storage": {"runs": str(tmp_path / "runs")},
+        "model": {"base": str(model), "dtype": "float32"},
+        "storage": {"runs": str(folder / "runs")},
         "stages": {
             "sft": {
                 "kind": "sft",
                 "method": method,
                 "data": {
-                    "train": {"path": _write(tmp_path / "sft.jsonl", chats)},
-                    "heldout": {"path": _write(tmp_path / "sft.heldout.jsonl", chats[:8])},
+                    "train": {"path": _write(folder / "sft.jsonl", chats)},
+                    "heldout": {"path": _write(folder / "sft.heldout.jsonl", chats[:8])},
                 },
                 "train": train,
             },
@@ -57,8 +67,8 @@ def recipe_file(tiny_model_dir: Path, tmp_path: Path) -> Path:
                 "kind": "reward",
                 "method": method,
                 "data": {
-                    "train": {"path": _write(tmp_path / "pairs.jsonl", pairs)},
-                    "heldout": {"path": _write(tmp_path / "pairs.heldout.jsonl", pairs[:8])},
+                    "train": {"path": _write(folder / "pairs.jsonl", pairs)},
+                    "heldout": {"path": _write(folder / "pairs.heldout.jsonl", pairs[:8])},
                 },
                 "train": train,
             },
@@ -67,8 +77,8 @@ def recipe_file(tiny_model_dir: Path, tmp_path: Path) -> Path:
                 "policy": "sft",
                 "reward": "reward",
                 "data": {
-                    "train": {"path": _write(tmp_path / "prompts.jsonl", prompts)},
-                    "heldout": {"path": _write(tmp_path / "prompts.heldout.jsonl", prompts[:3])},
+                    "train": {"path": _write(folder / "prompts.jsonl", prompts)},
+                    "heldout": {"path": _write(folder / "prompts.heldout.jsonl", prompts[:3])},
                 },
                 "steps": 4,
                 "prompts_per_step": 4,
@@ -84,7 +94,7 @@ def recipe_file(tiny_model_dir: Path, tmp_path: Path) -> Path:
             },
         },
     }
-    path = tmp_path / "recipe.yaml"
+    path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
 

@@ -52,8 +52,8 @@ def test_a_gate_needs_held_out_pairs(recipe_file: Path) -> None:
 
 
 def test_a_reward_model_is_an_adapter(recipe_file: Path) -> None:
-    with pytest.raises(RecipeError, match=r"stages\.reward\.method\.name: cannot be \"full\""):
-        load_recipe(recipe_file, ["stages.reward.method.name=full"])
+    with pytest.raises(RecipeError, match=r"stages\.reward\.method: full makes a whole model"):
+        load_recipe(recipe_file, ["stages.reward.method={name: full}"])
 
 
 @pytest.fixture

@@ -49,19 +49,31 @@ def workers(process: "subprocess.Popen[str]") -> list[psutil.Process]:
     return [child for child in children if "ray::RayTrainWorker" in " ".join(child.cmdline())]
 
 
-@pytest.mark.timeout(600)
-def test_a_worker_that_dies_costs_nothing_but_time(recipe_file: Path, tmp_path: Path) -> None:
-    two = "stages.sft.train.workers.count=2"
-    undisturbed = losses(start(recipe_file, tmp_path / "straight", two), tmp_path / "straight")
+TWO = (
+    "stages.sft.train.workers.count=2",
+    "stages.sft.train.steps=30",
+    "stages.sft.method.dropout=0",  # its masks depend on the rank
+)
 
-    disturbed = tmp_path / "disturbed"
-    process = start(recipe_file, disturbed, two)
-    await_checkpoint(process, disturbed)
+
+@pytest.fixture(scope="module")
+def undisturbed(module_recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of two workers whom nothing happens to."""
+    runs = tmp_path_factory.mktemp("undisturbed")
+    return losses(start(module_recipe_file, runs, *TWO), runs)
+
+
+@pytest.mark.timeout(600)
+def test_a_worker_that_dies_costs_nothing_but_time(
+    module_recipe_file: Path, tmp_path: Path, undisturbed: list[float]
+) -> None:
+    process = start(module_recipe_file, tmp_path, *TWO)
+    await_checkpoint(process, tmp_path)
     first_group = workers(process)
     assert len(first_group) == 2
     os.kill(first_group[-1].pid, signal.SIGKILL)
-    found = losses(process, disturbed)
-    assert len(found) == len(undisturbed) == 60
+    found = losses(process, tmp_path)
+    assert len(found) == len(undisturbed) == 30
     assert found == pytest.approx(undisturbed, abs=1e-5)
 
 
@@ -77,18 +89,20 @@ def three_nodes() -> Iterator[Cluster]:
 
 @pytest.mark.timeout(600)
 def test_an_elastic_group_goes_on_with_the_nodes_that_are_left(
-    three_nodes: Cluster, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    three_nodes: Cluster,
+    module_recipe_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undisturbed: list[float],
 ) -> None:
     """Two workers on a node each; one node is lost, and one worker ends what two began."""
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")  # it may try the lost node once more
-    alone = ["stages.sft.train.steps=20", "stages.sft.method.dropout=0"]  # whose masks depend on the rank
-    elastic = [*alone, "stages.sft.train.workers.count=2", "stages.sft.train.workers.min_count=1"]
+    elastic = [*TWO, "stages.sft.train.workers.min_count=1"]
     elastic += ["stages.reward.needs=[sft]"]  # else it might want room beside it
-    runs = tmp_path / "elastic"
-    process = start(recipe_file, runs, *elastic, address=three_nodes.address)
-    await_checkpoint(process, runs)
+    process = start(module_recipe_file, tmp_path, *elastic, address=three_nodes.address)
+    await_checkpoint(process, tmp_path)
     three_nodes.remove_node(next(iter(three_nodes.worker_nodes)), allow_graceful=False)
-    found = losses(process, runs)
-    assert found == pytest.approx(losses(start(recipe_file, tmp_path / "one", *alone), tmp_path / "one"), abs=1e-4)
-    rows = read_metrics(str(runs / "tiny/stages/sft"))
+    found = losses(process, tmp_path)
+    assert found == pytest.approx(undisturbed, abs=1e-4)
+    rows = read_metrics(str(tmp_path / "tiny/stages/sft"))
     assert [len(row["worker_tokens_per_second"]) for row in (rows[0], rows[-1])] == [2, 1]
