@@ -37,7 +37,7 @@ demo: .venv/.installed
 	$(BIN)/python examples/reviews/demo.py --profile $(PROFILE)
 
 test: .venv/.installed
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest
 
 test-fast: .venv/.installed
 	$(BIN)/pytest -m "not slow"

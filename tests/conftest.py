@@ -49,11 +49,6 @@ stages:
 """
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow ones first: then two processes that share the files end together."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
-
-
 @pytest.fixture
 def three_stages(tmp_path: Path) -> Path:
     """A recipe file: SFT, a reward model and PPO from both, all else left to the defaults."""
