@@ -63,6 +63,7 @@ def follow_run(client: "Client", submitted: "Submitted", as_json: bool) -> None:
     from triptych.cluster.submit import follow
 
     name = submitted.run
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         answer = follow(client, submitted.job)
     except KeyboardInterrupt:
@@ -71,6 +72,11 @@ def follow_run(client: "Client", submitted: "Submitted", as_json: bool) -> None:
     if answer.code:
         raise typer.Exit(answer.code)
     _print(f"{name}: {submitted.url}", json.loads(answer.stdout), as_json)
+
+
+def _interrupt(*_: object) -> None:
+    """For Ctrl-C. asyncio replaces Python's own handler by one that cancels a task, which may be ending just then."""
+    raise KeyboardInterrupt
 
 
 def _run_here(
