@@ -13,8 +13,10 @@ from harness import Figures
 from methods.settings import LEVELS
 from methods.tasks import Task
 
-OURS, PEFT, BESIDE = "triptych", "peft", "triptych beside peft"
-"""Arms. The last is `triptych` again, in turn with peft: its times are compared with peft's."""
+OURS, PEFT = "triptych", "peft"
+"""Arms: the whole training, one of several side by side."""
+TIMED = {OURS: "triptych, timed", PEFT: "peft, timed"}
+"""Arms: a few steps of it, alone on the machine; `seed` counts rounds."""
 
 
 @dataclass(frozen=True)
@@ -87,23 +89,27 @@ class Results:
         found = (cell for key, cell in self.cells.items() if (key.method, key.level, key.arm) == (method, level, arm))
         return sorted((cell for cell in found if not cell.error), key=lambda cell: cell.seed)
 
-    def missing(self, method: str, seeds: int) -> Iterator[Key]:
-        """What is left to run for a row of the table: each level with seed 0, then the best with the other seeds."""
+    def missing(self, method: str, seeds: int, *, beside_peft: bool) -> Iterator[Key]:
+        """What is left to run for a row of the table: each level with seed 0, then the best with the other seeds.
+
+        `beside_peft`: peft's own implementation too, with every seed at the level that is our best.
+        """
         wanted = [Key(self._data, method, level, 0) for level in range(LEVELS)]
         if (best := self.chosen(method)) is not None:
             wanted += [Key(self._data, method, best, seed) for seed in range(1, seeds)]
+            wanted += [Key(self._data, method, best, seed, PEFT) for seed in range(seeds) if beside_peft]
         yield from (key for key in wanted if key not in self.cells)
 
-    def missing_beside(self, method: str, seeds: int) -> Iterator[Key]:
-        """What is left to run of the comparison with peft: both arms with every seed, in turn."""
-        level = self.chosen(method)
-        if level is None:
+    def missing_timed(self, method: str, rounds: int, *, beside_peft: bool) -> Iterator[Key]:
+        """What is left to time at the best level: once, or in `rounds` pairs with peft, whose order turns around."""
+        best = self.chosen(method)
+        if best is None:
             return
-        for seed in range(seeds):
-            arms = (BESIDE, PEFT) if seed % 2 == 0 else (PEFT, BESIDE)
-            keys = [Key(self._data, method, level, seed, arm) for arm in arms]
+        for number in range(rounds if beside_peft else 1):
+            arms = [OURS, PEFT][: 1 + beside_peft]
+            keys = [Key(self._data, method, best, number, TIMED[arm]) for arm in arms]
             if any(key not in self.cells for key in keys):
-                yield from keys  # both again: a pair is measured at one time
+                yield from keys if number % 2 == 0 else reversed(keys)  # both again: a pair is measured at one time
                 return
 
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,8 @@ class Job:
     learning_rate: float
     """Of the head, and of parts of the method that have none of their own."""
     seed: int
+    only_steps: int | None = None
+    """Train so many steps, only to time them."""
 
     @classmethod
     def load(cls, path: str) -> "Job":
@@ -62,10 +64,11 @@ class Job:
         from triptych.data.batches import epoch_order
 
         rows = self.rows("train")
-        for epoch in range(TASKS[self.data].epochs):
-            order = epoch_order(len(rows), self.seed, epoch)
-            for start in range(0, len(rows), BATCH):
-                yield [rows[index] for index in order[start : start + BATCH]]
+        epochs = (epoch_order(len(rows), self.seed, epoch) for epoch in range(TASKS[self.data].epochs))
+        cut = (
+            [rows[i] for i in order[start : start + BATCH]] for order in epochs for start in range(0, len(rows), BATCH)
+        )
+        yield from islice(cut, self.only_steps)
 
 
 def figures(metrics: Figures, trainable: int, head: int, ends: Sequence[float], tokens: Sequence[int]) -> Figures:
@@ -146,8 +149,10 @@ def measure(job: Job) -> None:
     sizes = {name: parameter.numel() for name, parameter in model.parameters_of(ROLE).items()}
     of_head = sum(size for name, size in sizes.items() if name.startswith(HEAD))
     found = figures(metrics, sum(sizes.values()) - of_head, of_head, ends, tokens)
+    if job.only_steps:
+        return emit(found)
     heldout = micro_batches(job.rows("heldout"), HELDOUT_TOKENS, pad)
-    emit(found | learner.evaluate(objective(job.data), heldout))
+    return emit(found | learner.evaluate(objective(job.data), heldout))
 
 
 if __name__ == "__main__":
