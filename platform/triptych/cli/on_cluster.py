@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from triptych.cli.registry import is_endpoint
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ def terminal_width() -> int:
 
 def reach(address: str) -> "Client":
     """A connection, with a warning where others could listen or anyone could call."""
-    from triptych.cluster.client import connect, sends_in_clear
+    from triptych.cluster.client import connect
+    from triptych.credentials import sends_in_clear
 
     client = connect(address)
     if not client.uses_token:
@@ -54,22 +56,22 @@ def on_cluster(
     sends: str | None = None,
     brings: str | None = None,
     brings_file: bool = False,
+    of_endpoint: bool = False,
 ) -> Callable[..., Any]:
-    """Gives a verb `--address`. `sends`, `brings`: its parameter that names a folder here, which travels or comes back.
-
-    `brings_file`: the file whose URL the verb prints comes back, as `<run>-<file>`.
+    """Gives a verb `--address`; see `forward` for what else it may want.
 
     A verb with `--runs` or `--registry` means, where they are not given, those of the last run that was submitted.
     """
+    how: dict[str, Any] = {"sends": sends, "brings": brings, "brings_file": brings_file, "of_endpoint": of_endpoint}
     if verb is None:
-        return functools.partial(on_cluster, sends=sends, brings=brings, brings_file=brings_file)
+        return functools.partial(on_cluster, **how)
 
     @functools.wraps(verb)
     def wrapped(ctx: typer.Context, address: str | None = None, **values: Any) -> None:
-        if address is None:
+        if address is None or is_endpoint(values.get("registry")):
             verb(**values)
         else:
-            _forward(ctx, address, values, sends, brings, brings_file)
+            forward(ctx, address, values, **how)
 
     known = inspect.signature(verb)
     kind = inspect.Parameter.KEYWORD_ONLY
@@ -81,14 +83,21 @@ def on_cluster(
     return wrapped
 
 
-def _forward(
+def forward(
     ctx: typer.Context,
     address: str,
     values: dict[str, Any],
-    sends: str | None,
-    brings: str | None,
-    brings_file: bool,
+    *,
+    sends: str | None = None,
+    brings: str | None = None,
+    brings_file: bool = False,
+    of_endpoint: bool = False,
 ) -> None:
+    """Run the verb on the cluster; print what it prints, and exit as it does.
+
+    `sends`, `brings`: its parameter that names a folder here, which travels or comes back. `brings_file`: the file
+    whose URL the verb prints comes back, as `<run>-<file>`. `of_endpoint`: the registry is that of the endpoint there.
+    """
     from triptych.cluster.bundle import Bundle, bundle_folder
     from triptych.cluster.environment import Environment
     from triptych.cluster.errands import FOLDER, Errand
@@ -102,6 +111,8 @@ def _forward(
     own_runs = "runs" in values and not given(ctx, "runs")
     job = find(client, values["name"]) if own_runs else latest(client)
     sent = dict(values) | ({"runs": job.runs} if own_runs and job else {})
+    if of_endpoint and not given(ctx, "registry"):
+        sent |= _registry_of_endpoint(client)
     for name in (sends, brings if target else None):
         sent |= {name: FOLDER} if name else {}
     words = (*_names(ctx), *_words(ctx, sent))
@@ -117,6 +128,13 @@ def _forward(
         typer.echo(_bring_file(output, answer.sha256, values["name"]))
     else:
         typer.echo(answer.stdout, nl=False)
+
+
+def _registry_of_endpoint(client: "Client") -> dict[str, str]:
+    from triptych.cluster.endpoint import find_endpoint
+
+    endpoint = find_endpoint(client)
+    return {} if endpoint is None else {"registry": str(endpoint.args["registry"])}
 
 
 def ask(client: "Client", words: tuple[str, ...], job: "Submitted | None") -> str:
