@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from kubernetes_stand_in import calls, stand_in
 from three_nodes import Cluster, Laptop, assert_no_token, free_port, until
 from triptych import storage
 from triptych.models.adapter import load_adapter
@@ -102,4 +103,10 @@ def test_a_run_goes_on_without_its_laptop_and_without_a_node(laptop: Laptop, tmp
     load_adapter(laptop.folder / "fetched", "lora")
     [listed] = json.loads(laptop.call("runs", "list", "--json")[1])
     assert (listed["job"], listed["runs"], listed["stages"]) == ("succeeded", str(shared), {"sft": "done"})
+
+    kubernetes = stand_in(tmp_path, laptop.cluster.dashboard) | {"TRIPTYCH_ADDRESS": ""}
+    code, out, err = laptop.call("runs", "list", "--json", "--kube-context", "lab", environment=kubernetes)
+    assert (code, json.loads(out)) == (0, [listed])
+    assert "the port-forward ended (error: lost connection to pod), and is renewed" in err
+    assert all(laptop.cluster.token not in word for call in calls(tmp_path) for word in call["words"])
     assert_no_token(laptop)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from triptych.cli.on_cluster import Address, forward, on_cluster
+from triptych.cli.address import Address, addressed
+from triptych.cli.on_cluster import forward, on_cluster
 from triptych.cli.registry import DEFAULT, AsJson, RegistryUrl, is_endpoint, open_registry, print_table
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ app = typer.Typer(help="API keys of the endpoint.", no_args_is_help=True)
 
 
 @app.command()
+@addressed
 def create(
     ctx: typer.Context,
     label: Annotated[str, typer.Option(help="Whose key it is.")],

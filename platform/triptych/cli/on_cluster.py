@@ -1,15 +1,15 @@
 """Verbs with `--address`: the same verb, run by the cluster, with its output and its exit code here."""
 
 import functools
-import inspect
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from triptych.cli.address import Address, addressed, extend, given, reach, say
 from triptych.cli.registry import is_endpoint
 from triptych.errors import UserError
 
@@ -18,36 +18,10 @@ if TYPE_CHECKING:
     from triptych.cluster.errands import Answer
     from triptych.cluster.submitted import Submitted
 
-AddressOption = typer.Option(
-    "--address",
-    envvar="TRIPTYCH_ADDRESS",
-    metavar="URL",
-    help="Act on the Ray cluster whose dashboard is there; its token: RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN.",
-)
-Address = Annotated[str | None, AddressOption]
-
-
-def say(text: str) -> None:
-    """A word about what is going on, on stderr."""
-    typer.echo(text, err=True)
-
 
 def terminal_width() -> int:
     """Columns that tables may have."""
     return shutil.get_terminal_size((100, 24)).columns
-
-
-def reach(address: str) -> "Client":
-    """A connection, with a warning where others could listen or anyone could call."""
-    from triptych.cluster.client import connect
-    from triptych.credentials import sends_in_clear
-
-    client = connect(address)
-    if not client.uses_token:
-        say(f"warning: {address} asks for no token: whoever reaches it can run code there")
-    elif sends_in_clear(client.address):
-        say(f"warning: token and data travel to {client.address} in the clear; use https, or a port-forward")
-    return client
 
 
 def on_cluster(
@@ -58,7 +32,7 @@ def on_cluster(
     brings_file: bool = False,
     of_endpoint: bool = False,
 ) -> Callable[..., Any]:
-    """Gives a verb `--address`; see `forward` for what else it may want.
+    """Gives a verb `--address` and `--kube-context`; see `forward` for what else it may want.
 
     A verb with `--runs` or `--registry` means, where they are not given, those of the last run that was submitted.
     """
@@ -73,14 +47,8 @@ def on_cluster(
         else:
             forward(ctx, address, values, **how)
 
-    known = inspect.signature(verb)
-    kind = inspect.Parameter.KEYWORD_ONLY
-    own = [inspect.Parameter("ctx", kind, annotation=typer.Context)]
-    asked = [inspect.Parameter("address", kind, default=None, annotation=Address)]
-    given = [parameter.replace(kind=kind) for parameter in known.parameters.values()]
-    wrapped.__signature__ = known.replace(parameters=[*own, *given, *asked])  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {**verb.__annotations__, "ctx": typer.Context, "address": Address}
-    return wrapped
+    extend(wrapped, verb, {"address": Address})
+    return addressed(wrapped)
 
 
 def forward(
@@ -147,11 +115,6 @@ def ask(client: "Client", words: tuple[str, ...], job: "Submitted | None") -> st
     answer, output = send(client, Bundle(Errand(words)), job.environment if job else Environment())
     _pass_on(answer, output)
     return answer.stdout
-
-
-def given(ctx: typer.Context, name: str) -> bool:
-    """Whether a parameter was set, on the command line or by its variable."""
-    return getattr(ctx.get_parameter_source(name), "name", "") in ("COMMANDLINE", "ENVIRONMENT")
 
 
 def _pass_on(answer: "Answer", output: str) -> None:

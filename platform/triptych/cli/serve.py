@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from triptych.cli.on_cluster import Address, reach, say
+from triptych.cli.address import Address, addressed, reach, say
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from triptych.recipe.serve import ServeConfig
 
 
+@addressed
 def serve(
     config: Annotated[Path | None, typer.Argument(help="YAML file with the fields of a serve config.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on, instead of the config's.")] = None,

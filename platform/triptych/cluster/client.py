@@ -20,6 +20,8 @@ from triptych.errors import RunError, UserError
 
 TIMEOUT_S = 60.0
 """Of one request."""
+RENEW_S = 10.0
+"""A question is put again for so long where nothing listens any more."""
 RECONNECT_S = 120.0
 """A lost connection is taken up again for so long."""
 
@@ -160,10 +162,17 @@ def is_running(job: JobDetails) -> bool:
 
 
 class _JobsClient(JobSubmissionClient):
-    """Ray's client, which by itself waits for ever."""
+    """Ray's client, which by itself waits for ever, and gives up where a port-forward is just being renewed."""
 
-    def _do_request(self, *args: Any, **kwargs: Any) -> requests.Response:
-        return super()._do_request(*args, timeout=TIMEOUT_S, **kwargs)
+    def _do_request(self, method: str, *args: Any, **kwargs: Any) -> requests.Response:
+        deadline = time.monotonic() + RENEW_S
+        while True:
+            try:
+                return super()._do_request(method, *args, timeout=TIMEOUT_S, **kwargs)
+            except requests.exceptions.ConnectionError:
+                if method != "GET" or time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_S)
 
 
 def _url(address: str) -> str:

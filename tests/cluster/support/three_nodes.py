@@ -5,9 +5,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import psutil
 import requests
@@ -95,13 +96,15 @@ class Laptop:
     cluster: Cluster
     said: list[str] = field(default_factory=list)
 
-    def begin(self, *words: str, token: Path | None = None) -> "subprocess.Popen[str]":
+    def begin(
+        self, *words: str, token: Path | None = None, environment: Mapping[str, str] = MappingProxyType({})
+    ) -> "subprocess.Popen[str]":
         given = {"TRIPTYCH_ADDRESS": self.cluster.url, "OMP_NUM_THREADS": "1"}
         given |= {"RAY_AUTH_TOKEN_PATH": str(token or self.cluster.root / "token")}
         return subprocess.Popen(
             [TRIPTYCH, *words],
             cwd=self.folder,
-            env=clean() | given,
+            env=clean() | given | dict(environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -112,8 +115,10 @@ class Laptop:
         self.said += [out, err]
         return process.returncode, out, err
 
-    def call(self, *words: str, token: Path | None = None) -> tuple[int, str, str]:
-        return self.end(self.begin(*words, token=token))
+    def call(
+        self, *words: str, token: Path | None = None, environment: Mapping[str, str] = MappingProxyType({})
+    ) -> tuple[int, str, str]:
+        return self.end(self.begin(*words, token=token, environment=environment))
 
 
 def assert_no_token(laptop: Laptop) -> None:
