@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, inspect, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, inspect, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
@@ -16,6 +16,8 @@ from triptych.registry.tables import SCHEMA_VERSION, Base, MetaRow
 
 _BUSY_S = 30.0
 _ADVISORY_LOCK = 0x74726970  # "trip": the key of PostgreSQL's lock around the creation of the tables
+_MIGRATIONS = ("ALTER TABLE keys ADD COLUMN admin BOOLEAN NOT NULL DEFAULT false",)
+"""What leads from schema version 1 to 2, from 2 to 3, ..."""
 _UNUSABLE = {
     "not a database": "it is not a SQLite file",
     "unable to open": "it cannot be opened: check that its folder exists and is writable",
@@ -97,16 +99,33 @@ class Database:
                 f"the registry {self.place} has schema version {found}, from a newer Triptych; this one knows "
                 f"{SCHEMA_VERSION}: upgrade Triptych, or use another registry"
             )
+        if int(found) < SCHEMA_VERSION:
+            self._migrate()
         return True
+
+    def _migrate(self) -> None:
+        """From an older version, step by step, in one transaction."""
+        with self._changing_tables() as connection:
+            version = text("SELECT value FROM meta WHERE key = 'schema_version'")
+            for step in _MIGRATIONS[int(connection.execute(version).scalar_one()) - 1 :]:
+                connection.execute(text(step))
+            now = update(MetaRow).where(MetaRow.key == "schema_version").values(value=str(SCHEMA_VERSION))
+            connection.execute(now)
+
+    @contextmanager
+    def _changing_tables(self) -> Iterator[Connection]:
+        """A transaction that no other process has at the same time."""
+        with self._writing.begin() as connection:
+            if self.file is None:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+            yield connection
 
     def _create(self, create: bool) -> None:
         if not create:
             raise UserError(f"there is no registry at {self.place}: `triptych run` or `adapters register` makes one")
         if self.file is not None:
             self._switch_to_wal()
-        with self._writing.begin() as connection:
-            if self.file is None:
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+        with self._changing_tables() as connection:
             if MetaRow.__tablename__ in inspect(connection).get_table_names():
                 return  # another process was faster
             Base.metadata.create_all(connection)
