@@ -22,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 
 from triptych.data.batches import common_prefix
 from triptych.methods.base import Prefix
+from triptych.train.gather import gather
 from triptych.train.half_attention import half_attention
 
 PACKED = "triptych_packed"
@@ -131,7 +132,7 @@ def packed_attention(
             for own, given in zip(before, (key, value), strict=True)
         )
     if layout.keys is not None:
-        key, value = key.index_select(2, layout.keys), value.index_select(2, layout.keys)
+        key, value = gather(key, 2, layout.keys), gather(value, 2, layout.keys)
     if query.is_cuda and query.dtype in _HALF and not dropout:
         return _flash(query, key, value, layout, scaling, sliding_window), None
     rows = zip(query.split(layout.new, 2), key.split(layout.whole, 2), value.split(layout.whole, 2), strict=True)
