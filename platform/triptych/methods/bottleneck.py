@@ -2,10 +2,10 @@
 
 Sequential ones (Houlsby et al. 2019, arXiv 1902.00751; Pfeiffer et al. 2021, arXiv 2005.00247) change a sublayer's
 output y before the residual addition: y + s U f(D y). Parallel ones (He et al. 2022, arXiv 2110.04366) read what the
-sublayer reads: y + s U f(D x). U and both biases are zero at the start. All are in the form for pre-norm blocks.
+sublayer reads: y + s U f(D x). U and both biases are zero at the start. All are in the form for pre-norm blocks. A
+gated one (Mao et al. 2022, arXiv 2110.07577) multiplies what it adds by a gate that reads the same.
 """
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from triptych.errors import UserError
+from triptych.methods.affine import Affine, linear
 from triptych.methods.base import Export
-from triptych.methods.beside import ModulesBeside
-from triptych.recipe.method import Houlsby, ParallelAdapter, Pfeiffer
+from triptych.methods.beside import ModulesBeside, sublayer
+from triptych.methods.gates import Gate
+from triptych.recipe.method import GatedPfeiffer, Houlsby, ParallelAdapter, Pfeiffer
 
-Config = Houlsby | Pfeiffer | ParallelAdapter
+Config = Houlsby | Pfeiffer | ParallelAdapter | GatedPfeiffer
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -29,20 +31,6 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Affine(nn.Module):
-    """W x + b. No `nn.Linear`: a method that adapts all linear layers must not find those of another method."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(outputs, inputs))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.weight.dtype)
-        return F.linear(x, self.weight, self.bias)
-
-
 class Bottleneck(nn.Module):
     """A sublayer's input x and output y [..., d] -> its new output."""
 
@@ -50,8 +38,8 @@ class Bottleneck(nn.Module):
         """`dropped`: only training has it (AdapterDrop, Rücklé et al. 2021, arXiv 2010.11918)."""
         super().__init__()
         width = config.width(hidden)
-        self.down, self.up = Affine(hidden, width), Affine(width, hidden)
-        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        self.down, self.up = linear(hidden, width), Affine(width, hidden)
+        self.gate = Gate(hidden) if isinstance(config, GatedPfeiffer) else None
         self.dropout = nn.Dropout(config.dropout)
         self._function = _FUNCTIONS[config.non_linearity]
         self._scaling = config.scaling
@@ -61,7 +49,10 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if self._dropped and not self.training:
             return y
-        change = self.up(self._function(self.down(x if self._parallel else y)))
+        read = x if self._parallel else y
+        change = self.up(self._function(self.down(read)))
+        if self.gate is not None:
+            change = change * self.gate(read)
         return y + self.dropout(change * self._scaling).to(y.dtype)
 
 
@@ -78,15 +69,10 @@ def attach(model: PreTrainedModel, config: Config, role: str) -> ModulesBeside:
         )
     attachment = ModulesBeside(role)
     for number, block in enumerate(blocks):
-        for sublayer in config.sublayers:
-            host = dict(block.named_children()).get(sublayer)
-            if host is None:
-                raise UserError(
-                    f"method.name: {config.name} stands beside self_attn and mlp, and a {type(block).__name__} has "
-                    f"no {sublayer}; allowed: a method that adapts linear layers, such as lora"
-                )
+        for place in config.sublayers:
+            host = sublayer(block, place, config.name)
             adapter = Bottleneck(model.config.hidden_size, config, dropped=number < config.drop_layers)
-            attachment.put(host, "bottleneck", f"layers.{number}.{sublayer}", adapter)
+            attachment.put(host, "bottleneck", f"layers.{number}.{place}", adapter)
     return attachment
 
 

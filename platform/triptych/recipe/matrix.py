@@ -60,6 +60,19 @@ class Lora(_LowRank):
         return self
 
 
+class GatedLora(_InBlocks):
+    """LoRA that a gate in each layer scales for each token (Mao et al. 2022, arXiv 2110.07577)."""
+
+    merges = False
+
+    name: Literal["gated_lora"] = "gated_lora"
+    r: Rank = 8
+    """Rank."""
+    alpha: Positive = 16.0
+    """The update is scaled by alpha / r."""
+    dropout: Dropout = 0.0
+
+
 class Dora(_LowRank):
     """LoRA of the directions of a weight's columns, and their lengths beside (Liu et al. 2024, arXiv 2402.09353)."""
 

@@ -22,6 +22,7 @@ from transformers.masking_utils import sdpa_mask
 
 from triptych.data.batches import common_prefix
 from triptych.methods.base import Prefix
+from triptych.train.gated_prefix import with_gate
 from triptych.train.gather import gather
 from triptych.train.half_attention import half_attention
 
@@ -223,6 +224,6 @@ def padded_attention(
     return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
 
 
-AttentionInterface.register(PACKED, packed_attention)
-AttentionInterface.register(PADDED, padded_attention)
+AttentionInterface.register(PACKED, with_gate(packed_attention, "layout", "prefix"))
+AttentionInterface.register(PADDED, with_gate(padded_attention, "row_prefix", "give"))
 AttentionMaskInterface.register(PADDED, sdpa_mask)
