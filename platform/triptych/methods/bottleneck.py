@@ -6,6 +6,7 @@ sublayer reads: y + s U f(D x). U and both biases are zero at the start. All are
 gated one (Mao et al. 2022, arXiv 2110.07577) multiplies what it adds by a gate that reads the same.
 """
 
+import random
 from collections.abc import Callable, Mapping
 
 import torch
@@ -13,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from triptych.errors import UserError
 from triptych.methods.affine import Affine, linear
 from triptych.methods.base import Export
 from triptych.methods.beside import ModulesBeside, sublayer
+from triptych.methods.counts import check_drops
 from triptych.methods.gates import Gate
 from triptych.recipe.method import GatedPfeiffer, Houlsby, ParallelAdapter, Pfeiffer
 
@@ -45,6 +46,8 @@ class Bottleneck(nn.Module):
         self._scaling = config.scaling
         self._parallel = isinstance(config, ParallelAdapter)
         self._dropped = dropped
+        self.left_out = False
+        """Of this step of training: it gives nothing, and its gradient is zero, as every strategy expects one."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if self._dropped and not self.training:
@@ -53,26 +56,45 @@ class Bottleneck(nn.Module):
         change = self.up(self._function(self.down(read)))
         if self.gate is not None:
             change = change * self.gate(read)
-        return y + self.dropout(change * self._scaling).to(y.dtype)
+        scaling = 0.0 if self.left_out and self.training else self._scaling
+        return y + self.dropout(change * scaling).to(y.dtype)
 
 
-def attach(model: PreTrainedModel, config: Config, role: str) -> ModulesBeside:
+class Bottlenecks(ModulesBeside):
+    """The adapters of all blocks, of which each step of training may leave some out."""
+
+    def __init__(self, role: str, most: int) -> None:
+        """`most`: first blocks that may be left out (robust AdapterDrop, arXiv 2010.11918, section 3)."""
+        super().__init__(role)
+        self._most = most
+        self._blocks: list[tuple[int, Bottleneck]] = []
+
+    def add(self, host: nn.Module, block: int, name: str, adapter: Bottleneck) -> None:
+        """Put the adapter of a block beside one of its sublayers."""
+        self.put(host, "bottleneck", name, adapter)
+        self._blocks.append((block, adapter))
+
+    def begin(self, step: int) -> None:
+        """See Attachment."""
+        dropped = random.Random(step).randint(0, self._most) if self._most else 0
+        for block, adapter in self._blocks:
+            adapter.left_out = block < dropped
+
+
+def attach(model: PreTrainedModel, config: Config, role: str) -> Bottlenecks:
     """An adapter of each sublayer that the method names, in every block.
 
     Raises:
         UserError: the model's blocks have other sublayers, or fewer blocks than are to be dropped.
     """
     blocks = getattr(model, model.base_model_prefix).layers
-    if config.drop_layers >= len(blocks):
-        raise UserError(
-            f"method.drop_layers: {config.drop_layers} of {len(blocks)} layers; allowed: 0 to {len(blocks) - 1}"
-        )
-    attachment = ModulesBeside(role)
+    check_drops(config, len(blocks))
+    attachment = Bottlenecks(role, config.robust_drop_layers)
     for number, block in enumerate(blocks):
         for place in config.sublayers:
             host = sublayer(block, place, config.name)
             adapter = Bottleneck(model.config.hidden_size, config, dropped=number < config.drop_layers)
-            attachment.put(host, "bottleneck", f"layers.{number}.{place}", adapter)
+            attachment.add(host, number, f"layers.{number}.{place}", adapter)
     return attachment
 
 

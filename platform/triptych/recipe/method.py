@@ -46,6 +46,9 @@ class _Bottleneck(Part):
     dropout: Dropout = 0.0
     drop_layers: int = Field(0, ge=0)
     """First blocks whose adapters only training has (AdapterDrop, Rücklé et al. 2021, arXiv 2010.11918)."""
+    robust_drop_layers: int = Field(0, ge=0)
+    """Each step of training leaves out the adapters of so many first blocks, from none up to this, drawn anew: then
+    as many can be left out afterwards, by `drop_layers` or by `triptych adapters export --drop-layers`."""
 
     def width(self, hidden: int) -> int:
         """Of the bottleneck."""
