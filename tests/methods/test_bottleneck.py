@@ -192,7 +192,7 @@ def test_an_export_without_the_adapters_of_first_layers(tiny_model_dir: Path, tm
 @pytest.mark.parametrize(
     ("method", "layers", "message"),
     [
-        (Lora(r=2), 1, "--drop-layers: lora has no bottleneck adapters; allowed for houlsby, pfeiffer"),
+        (Lora(r=2), 1, "--drop-layers: whole has no bottleneck adapters; allowed for houlsby, pfeiffer"),
         (Pfeiffer(), 2, "--drop-layers: 2 of 2 layers; allowed: 0 to 1"),
     ],
 )

@@ -10,8 +10,8 @@ from typing import Any
 
 from triptych import storage
 from triptych.errors import UserError
-from triptych.models.adapter import load_adapter, method_of
-from triptych.recipe.method import PARTS, names_of, parts_of
+from triptych.models.adapter import load_adapter
+from triptych.recipe.method import PARTS
 
 _FACTS = "triptych.json"
 _BOTTLENECKS = tuple(name for name, part in PARTS.items() if part.family == "bottleneck")
@@ -28,13 +28,12 @@ def export_without(folder: Path, target: str, layers: int) -> None:
     """
     if storage.exists(target):
         raise UserError(f"{target} exists already: name a new folder")
-    method = method_of(folder)
-    if not any(part.name in _BOTTLENECKS for part in parts_of(method)):
+    facts = json.loads((folder / _FACTS).read_text()) if (folder / _FACTS).is_file() else {}
+    if not any(part["name"] in _BOTTLENECKS for part in _parts(facts)):
         raise UserError(
-            f"--drop-layers: {names_of(method)} has no bottleneck adapters; allowed for {', '.join(_BOTTLENECKS)}"
+            f"--drop-layers: {folder.name} has no bottleneck adapters; allowed for {', '.join(_BOTTLENECKS)}"
         )
-    kind = json.loads((folder / _FACTS).read_text())["kind"]
-    named = load_adapter(folder, kind).weights
+    named = load_adapter(folder, facts["kind"]).weights
     blocks = 1 + max(int(found[1]) for name in named if (found := _BLOCK.search(name)))
     if layers >= blocks:
         raise UserError(f"--drop-layers: {layers} of {blocks} layers; allowed: 0 to {blocks - 1}")
@@ -49,5 +48,6 @@ def export_without(folder: Path, target: str, layers: int) -> None:
 
 
 def _parts(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    method = facts["method"]
+    """What its method, or each part of a hybrid, is; none where an adapter comes from elsewhere."""
+    method = facts.get("method", [])
     return method if isinstance(method, list) else [method]
