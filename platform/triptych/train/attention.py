@@ -22,6 +22,8 @@ from transformers.masking_utils import sdpa_mask
 
 from triptych.data.batches import common_prefix
 from triptych.methods.base import Prefix
+from triptych.train.gated_prefix import with_gate
+from triptych.train.gather import gather
 from triptych.train.half_attention import QUERIES, half_attention
 
 PACKED = "triptych_packed"
@@ -131,7 +133,7 @@ def packed_attention(
             for own, given in zip(before, (key, value), strict=True)
         )
     if layout.keys is not None:
-        key, value = key.index_select(2, layout.keys), value.index_select(2, layout.keys)
+        key, value = gather(key, 2, layout.keys), gather(value, 2, layout.keys)
     if query.is_cuda and query.dtype in _HALF and not dropout:
         return _flash(query, key, value, layout, scaling, sliding_window), None
     spans = _spans(tuple(layout.new), tuple(layout.whole), sliding_window, query.device)
@@ -258,6 +260,6 @@ def padded_attention(
     return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
 
 
-AttentionInterface.register(PACKED, packed_attention)
-AttentionInterface.register(PADDED, padded_attention)
+AttentionInterface.register(PACKED, with_gate(packed_attention, "layout", "prefix"))
+AttentionInterface.register(PADDED, with_gate(padded_attention, "row_prefix", "give"))
 AttentionMaskInterface.register(PADDED, sdpa_mask)
