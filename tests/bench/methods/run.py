@@ -78,16 +78,19 @@ def fill(options: argparse.Namespace) -> None:
 
 
 def _waiting(options: argparse.Namespace, prepared: dict[str, Prepared]) -> Iterator[Key]:
-    """The cells that are missing now, those to be measured next first."""
+    """The cells that are missing now, those to be measured next first: peft's own come last."""
     cells = read(options.out)
     for data in options.data:
         results = Results(cells, data, TASKS[data], prepared[data].digest)
+        peer = [m for m in options.methods if m in measure_peft.METHODS and TASKS[data].kind == "texts"]
+        if options.timed:
+            for method in options.methods:
+                yield from results.missing_timed(method, TIMED_ROUNDS, beside_peft=method in peer)
+            continue
         for method in options.methods:
-            beside_peft = method in measure_peft.METHODS and TASKS[data].kind == "texts"
-            if options.timed:
-                yield from results.missing_timed(method, TIMED_ROUNDS, beside_peft=beside_peft)
-            else:
-                yield from results.missing(method, options.seeds, beside_peft=beside_peft)
+            yield from results.missing(method, options.seeds)
+        for method in peer:
+            yield from results.missing_beside(method, options.seeds)
 
 
 def run(key: Key, prepared: Prepared, model: Path, threads: int) -> Cell:
