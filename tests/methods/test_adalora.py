@@ -10,7 +10,8 @@ from peft import AdaLoraConfig, get_peft_model
 from peft.tuners.adalora.layer import RankAllocator
 from torch import Tensor
 
-from triptych.methods.adalora import AdaLoraAttachment, _Orthogonal, export
+from triptych.methods.adalora import AdaLoraAttachment, _Orthogonal, export, ranks
+from triptych.methods.peft_family import PREFIX
 from triptych.methods.table import METHODS
 from triptych.models.base import load_causal_lm
 from triptych.recipe import Optimizer
@@ -30,6 +31,13 @@ def learner_of(folder: Path, dtype: torch.dtype = torch.float32, method: AdaLora
     model.add("policy", method, trainable=True)
     model = in_float64(model) if dtype == torch.float64 else model
     return Learner(model, {"policy": Optimizer(lr=5e-3)}, {"policy": STEPS})
+
+
+def of_state(learner: Learner) -> dict[str, int]:
+    """Ranks by module, as a hybrid's state names them too."""
+    state = learner.weights("policy")
+    assert ranks(state) == ranks({f"adalora.{name}": tensor for name, tensor in state.items()})
+    return ranks(state)
 
 
 def attachment(learner: Learner) -> AdaLoraAttachment:
@@ -100,8 +108,10 @@ def test_what_comes_out_is_a_lora_of_the_budget(tiny_model_dir: Path) -> None:
     assert losses[0].metrics["rank_mean"] == 4
     assert losses[-1].metrics["rank_mean"] == 2
     found = export(METHOD, learner.weights("policy"))
-    ranks = {name: tensor.shape[0] for name, tensor in found.weights.items() if "lora_A" in name}
-    assert sum(ranks.values()) == 2 * SITES
+    left = {name: tensor.shape[0] for name, tensor in found.weights.items() if "lora_A" in name}
+    assert sum(left.values()) == 2 * SITES
+    assert {f"{PREFIX}{n}.lora_A.weight": rank for n, rank in of_state(learner).items() if rank} == left
+    assert len(of_state(learner)) == SITES
     assert found.method == METHODS["lora"].config.model_validate(found.method.model_dump())
     assert all(isinstance(rank, int) and rank > 0 for rank in found.method.rank_pattern.values())
 

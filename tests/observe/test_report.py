@@ -19,7 +19,7 @@ from triptych.observe.report import write_report
 from triptych.observe.report.page import render, tiles
 from triptych.observe.report.samples import means, pairs, question
 from triptych.observe.report.series import MAX_POINTS, Chart, Series, charts
-from triptych.observe.report.svg import bars, draw, hover_data, number, ticks
+from triptych.observe.report.svg import bars, cells, draw, hover_data, number, ticks
 from triptych.observe.runs import read_run
 
 MakeRun = Callable[[str], Path]
@@ -77,6 +77,42 @@ def test_a_damaged_reward_report_is_named(make_run: MakeRun, change: dict[str, A
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(RunError, match=r"evaluations/reward\.json is damaged"):
         render(read_run(str(run)))
+
+
+def _with_ranks(run: Path, ranks: Any) -> Path:
+    (run / "stages" / "sft" / "ranks.json").write_text(json.dumps({"policy": ranks}))
+    return run
+
+
+def test_ranks_of_adalora_are_shown(make_run: MakeRun) -> None:
+    """Two layers of two modules: ranks 0, 3, 3 and 5."""
+    modules = [f"model.layers.{layer}.{name}" for layer in (0, 1) for name in ("self_attn.q_proj", "mlp.<b>up_proj")]
+    run = _with_ranks(make_run("reviews"), dict(zip(modules, (3, 0, 3, 5), strict=True)))
+    page = render(read_run(str(run)))
+    assert "4 modules, mean rank 2.75, 1 without any" in page
+    for bar in ("rank 0: 1", "rank 1: 0", "rank 3: 2", "rank 5: 1"):
+        assert f"<title>{bar}</title>" in page
+    for cell in ("q_proj 0: 3", "q_proj 1: 3", "&lt;b&gt;up_proj 0: 0", "&lt;b&gt;up_proj 1: 5"):
+        assert f"<title>{cell}</title>" in page
+    assert "<b>up_proj" not in page
+    assert "Ranks at the end" not in render(read_run(str(make_run("without"))))
+
+
+@pytest.mark.parametrize("ranks", [{}, {"a": "b"}, {"a": -1}, {"a": 10**9}, [3], None])
+def test_damaged_ranks_are_named(make_run: MakeRun, ranks: Any) -> None:
+    with pytest.raises(RunError, match=r"ranks\.json is damaged"):
+        render(read_run(str(_with_ranks(make_run("reviews"), ranks))))
+
+
+@pytest.mark.parametrize(("layers", "kinds"), [(1, 1), (30, 7), (126, 7)])
+def test_cells_stay_inside_the_picture(layers: int, kinds: int) -> None:
+    picture = cells("T", {f"kind {kind}": dict.fromkeys(range(layers), 4) for kind in range(kinds)})
+    found = re.findall(r'x="([^"]+)" y="([^"]+)" width="([^"]+)" height="([^"]+)"', picture)
+    assert len(found) == layers * kinds
+    for rect in found:
+        x, y, width, height = map(float, rect)
+        assert 0 <= x < x + width <= 380
+        assert 0 <= y < y + height <= 190
 
 
 def test_bars_stay_inside_the_picture() -> None:

@@ -1,5 +1,6 @@
 """Rows of the metrics log: which steps they stand for, what they add up to, and that a killed stage repeats none."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,9 +17,10 @@ from triptych.models.sizes import model_sizes
 from triptych.observe.log import read_metrics
 from triptych.observe.progress import Progress
 from triptych.recipe import Lora
+from triptych.recipe.matrix import AdaLora
 from triptych.stages.context import StageContext
 from triptych.stages.loop import Rows, fit
-from triptych.stages.supervised import learner_for
+from triptych.stages.supervised import learner_for, save
 from triptych.train.batch import Batch, language_batch
 from triptych.train.learner import Learner, Sums
 from triptych.train.roles import RoleModel
@@ -128,6 +130,17 @@ def test_a_start_from_the_first_batches(context: Callable[[str], StageContext[An
     assert all(torch.equal(first[name], second[name]) and not torch.equal(first[name], a) for name, a in random.items())
     trained(ctx)
     assert all(torch.equal(*pair) for pair in zip(*(found.values() for found in start()), strict=True))
+
+
+def test_ranks_of_adalora_are_written_for_the_report(context: Callable[[str], StageContext[Any]]) -> None:
+    ctx = context("adalora")
+    method = AdaLora(init_r=3, target_r=2, targets=("q_proj",))
+    ctx = replace(ctx, stage=ctx.stage.model_copy(update={"method": method}))
+    model = RoleModel(load_causal_lm(ctx.base_dir, torch.float32))
+    model.add("policy", method, trainable=True)
+    save(ctx, learner_for(ctx, model, ["policy"], {"train": rows()}), "policy", "lora", {})
+    written = json.loads((Path(ctx.folder) / "ranks.json").read_text())
+    assert written == {"policy": {f"model.layers.{layer}.self_attn.q_proj": 3 for layer in (0, 1)}}
 
 
 def test_a_killed_stage_repeats_no_row(context: Callable[[str], StageContext[Any]]) -> None:

@@ -164,6 +164,12 @@ def attach(model: PreTrainedModel, method: AdaLora, role: str) -> AdaLoraAttachm
     return attachment
 
 
+def ranks(state: Mapping[str, Tensor]) -> dict[str, int]:
+    """Module -> triplets that its budget keeps, by what `parameters` and `buffers` of a role with AdaLoRA hold."""
+    kept = {name.removesuffix(".kept"): t for name, t in state.items() if name.endswith(".kept")}
+    return {name.partition(PREFIX)[2]: int((t > 0).sum()) for name, t in kept.items()}
+
+
 def export(method: AdaLora, state: Mapping[str, Tensor]) -> Export:
     """A LoRA of the triplets that are left, exactly; a layer without any is left out."""
     weights: dict[str, Tensor] = {}

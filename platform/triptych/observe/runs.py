@@ -60,6 +60,11 @@ class StageView:
         found = {_stem(name): _json(storage.join(url, name)) for name in storage.list_files(url)}
         return {label: metrics for label, metrics in found.items() if metrics}
 
+    @cached_property
+    def ranks(self) -> dict[str, Any] | None:
+        """Role -> module -> its rank at the end; None where ranks were not adapted."""
+        return _json(storage.join(self.url, "ranks.json"))
+
     @property
     def status(self) -> str:
         """`done`, `step N`, `begun` or `waiting`."""

@@ -27,7 +27,7 @@ from triptych.stages.encoding import TOKENS, Examples
 from triptych.stages.loop import fit
 from triptych.stages.models import role_model
 from triptych.stages.reward_evaluation import Pairs, measure_normalization, reward_report, score_pairs, shared_prompts
-from triptych.stages.supervised import adapter_of, learner_for, open_rows, prepare, train
+from triptych.stages.supervised import adapter_of, learner_for, open_rows, prepare, train, write_ranks
 from triptych.stages.table import StoredTable, read_table
 from triptych.train.batch import Batch, pair_batch
 from triptych.train.learner import Learner, Objective, StepReport
@@ -158,8 +158,11 @@ def _adapter(
     ctx: StageContext[Reward], learner: Learner, roles: Sequence[str], normalization: Normalization
 ) -> Adapter:
     """The trained reward model, on every rank; each member keeps the constants of the ensemble."""
+    weights = {role: learner.weights(role) for role in roles}
+    if learner.group.rank == 0:
+        write_ranks(ctx, weights)
     members = [
-        dataclasses.replace(adapter_of(ctx.stage.method, learner.weights(role), "reward"), normalization=normalization)
-        for role in roles
+        dataclasses.replace(adapter_of(ctx.stage.method, own, "reward"), normalization=normalization)
+        for own in weights.values()
     ]
     return dataclasses.replace(members[0], others=tuple(members[1:]))

@@ -13,11 +13,13 @@ from torch import Tensor
 from triptych import storage
 from triptych.data.sources import survey
 from triptych.errors import UserError
+from triptych.methods.adalora import ranks
 from triptych.methods.freeze import whole
 from triptych.methods.table import export_method
 from triptych.models.adapter import Adapter, save_adapter
 from triptych.models.full import save_model
 from triptych.recipe import Method
+from triptych.recipe.matrix import AdaLora
 from triptych.recipe.method import Freeze, parts_of, trains_base
 from triptych.stages.context import StageContext, remember
 from triptych.stages.encoding import Examples, encode
@@ -142,6 +144,13 @@ def adapter_of(method: Method, weights: Mapping[str, Tensor], kind: str) -> Adap
     )
 
 
+def write_ranks(ctx: StageContext[Any], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write the ranks that AdaLoRA left, by role, for the report; nothing for another method."""
+    if any(isinstance(part, AdaLora) for part in parts_of(ctx.stage.method)):
+        found = {role: ranks(own) for role, own in weights.items()}
+        storage.write_bytes(storage.join(ctx.folder, "ranks.json"), json.dumps(found).encode())
+
+
 def save(
     ctx: StageContext[Any],
     learner: Learner,
@@ -153,6 +162,7 @@ def save(
     """Commit the role as the stage's artifact, and the metrics with it. Every rank calls it; rank 0 writes."""
     weights = learner.weights(role)
     if learner.group.rank == 0:
+        write_ranks(ctx, {role: weights})
         with storage.committed(ctx.artifact) as folder:
             if isinstance(ctx.stage.method, Freeze):
                 weights = whole(ctx.stage.method, ctx.base_dir, weights)

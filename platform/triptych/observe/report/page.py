@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from triptych import __version__, storage
-from triptych.observe.report import lineage, reward, samples, series, svg
+from triptych.observe.report import lineage, ranks, reward, samples, series, svg
 from triptych.observe.runs import RunView, StageView, read_run
 
 _ASSETS = files("triptych.observe.report")
@@ -88,6 +88,7 @@ def _stage(stage: StageView) -> dict[str, Any]:
         "duration": _duration(sum(_seconds(row) for row in stage.rows)),
         "tiles": tiles(stage),
         "reward": reward.view(stage),
+        "ranks": ranks.view(stage),
         "charts": first,
         "more": later,
         "pairs": shown,

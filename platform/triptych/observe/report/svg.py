@@ -1,7 +1,7 @@
 """Charts as inline SVG, readable without scripts; a script adds the values under the pointer."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
 from typing import Any
@@ -53,18 +53,48 @@ def hover_data(chart: Chart) -> dict[str, Any]:
     }
 
 
-def bars(title: str, edges: Sequence[float], counts: Sequence[float]) -> str:
-    """A histogram as one `<svg>` element: counts between neighbouring edges; those left of zero have their own hue."""
+def bars(title: str, edges: Sequence[float], counts: Sequence[float], names: Sequence[str] | None = None) -> str:
+    """A histogram as one `<svg>` element: counts between neighbouring edges; those left of zero have their own hue.
+
+    `names`: what the bars are called, where it is not what they lie between.
+    """
+    names = names or [f"{number(low)} to {number(high)}" for low, high in pairwise(edges)]
     x = _Scale(edges[0], edges[-1], _LEFT, WIDTH - _RIGHT)
     y = _Scale(0.0, 1.06 * max(max(counts), 1.0), HEIGHT - _BOTTOM, _TOP)
     marks = "".join(
         f'<rect class="bar" style="--c:var(--c{0 if low + high >= 0 else 1})" x="{x(low) + 0.5:.1f}" '
         f'y="{y(count):.1f}" width="{max(x(high) - x(low) - 1, 0.5):.1f}" height="{y(0) - y(count):.1f}">'
-        f"<title>{number(low)} to {number(high)}: {number(count)}</title></rect>"
-        for (low, high), count in zip(pairwise(edges), counts, strict=True)
+        f"<title>{escape(name)}: {number(count)}</title></rect>"
+        for (low, high), count, name in zip(pairwise(edges), counts, names, strict=True)
     )
     axes = _axes(x, y, steps=False)
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{axes}{marks}</svg>'
+
+
+def cells(title: str, rows: Mapping[str, Mapping[int, float]]) -> str:
+    """A map as one `<svg>` element: a row of cells for each name, a column for each number; the darker, the more."""
+    left, row = 86, (HEIGHT - _TOP - _BOTTOM) / max(len(rows), 1)
+    columns = sorted({column for values in rows.values() for column in values})
+    x = _Scale(columns[0], columns[-1] + 1, left, WIDTH - _RIGHT)
+    most = max((value for values in rows.values() for value in values.values()), default=0) or 1
+    marks = "".join(
+        f'<rect class="bar" style="--c:var(--c0);opacity:{value / most:.2f}" x="{x(column):.1f}" '
+        f'y="{_TOP + index * row:.1f}" width="{x(column + 1) - x(column) - 0.5:.1f}" height="{row - 1:.1f}">'
+        f"<title>{escape(name)} {column}: {number(value)}</title></rect>"
+        for index, (name, values) in enumerate(rows.items())
+        for column, value in values.items()
+    )
+    names = "".join(
+        f'<text class="tick" x="{left - 6}" y="{_TOP + (index + 0.5) * row + 3.5:.1f}" text-anchor="end">'
+        f"{escape(name)}</text>"
+        for index, name in enumerate(rows)
+    )
+    numbers = "".join(
+        f'<text class="tick" x="{x(t + 0.5):.1f}" y="{HEIGHT - 6}" text-anchor="middle">{number(t)}</text>'
+        for t in ticks(x.low, x.high, 6)
+        if t == int(t) and t < x.high
+    )
+    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{names}{numbers}{marks}</svg>'
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
