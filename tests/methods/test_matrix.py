@@ -9,8 +9,8 @@ from gradient_cases import language
 from torch import Tensor
 
 from triptych.errors import UserError
+from triptych.methods.added import trained
 from triptych.methods.merge import merged_model
-from triptych.methods.table import trained
 from triptych.models.base import load_causal_lm
 from triptych.models.sizes import model_sizes
 from triptych.recipe import Method, Model, Optimizer

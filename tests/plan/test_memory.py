@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from triptych.methods.table import added, trained
+from triptych.methods.added import added, trained
 from triptych.models.sizes import Sizes, Tensors, sizes_of
 from triptych.plan.activations import Pass
 from triptych.plan.worker import optimizer_bytes

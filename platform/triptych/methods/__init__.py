@@ -1,5 +1,7 @@
 """Parameter-efficient methods: one table of them all, and one way to apply them."""
 
-from triptych.methods.table import METHODS, Entry, apply_method, trained
+from triptych.methods.added import trained
+from triptych.methods.apply import apply_method
+from triptych.methods.table import METHODS, Entry
 
 __all__ = ["METHODS", "Entry", "apply_method", "trained"]

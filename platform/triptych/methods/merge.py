@@ -13,9 +13,9 @@ from transformers import AutoConfig, PreTrainedModel
 
 from triptych.errors import UserError
 from triptych.methods import bitfit
+from triptych.methods.apply import apply_method, without_prefix
 from triptych.methods.base import Attachment
 from triptych.methods.peft_family import PeftAttachment
-from triptych.methods.table import apply_method, without_prefix
 from triptych.methods.targets import linear_layers, weight_of
 from triptych.models.base import load_causal_lm, load_tokenizer
 from triptych.models.quantize import Int8Linear

@@ -38,15 +38,12 @@ from triptych.recipe.method import (
     GatedPfeiffer,
     GatedPrefix,
     Houlsby,
-    Method,
     ParallelAdapter,
     Pfeiffer,
     PrefixTuning,
     PromptTuning,
     PTuning,
     PTuningV2,
-    parts_of,
-    trains_base,
 )
 
 if TYPE_CHECKING:
@@ -399,53 +396,3 @@ METHODS: dict[str, Entry] = {
         learning_rates=(1e-6, 1e-4),
     ),
 }
-
-
-def trained(method: Method, sizes: Sizes) -> list[Tensors]:
-    """What a method, or each part of a hybrid, trains of a model or adds to it; heads of roles apart."""
-    return [tensors for part in parts_of(method) for tensors in METHODS[part.name].tensors(part, sizes)]
-
-
-def added(method: Method, sizes: Sizes) -> int:
-    """Elements of the blocks that a method adds to a model; none where it trains the base itself."""
-    return 0 if trains_base(method) else sum(t.numel for t in trained(method, sizes) if t.in_block)
-
-
-def adapted(method: Method, sizes: Sizes) -> dict[str, int]:
-    """Linear layers of one block whose inputs a backward pass needs, and the width of what a method makes of each."""
-    if trains_base(method):
-        return dict.fromkeys(sizes.linears, 0)
-    # The targets of LN tuning are norms.
-    parts = [part for part in parts_of(method) if part.family == "matrix" and not isinstance(part, LnTuning)]
-    return {name: _width(part) for part in parts for name in sizes.targets(part.targets)}
-
-
-_WITH_RANK = Lora | GatedLora | Dora | Pissa | Vera
-
-
-def _width(part: Any) -> int:
-    """Of what a low-rank method makes of a layer's input; others make nothing that is small and kept."""
-    return part.init_r if isinstance(part, AdaLora) else part.r if isinstance(part, _WITH_RANK) else 0
-
-
-def export_method(method: Method, state: "Mapping[str, Tensor]") -> "dict[str, Export]":
-    """What the files of a method, or of each part of a hybrid, hold: name -> export."""
-    parts = parts_of(method)
-    return {
-        part.name: METHODS[part.name].export(part, without_prefix(state, f"{part.name}.") if len(parts) > 1 else state)
-        for part in parts
-    }
-
-
-def without_prefix(named: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries whose names begin with `prefix`, which is taken off."""
-    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
-
-
-def apply_method(model: "PreTrainedModel", method: Method, role: str) -> "dict[str, Attachment]":
-    """Add a method's parameters, or those of each part of a hybrid, to a model: name -> attachment."""
-    parts = parts_of(method)
-    # Those that wrap layers go first: what stands beside a layer must see what it gives in the end.
-    in_order = sorted(parts, key=lambda part: getattr(part, "family", None) != "matrix")
-    found = {part.name: METHODS[part.name].attach(model, part, role) for part in in_order}
-    return {part.name: found[part.name] for part in parts}

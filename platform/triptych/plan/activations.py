@@ -5,7 +5,7 @@ Bytes of a block were counted on the learner, by the tensors that are alive afte
 
 from dataclasses import dataclass
 
-from triptych.methods.table import adapted
+from triptych.methods.added import adapted
 from triptych.models.sizes import Sizes
 from triptych.recipe import Memory, Method
 from triptych.recipe.method import trains_base

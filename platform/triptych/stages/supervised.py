@@ -14,8 +14,8 @@ from triptych import storage
 from triptych.data.sources import survey
 from triptych.errors import UserError
 from triptych.methods.adalora import ranks
+from triptych.methods.apply import export_method
 from triptych.methods.freeze import whole
-from triptych.methods.table import export_method
 from triptych.models.adapter import Adapter, save_adapter
 from triptych.models.full import save_model
 from triptych.recipe import Method

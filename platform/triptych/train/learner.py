@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from triptych.errors import RunError
+from triptych.methods.apply import without_prefix
 from triptych.methods.base import Attachment
-from triptych.methods.table import without_prefix
 from triptych.recipe import Optimizer
 from triptych.train.batch import Batch
 from triptych.train.clock import Clock
