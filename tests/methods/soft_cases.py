@@ -1,5 +1,6 @@
 """Rows behind prompts and prefixes, and what plain peft makes of them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from triptych.methods.added import trained
 from triptych.models.adapter import load_adapter, save_adapter
 from triptych.models.base import load_causal_lm
+from triptych.models.sizes import model_sizes
+from triptych.recipe.method import Method
+from triptych.recipe.model import Model
 from triptych.stages.supervised import adapter_of
 from triptych.train.roles import RoleModel
 
@@ -73,6 +78,35 @@ def states_and_gradients(folder: Path, method: Any, layout: dict[str, Any]) -> d
         (found * weights).sum().backward()
     named = model.parameters_of("policy")
     return {"states": found.detach()} | {name: p.grad for name, p in named.items() if p.grad is not None}
+
+
+def assert_adds_what_the_table_says(folder: Path, method: Method) -> None:
+    """In float32, alone or as a hybrid."""
+    model = roles(folder)
+    model.add("policy", method, trainable=True)
+    predicted = [t.shape for t in trained(method, model_sizes(Model(base=str(folder)))) for _ in range(t.count)]
+    assert sorted(predicted) == sorted(tuple(p.shape) for p in model.parameters_of("policy").values())
+    assert all(p.dtype == torch.float32 for p in model.parameters_of("policy").values())
+
+
+def assert_roles_differ(folder: Path, methods: Mapping[str, Any], trains: str) -> None:
+    """Each by itself, the base as it was, and each the same when it is loaded alone; `trains`: the one role that does.
+
+    Weights decide, not the start: a method that starts as noise is loaded as well.
+    """
+    model = roles(folder)
+    base = states(model, "base", ROWS)
+    for role, method in methods.items():
+        model.add(role, method, trainable=role == trains)
+        disturb(model, role)
+    found = {role: states(model, role, ROWS) for role in methods}
+    assert torch.equal(states(model, "base", ROWS), base)
+    assert all((a - b).abs().max() > 1e-3 for x, a in found.items() for y, b in found.items() if x != y)
+    for role, method in methods.items():
+        alone = roles(folder)
+        alone.add(role, method, trainable=True, weights=model.adapter(role))
+        assert torch.equal(states(alone, role, ROWS), found[role])
+        assert all(p.requires_grad == (role == trains) for p in model.parameters_of(role).values())
 
 
 def assert_as_in_peft(folder: Path, method: Any, place: Path) -> None:

@@ -1,13 +1,13 @@
 """BitFit is the training of the biases themselves, and says so where there are none."""
 
-from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from plain import IDS, disturb, gradients, load, logits
+from plain import IDS, assert_counted, disturb, gradients, gradients_in_half, load, logits
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 from triptych.errors import UserError
 from triptych.methods import counts
 from triptych.methods.bitfit import attach, merged
-from triptych.models.quantize import quantize_linears
 from triptych.models.sizes import model_sizes
 from triptych.recipe.method import BitFit
 from triptych.recipe.model import Model
@@ -71,11 +70,7 @@ def test_subset_of_the_paper_query_and_second_layer_of_the_mlp(biased_model_dir:
 @pytest.mark.parametrize("method", [BitFit(missing="add"), BitFit(targets=("q_proj",), missing="add")])
 def test_counts_are_those_of_the_modules(request: pytest.FixtureRequest, folder: str, method: BitFit) -> None:
     path = request.getfixturevalue(folder)
-    counted: Counter[tuple[int, ...]] = Counter()
-    for tensors in counts.bitfit(method, model_sizes(Model(base=str(path)))):
-        counted[tensors.shape] += tensors.count
-    attachment = attach(load(path), method, "role")
-    assert counted == Counter(tuple(p.shape) for p in attachment.parameters().values())
+    assert_counted(counts.bitfit(method, model_sizes(Model(base=str(path)))), attach(load(path), method, "role"))
 
 
 @pytest.mark.parametrize(
@@ -144,17 +139,7 @@ def changed(folder: Path, changes: dict[str, nn.Parameter]) -> Any:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("quantized", [False, True], ids=["plain", "int8"])
 def test_half_precision_base_under_autocast(biased_model_dir: Path, dtype: torch.dtype, quantized: bool) -> None:
-    model = load(biased_model_dir, dtype)
-    if quantized:
-        quantize_linears(model.model)
-    attachment = attach(model, BitFit(missing="add"), "role")
-    assert len(attachment.parameters()) == 14
-    attachment.activate(True)
-    with torch.autocast("cpu", dtype):
-        before = logits(model)
-    disturb(attachment)
-    with torch.autocast("cpu", dtype):  # another context: each casts a parameter once
-        found = gradients(model, attachment)
-        assert (logits(model) - before).abs().max() > 0.1
-    assert all(g.dtype == torch.float32 and g.isfinite().all() for g in found.values())
+    added = partial(attach, config=BitFit(missing="add"), role="role")
+    found = gradients_in_half(biased_model_dir, added, dtype, quantized=quantized)
+    assert len(found) == 14
     assert all(g.abs().max() > 0 for name, g in found.items() if "k_proj" not in name)

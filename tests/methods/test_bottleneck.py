@@ -1,8 +1,8 @@
 """Bottleneck adapters compute what the papers say, and leave the base as it is."""
 
 import random
-from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from gradient_cases import language
 from peft import LoraConfig, get_peft_model
-from plain import IDS, disturb, gradients, load, logits
+from plain import IDS, assert_counted, disturb, gradients, gradients_in_half, load, logits
 from torch import Tensor
 
 from triptych import storage
@@ -21,11 +21,10 @@ from triptych.methods import counts
 from triptych.methods.adapter_drop import export_without
 from triptych.methods.bottleneck import Config, attach
 from triptych.models.adapter import load_adapter, save_adapter
-from triptych.models.quantize import quantize_linears
 from triptych.models.sizes import model_sizes
 from triptych.recipe import Optimizer
+from triptych.recipe.bottleneck import Houlsby, ParallelAdapter, Pfeiffer
 from triptych.recipe.matrix import Lora
-from triptych.recipe.method import Houlsby, ParallelAdapter, Pfeiffer
 from triptych.recipe.model import Model
 from triptych.stages.supervised import adapter_of
 from triptych.train.learner import Learner
@@ -217,18 +216,9 @@ def test_dropout_acts_in_training_alone(tiny_model_dir: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("quantized", [False, True], ids=["plain", "int8"])
 def test_half_precision_base_under_autocast(tiny_model_dir: Path, dtype: torch.dtype, quantized: bool) -> None:
-    model = load(tiny_model_dir, dtype)
-    if quantized:
-        quantize_linears(model.model)
-    attachment = attach(model, Houlsby(), "role")
-    attachment.activate(True)
-    with torch.autocast("cpu", dtype):
-        before = logits(model)
-    disturb(attachment)
-    with torch.autocast("cpu", dtype):  # another context: each casts a parameter once
-        found = gradients(model, attachment)
-        assert (logits(model) - before).abs().max() > 0.1
-    assert all(g.dtype == torch.float32 and g.isfinite().all() and g.abs().max() > 0 for g in found.values())
+    added = partial(attach, config=Houlsby(), role="role")
+    found = gradients_in_half(tiny_model_dir, added, dtype, quantized=quantized)
+    assert all(g.abs().max() > 0 for g in found.values())
 
 
 def test_lora_on_all_linear_layers_does_not_find_the_adapters(tiny_model_dir: Path) -> None:
@@ -243,8 +233,5 @@ def test_lora_on_all_linear_layers_does_not_find_the_adapters(tiny_model_dir: Pa
 
 @pytest.mark.parametrize("method", METHODS, ids=ids)
 def test_counts_are_those_of_the_modules(tiny_model_dir: Path, method: Any) -> None:
-    counted: Counter[tuple[int, ...]] = Counter()
-    for tensors in counts.bottleneck(method, model_sizes(Model(base=str(tiny_model_dir)))):
-        counted[tensors.shape] += tensors.count
-    attachment = attach(load(tiny_model_dir), method, "role")
-    assert counted == Counter(tuple(p.shape) for p in attachment.parameters().values())
+    sizes = model_sizes(Model(base=str(tiny_model_dir)))
+    assert_counted(counts.bottleneck(method, sizes), attach(load(tiny_model_dir), method, "role"))

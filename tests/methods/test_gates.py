@@ -9,15 +9,24 @@ from gradient_cases import assert_equal, in_float64
 from plain import disturb as disturb_attachment
 from plain import load, logits
 from safetensors.torch import load_file
-from soft_cases import LAYOUTS, ROWS, disturb, roles, states, states_and_gradients
+from soft_cases import (
+    LAYOUTS,
+    ROWS,
+    assert_adds_what_the_table_says,
+    assert_roles_differ,
+    disturb,
+    roles,
+    states,
+    states_and_gradients,
+)
 
 from triptych.methods import METHODS
 from triptych.methods.gates import Gate
 from triptych.models.adapter import load_adapter, save_adapter
-from triptych.models.sizes import model_sizes
+from triptych.recipe.bottleneck import GatedPfeiffer, Pfeiffer
 from triptych.recipe.matrix import GatedLora
-from triptych.recipe.method import GatedPfeiffer, GatedPrefix, Pfeiffer, PTuningV2, Unipelt, parts_of
-from triptych.recipe.model import Model
+from triptych.recipe.method import Unipelt
+from triptych.recipe.virtual import GatedPrefix, PTuningV2
 from triptych.stages.supervised import adapter_of
 from triptych.train.attention import RowPrefix, padded_attention
 from triptych.train.gated_prefix import with_gate
@@ -120,28 +129,13 @@ def test_a_new_gate_is_half_open() -> None:
 
 
 def test_roles_have_gates_of_their_own(tiny_model_dir: Path) -> None:
-    model = roles(tiny_model_dir)
-    base = states(model, "base", ROWS)
-    named = METHODS_HERE | {"ungated": PTuningV2(num_virtual_tokens=4)}
-    for role, method in named.items():
-        model.add(role, method, trainable=role == "all")
-        disturb(model, role)
-    found = {role: states(model, role, ROWS) for role in named}
-    assert torch.equal(states(model, "base", ROWS), base)
-    assert all((a - b).abs().max() > 1e-3 for x, a in found.items() for y, b in found.items() if x != y)
-    for role, method in named.items():
-        alone = roles(tiny_model_dir)
-        alone.add(role, method, trainable=True, weights=model.adapter(role))
-        assert torch.equal(states(alone, role, ROWS), found[role])
+    ungated = {"ungated": PTuningV2(num_virtual_tokens=4)}
+    assert_roles_differ(tiny_model_dir, METHODS_HERE | ungated, "all")
 
 
 @pytest.mark.parametrize("kind", METHODS_HERE)
 def test_adds_what_the_table_says(tiny_model_dir: Path, kind: str) -> None:
-    model, method = roles(tiny_model_dir), METHODS_HERE[kind]
-    model.add("policy", method, trainable=True)
-    sizes = model_sizes(Model(base=str(tiny_model_dir)))
-    predicted = [t.shape for p in parts_of(method) for t in METHODS[p.name].tensors(p, sizes) for _ in range(t.count)]
-    assert sorted(predicted) == sorted(tuple(p.shape) for p in model.parameters_of("policy").values())
+    assert_adds_what_the_table_says(tiny_model_dir, METHODS_HERE[kind])
 
 
 def test_one_folder_from_which_it_answers_and_goes_on(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from triptych.errors import UserError
 from triptych.models.adapter import save_adapter
 from triptych.models.base import fingerprint, load_causal_lm
 from triptych.recipe import Method
+from triptych.recipe.bottleneck import Houlsby
 from triptych.recipe.matrix import Ia3, Lora
-from triptych.recipe.method import Houlsby
 from triptych.registry import Registry
 from triptych.stages.supervised import adapter_of
 from triptych.train.roles import RoleModel

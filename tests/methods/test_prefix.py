@@ -10,19 +10,30 @@ from gradient_cases import assert_equal
 from peft import PeftModel
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from soft_cases import LAYOUTS, ROWS, assert_as_in_peft, batch, disturb, roles, states, states_and_gradients
+from soft_cases import (
+    LAYOUTS,
+    ROWS,
+    assert_adds_what_the_table_says,
+    assert_as_in_peft,
+    assert_roles_differ,
+    batch,
+    disturb,
+    roles,
+    states,
+    states_and_gradients,
+)
 from transformers import AutoConfig, MistralConfig, MistralForCausalLM
 
 from triptych.errors import UserError
-from triptych.methods import METHODS, virtual
+from triptych.methods import virtual
 from triptych.methods.prefix import TEXT
 from triptych.models.adapter import load_adapter, save_adapter
 from triptych.models.base import load_causal_lm, load_tokenizer
 from triptych.models.quantize import quantize_linears
 from triptych.models.sizes import model_sizes
 from triptych.recipe.matrix import Lora
-from triptych.recipe.method import PrefixTuning, PTuningV2
 from triptych.recipe.model import Model
+from triptych.recipe.virtual import PrefixTuning, PTuningV2
 from triptych.stages.supervised import adapter_of
 from triptych.train.roles import RoleModel
 
@@ -89,11 +100,7 @@ def test_the_built_in_text_is_as_long_as_a_default_prefix(tiny_model_dir: Path) 
 
 @each
 def test_adds_what_the_table_says(tiny_model_dir: Path, method: Any) -> None:
-    model = roles(tiny_model_dir)
-    model.add("policy", method, trainable=True)
-    sizes = model_sizes(Model(base=str(tiny_model_dir)))
-    predicted = sorted(t.shape for t in METHODS[method.name].tensors(method, sizes) for _ in range(t.count))
-    assert predicted == sorted(tuple(p.shape) for p in model.parameters_of("policy").values())
+    assert_adds_what_the_table_says(tiny_model_dir, method)
 
 
 def test_default_share_of_a_real_model() -> None:
@@ -103,20 +110,9 @@ def test_default_share_of_a_real_model() -> None:
 
 
 def test_roles_have_prefixes_of_their_own(tiny_model_dir: Path) -> None:
-    model = roles(tiny_model_dir)
-    base = states(model, "base", ROWS)
-    named = {role.replace(" ", "-"): method for role, method in METHODS_HERE.items()}
-    for role, method in named.items():
-        model.add(role, method, trainable=role == "plain")
-        disturb(model, role)
-    found = {role: states(model, role, ROWS) for role in named}
-    assert torch.equal(states(model, "base", ROWS), base)
-    assert all((a - b).abs().max() > 0.01 for x, a in found.items() for y, b in found.items() if x != y)
-    for role, method in named.items():
-        alone = roles(tiny_model_dir)
-        alone.add(role, method.model_copy(update={"init": "random"}), trainable=True, weights=model.adapter(role))
-        assert torch.equal(states(alone, role, ROWS), found[role])
-        assert model.trainable[role] == all(p.requires_grad for p in model.parameters_of(role).values())
+    assert_roles_differ(
+        tiny_model_dir, {role.replace(" ", "-"): method for role, method in METHODS_HERE.items()}, "plain"
+    )
 
 
 @each

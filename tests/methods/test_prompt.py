@@ -7,15 +7,21 @@ import pytest
 import torch
 from gradient_cases import assert_equal
 from pydantic import ValidationError
-from soft_cases import LAYOUTS, ROWS, assert_as_in_peft, disturb, roles, states, states_and_gradients
+from soft_cases import (
+    LAYOUTS,
+    ROWS,
+    assert_adds_what_the_table_says,
+    assert_as_in_peft,
+    assert_roles_differ,
+    roles,
+    states,
+    states_and_gradients,
+)
 
 from triptych.errors import UserError
-from triptych.methods import METHODS
 from triptych.models.base import load_tokenizer
-from triptych.models.sizes import model_sizes
 from triptych.recipe.matrix import Lora
-from triptych.recipe.method import PromptTuning, PTuning
-from triptych.recipe.model import Model
+from triptych.recipe.virtual import PromptTuning, PTuning
 
 TEXT = "The film is a warm and funny story."
 METHODS_HERE: dict[str, Any] = {
@@ -53,28 +59,11 @@ def test_a_prompt_of_a_text_is_that_text(tiny_model_dir: Path) -> None:
 
 @each
 def test_adds_what_the_table_says(tiny_model_dir: Path, method: Any) -> None:
-    model = roles(tiny_model_dir)
-    model.add("policy", method, trainable=True)
-    sizes = model_sizes(Model(base=str(tiny_model_dir)))
-    predicted = sorted(t.shape for t in METHODS[method.name].tensors(method, sizes) for _ in range(t.count))
-    assert predicted == sorted(tuple(p.shape) for p in model.parameters_of("policy").values())
-    assert all(p.dtype == torch.float32 for p in model.parameters_of("policy").values())
+    assert_adds_what_the_table_says(tiny_model_dir, method)
 
 
 def test_roles_have_prompts_of_their_own(tiny_model_dir: Path) -> None:
-    model = roles(tiny_model_dir)
-    base = states(model, "base", ROWS)
-    for role, method in METHODS_HERE.items():
-        model.add(role, method, trainable=role == "mlp")
-        disturb(model, role)
-    found = {role: states(model, role, ROWS) for role in METHODS_HERE}
-    assert torch.equal(states(model, "base", ROWS), base)
-    assert all((a - b).abs().max() > 0.01 for x, a in found.items() for y, b in found.items() if x != y)
-    for role in METHODS_HERE:
-        alone = roles(tiny_model_dir)
-        alone.add(role, METHODS_HERE[role], trainable=True, weights=model.adapter(role))
-        assert torch.equal(states(alone, role, ROWS), found[role])
-        assert model.trainable[role] == all(p.requires_grad for p in model.parameters_of(role).values())
+    assert_roles_differ(tiny_model_dir, METHODS_HERE, "mlp")
 
 
 def test_methods_of_linear_layers_do_not_see_the_encoder(tiny_model_dir: Path) -> None:

@@ -13,7 +13,8 @@ from torch import Tensor
 from triptych.methods.peft_family import PREFIX
 from triptych.models.base import load_causal_lm
 from triptych.recipe.matrix import Lora
-from triptych.recipe.method import Method, PTuningV2
+from triptych.recipe.method import Method
+from triptych.recipe.virtual import PTuningV2
 from triptych.train.batch import Batch
 from triptych.train.eva import start_from_inputs
 from triptych.train.group import Group

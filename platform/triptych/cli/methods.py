@@ -1,6 +1,9 @@
-"""`triptych methods`: the table of parameter-efficient methods."""
+"""`triptych methods`: the table of parameter-efficient methods, and all that is known of one."""
 
+import difflib
+import inspect
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -10,74 +13,146 @@ from triptych.errors import UserError
 _STRATEGIES = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3")
 _EXAMPLES: dict[str, dict[str, Any]] = {"freeze": {"layers": 2}}
 """What stands for a method whose defaults train nothing."""
+_WIDE = 140
+"""Columns of a terminal from which what is said in sentences has a place in the table."""
+
+Facts = dict[str, Any]
 
 
 def methods(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show all that is known of this one.")] = None,
     model: Annotated[str, typer.Option(help="Base that shares are counted on.")] = "smollm2-135m-instruct",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """What each method trains, with its defaults, on which strategies, for which stages, and how it is served."""
-    from triptych.methods import METHODS
     from triptych.models.sizes import model_sizes
     from triptych.recipe import Model
 
+    names = _chosen(name)
     sizes = model_sizes(Model(base=model))
-    found = {name: _facts(name, sizes) for name in METHODS}
+    found = {name: _facts(name, sizes) for name in names}
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
-        return
-    _print(model, found)
+        typer.echo(json.dumps(found if name is None else found[name], indent=2))
+    elif name is None:
+        _print_table(model, found)
+    else:
+        _print_one(name, model, found[name])
 
 
-def _facts(name: str, sizes: Any) -> dict[str, Any]:
+def _chosen(name: str | None) -> list[str]:
     from triptych.methods import METHODS
-    from triptych.recipe.refusals import as_policy, in_stage, on_quantized, under_strategy
+    from triptych.recipe.method import PRESETS
 
-    entry = METHODS[name]
-    method = entry.config(**_EXAMPLES.get(name, {}))
-    facts: dict[str, Any] = {
-        "trains": entry.trains,
+    names = [*METHODS, *PRESETS]
+    if name is None or name in names:
+        return names if name is None else [name]
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"there is no method {name!r}; {hint}allowed: {', '.join(names)}")
+
+
+def _facts(name: str, sizes: Any) -> Facts:
+    from triptych.methods import METHODS, trained
+    from triptych.recipe.method import PRESETS, parts_of
+
+    config: Any = METHODS[name].config if name in METHODS else PRESETS[name]
+    method: Any = config(**_EXAMPLES.get(name, {}))
+    entries = [METHODS[part.name] for part in parts_of(method)]
+    facts: Facts = {
+        "parts": [part.name for part in parts_of(method)],
+        "about": " ".join(inspect.cleandoc(config.__doc__ or "").split()),
+        "trains": "; ".join(entry.trains for entry in entries),
         "parameters": None,
         "share": None,
-        "learning_rates": list(entry.learning_rates),
-        "merges": entry.merges,
-        "served": entry.served,
-        "needs": entry.needs,
-        "paper": entry.paper,
+        "learning_rates": [max(e.learning_rates[0] for e in entries), min(e.learning_rates[1] for e in entries)],
+        "merges": all(entry.merges for entry in entries),
+        "served": "; ".join(dict.fromkeys(entry.served for entry in entries)),
+        "needs": "; ".join(dict.fromkeys(entry.needs for entry in entries if entry.needs)),
+        "paper": entries[0].paper if name in METHODS else config.paper,
     }
-    cannot = {strategy: under_strategy(method, strategy) for strategy in _STRATEGIES}
-    cannot |= {"quantized base": on_quantized(method, "int8"), "ppo": as_policy(method)}
-    cannot["reward, classification"] = in_stage(method, "reward")
+    cannot = _refusals(method)
     try:
-        facts["parameters"] = sum(tensors.numel for tensors in entry.tensors(method, sizes))
+        facts["parameters"] = sum(tensors.numel for tensors in trained(method, sizes))
         facts["share"] = facts["parameters"] / sizes.total
     except UserError as error:
         cannot["this model"] = str(error)
-    facts["cannot"] = {place: reason for place, reason in cannot.items() if reason}
-    return facts
+    return facts | {"cannot": cannot}
 
 
-def _print(model: str, found: dict[str, dict[str, Any]]) -> None:
+def _refusals(method: Any) -> dict[str, str]:
+    """Where it cannot be used, and why."""
+    from triptych.recipe.refusals import as_policy, in_stage, on_quantized, under_strategy
+
+    reasons = {strategy: under_strategy(method, strategy) for strategy in _STRATEGIES}
+    reasons |= {"quantized base": on_quantized(method, "int8"), "ppo": as_policy(method)}
+    reasons["reward, classification"] = in_stage(method, "reward")
+    return {place: reason for place, reason in reasons.items() if reason}
+
+
+def _print_table(model: str, found: Mapping[str, Facts]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Methods; shares of {model}, with default settings")
-    for column, align in (("method", "left"), ("trains", "left"), ("share", "right"), ("learning rates", "left")):
-        table.add_column(column, justify=align, overflow="fold")  # type: ignore[arg-type]
-    for column in ("merges", "not with", "served"):
+    console = Console()
+    wide = console.width >= _WIDE
+    table = Table(title=f"Methods; shares of {model}, with default settings", box=None, padding=(0, 2, 0, 0))
+    for column in ("method", "share", "learning rates"):
+        table.add_column(column, justify="right" if column == "share" else "left", no_wrap=True)
+    for column in ("merges", "served", "not with", "trains") if wide else ("served", "not with"):
         table.add_column(column, overflow="fold")
     for name, facts in found.items():
-        share = "-" if facts["share"] is None else f"{facts['share']:.3%}"
-        low, high = facts["learning_rates"]
-        merges = "yes" if facts["merges"] else "no"
-        table.add_row(
-            name, facts["trains"], share, f"{low:g} - {high:g}", merges, ", ".join(facts["cannot"]), facts["served"]
-        )
-    console = Console()
+        places = ", ".join(facts["cannot"])
+        if wide:
+            rest = ["yes" if facts["merges"] else "no", facts["served"], places, facts["trains"]]
+        else:
+            rest = [facts["served"].partition(",")[0], places]
+        table.add_row(name, _share(facts), _rates(facts), *rest)
     console.print(table)
+    for reason, names in _reasons(found).items():
+        console.print(f"- not with {reason} ({', '.join(names)})", highlight=False)
+    console.print("\nAll that is known of one: triptych methods NAME", highlight=False)
+
+
+def _reasons(found: Mapping[str, Facts]) -> dict[str, list[str]]:
+    """What cannot be, as a predicate -> of which methods."""
     reasons: dict[str, list[str]] = {}
     for name, facts in found.items():
         for place, reason in facts["cannot"].items():
-            reasons.setdefault(f"{place}: {reason.partition('; allowed')[0]}", []).append(name)
-    for reason in reasons:
-        console.print(f"- {reason}", highlight=False)
+            said = reason.partition("; allowed")[0].removeprefix("method.name: ")
+            predicate = next((said.removeprefix(f"{part} ") for part in facts["parts"] if said.startswith(part)), said)
+            reasons.setdefault(f"{place}: {predicate}", []).append(name)
+    return reasons
+
+
+def _print_one(name: str, model: str, facts: Facts) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    rows = {
+        "method": name + (f" ({' + '.join(facts['parts'])})" if facts["parts"] != [name] else ""),
+        "about": facts["about"],
+        "trains": facts["trains"],
+        "share": f"{_share(facts)} of {model}, with default settings",
+        "learning rates": _rates(facts),
+        "merges": "yes" if facts["merges"] else "no",
+        "served": facts["served"],
+        "needs": facts["needs"],
+        "paper": facts["paper"],
+    }
+    rows |= {f"not with {place}": reason for place, reason in facts["cannot"].items()}
+    for what, value in rows.items():
+        if value:
+            table.add_row(what, value)
+    Console(highlight=False).print(table)
+
+
+def _share(facts: Facts) -> str:
+    return "-" if facts["share"] is None else f"{facts['share']:.3%}"
+
+
+def _rates(facts: Facts) -> str:
+    low, high = facts["learning_rates"]
+    return f"{low:g} - {high:g}"

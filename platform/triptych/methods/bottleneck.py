@@ -19,7 +19,7 @@ from triptych.methods.base import Export
 from triptych.methods.beside import ModulesBeside, sublayer
 from triptych.methods.counts import check_drops
 from triptych.methods.gates import Gate
-from triptych.recipe.method import GatedPfeiffer, Houlsby, ParallelAdapter, Pfeiffer
+from triptych.recipe.bottleneck import GatedPfeiffer, Houlsby, ParallelAdapter, Pfeiffer
 
 Config = Houlsby | Pfeiffer | ParallelAdapter | GatedPfeiffer
 

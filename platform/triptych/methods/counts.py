@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from triptych.errors import UserError
 from triptych.models.sizes import Sizes, Tensors
-from triptych.recipe.method import BitFit, Freeze, GatedPfeiffer, Houlsby, ParallelAdapter, Pfeiffer
+from triptych.recipe.bottleneck import GatedPfeiffer, Houlsby, ParallelAdapter, Pfeiffer
+from triptych.recipe.method import BitFit, Freeze
 
 _BLOCK = re.compile(r"\.layers\.(\d+)\.")
 

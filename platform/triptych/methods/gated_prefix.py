@@ -13,7 +13,7 @@ from triptych.methods import prefix
 from triptych.methods.base import Attachment, Export, Prefix
 from triptych.methods.beside import ModulesBeside, sublayer
 from triptych.methods.gates import Gate
-from triptych.recipe.method import GatedPrefix
+from triptych.recipe.virtual import GatedPrefix
 
 ARGUMENT = "prefix_gate"
 """Under this name attention is given the gates of its tokens, [B, T, 1]."""

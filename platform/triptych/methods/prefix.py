@@ -19,7 +19,7 @@ from triptych.errors import UserError
 from triptych.methods.affine import linear
 from triptych.methods.base import Attachment, Export, Prefix
 from triptych.methods.prompt import EMBEDDINGS, hold, token_ids
-from triptych.recipe.method import GatedPrefix, PrefixTuning, PTuningV2
+from triptych.recipe.virtual import GatedPrefix, PrefixTuning, PTuningV2
 
 Config = PrefixTuning | PTuningV2 | GatedPrefix
 

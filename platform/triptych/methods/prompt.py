@@ -18,7 +18,7 @@ from triptych.errors import UserError
 from triptych.methods.affine import linear
 from triptych.methods.base import Attachment, Export
 from triptych.models.base import load_tokenizer
-from triptych.recipe.method import PromptTuning, PTuning
+from triptych.recipe.virtual import PromptTuning, PTuning
 
 EMBEDDINGS = "prompt_embeddings"
 """The only tensor of peft's file."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.methods import counts, shapes, virtual
 from triptych.models.sizes import Sizes, Tensors
+from triptych.recipe.bottleneck import GatedPfeiffer, Houlsby, ParallelAdapter, Pfeiffer
 from triptych.recipe.matrix import (
     AdaLora,
     Boft,
@@ -31,20 +32,8 @@ from triptych.recipe.matrix import (
     VbLora,
     Vera,
 )
-from triptych.recipe.method import (
-    BitFit,
-    Freeze,
-    Full,
-    GatedPfeiffer,
-    GatedPrefix,
-    Houlsby,
-    ParallelAdapter,
-    Pfeiffer,
-    PrefixTuning,
-    PromptTuning,
-    PTuning,
-    PTuningV2,
-)
+from triptych.recipe.method import BitFit, Freeze, Full
+from triptych.recipe.virtual import GatedPrefix, PrefixTuning, PromptTuning, PTuning, PTuningV2
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,7 +1,8 @@
 """What prompts and prefixes add to a model, from its sizes alone: no torch."""
 
 from triptych.models.sizes import Sizes, Tensors
-from triptych.recipe.method import GatedPrefix, Method, PrefixTuning, PromptTuning, PTuning, PTuningV2, parts_of
+from triptych.recipe.method import Method, parts_of
+from triptych.recipe.virtual import GatedPrefix, PrefixTuning, PromptTuning, PTuning, PTuningV2
 
 
 def prompt(method: PromptTuning | PTuning, sizes: Sizes) -> list[Tensors]:

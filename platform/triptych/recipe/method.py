@@ -1,11 +1,12 @@
 """Which parameters a stage trains: one closed model for each method, or a list of parts that are trained together."""
 
 import re
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from triptych.recipe.base import Closed, Positive, TagAt
+from triptych.recipe.base import Closed, TagAt
+from triptych.recipe.bottleneck import GatedPfeiffer, Houlsby, ParallelAdapter, Pfeiffer
 from triptych.recipe.matrix import (
     AdaLora,
     Boft,
@@ -27,66 +28,8 @@ from triptych.recipe.matrix import (
     VbLora,
     Vera,
 )
-from triptych.recipe.part import Dropout, Part
-
-
-class _Bottleneck(Part):
-    """Two small layers with a non-linearity between them, in every block."""
-
-    family = "bottleneck"
-    merges = False
-    sublayers: ClassVar[tuple[str, ...]]
-    """Where they stand."""
-
-    reduction_factor: Positive = 16.0
-    """Hidden size over the width of the bottleneck."""
-    non_linearity: Literal["relu", "gelu", "silu", "tanh", "leaky_relu"] = "relu"
-    scaling: Positive = 1.0
-    """What they add is multiplied by it."""
-    dropout: Dropout = 0.0
-    drop_layers: int = Field(0, ge=0)
-    """First blocks whose adapters only training has (AdapterDrop, Rücklé et al. 2021, arXiv 2010.11918)."""
-    robust_drop_layers: int = Field(0, ge=0)
-    """Each step of training leaves out the adapters of so many first blocks, from none up to this, drawn anew: then
-    as many can be left out afterwards, by `drop_layers` or by `triptych adapters export --drop-layers`."""
-
-    def width(self, hidden: int) -> int:
-        """Of the bottleneck."""
-        return max(1, round(hidden / self.reduction_factor))
-
-
-class Houlsby(_Bottleneck):
-    """After attention and after the MLP (Houlsby et al. 2019, arXiv 1902.00751)."""
-
-    sublayers = ("self_attn", "mlp")
-
-    name: Literal["houlsby"] = "houlsby"
-
-
-class Pfeiffer(_Bottleneck):
-    """After the MLP (Pfeiffer et al. 2021, arXiv 2005.00247)."""
-
-    sublayers = ("mlp",)
-
-    name: Literal["pfeiffer"] = "pfeiffer"
-
-
-class GatedPfeiffer(_Bottleneck):
-    """After the MLP, scaled by a gate for each token (Mao et al. 2022, arXiv 2110.07577)."""
-
-    sublayers = ("mlp",)
-
-    name: Literal["gated_pfeiffer"] = "gated_pfeiffer"
-
-
-class ParallelAdapter(_Bottleneck):
-    """Beside the MLP (He et al. 2022, arXiv 2110.04366)."""
-
-    sublayers = ("mlp",)
-
-    name: Literal["parallel_adapter"] = "parallel_adapter"
-    reduction_factor: Positive = 2.0
-    scaling: Positive = 4.0
+from triptych.recipe.part import Part
+from triptych.recipe.virtual import GatedPrefix, PrefixTuning, PromptTuning, PTuning, PTuningV2
 
 
 class BitFit(Part):
@@ -100,92 +43,6 @@ class BitFit(Part):
     """Endings of the names of layers; all: every layer that has a bias."""
     missing: Literal["refuse", "add"] = "refuse"
     """What happens where a target has no bias: nothing is trained, or it (of all: every linear layer) is given one."""
-
-
-class _VirtualTokens(Part):
-    """What stands before every row."""
-
-    family = "soft"
-    merges = False
-
-    num_virtual_tokens: int = Field(20, ge=1, le=1024)
-    """They take so many positions of the model's context before every row."""
-
-
-class PromptTuning(_VirtualTokens):
-    """Trained embeddings before every row (Lester et al. 2021, arXiv 2104.08691)."""
-
-    name: Literal["prompt_tuning"] = "prompt_tuning"
-    init: Literal["random", "text", "vocabulary"] = "vocabulary"
-    """The embeddings start as noise, as those of a text, or as those of tokens drawn from the vocabulary."""
-    init_text: str | None = None
-    """Repeated or cut to the number of virtual tokens."""
-
-    @model_validator(mode="after")
-    def _text(self) -> "PromptTuning":
-        if (self.init == "text") != bool(self.init_text):
-            raise ValueError("init_text: the text of init: text; allowed: both, or neither")
-        return self
-
-
-class PTuning(_VirtualTokens):
-    """Embeddings before every row, made by a trained encoder (Liu et al. 2021, arXiv 2103.10385)."""
-
-    name: Literal["p_tuning"] = "p_tuning"
-    encoder_reparameterization_type: Literal["mlp", "lstm"] = "mlp"
-    encoder_hidden_size: int | None = Field(None, ge=1, le=65536)
-    """None: the model's."""
-    encoder_num_layers: int = Field(2, ge=1, le=16)
-    """Of the LSTM; the MLP has always the same."""
-    encoder_dropout: Dropout = 0.0
-    """Between the LSTM's layers."""
-
-    @model_validator(mode="after")
-    def _lstm(self) -> "PTuning":
-        if self.encoder_reparameterization_type == "mlp" and (self.encoder_num_layers != 2 or self.encoder_dropout):
-            raise ValueError(
-                "encoder_num_layers and encoder_dropout are the LSTM's; allowed: encoder_reparameterization_type lstm, "
-                "or neither of them"
-            )
-        return self
-
-
-class _Prefix(_VirtualTokens):
-    prefix_projection: bool
-    """An encoder of two layers makes the keys and values; it is folded when training ends."""
-    encoder_hidden_size: int = Field(512, ge=1, le=65536)
-    """Of that encoder."""
-    init: Literal["text", "random"] = "text"
-    """The keys and values start as those of a text, or as noise, which ruins the model at first."""
-    init_text: str | None = Field(None, min_length=1)
-    """Repeated or cut to the number of virtual tokens; None: a neutral one."""
-
-    @model_validator(mode="after")
-    def _text(self) -> Self:
-        if self.init == "random" and self.init_text:
-            raise ValueError("init_text: the text of init: text, not of init: random; allowed: one of the two")
-        return self
-
-
-class PrefixTuning(_Prefix):
-    """Trained keys and values before every row in every layer (Li & Liang 2021, arXiv 2101.00190)."""
-
-    name: Literal["prefix_tuning"] = "prefix_tuning"
-    prefix_projection: bool = True
-
-
-class PTuningV2(_Prefix):
-    """Trained keys and values before every row in every layer (Liu et al. 2022, arXiv 2110.07602)."""
-
-    name: Literal["p_tuning_v2"] = "p_tuning_v2"
-    prefix_projection: bool = False
-
-
-class GatedPrefix(_Prefix):
-    """A prefix that a gate in each layer scales for each token (Mao et al. 2022, arXiv 2110.07577)."""
-
-    name: Literal["gated_prefix"] = "gated_prefix"
-    prefix_projection: bool = True
 
 
 class Full(Closed):
@@ -230,6 +87,8 @@ class Freeze(Closed):
 class _Preset(Closed):
     """A list of methods under one name, with the settings of a paper; each of its fields is a part."""
 
+    paper: ClassVar[str]
+
     def parts(self) -> tuple[Part, ...]:
         """The list of methods that it stands for."""
         return tuple(part for _, part in self if isinstance(part, Part))
@@ -237,6 +96,8 @@ class _Preset(Closed):
 
 class Mam(_Preset):
     """A mix-and-match adapter: short prefixes, and wide adapters beside the MLP (He et al. 2022, arXiv 2110.04366)."""
+
+    paper = "He et al. 2022, arXiv 2110.04366"
 
     name: Literal["mam"] = "mam"
     prefix: PrefixTuning = PrefixTuning(num_virtual_tokens=30)
@@ -248,6 +109,8 @@ class Unipelt(_Preset):
 
     The paper's gates are means over a row, and would see later tokens; here each token has its own.
     """
+
+    paper = "Mao et al. 2022, arXiv 2110.07577"
 
     name: Literal["unipelt"] = "unipelt"
     prefix: GatedPrefix = GatedPrefix(num_virtual_tokens=10)

@@ -1,0 +1,67 @@
+"""Methods that put two small layers with a non-linearity between them into every block."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from triptych.recipe.base import Positive
+from triptych.recipe.part import Dropout, Part
+
+
+class _Bottleneck(Part):
+    """Two small layers with a non-linearity between them, in every block."""
+
+    family = "bottleneck"
+    merges = False
+    sublayers: ClassVar[tuple[str, ...]]
+    """Where they stand."""
+
+    reduction_factor: Positive = 16.0
+    """Hidden size over the width of the bottleneck."""
+    non_linearity: Literal["relu", "gelu", "silu", "tanh", "leaky_relu"] = "relu"
+    scaling: Positive = 1.0
+    """What they add is multiplied by it."""
+    dropout: Dropout = 0.0
+    drop_layers: int = Field(0, ge=0)
+    """First blocks whose adapters only training has (AdapterDrop, Rücklé et al. 2021, arXiv 2010.11918)."""
+    robust_drop_layers: int = Field(0, ge=0)
+    """Each step of training leaves out the adapters of so many first blocks, from none up to this, drawn anew: then
+    as many can be left out afterwards, by `drop_layers` or by `triptych adapters export --drop-layers`."""
+
+    def width(self, hidden: int) -> int:
+        """Of the bottleneck."""
+        return max(1, round(hidden / self.reduction_factor))
+
+
+class Houlsby(_Bottleneck):
+    """After attention and after the MLP (Houlsby et al. 2019, arXiv 1902.00751)."""
+
+    sublayers = ("self_attn", "mlp")
+
+    name: Literal["houlsby"] = "houlsby"
+
+
+class Pfeiffer(_Bottleneck):
+    """After the MLP (Pfeiffer et al. 2021, arXiv 2005.00247)."""
+
+    sublayers = ("mlp",)
+
+    name: Literal["pfeiffer"] = "pfeiffer"
+
+
+class GatedPfeiffer(_Bottleneck):
+    """After the MLP, scaled by a gate for each token (Mao et al. 2022, arXiv 2110.07577)."""
+
+    sublayers = ("mlp",)
+
+    name: Literal["gated_pfeiffer"] = "gated_pfeiffer"
+
+
+class ParallelAdapter(_Bottleneck):
+    """Beside the MLP (He et al. 2022, arXiv 2110.04366)."""
+
+    sublayers = ("mlp",)
+
+    name: Literal["parallel_adapter"] = "parallel_adapter"
+    reduction_factor: Positive = 2.0
+    scaling: Positive = 4.0
