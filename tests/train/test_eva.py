@@ -41,11 +41,12 @@ def a_of(model: RoleModel, before: str = "") -> dict[str, Tensor]:
 
 def inputs(folder: Path, batches: list[Batch]) -> dict[str, Tensor]:
     """What every linear layer reads, [n, inputs], about its mean; from plain transformers, row by row."""
-    model, read = load_causal_lm(folder, torch.float32), {}
+    model = load_causal_lm(folder, torch.float32)
+    read: dict[str, list[Tensor]] = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and "lm_head" not in name:
-            read[name] = found = []
-            module.register_forward_pre_hook(lambda _, args, found=found: found.append(args[0][0]))
+            read[name] = []
+            module.register_forward_pre_hook(lambda _, args, found=read[name]: found.append(args[0][0]))
     for batch in batches:
         for ids, mask in zip(batch["ids"], batch["mask"].bool(), strict=True):
             with torch.no_grad():
