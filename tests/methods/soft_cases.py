@@ -90,7 +90,7 @@ def assert_adds_what_the_table_says(folder: Path, method: Method) -> None:
 
 
 def assert_roles_differ(folder: Path, methods: Mapping[str, Any], trains: str) -> None:
-    """Each by itself, the base as it was, and each the same when it is loaded alone; `trains`: the one role that does."""
+    """Each computes as it does alone, and the base as it was. `trains`: the one role that does."""
     model = roles(folder)
     base = states(model, "base", ROWS)
     for role, method in methods.items():
