@@ -62,6 +62,7 @@ def rows() -> Rows:
 
 
 def learner(ctx: StageContext[Any]) -> Learner:
+    torch.manual_seed(0)
     model = RoleModel(load_causal_lm(ctx.base_dir, torch.float32))
     model.add("policy", Lora(r=4), trainable=True)
     return Learner(model, {"policy": ctx.stage.train.optimizer}, {"policy": 7})
