@@ -68,7 +68,7 @@ def install(root: Path, times: Times) -> None:
     (root / "runtime.lock").write_text(pins.stdout, encoding="utf-8")
     with timed(times, "empty environment"):
         subprocess.run([sys.executable, "-m", "venv", root / "venv"], check=True)
-    pip = [root / "venv/bin/pip", "install", "--quiet", "--no-cache-dir", "--no-deps"]
+    pip: list[str | Path] = [root / "venv/bin/pip", "install", "--quiet", "--no-cache-dir", "--no-deps"]
     with timed(times, "packages of the lock"):
         subprocess.run([*pip, "-r", root / "runtime.lock"], check=True)
     with timed(times, "pip install of the wheel"):

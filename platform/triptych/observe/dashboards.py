@@ -49,11 +49,11 @@ def _count(title: str, metric: m.Metric) -> Panel:
     return Panel(title, {_BY_STAGE: f"sum by (run, stage) ({_new(metric.exported + _STAGE)})"})
 
 
-def _shares(title: str, metric: m.Metric, label: str) -> Panel:
-    """Share of each part in the seconds of all, of the chosen stages together."""
-    rate = f"rate({metric.exported}{_STAGE}{_WINDOW})"
+def _shares(metric: m.Metric, label: str) -> Panel:
+    """Share of each part in the seconds of all, of the chosen stages together. A step of PPO may take minutes."""
+    rate = f"rate({metric.exported}{_STAGE}[30m])"
     return Panel(
-        title,
+        "Where the last half hour went",
         {f"{{{{{label}}}}}": f"sum by ({label}) ({rate}) / ignoring ({label}) group_left sum({rate})"},
         "percentunit",
         stacked=True,
@@ -88,10 +88,12 @@ TRAINING = Dashboard(
     _stages(m.TRAIN_STEP),
     (
         _gauge("Tokens per second", m.TRAIN_TOKENS_PER_SECOND),
-        _by(
+        Panel(
             "Tokens per second of each worker",
-            "worker",
-            f"max by (worker) ({m.TRAIN_WORKER_TOKENS_PER_SECOND.exported}{_STAGE})",
+            {
+                _BY_STAGE + " {{worker}}": "max by (run, stage, worker) "
+                f"({m.TRAIN_WORKER_TOKENS_PER_SECOND.exported}{_STAGE})"
+            },
         ),
         _gauge("Model FLOPs utilisation", m.TRAIN_MFU, "percentunit"),
         _gauge("Loss", m.TRAIN_LOSS),
@@ -99,7 +101,7 @@ TRAINING = Dashboard(
         _gauge("Gradient norm", m.TRAIN_GRAD_NORM),
         _gauge("Learning rate", m.TRAIN_LEARNING_RATE, "sci"),
         _gauge("Steps", m.TRAIN_STEP),
-        _shares("Where the time goes", m.TRAIN_SECONDS, "part"),
+        _shares(m.TRAIN_SECONDS, "part"),
         _gauge("Peak memory", m.TRAIN_MEMORY, "bytes"),
         _count("Steps skipped: gradient not finite", m.TRAIN_NON_FINITE),
         Panel("Workers that died", {"": f"sum({_new('ray_node_manager_unexpected_worker_failure_total')})"}),
@@ -113,8 +115,8 @@ PPO = Dashboard(
         Panel(
             "Reward",
             {
-                "mean {{stage}}": f"max by (stage) ({m.PPO_REWARD.exported}{_STAGE})",
-                "standard deviation {{stage}}": f"max by (stage) ({m.PPO_REWARD_STD.exported}{_STAGE})",
+                f"mean {_BY_STAGE}": f"max by (run, stage) ({m.PPO_REWARD.exported}{_STAGE})",
+                f"standard deviation {_BY_STAGE}": f"max by (run, stage) ({m.PPO_REWARD_STD.exported}{_STAGE})",
             },
         ),
         _gauge("KL to the reference, nats a response", m.PPO_KL),
@@ -124,7 +126,7 @@ PPO = Dashboard(
         _gauge("Tokens of an answer", m.PPO_LENGTH),
         _gauge("Answers cut by their length", m.PPO_TRUNCATED, "percentunit"),
         _gauge("Engine against learner: log-probability gap", m.PPO_GAP),
-        _shares("Where the time goes", m.PPO_SECONDS, "phase"),
+        _shares(m.PPO_SECONDS, "phase"),
         _gauge("Policy version of the rollout pool", m.PPO_VERSION),
         _gauge("Rollout engines replaced", m.PPO_RESTARTS),
         _gauge("Policy loss", m.PPO_POLICY_LOSS),
@@ -206,7 +208,7 @@ CLUSTER = Dashboard(
         _by("Object store", "Location", "sum by (Location) (ray_object_store_memory)", "bytes"),
         _by("Disk in use", "instance", "max by (instance) (ray_node_disk_utilization_percentage)", "percent"),
         _by("Network received", "instance", "sum by (instance) (ray_node_network_receive_speed)", "Bps"),
-        _by("Tasks", "State", "sum by (State) (ray_tasks)"),
+        _by("Tasks not finished", "State", 'sum by (State) (ray_tasks{State!="FINISHED"})'),
         _by("Actors", "State", "sum by (State) (ray_actors)"),
         _by("Placement groups", "State", "sum by (State) (ray_placement_groups)"),
         Panel(
