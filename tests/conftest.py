@@ -4,12 +4,20 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from ranks import Ranks
 
 # Nothing in the tests may reach a model hub, and a test process has one core or two.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Ray Train looks every two seconds whether its workers have ended; so short are many of them here.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
+# It also watches for nodes that are taken away, in a process of its own; nothing here is.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 SENTENCES = (
     "The film is a warm and funny story about a family that learns to listen.",
@@ -130,9 +138,19 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def ranks() -> Iterator["Ranks"]:
+    """Two processes in one group, which all tests share."""
+    from ranks import Ranks
+
+    made = Ranks()
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
 def ray_cluster() -> Iterator[None]:
-    """A Ray cluster of two CPUs in this process, shut down after the test."""
+    """A Ray cluster of two CPUs in this process, shut down after the file's tests."""
     import ray
 
     ray.init(num_cpus=2, num_gpus=0, include_dashboard=False)

@@ -3,6 +3,7 @@
 import json
 import secrets
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,15 +45,17 @@ def test_a_wrong_request_says_so_and_leaves_nothing(laptop: Laptop, tmp_path: Pa
     wrong = tmp_path / "wrong"
     wrong.write_text(secrets.token_hex(32))
     shared = f"storage.runs={tmp_path / 'shared'}"
-    for words, token, said in (
+    cases: tuple[tuple[list[str], Path | None, str], ...] = (
         (["--set", shared], wrong, "refused the token"),
         (["--set", shared], tmp_path / "none", "there is none in RAY_AUTH_TOKEN_PATH"),
         (["--set", shared, "--address", f"http://127.0.0.1:{free_port()}"], None, "nothing answers"),
         ([], None, "storage.runs: 'runs' is a place of this machine"),
         (["--set", shared, "--set", "stages.sft.data.train.path=data/none.jsonl"], None, "no such file"),
         (["--set", "storage.runs=/proc/runs"], None, "storage.runs: /proc/runs cannot be written on the cluster"),
-    ):
-        code, out, err = laptop.call("run", "recipe.yaml", *words, token=token)
+    )
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda case: laptop.call("run", "recipe.yaml", *case[0], token=case[1]), cases))
+    for (code, out, err), (_, _, said) in zip(found, cases, strict=True):
         assert (code, out) == (2, ""), err
         assert said in err
         assert err.startswith("error: ")

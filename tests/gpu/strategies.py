@@ -5,6 +5,7 @@ Run by torchrun it is the worker, which writes what it measured:
     python -m torch.distributed.run --standalone --nproc-per-node 1 tests/gpu/strategies.py OUT SHAPE DEVICE STRATEGY...
 """
 
+import gc
 import importlib.util
 import itertools
 import json
@@ -56,6 +57,7 @@ def work(out: Path, shape: Shape, device: torch.device, strategies: Sequence[str
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    gc.freeze()  # DeepSpeed collects garbage when it starts, which takes long with all modules among it
     results: list[Result] = []
     for strategy, method, checkpointing in itertools.product(strategies, METHODS, CHECKPOINTING):
 

@@ -4,7 +4,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,8 @@ class Endpoint:
     registry: Registry
     base: Path
     folders: dict[str, Path]
+    expected: dict[str, Future[list[list[int]]]]
+    """What each model answers to `PROMPTS`; computed while the endpoint starts."""
 
     def client(self, key: str | None = None) -> openai.OpenAI:
         return openai.OpenAI(base_url=self.url, api_key=key or self.key, max_retries=0, timeout=120)
@@ -89,8 +91,10 @@ def endpoint(
     )
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
-        with run.serving(config) as served:
-            yield Endpoint(config, served, registry.create_key("tests"), registry, base, folders)
+        with ThreadPoolExecutor(1) as beside:
+            expected = {name: beside.submit(_reference, base, folders.get(name)) for name in (BASE, *folders)}
+            with run.serving(config) as served:
+                yield Endpoint(config, served, registry.create_key("tests"), registry, base, folders, expected)
     finally:
         ray.shutdown()
 
@@ -129,12 +133,11 @@ def _until(ids: list[int], end: int) -> list[int]:
 
 
 def test_a_mixed_batch_answers_as_transformers_and_peft_do(endpoint: Endpoint) -> None:
-    names = {BASE: None, "kind": endpoint.folders["kind"], "harsh": endpoint.folders["harsh"]}
-    asked = [(name, i) for i in range(len(PROMPTS)) for name in names]
+    asked = [(name, i) for i in range(len(PROMPTS)) for name in endpoint.expected]
     with ThreadPoolExecutor(len(asked)) as pool:
         answers = dict(zip(asked, pool.map(lambda a: endpoint.ask(a[0], PROMPTS[a[1]]), asked), strict=True))
     tokenizer = load_tokenizer(endpoint.base)
-    expected = {name: _reference(endpoint.base, folder) for name, folder in names.items()}
+    expected = {name: found.result() for name, found in endpoint.expected.items()}
     assert expected["kind"] != expected["harsh"] != expected[BASE]
     for (name, i), answer in answers.items():
         assert answer.choices[0].token_ids == expected[name][i], (name, PROMPTS[i])

@@ -134,12 +134,11 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(
     version = Registry(f"sqlite:///{disturbed.parent}/registry.db").get("tiny-ppo@1")
     assert set(version.lineage["parents"]) == {"tiny-sft@1", "tiny-reward@1"}
 
-    again = finish(start(recipe_file, disturbed.parent))
-    assert again == disturbed_summary
-
+    again = start(recipe_file, disturbed.parent)
     # A stage is not gone on with under another recipe.
-    (disturbed / "stages/sft/summary.json").unlink()
-    process = start(recipe_file, disturbed.parent, "--stage", "sft", "--set", "stages.sft.train.optimizer.lr=0.5")
+    (straight / "stages/sft/summary.json").unlink()
+    process = start(recipe_file, straight.parent, "--stage", "sft", "--set", "stages.sft.train.optimizer.lr=0.5")
+    assert finish(again) == disturbed_summary
     out, err = process.communicate(timeout=280)
     assert process.returncode == 2
     assert "stage.train.optimizer.lr: 0.002 -> 0.5" in err

@@ -1,6 +1,5 @@
-"""Run by torchrun in the tests: gradients of every strategy, with unequal shares of a batch; rank 0 saves them."""
+"""Gradients of a strategy on two ranks, with unequal shares of a batch; rank 0 saves them."""
 
-import sys
 from pathlib import Path
 
 import torch
@@ -12,12 +11,18 @@ from torch import Tensor
 SHARES = ([[0, 1, 2], [3, 4]], [[5, 6, 7], None])  # unequal, and one empty micro-batch
 
 
-def save(name: str, found: dict[str, Tensor]) -> None:
-    if dist.get_rank() == 0:
-        save_file({key: tensor.contiguous() for key, tensor in found.items()}, out / f"{name}.safetensors")
+def save_gradients(folder: Path, out: Path, strategy: str) -> None:
+    """Of every case and method, in float64, which DeepSpeed does not take; as `<method>-<case>.safetensors`."""
+    dtype = torch.float32 if strategy.startswith("zero") else torch.float64
+    for method in ("lora", "full"):
+        for case, (objective, make) in CASES.items():
+            model = make_model(folder, dtype, roles=(objective.role,), method=method)
+            learner = make_learner(model, strategy=strategy)
+            batches = [make(share, dtype) if share else None for share in SHARES[dist.get_rank()]]
+            _save(out / f"{method}-{case}.safetensors", gradients(learner, objective, batches))
 
 
-def in_half() -> None:
+def save_gradients_in_half(folder: Path, out: Path) -> None:
     """Whole models in float32, computed in bfloat16: no weight of a block is copied after it was gathered."""
     objective, make = CASES["language"]
     model = make_model(folder, torch.bfloat16, roles=("policy",), method="full")
@@ -29,21 +34,9 @@ def in_half() -> None:
     found = gradients(learner, objective, batches)
     assert set(seen) == {torch.bfloat16}
     assert {tensor.dtype for tensor in found.values()} == {torch.float32}
-    save("fsdp-full-bfloat16", found)
+    _save(out / "full-bfloat16.safetensors", found)
 
 
-folder, out, strategies = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3].split(",")
-torch.set_num_threads(1)
-dist.init_process_group("gloo")
-for strategy in strategies:
-    dtype = torch.float32 if strategy.startswith("zero") else torch.float64
-    for method in ("lora", "full"):
-        for case, (objective, make) in CASES.items():
-            model = make_model(folder, dtype, roles=(objective.role,), method=method)
-            learner = make_learner(model, strategy=strategy)
-            batches = [make(share, dtype) if share else None for share in SHARES[dist.get_rank()]]
-            save(f"{strategy}-{method}-{case}", gradients(learner, objective, batches))
-if "fsdp" in strategies:
-    in_half()
-dist.barrier()
-dist.destroy_process_group()
+def _save(path: Path, found: dict[str, Tensor]) -> None:
+    if dist.get_rank() == 0:
+        save_file({key: tensor.contiguous() for key, tensor in found.items()}, path)

@@ -1,15 +1,8 @@
-"""Run by torchrun, or alone, in the tests: losses of 20 steps, and again from the checkpoint at step 10.
+"""Losses of 20 steps, and again from the checkpoint at step 10: of one worker alone, or of two ranks."""
 
-Arguments: model folder, output folder, strategy, and optionally a checkpoint folder to go on from in place of its own.
-"""
-
-import json
-import os
-import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from gradient_cases import CASES, make_learner, make_model
 
 from triptych.train import checkpoint
@@ -18,6 +11,30 @@ from triptych.train.learner import Learner
 
 STEPS, SAVED = 20, 10
 OBJECTIVE, BATCH = CASES["language"]
+
+
+def train(folder: Path, strategy: str, method: str, checkpoints: str) -> list[float]:
+    """The losses of all steps; the checkpoint is left in `checkpoints`."""
+    learner = make(folder, strategy, method)
+    writer = checkpoint.Writer(checkpoints, learner.group)
+    losses = []
+    for number in range(STEPS):
+        losses.append(step(learner, number))
+        if number + 1 == SAVED:
+            state = learner.state()
+            writer.save(SAVED, state.slices, state.numbers)
+    writer.wait()
+    learner.group.barrier()
+    return losses
+
+
+def resume(folder: Path, strategy: str, method: str, checkpoints: str) -> list[float]:
+    """The losses of the steps after a checkpoint, whatever the strategy that wrote it."""
+    saved = checkpoint.latest(checkpoints)
+    assert saved is not None
+    learner = make(folder, strategy, method)
+    learner.load_state(saved.tensors, saved.state)
+    return [step(learner, number) for number in range(SAVED, STEPS)]
 
 
 def make(folder: Path, strategy: str, method: str) -> Learner:
@@ -32,37 +49,3 @@ def step(learner: Learner, number: int) -> float:
     mine = shares[learner.group.rank]
     batches: list[Batch | None] = [BATCH(share, torch.float32) if share else None for share in mine]
     return learner.step(OBJECTIVE, batches).metrics["loss"]
-
-
-def main() -> None:
-    folder, out, strategy = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    torch.set_num_threads(1)
-    if "RANK" in os.environ:
-        dist.init_process_group("gloo")
-    for method in ("lora", "full"):
-        own = f"{out}/{strategy}-{method}"
-        first = make(folder, strategy, method)
-        losses = []
-        writer = checkpoint.Writer(own, first.group)
-        for number in range(STEPS):
-            losses.append(step(first, number))
-            if number + 1 == SAVED:
-                state = first.state()
-                writer.save(SAVED, state.slices, state.numbers)
-        writer.wait()
-        first.group.barrier()
-
-        saved = checkpoint.latest(f"{sys.argv[4]}-{method}" if len(sys.argv) > 4 else own)
-        assert saved is not None
-        second = make(folder, strategy, method)
-        second.load_state(saved.tensors, saved.state)
-        resumed = [step(second, number) for number in range(SAVED, STEPS)]
-        if second.group.rank == 0:
-            result = {"losses": losses, "resumed": resumed}
-            Path(f"{own}.json").write_text(json.dumps(result))
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
-
-
-main()

@@ -1,22 +1,16 @@
 """Sums by name over ranks, of which some lack some names."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+import rank_group
 import torch
+from ranks import Ranks
 
 from triptych.train.group import Group
 
 
 @pytest.mark.slow
-def test_two_ranks(tmp_path: Path) -> None:
-    out, script = tmp_path / "out.json", Path(__file__).with_name("rank_group.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run([*command, str(script), str(out)], check=True, timeout=120)
-    one, other = json.loads(out.read_text())
+def test_two_ranks(ranks: Ranks) -> None:
+    one, other = ranks.run(rank_group.what_each_gets)
     assert one == other
     assert one["sums"] == [
         {"loss": [3.0, 4.0], "only_one": [5.0, 1.0]},

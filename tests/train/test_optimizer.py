@@ -1,13 +1,13 @@
 """Each optimizer against its paper's equations in float64, its resumption, its groups; and the schedules."""
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+import rank_optimizers
 import torch
+from ranks import Ranks
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -335,13 +335,13 @@ def test_rate_of_short_runs() -> None:
 
 
 @pytest.mark.slow
-def test_sharded_parameters_are_updated_as_whole_ones(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("rank_optimizers.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    for ranks in ("1", "2"):
-        subprocess.run([*command, ranks, str(script), tmp_path / ranks], check=True, timeout=120)
+def test_sharded_parameters_are_updated_as_whole_ones(ranks: Ranks, tmp_path: Path) -> None:
+    for place in ("whole", "sharded"):
+        (tmp_path / place).mkdir()
+    rank_optimizers.save_steps(CONFIGS, STEPS, tmp_path / "whole")
+    ranks.run(rank_optimizers.save_steps, CONFIGS, STEPS, tmp_path / "sharded")
     for case in CONFIGS:
-        whole, sharded = (load_file(tmp_path / ranks / f"{case}.safetensors") for ranks in ("1", "2"))
+        whole, sharded = (load_file(tmp_path / place / f"{case}.safetensors") for place in ("whole", "sharded"))
         assert whole.keys() == sharded.keys()
         # The remainder of a loop over float64s rounds differently; 8-bit moments may fall to the next code.
         for name, tensor in whole.items():

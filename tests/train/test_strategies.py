@@ -1,76 +1,83 @@
 """Every strategy gives the gradients of one process."""
 
-import json
-import subprocess
-import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
+import rank_strategies
+import rank_traces
 import torch
 from gradient_cases import CASES, TOLERANCE, assert_equal, gradients, make_learner, make_model
+from ranks import Ranks
 from safetensors.torch import load_file
+from torch import Tensor
+
+pytestmark = pytest.mark.slow
+
+STRATEGIES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
+METHODS = ("lora", "full")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero1", "zero2", "zero3"])
-def test_gradients_are_those_of_one_process(tiny_model_dir: Path, tmp_path: Path, strategy: str) -> None:
-    torchrun("rank_strategies.py", str(tiny_model_dir), str(tmp_path), strategy)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_gradients_are_those_of_one_process(ranks: Ranks, tiny_model_dir: Path, tmp_path: Path, strategy: str) -> None:
+    ranks.run(rank_strategies.save_gradients, tiny_model_dir, tmp_path, strategy)
     dtype = torch.float32 if strategy.startswith("zero") else torch.float64
-    for method in ("lora", "full"):
-        for case, (objective, make) in CASES.items():
-            model = make_model(tiny_model_dir, dtype, roles=(objective.role,), method=method)
-            whole = gradients(make_learner(model), objective, [make(list(range(8)), dtype)])
-            assert_equal(load_file(tmp_path / f"{strategy}-{method}-{case}.safetensors"), whole, TOLERANCE[dtype])
-    if strategy == "fsdp":
-        objective, make = CASES["language"]
-        model = make_model(tiny_model_dir, torch.bfloat16, roles=("policy",), method="full")
-        whole = gradients(make_learner(model), objective, [make(list(range(8)), torch.bfloat16)])
-        assert_equal(load_file(tmp_path / "fsdp-full-bfloat16.safetensors"), whole, 0.05)
+    for method in METHODS:
+        for case in CASES:
+            found = load_file(tmp_path / f"{method}-{case}.safetensors")
+            assert_equal(found, of_one_process(tiny_model_dir, dtype, method, case), TOLERANCE[dtype])
 
 
-def torchrun(script: str, *arguments: str, ranks: int = 2) -> None:
-    """Without Ray: what is here must run on any machine with torch."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    subprocess.run([*command, str(Path(__file__).with_name(script)), *arguments], check=True, timeout=300)
+def test_gradients_in_half_are_those_of_one_process(ranks: Ranks, tiny_model_dir: Path, tmp_path: Path) -> None:
+    ranks.run(rank_strategies.save_gradients_in_half, tiny_model_dir, tmp_path)
+    found = load_file(tmp_path / "full-bfloat16.safetensors")
+    assert_equal(found, of_one_process(tiny_model_dir, torch.bfloat16, "full", "language"), 0.05)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero1", "zero2", "zero3"])
+@cache
+def of_one_process(folder: Path, dtype: torch.dtype, method: str, case: str) -> dict[str, Tensor]:
+    objective, make = CASES[case]
+    model = make_model(folder, dtype, roles=(objective.role,), method=method)
+    return gradients(make_learner(model), objective, [make(list(range(8)), dtype)])
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_losses_are_those_of_one_process_and_training_goes_on(
-    tiny_model_dir: Path, single_traces: Path, tmp_path: Path, strategy: str
+    ranks: Ranks, tiny_model_dir: Path, alone: dict[str, list[float]], checkpoints: Path, strategy: str
 ) -> None:
-    """Two workers against one; then from one worker's checkpoint, whatever the strategy that wrote it."""
-    torchrun("rank_traces.py", str(tiny_model_dir), str(tmp_path), strategy)
-    for method in ("lora", "full"):
-        single = json.loads((single_traces / f"single-{method}.json").read_text())
-        found = json.loads((tmp_path / f"{strategy}-{method}.json").read_text())
-        assert found["losses"] == pytest.approx(single["losses"], abs=1e-4)
-        assert found["losses"][-1] < 0.8 * found["losses"][0]
-        assert found["resumed"] == pytest.approx(found["losses"][10:], abs=1e-6)
-    torchrun("rank_traces.py", str(tiny_model_dir), str(tmp_path / "other"), strategy, str(single_traces / "single"))
-    for method in ("lora", "full"):
-        single = json.loads((single_traces / f"single-{method}.json").read_text())
-        found = json.loads((tmp_path / "other" / f"{strategy}-{method}.json").read_text())
-        assert found["resumed"] == pytest.approx(single["losses"][10:], abs=1e-4)
+    """Two workers against one; then from their own checkpoint, and from one worker's."""
+    for method in METHODS:
+        own = str(checkpoints / f"{strategy}-{method}")
+        losses, other = ranks.run(rank_traces.train, tiny_model_dir, strategy, method, own)
+        assert losses == other
+        assert losses == pytest.approx(alone[method], abs=1e-4)
+        assert losses[-1] < 0.8 * losses[0]
+        resumed, _ = ranks.run(rank_traces.resume, tiny_model_dir, strategy, method, own)
+        assert resumed == pytest.approx(losses[10:], abs=1e-6)
+        resumed, _ = ranks.run(
+            rank_traces.resume, tiny_model_dir, strategy, method, str(checkpoints / f"single-{method}")
+        )
+        assert resumed == pytest.approx(alone[method][10:], abs=1e-4)
 
 
-@pytest.mark.slow
-def test_one_worker_goes_on_from_two_workers_checkpoint(tiny_model_dir: Path, tmp_path: Path) -> None:
-    torchrun("rank_traces.py", str(tiny_model_dir), str(tmp_path), "fsdp")
-    alone(tiny_model_dir, tmp_path / "other", str(tmp_path / "fsdp"))
-    for method in ("lora", "full"):
-        expected = json.loads((tmp_path / f"fsdp-{method}.json").read_text())
-        found = json.loads((tmp_path / "other" / f"single-{method}.json").read_text())
-        assert found["resumed"] == pytest.approx(expected["losses"][10:], abs=1e-4)
+@pytest.mark.parametrize("method", METHODS)
+def test_one_worker_goes_on_from_two_workers_checkpoint(
+    ranks: Ranks, tiny_model_dir: Path, tmp_path: Path, method: str
+) -> None:
+    losses, _ = ranks.run(rank_traces.train, tiny_model_dir, "fsdp", method, str(tmp_path))
+    assert rank_traces.resume(tiny_model_dir, "single", method, str(tmp_path)) == pytest.approx(losses[10:], abs=1e-4)
 
 
 @pytest.fixture(scope="module")
-def single_traces(_tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("single")
-    alone(_tiny_model, folder)
-    return folder
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Those of each strategy and method, as `<strategy>-<method>`."""
+    return tmp_path_factory.mktemp("checkpoints")
 
 
-def alone(model: Path, out: Path, *arguments: str) -> None:
-    command = [sys.executable, str(Path(__file__).with_name("rank_traces.py")), str(model), str(out), "single"]
-    subprocess.run([*command, *arguments], check=True, timeout=120)
+@pytest.fixture(scope="module")
+def alone(_tiny_model: Path, checkpoints: Path) -> dict[str, list[float]]:
+    """One worker's losses by method."""
+    return {
+        method: rank_traces.train(_tiny_model, "single", method, str(checkpoints / f"single-{method}"))
+        for method in METHODS
+    }

@@ -92,9 +92,17 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
     environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
     environment.pop("VLLM_PLUGINS", None)
     script = Path(__file__).with_name("generate.py")
-    subprocess.run([sys.executable, script], input=json.dumps(job), text=True, env=environment, check=True, timeout=240)
+    with subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, text=True, env=environment) as engine:
+        assert engine.stdin is not None
+        engine.stdin.write(json.dumps(job))
+        engine.stdin.close()
+        try:
+            expected = continue_with_peft(model, adapters, batch)  # while the engine starts
+            assert engine.wait(240) == 0
+        finally:
+            engine.kill()
     mixed, base_alone = json.loads((folder / "out.json").read_text())
-    return Answers(batch, mixed, base_alone, continue_with_peft(model, adapters, batch))
+    return Answers(batch, mixed, base_alone, expected)
 
 
 def test_each_row_of_a_mixed_batch_answers_as_peft_does(answers: Answers) -> None:

@@ -36,6 +36,8 @@ def connect(cpus: int | None = None, metrics_port: int | None = None) -> Iterato
             _reach(address)
             ray.init(address=address, **quiet)
         else:
+            # Ray Train would watch in a process of its own whether its nodes are about to be taken away.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             ray.init("local", num_cpus=cpus, include_dashboard=False, _metrics_export_port=metrics_port, **quiet)
     except (OSError, RuntimeError, ValueError, RayError) as error:
         ray.shutdown()
