@@ -30,9 +30,9 @@ def cluster() -> Iterator[Cluster]:
         made.start("head", "--head", f"--port={gcs}", "--num-cpus=0", f"--dashboard-port={made.dashboard}",
                    f"--ray-client-server-port={free_port()}", memory)  # fmt: skip
         until("the head answers", lambda: answers(made.url, made.token) == 1)
-        for name in ("one", "two"):
+        for number, name in enumerate(("one", "two"), start=2):  # Ray gives each 30 s to start
             made.start(name, f"--address=127.0.0.1:{gcs}", "--num-cpus=2", memory)
-        until("three nodes", lambda: answers(made.url, made.token) == 3)
+            until(f"{number} nodes", lambda number=number: answers(made.url, made.token) == number)
         yield made
     finally:
         for node in list(made.nodes):

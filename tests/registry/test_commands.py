@@ -241,9 +241,9 @@ def test_keys(run: Run, tmp_path: Path) -> None:
 
     elsewhere, sha256 = make_key()
     assert run("keys", "create", "--label", "x", "--admin", "--sha256", sha256) == Result(0, "", "")
-    made = registry.check_key(elsewhere)
-    assert made is not None
-    assert made.admin
+    known = registry.check_key(elsewhere)
+    assert known is not None
+    assert known.admin
 
 
 @pytest.mark.parametrize("verb", ["list", "show", "register", "alias", "rollback", "remove", "export"])
