@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
 import triptych
-from three_nodes import NEWER, Cluster, Laptop, answers, clean, free_port, until
+from three_nodes import NEWER, Cluster, Laptop, clean, free_port, until
 
 
 @pytest.fixture(scope="package")
@@ -29,10 +30,10 @@ def cluster() -> Iterator[Cluster]:
     try:
         made.start("head", "--head", f"--port={gcs}", "--num-cpus=0", f"--dashboard-port={made.dashboard}",
                    f"--ray-client-server-port={free_port()}", memory)  # fmt: skip
-        until("the head answers", lambda: answers(made.url, made.token) == 1)
+        until("the head answers", partial(made.has, 1))
         for number, name in enumerate(("one", "two"), start=2):  # Ray gives each 30 s to start
             made.start(name, f"--address=127.0.0.1:{gcs}", "--num-cpus=2", memory)
-            until(f"{number} nodes", lambda number=number: answers(made.url, made.token) == number)
+            until(f"{number} nodes", partial(made.has, number))
         yield made
     finally:
         for node in list(made.nodes):

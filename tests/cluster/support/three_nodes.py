@@ -46,6 +46,17 @@ class Cluster:
             subprocess.Popen(words, stdout=log, stderr=log, env=environment, cwd=self.root, start_new_session=True)
         )
 
+    def has(self, nodes: int) -> bool:
+        """Whether so many are alive; False, too, before the dashboard answers."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        try:
+            found = requests.get(f"{self.url}/api/v0/nodes", headers=headers, timeout=30).json()
+        except (requests.ConnectionError, requests.exceptions.JSONDecodeError):
+            return False
+        return bool(found.get("data")) and nodes == sum(
+            node["state"] == "ALIVE" for node in found["data"]["result"]["result"]
+        )
+
     def kill(self, node: "subprocess.Popen[bytes]") -> None:
         """As a power cut does: all of its processes at once."""
         family = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
@@ -79,15 +90,6 @@ def until(what: str, met: Callable[[], object]) -> None:
     while not met():
         assert time.monotonic() < deadline, f"not within {PATIENCE_S} s: {what}"
         time.sleep(0.1)
-
-
-def answers(url: str, token: str) -> int:
-    """Live nodes; 0 before the dashboard answers."""
-    try:
-        found = requests.get(f"{url}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"}, timeout=30).json()
-    except (requests.ConnectionError, requests.exceptions.JSONDecodeError):
-        return 0
-    return sum(node["state"] == "ALIVE" for node in found["data"]["result"]["result"]) if found.get("data") else 0
 
 
 @dataclass
