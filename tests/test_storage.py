@@ -19,10 +19,33 @@ from triptych.errors import RunError, UserError
 _NUMBERS = itertools.count()
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """A bucket of S3's own protocol, on a server of ours; skipped where s3fs or moto is not installed."""
+    s3fs = pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem().mkdir("runs")
+        yield "s3://runs"
+    server.stop()
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A folder on the disk, and one in an object store."""
-    return str(tmp_path / "place") if request.param == "local" else f"memory://place-{next(_NUMBERS)}"
+    """A folder on the disk, and one in each of two object stores."""
+    if request.param == "local":
+        return str(tmp_path / "place")
+    root = "memory:/" if request.param == "memory" else request.getfixturevalue("bucket")
+    return f"{root}/place-{next(_NUMBERS)}"
 
 
 def fill(url: str, **files: str) -> None:

@@ -1,16 +1,21 @@
 """A real cluster that the tests of this folder share, and a laptop with a recipe."""
 
 import json
+import re
 import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
-from three_nodes import Cluster, Laptop, answers, free_port, until
+import triptych
+from three_nodes import NEWER, Cluster, Laptop, clean, free_port, until
 
 
 @pytest.fixture(scope="package")
@@ -25,10 +30,10 @@ def cluster() -> Iterator[Cluster]:
     try:
         made.start("head", "--head", f"--port={gcs}", "--num-cpus=0", f"--dashboard-port={made.dashboard}",
                    f"--ray-client-server-port={free_port()}", memory)  # fmt: skip
-        until("the head answers", lambda: answers(made.url, made.token) == 1)
-        for name in ("one", "two"):
+        until("the head answers", partial(made.has, 1))
+        for number, name in enumerate(("one", "two"), start=2):  # Ray gives each 30 s to start
             made.start(name, f"--address=127.0.0.1:{gcs}", "--num-cpus=2", memory)
-        until("three nodes", lambda: answers(made.url, made.token) == 3)
+            until(f"{number} nodes", partial(made.has, number))
         yield made
     finally:
         for node in list(made.nodes):
@@ -60,8 +65,26 @@ def laptop(cluster: Cluster, tiny_model_dir: Path, tmp_path: Path) -> Laptop:
 
 
 @pytest.fixture(scope="package")
-def trained(cluster: Cluster, _tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laptop:
-    """A laptop that had SFT, a reward model and PPO run on the cluster, a step or two each, into `shared`."""
+def packaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages with this triptych, built and installed as NEWER."""
+    source, target = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("packages")
+    root = Path(__file__).parents[2]
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, source)
+    shutil.copytree(root / "platform" / "triptych", source / "platform" / "triptych")
+    init = source / "platform" / "triptych" / "__init__.py"
+    init.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{NEWER}"', init.read_text()))
+    words = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*words, "--target", str(target), str(source)], check=True, env=clean())
+    return target
+
+
+@pytest.fixture(scope="package")
+def trained(cluster: Cluster, packaged: Path, _tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Laptop:
+    """A laptop that had SFT, a reward model and PPO run on the cluster, a step or two each, into `shared`.
+
+    Its triptych is another version than the cluster's, and travels.
+    """
     folder = tmp_path_factory.mktemp("trained")
     method = {"name": "lora", "r": 4, "alpha": 8}
     train = {"steps": 2, "batch": {"rows": 4, "micro_tokens": 256}}
@@ -93,8 +116,9 @@ def trained(cluster: Cluster, _tiny_model: Path, tmp_path_factory: pytest.TempPa
         "stages": {name: stage | {"data": {"train": {"path": f"{name}.jsonl"}}} for name, stage in stages.items()},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    laptop = Laptop(folder, cluster)
+    laptop = Laptop(folder, cluster, packages=packaged)
     code, out, err = laptop.call("run", "recipe.yaml", "--json")
     assert code == 0, err
+    assert f"has triptych {triptych.__version__}, this machine {NEWER}, which travels" in err
     assert json.loads(out)["ppo"]["registered"] == "small-ppo@1"
     return laptop

@@ -1,5 +1,6 @@
 """An endpoint on a cluster of three nodes, put there and asked from outside as a laptop does."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import httpx
 import pytest
 import yaml
 
-from three_nodes import Laptop, assert_no_token, free_port
+from three_nodes import Laptop, assert_absent, assert_no_token, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -55,14 +56,38 @@ def test_what_cannot_be_served_is_refused_and_leaves_nothing(trained: Laptop, co
 def test_the_endpoint_stays_and_is_found_again(trained: Laptop, config: Path, served: str) -> None:
     code, out, _ = trained.call("serve", config.name)
     assert (code, out) == (0, f"serving at {served}\n")
-    code, _, err = trained.call("serve", config.name, "--set", "require_key=false")
+    code, _, err = trained.call("serve", config.name, "--set", "adapters=[small-ppo]")
     assert code == 2
-    assert "has an endpoint with other arguments (require_key): --replace" in err
-    code, _, err = trained.call("serve", config.name, "--replace", "--set", "require_key=false")
+    assert "has an endpoint with other arguments (adapters): --replace" in err
+
+
+def test_its_registry_is_reached_from_outside_by_an_admin_key(trained: Laptop, served: str) -> None:
+    """The key's own way to the cluster: only its sha256 is in what the job was sent, and nothing in what it printed."""
+    code, key, err = trained.call("keys", "create", "--label", "laptop", "--admin")
     assert code == 0, err
-    answer = httpx.get(f"{served}/models", timeout=60).json()
-    assert {model["id"] for model in answer["data"]} >= {"small-sft", "small-ppo@1"}
-    body = {"model": "small-ppo", "messages": [{"role": "user", "content": "Film 1?"}], "max_tokens": 4}
-    answer = httpx.post(f"{served}/chat/completions", json=body, timeout=120).json()
+    by_key = {"TRIPTYCH_KEY": key.strip(), "TRIPTYCH_REGISTRY": served}
+    assert trained.call("adapters", "alias", "small-ppo@1", "live", environment=by_key)[1] == (
+        "small-ppo@live -> small-ppo@1\n"
+    )
+    listed = {one["name"]: one for one in json.loads(trained.call("adapters", "list", "--json", environment=by_key)[1])}
+    assert listed["small-ppo"]["aliases"] == {"live": 1}
+
+    headers = {"Authorization": f"Bearer {key.strip()}"}
+    body = {"model": "small-ppo@live", "messages": [{"role": "user", "content": "Film 1?"}], "max_tokens": 4}
+    answer = httpx.post(f"{served}/chat/completions", json=body, headers=headers, timeout=120).json()
     assert answer["model"] == "small-ppo@1"
+
+    [made] = json.loads(trained.call("keys", "list", "--json")[1])
+    assert (made["label"], made["admin"]) == ("laptop", True)
+    assert_absent(trained, key.strip())
+    assert trained.call("keys", "revoke", made["id"])[0] == 0
+    assert httpx.get(f"{served}/models", headers=headers, timeout=60).status_code == 401
     assert_no_token(trained)
+
+
+def test_an_endpoint_is_replaced(trained: Laptop, config: Path, served: str) -> None:
+    change = ("--replace", "--set", "require_key=false")
+    code, out, err = trained.call("serve", config.name, *change)
+    assert (code, out) == (0, f"serving at {served}\n"), err
+    models = {model["id"] for model in httpx.get(f"{served}/models", timeout=60).json()["data"]}
+    assert models >= {"small-sft", "small-ppo@1"}

@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from kubernetes_stand_in import calls, stand_in
-from three_nodes import Cluster, Laptop, assert_no_token, free_port, until
+from three_nodes import NEWER, Cluster, Laptop, assert_no_token, free_port, until
 from triptych import storage
 from triptych.models.adapter import load_adapter
 from triptych.observe.log import read_metrics
@@ -65,6 +65,12 @@ def test_a_wrong_request_says_so_and_leaves_nothing(laptop: Laptop, tmp_path: Pa
     ).json()
     assert [job for job in jobs if (job["metadata"] or {}).get("triptych")] == []
     assert not (tmp_path / "shared").exists()
+
+
+def test_what_runs_is_the_version_that_was_sent(trained: Laptop) -> None:
+    facts = json.loads(trained.call("adapters", "show", "small-ppo", "--json")[1])
+    assert facts["lineage"]["code"] == NEWER
+    assert set(facts["lineage"]["parents"]) == {"small-sft@1", "small-reward@1"}
 
 
 def test_a_run_goes_on_without_its_laptop_and_without_a_node(laptop: Laptop, tmp_path: Path) -> None:

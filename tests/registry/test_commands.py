@@ -13,6 +13,7 @@ import pytest
 from triptych import storage
 from triptych.cli import main
 from triptych.registry import Registry
+from triptych.registry.keys import make_key
 
 Write = Callable[..., Path]
 
@@ -237,6 +238,12 @@ def test_keys(run: Run, tmp_path: Path) -> None:
     assert run("keys", "revoke", facts["id"]) == Result(0, f"revoked {facts['id']}\n", "")
     assert registry.check_key(key) is None
     assert "revoked" in run("keys", "list").out
+
+    elsewhere, sha256 = make_key()
+    assert run("keys", "create", "--label", "x", "--admin", "--sha256", sha256) == Result(0, "", "")
+    known = registry.check_key(elsewhere)
+    assert known is not None
+    assert known.admin
 
 
 @pytest.mark.parametrize("verb", ["list", "show", "register", "alias", "rollback", "remove", "export"])

@@ -5,6 +5,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from triptych.errors import UserError
 from triptych.registry import Registry
+from triptych.registry.keys import make_key
 
 
 def test_a_key_is_valid_until_it_is_revoked(registry: Registry) -> None:
@@ -144,3 +146,34 @@ def test_a_label_says_whose_key_it_is(registry: Registry, label: str) -> None:
 def test_an_unknown_key_cannot_be_revoked(registry: Registry) -> None:
     with pytest.raises(UserError, match="no key with id 'nobody'"):
         registry.revoke_key("nobody")
+
+
+def test_a_key_may_administer_only_if_it_was_made_so(registry: Registry) -> None:
+    client, operator = registry.create_key("client"), registry.create_key("operator", admin=True)
+    found = [registry.check_key(key) for key in (client, operator)]
+    assert [key is not None and key.admin for key in found] == [False, True]
+
+
+def test_a_key_made_elsewhere_is_known_by_its_sha256(registry: Registry) -> None:
+    key, sha256 = make_key()
+    assert registry.check_key(key) is None
+    registry.add_key(sha256, "laptop")
+    found = registry.check_key(key)
+    assert found is not None
+    assert found.label == "laptop"
+    with pytest.raises(UserError, match=f"a key with id '{sha256[:12]}' already"):
+        registry.add_key(sha256, "again")
+    for wrong in (key, sha256.upper(), sha256[:-1], ""):
+        with pytest.raises(UserError, match="64 hexadecimal digits"):
+            registry.add_key(wrong, "x")
+
+
+def test_keys_of_an_older_registry_stay_and_administer_nothing(registry: Registry, url: str, tmp_path: Path) -> None:
+    key = registry.create_key("old")
+    with sqlite3.connect(tmp_path / "runs/registry.db") as connection:
+        connection.execute("ALTER TABLE keys DROP COLUMN admin")
+        connection.execute("UPDATE meta SET value = '1' WHERE key = 'schema_version'")
+    with ThreadPoolExecutor(4) as pool:
+        found = [opened.check_key(key) for opened in pool.map(Registry, [url] * 4)]
+    assert [one is not None and (one.label, one.admin) for one in found] == [("old", False)] * 4
+    assert Registry(url, create=False).keys()[0].label == "old"

@@ -24,7 +24,8 @@ def doctor(
     """
     from rich.console import Console
 
-    from triptych.cluster.doctor import Check, examine, examine_cluster
+    from triptych.cluster.check import Check
+    from triptych.cluster.doctor import examine, examine_cluster
 
     console = Console(highlight=False, soft_wrap=True)
     checks: list[Check] = []

@@ -101,7 +101,7 @@ def _serve_there(address: str, settings: "ServeConfig", environment: "Environmen
         with _spinner(console, "looking at the cluster") as progress:
             found = put(client, settings, environment, say, progress, replace)
     except KeyboardInterrupt:
-        say("detached; the endpoint goes on. The same command shows it, `triptych serve --stop` takes it down")
+        say("detached; what was started goes on. The same command shows it, `triptych serve --stop` takes it down")
         raise
     here = reachable(client, found.port)
     typer.echo(f"serving at {here or found.urls[0]}")

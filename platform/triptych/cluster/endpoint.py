@@ -15,7 +15,7 @@ import requests
 
 from triptych.cluster.client import Client
 from triptych.cluster.environment import Environment
-from triptych.cluster.submit import Say, check_shared, check_versions, look
+from triptych.cluster.submit import Say, agree, check_shared
 from triptych.errors import RunError, UserError
 from triptych.recipe.serve import ServeConfig
 from triptych.serve.status import APP, PLACE_TIMEOUT_S, is_running
@@ -98,8 +98,7 @@ def _deploy(
     running = client.request("GET", _ROUTE)
     proxies = _proxies(running, config)
     sqlite = _sqlite_file(config.registry)
-    facts = look(client, environment, None if sqlite is None else str(sqlite.parent))
-    check_versions(client, facts, say)
+    environment, facts = agree(client, environment, None if sqlite is None else str(sqlite.parent), say)
     check_shared("registry", str(sqlite), facts, "name a database (postgresql+psycopg://...)")
     say(f"starting the endpoint on {client.address}")
     app = {

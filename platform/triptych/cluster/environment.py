@@ -1,6 +1,7 @@
 """What a job on a cluster runs in: its image, and what was asked for beside it."""
 
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import yaml
 
 import triptych
 from triptych.errors import UserError
+
+_PACKAGE = Path(triptych.__file__).resolve().parent
 
 OURS = ("working_dir", "py_modules")
 """Parts of a runtime environment that are made here."""
@@ -19,14 +22,32 @@ class Environment:
 
     runtime_env: dict[str, Any] = field(default_factory=dict)
     """Ray's own, without `working_dir` and `py_modules`."""
-    dev: bool = False
+    sends_code: bool = False
     """This machine's triptych travels, and runs there in place of the image's."""
 
     def resolve(self, working_dir: Path | None = None) -> dict[str, Any]:
         """The whole of Ray's runtime environment; its paths are of this machine."""
-        code = {"py_modules": [str(Path(triptych.__file__).parent)]} if self.dev else {}
+        code = {"py_modules": [str(_PACKAGE), *map(str, _metadata())]} if self.sends_code else {}
         folder = {} if working_dir is None else {"working_dir": str(working_dir)}
         return self.runtime_env | folder | code
+
+
+def is_from_wheel() -> bool:
+    """Whether this machine's triptych was installed as a package, rather than being a working tree."""
+    try:
+        files = distribution("triptych").files or ()
+    except PackageNotFoundError:
+        return False
+    return any(Path(str(file.locate())).resolve() == _PACKAGE / "__init__.py" for file in files)
+
+
+def _metadata() -> list[Path]:
+    """The folder beside the package with its version and its entry points, by which vLLM finds our plugin."""
+    try:
+        files = distribution("triptych").files or ()
+    except PackageNotFoundError:
+        return []
+    return [Path(str(file.locate())).parent for file in files if file.name == "METADATA"]
 
 
 def read_runtime_env(path: Path | None) -> dict[str, Any]:

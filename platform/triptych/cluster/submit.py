@@ -5,6 +5,7 @@ import re
 import sys
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ray.dashboard.modules.job.pydantic_models import JobDetails
 import triptych
 from triptych.cluster.bundle import Bundle, archive, bundle_recipe, readable
 from triptych.cluster.client import Client
-from triptych.cluster.environment import Environment
+from triptych.cluster.environment import Environment, is_from_wheel
 from triptych.cluster.errands import ENTRYPOINT, MARK, RECIPE, Answer, Errand, heard, recipe_format
 from triptych.cluster.submitted import Submitted, find, runs_of
 from triptych.errors import RunError, UserError
@@ -23,6 +24,10 @@ Say = Callable[[str], None]
 """Tells the person what is going on."""
 
 _RAYS_OWN = re.compile(r"Running entrypoint for job |.* -- Runtime env is setting up\.$")
+
+
+class NoTriptychError(UserError):
+    """The cluster has no triptych that knows errands."""
 
 
 def submit_run(
@@ -43,8 +48,8 @@ def submit_run(
                 f"run {recipe.name} is going on at {client.address}: `triptych runs follow {recipe.name}` shows it, "
                 f"`triptych runs stop {recipe.name}` ends it; run again then, it goes on from its last checkpoint"
             )
-        facts = look(client, environment, None if "://" in recipe.storage.runs else recipe.storage.runs)
-        check_versions(client, facts, say)
+        place = None if "://" in recipe.storage.runs else recipe.storage.runs
+        environment, facts = agree(client, environment, place, say)
         store = "set it to an object store (--set storage.runs=s3://bucket/runs)"
         check_shared("storage.runs", recipe.storage.runs, facts, store)
         sent = f"{len(bundle.files)} files, {readable(bundle.size)}" if bundle.files else "no files"
@@ -55,7 +60,7 @@ def submit_run(
             "run": recipe.name,
             "runs": recipe.storage.runs,
             "version": triptych.__version__,
-            "dev": "yes" if environment.dev else "no",
+            "sends_code": "yes" if environment.sends_code else "no",
         }
         client.submit(job, ENTRYPOINT, environment.resolve(working_dir=packed), about)
     return find(client, recipe.name)
@@ -92,23 +97,50 @@ def look(client: Client, environment: Environment, path: str | None = None) -> d
     return facts
 
 
+def agree(client: Client, environment: Environment, path: str | None, say: Say) -> tuple[Environment, dict[str, Any]]:
+    """What a look finds, and an environment in which the cluster reads recipes as this machine does.
+
+    A triptych that was installed here as a package travels to a cluster that has another version, or none. A working
+    tree travels only where the environment says so already (`--dev`).
+
+    Raises:
+        UserError: it is a working tree, and the cluster has no triptych, or one with other fields of recipes.
+    """
+    mine = replace(environment, sends_code=True)
+    try:
+        facts = look(client, environment, path)
+    except NoTriptychError:
+        if not is_from_wheel():
+            raise
+        say(f"{client.address} has no triptych; this machine's {triptych.__version__} travels")
+        return mine, look(client, mine, path)
+    if facts["triptych"] != triptych.__version__ and is_from_wheel():
+        say(f"{_both(client, facts)}, which travels")
+        return mine, facts
+    check_versions(client, facts, say)
+    return environment, facts
+
+
 def check_versions(client: Client, facts: dict[str, Any], say: Say) -> None:
     """UserError where laptop and cluster read recipes differently; a word where only the version differs."""
-    both = f"{client.address} has triptych {facts['triptych']}, this machine {triptych.__version__}"
     if facts["format"] != recipe_format():
         raise UserError(
-            f"{both}, and their recipes have different fields: install the same version here and there, or send this "
-            "machine's code with --dev"
+            f"{_both(client, facts)}, and their recipes have different fields: install the same version here and "
+            "there, or send this machine's code with --dev"
         )
     if facts["triptych"] != triptych.__version__:
-        say(f"{both}; recipes mean the same to both, and the cluster's version runs")
+        say(f"{_both(client, facts)}; recipes mean the same to both, and the cluster's version runs")
+
+
+def _both(client: Client, facts: dict[str, Any]) -> str:
+    return f"{client.address} has triptych {facts['triptych']}, this machine {triptych.__version__}"
 
 
 def send(client: Client, bundle: Bundle, environment: Environment) -> tuple[Answer, str]:
     """Run an errand to its end; its answer, and all that its job printed.
 
     Raises:
-        UserError: the cluster has no triptych that knows errands.
+        NoTriptychError: the cluster has none, or one that is too old.
         RunError: the job ended without an answer.
     """
     job = f"triptych-errand-{uuid.uuid4().hex[:12]}"
@@ -125,7 +157,7 @@ def send(client: Client, bundle: Bundle, environment: Environment) -> tuple[Answ
 
 def _unanswered(client: Client, details: JobDetails, output: str) -> Exception:
     if "No module named" in output and "triptych" in output:
-        return UserError(
+        return NoTriptychError(
             f"{client.address} has no triptych, or one that is too old; this machine has {triptych.__version__}: use "
             "an image with that version, or send this machine's code with --dev"
         )

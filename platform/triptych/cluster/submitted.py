@@ -50,7 +50,7 @@ def _submitted(job: JobDetails, about: dict[str, str]) -> Submitted:
         status=job.status.value.lower(),
         running=is_running(job),
         started=job.start_time or 0,
-        environment=Environment(kept, dev=about["dev"] == "yes"),
+        environment=Environment(kept, sends_code=about["sends_code"] == "yes"),
     )
 
 

