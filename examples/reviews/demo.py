@@ -47,18 +47,21 @@ console = Console()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", choices=("full", "quick"), default="full")
-    quick = parser.parse_args().profile == "quick"
+    parser.add_argument("--metrics-port", help="port that Prometheus may ask while a recipe runs or is served")
+    options = parser.parse_args()
+    quick = options.profile == "quick"
+    metrics = ("--metrics-port", options.metrics_port) if options.metrics_port else ()
     name = "reviews-quick" if quick else "reviews"
     started = time.monotonic()
 
     if not (DATA / "sft.train.jsonl").is_file():
         command(sys.executable, str(HERE / "prepare.py"))
     overrides = [word for override in (QUICK if quick else ()) for word in ("--set", override)]
-    command("triptych", "run", str(RECIPE), *overrides)
+    command("triptych", "run", str(RECIPE), *overrides, *metrics)
     command("triptych", "runs", "report", name)
     key = command("triptych", "keys", "create", "--label", "demo", capture=True).strip()
     console.print(f"API key, shown once: [bold]{key}[/bold]")
-    with endpoint() as url:
+    with endpoint(metrics) as url:
         ask(openai.OpenAI(base_url=url, api_key=key), name)
     show_measured(name)
     console.print(f"done in {time.monotonic() - started:.0f} s; serve it with: triptych serve {SERVE}")
@@ -78,12 +81,12 @@ def command(*words: str, capture: bool = False) -> str:
 
 
 @contextmanager
-def endpoint() -> Iterator[str]:
-    """`triptych serve` on a free port, until the block ends."""
+def endpoint(more: tuple[str, ...]) -> Iterator[str]:
+    """`triptych serve` on a free port with `more` options, until the block ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ("triptych", "serve", str(SERVE), "--port", str(port))
+    words = ("triptych", "serve", str(SERVE), "--port", str(port), *more)
     console.rule(" ".join(words), align="left")
     with subprocess.Popen(_found(words), stdout=subprocess.PIPE, text=True) as server:
         if server.stdout is None:
