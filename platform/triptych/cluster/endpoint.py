@@ -58,7 +58,7 @@ def find_endpoint(client: Client) -> Endpoint | None:
         status=app["status"],
         message=app["message"],
         deployments=tuple((one["status"], one["message"]) for one in app["deployments"].values()),
-        port=found["http_options"]["port"],
+        port=_port(found),
         nodes=tuple(sorted(proxy["node_ip"] for proxy in proxies)),
     )
 
@@ -158,12 +158,18 @@ def _proxies(running: dict[str, Any], config: ServeConfig) -> dict[str, Any]:
     if http is None:
         host = config.host if "host" in config.model_fields_set else _ANY
         return {"proxy_location": "HeadOnly", "http_options": {"host": host, "port": config.port}}
-    if "port" in config.model_fields_set and config.port != http["port"]:
+    port = _port(running)
+    if "port" in config.model_fields_set and config.port != port:
         raise UserError(
-            f"port: Ray Serve listens on {http['port']} there, and cannot move while it runs: --port {http['port']}, "
-            "or `triptych serve --stop` first"
+            f"port: Ray Serve listens on {port} there, and cannot move while it runs: --port {port}, or "
+            "`triptych serve --stop` first"
         )
     return {name: running[name] for name in _PROXIES}
+
+
+def _port(running: dict[str, Any]) -> int:
+    """Ray leaves out what is its own default."""
+    return int(running["http_options"].get("port", 8000))
 
 
 def _others(running: dict[str, Any]) -> list[dict[str, Any]]:
