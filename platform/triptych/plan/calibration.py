@@ -1,6 +1,6 @@
 """What runs needed against what was predicted for them: the factor and the interval of the next prediction.
 
-Tensors are predicted; allocators keep more than tensors, and by how much depends on the machine and on what is computed.
+Tensors are predicted. Allocators keep more, and how much more depends on the machine and on what is computed.
 """
 
 import statistics

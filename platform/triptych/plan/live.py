@@ -2,18 +2,22 @@
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 OF_WEIGHTS = ("weights", "adapter", "casts")
 """Parts such that what is computed of them alone is a cast."""
+
+Moments = dict[str, Counter[str]]
+"""Moment of a step -> bytes by part of what was alive when that was most."""
 
 _aten = torch.ops.aten
 _BY_MASK = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
@@ -30,7 +34,7 @@ class LiveMemory(TorchDispatchMode):
         super().__init__()
         self.vocab = 0
         """Tensors with a side of this length are logits."""
-        self.peaks: dict[str, Counter[str]] = {}
+        self.peaks: Moments = {}
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._moment, self._now, self._most = "", 0, 0
         self._alive: dict[int, tuple[Any, int, str]] = {}
@@ -53,6 +57,27 @@ class LiveMemory(TorchDispatchMode):
             self._alive[key] = held, size, part
             self._by_part[before] -= size
             self._by_part[part] += size
+
+    def watch(self, blocks: Sequence[nn.Module]) -> None:
+        """Mark the moments of a step by a model's blocks; between two moments, memory is linear in their number."""
+        for number, block in enumerate(blocks):
+            place = "last" if number == len(blocks) - 1 else "middle" if number else "first"
+            block.register_forward_pre_hook(partial(self._begins, place))
+            block.register_forward_hook(partial(self._ends, place))
+
+    def _begins(self, place: str, *_: Any) -> None:
+        if torch._C._current_graph_task_id() < 0:  # not computed again in the backward pass
+            self.mark(f"forward {place}")
+
+    def _ends(self, place: str, block: nn.Module, args: Any, out: Any) -> None:
+        """The block's backward pass begins when the gradient of its output is there."""
+        if torch._C._current_graph_task_id() >= 0:
+            return
+        if place == "last":
+            self.mark("loss")
+        states = out[0] if isinstance(out, tuple) else out
+        if states.requires_grad:
+            states.register_hook(lambda _: self.mark(f"backward {place}"))
 
     def forget(self) -> None:
         """No moments from here on but new ones."""
@@ -111,6 +136,15 @@ class LiveMemory(TorchDispatchMode):
         if self._now > self._most:
             self._most = self._now
             self.peaks[self._moment] = Counter({part: size for part, size in self._by_part.items() if size})
+
+
+def peak_at(low: Moments, high: Moments, steps: float) -> Counter[str]:
+    """The moment that needs most, so many steps from one depth to the other beyond the first."""
+    found = [
+        Counter({part: round(one[part] + steps * (two[part] - one[part])) for part in one | two})
+        for one, two in ((low[moment], high[moment]) for moment in low.keys() & high.keys())
+    ]
+    return max(found, key=Counter.total)
 
 
 @contextmanager

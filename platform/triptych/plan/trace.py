@@ -5,20 +5,24 @@ is extrapolated by itself, and the peak is that of the moment that needs most.
 """
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from triptych.models.sizes import Sizes
-from triptych.plan.activations import BYTES
 from triptych.plan.amounts import Bytes, Parts
-from triptych.plan.live import LiveMemory, converting
+from triptych.plan.live import LiveMemory, Moments, converting, peak_at
 from triptych.plan.memory import method_of, micro_batch
 from triptych.plan.rehearsal import Rehearsal, accumulated, random_base, rehearse
 from triptych.plan.sharding import Sharding
 from triptych.plan.worker import MicroBatch
 from triptych.recipe import Method, PpoStage, Recipe, Stage
 from triptych.recipe.method import Freeze, parts_of
+from triptych.train import attention
 from triptych.train.strategies.base import LOSS_SCALE, VALUE
 
 DEPTHS = (2, 3)
@@ -27,32 +31,24 @@ WARM = MicroBatch(tokens=64, length=32)
 FULL = (0.9, 1.0, 1.1)
 """Interval of what was traced: of a full micro-batch."""
 
-Moments = dict[str, Counter[str]]
-"""Moment of a step -> bytes by part of what was alive when that was most."""
-
 
 def traced(
     recipe: Recipe, name: str, roles: dict[str, Parts], sizes: Sizes, spread: Sharding, *, on_gpu: bool
 ) -> dict[str, Parts]:
-    """The roles with what a step works with as it was traced; what lasts, and what a strategy adds, stays as it is.
-
-    `on_gpu`: its attention keeps what a CPU's in 16 bits computes again.
-    """
+    """The roles with what a step works with as it was traced; what lasts, and what a strategy adds, stays as it is."""
     if spread.float32_base:  # another model than the one that is traced
         return roles
-    found = trace(recipe, name, sizes.layers)
-    extra = _attention(recipe, recipe.stages[name], sizes) if on_gpu else 0
-    return {
-        role: _replaced(parts, found[role], spread, extra) if role in found else parts for role, parts in roles.items()
-    }
+    found = trace(recipe, name, sizes.layers, on_gpu=on_gpu)
+    return {role: _replaced(parts, found[role], spread) if role in found else parts for role, parts in roles.items()}
 
 
-def trace(recipe: Recipe, name: str, layers: int) -> dict[str, Counter[str]]:
+def trace(recipe: Recipe, name: str, layers: int, *, on_gpu: bool = False) -> dict[str, Counter[str]]:
     """Role -> bytes by part at the peak of its step, of one process that has everything to itself."""
     depths = _depths(recipe, recipe.stages[name], layers)
-    low, high = (_moments(recipe, name, depth) for depth in (depths[0], depths[-1]))
+    with _attention(on_gpu):
+        low, high = (_moments(recipe, name, depth) for depth in (depths[0], depths[-1]))
     steps = (layers - depths[0]) / max(depths[-1] - depths[0], 1)
-    return {role: _peak(low[role], high[role], steps) for role in low}
+    return {role: peak_at(low[role], high[role], steps) for role in low}
 
 
 def _depths(recipe: Recipe, stage: Stage, layers: int) -> tuple[int, ...]:
@@ -73,15 +69,6 @@ def _names_blocks(method: Method) -> bool:
         elif any(getattr(part, field, None) for field in ("layers", "rank_pattern", "alpha_pattern", "drop_layers")):
             return True
     return False
-
-
-def _peak(low: Moments, high: Moments, steps: float) -> Counter[str]:
-    """The moment that needs most, so many steps from one depth to the other beyond the first."""
-    found = [
-        Counter({part: round(one[part] + steps * (two[part] - one[part])) for part in one | two})
-        for one, two in ((low[moment], high[moment]) for moment in low.keys() & high.keys())
-    ]
-    return max(found, key=Counter.total)
 
 
 def _moments(recipe: Recipe, name: str, depth: int) -> dict[str, Moments]:
@@ -106,40 +93,20 @@ def _moments(recipe: Recipe, name: str, depth: int) -> dict[str, Moments]:
 
 
 def _watch(live: LiveMemory, rehearsal: Rehearsal) -> None:
-    """Tell apart the model's parameters, their gradients, and the moments of a step."""
+    """Tell apart the model's parameters and their gradients, and the moments of a step."""
     model = rehearsal.learner.model
     live.own("weights", [*model.parameters(), *model.buffers()])
     for named in rehearsal.learner.strategy.parameters.values():
         live.own("adapter", named.values())
         for parameter in named.values():
             parameter.register_post_accumulate_grad_hook(lambda p: live.own("gradients", [p.grad]))
-    blocks = model.blocks()
-    for number, block in enumerate(blocks):
-        place = "last" if number == len(blocks) - 1 else "middle" if number else "first"
-        block.register_forward_pre_hook(lambda *_, place=place: _forward(live, place))
-        block.register_forward_hook(lambda _, __, out, place=place: _backward(live, place, out))
+    live.watch(model.blocks())
 
 
-def _forward(live: LiveMemory, place: str) -> None:
-    if torch._C._current_graph_task_id() < 0:  # not computed again in the backward pass
-        live.mark(f"forward {place}")
-
-
-def _backward(live: LiveMemory, place: str, out: Any) -> None:
-    """A block has ended; its backward pass begins when the gradient of its output is there."""
-    if torch._C._current_graph_task_id() >= 0:
-        return
-    if place == "last":
-        live.mark("loss")
-    states = out[0] if isinstance(out, tuple) else out
-    if states.requires_grad:
-        states.register_hook(lambda _: live.mark(f"backward {place}"))
-
-
-def _replaced(parts: Parts, peak: Counter[str], spread: Sharding, extra: int) -> Parts:
+def _replaced(parts: Parts, peak: Counter[str], spread: Sharding) -> Parts:
     """A role's parts with those of its traced peak."""
     found = dict(parts)
-    found["activations"] = Bytes.scaled(peak["activations"] + extra, FULL)
+    found["activations"] = Bytes.scaled(peak["activations"], FULL)
     if not spread.whole_model:
         found["casts"] = Bytes.scaled(peak["casts"], FULL)
     if "logits" in parts:  # the share of tokens that are learned is not known
@@ -152,10 +119,17 @@ def _replaced(parts: Parts, peak: Counter[str], spread: Sharding, extra: int) ->
     return found
 
 
-def _attention(recipe: Recipe, stage: Stage, sizes: Sizes) -> int:
-    """Outputs and log-sum-exps that attention on a GPU keeps of packed rows in 16 bits."""
-    memory = stage.memory if isinstance(stage, PpoStage) else stage.train.memory
-    size = BYTES[recipe.model.dtype]
-    if memory.checkpointing != "none" or not recipe.model.packing or size == BYTES["float32"]:
-        return 0
-    return sizes.layers * micro_batch(stage).tokens * sizes.heads * (size * sizes.head_dim + BYTES["float32"])
+@contextmanager
+def _attention(on_gpu: bool) -> Iterator[None]:
+    """A GPU's keeps its output and log-sum-exp, as torch's own does; a CPU's in 16 bits has a way of its own."""
+    before = attention.half_attention
+    if on_gpu:
+        attention.half_attention = _fused
+    try:
+        yield
+    finally:
+        attention.half_attention = before
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: dict[str, Any]) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=True, **causal)
