@@ -42,7 +42,7 @@ class Pass:
         return FP32 if self.float32_base else BYTES[self.dtype]
 
     def activations(self) -> int:
-        """Bytes a token at the peak: the blocks that a gradient goes through, and what the way back through one takes."""
+        """Bytes a token at the peak: what blocks keep that a gradient goes through, and what going back takes."""
         sizes, block = self.sizes, self.block()
         again = 0 if self.memory.checkpointing == "none" else block
         working = FP32 * (2 * sizes.intermediate + 2 * sizes.hidden)

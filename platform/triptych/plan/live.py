@@ -2,10 +2,10 @@
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -147,15 +147,9 @@ def peak_at(low: Moments, high: Moments, steps: float) -> Counter[str]:
     return max(found, key=Counter.total)
 
 
-@contextmanager
-def converting() -> Iterator[None]:
+def converting() -> Any:
     """Let modules of fake parameters be converted (`.to`): torch would swap them, which weak references forbid."""
-    before = torch.utils.swap_tensors
-    torch.utils.swap_tensors = _set
-    try:
-        yield
-    finally:
-        torch.utils.swap_tensors = before
+    return patch.object(torch.utils, "swap_tensors", _set)
 
 
 def _set(parameter: Tensor, converted: Tensor) -> None:

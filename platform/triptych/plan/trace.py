@@ -5,9 +5,9 @@ is extrapolated by itself, and the peak is that of the moment that needs most.
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,7 @@ def traced(
 def trace(recipe: Recipe, name: str, layers: int, *, on_gpu: bool = False) -> dict[str, Counter[str]]:
     """Role -> bytes by part at the peak of its step, of one process that has everything to itself."""
     depths = _depths(recipe, recipe.stages[name], layers)
-    with _attention(on_gpu):
+    with patch.object(attention, "half_attention", _fused) if on_gpu else nullcontext():
         low, high = (_moments(recipe, name, depth) for depth in (depths[0], depths[-1]))
     steps = (layers - depths[0]) / max(depths[-1] - depths[0], 1)
     return {role: peak_at(low[role], high[role], steps) for role in low}
@@ -119,17 +119,6 @@ def _replaced(parts: Parts, peak: Counter[str], spread: Sharding) -> Parts:
     return found
 
 
-@contextmanager
-def _attention(on_gpu: bool) -> Iterator[None]:
-    """A GPU's keeps its output and log-sum-exp, as torch's own does; a CPU's in 16 bits has a way of its own."""
-    before = attention.half_attention
-    if on_gpu:
-        attention.half_attention = _fused
-    try:
-        yield
-    finally:
-        attention.half_attention = before
-
-
 def _fused(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: dict[str, Any]) -> Tensor:
+    """Attention that keeps its output and log-sum-exp, as a GPU's does; a CPU's in 16 bits has a way of its own."""
     return F.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=True, **causal)
