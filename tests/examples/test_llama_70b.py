@@ -4,10 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 RECIPE = "examples/llama-70b/recipe.yaml"
 
 
+@pytest.mark.slow
 def test_seventy_billion_weights_are_planned_from_a_config_alone() -> None:
     """The plan, traced, and the peak of the process that made it."""
     code = (

@@ -58,6 +58,7 @@ def test_a_traced_step_is_the_real_one(tmp_path: Path, name: str) -> None:
     [
         {"model": {"dtype": "bfloat16"}},
         {"model": {"packing": False}},
+        {"model": {"quantization": "int8"}},
         {"train": {"memory": {"checkpointing": "full", "loss_chunk": None}}},
         {"train": {"memory": {"checkpointing": "selective", "loss_chunk": 32}}},
         {"train": {"batch": {"rows": 16, "max_length": 64, "micro_tokens": 256}}},
@@ -76,8 +77,8 @@ def test_stages_and_levers(tmp_path: Path, change: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_is_traced(tmp_path: Path, name: str) -> None:
-    planned = recipe(tmp_path, layers=3, method={"name": name} | SETTINGS.get(name, {}))
-    (parts,) = trace(planned, "stage", 3).values()
+    planned = recipe(tmp_path, layers=2, method={"name": name} | SETTINGS.get(name, {}))
+    (parts,) = trace(planned, "stage", 2).values()
     assert 0 < parts["adapter"] <= parts.total()
     assert parts["activations"] > 0
 
