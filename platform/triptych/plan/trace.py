@@ -46,7 +46,8 @@ def trace(recipe: Recipe, name: str, layers: int, *, on_gpu: bool = False) -> di
     """Role -> bytes by part at the peak of its step, of one process that has everything to itself."""
     depths = _depths(recipe, recipe.stages[name], layers)
     with patch.object(attention, "half_attention", _fused) if on_gpu else nullcontext():
-        low, high = (_moments(recipe, name, depth) for depth in (depths[0], depths[-1]))
+        found = [_moments(recipe, name, depth) for depth in depths]
+    low, high = found[0], found[-1]
     steps = (layers - depths[0]) / max(depths[-1] - depths[0], 1)
     return {role: peak_at(low[role], high[role], steps) for role in low}
 
