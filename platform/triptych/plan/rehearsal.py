@@ -26,7 +26,7 @@ from triptych.recipe import (
     TokenClassification,
     workers_of,
 )
-from triptych.recipe.method import Mam
+from triptych.recipe.method import Mam, Unipelt
 from triptych.train.batch import Batch, language_batch, pair_batch, sample_batch
 from triptych.train.group import Group
 from triptych.train.labelling import SpanSelection, TokenTagging
@@ -113,7 +113,7 @@ def textless(method: Method) -> Method:
     """The method with a random start in place of a text's, for which a tokenizer would be needed."""
     if isinstance(method, tuple):
         return tuple(textless(part) for part in method)  # type: ignore[misc]
-    if isinstance(method, Mam):
+    if isinstance(method, Mam | Unipelt):
         return method.model_copy(update={"prefix": textless(method.prefix)})
     if getattr(method, "init", None) == "text":
         return method.model_copy(update={"init": "random", "init_text": None})

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from triptych.plan.sharding import StrategyName
 from triptych.recipe import Recipe
 
 BASES = {"135m": "smollm2-135m-instruct", "350m": str(Path(__file__).with_name("llama-350m"))}
@@ -49,7 +50,7 @@ class Configuration:
     loss_chunk: int | None
     optimizer: str
     ranks: int
-    strategy: str
+    strategy: StrategyName
 
     @property
     def key(self) -> str:
@@ -113,7 +114,8 @@ def _drawn(method: Any, chance: random.Random) -> Configuration:
     whole = isinstance(method, dict) and method["name"] in ("full", "freeze")
     kind = "sft" if whole else chance.choice(["sft"] * 4 + ["reward", "classification"])
     ranks = chance.choice([1, 1, 1, 2])
-    strategy = "single" if ranks == 1 else chance.choice(["ddp", "ddp", "fsdp"])
+    strategies: list[StrategyName] = ["ddp", "ddp", "fsdp"]
+    strategy: StrategyName = "single" if ranks == 1 else chance.choice(strategies)
     tokens = chance.choice(TOKENS[base])
     return Configuration(
         base=base,

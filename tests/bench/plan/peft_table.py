@@ -106,7 +106,7 @@ def main() -> None:
     table = Table(title=f"Peak GiB of Llama-3.2-3B, batch {BATCH} x {length} tokens, as peft published it")
     for column in ("method", "published", "traced", "error"):
         table.add_column(column, justify="left" if column == "method" else "right")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, (published, attach) in METHODS.items():
         found = peak(attach, length)
         rows.append({"method": name, "published": published, "traced": round(found, 2)})
