@@ -91,6 +91,13 @@ def test_blocks_that_are_not_alike_are_all_traced(tmp_path: Path) -> None:
     assert low["activations"] > 1.5 * high["activations"]
 
 
+def test_a_gpu_keeps_what_attention_gave(tmp_path: Path) -> None:
+    planned = recipe(tmp_path, model={"dtype": "bfloat16"})
+    cpu, gpu = (trace(planned, "stage", 4, on_gpu=on_gpu)["policy"]["activations"] for on_gpu in (False, True))
+    kept = 4 * 4 * 64 * (2 * 96 + 4 * 6)  # blocks, rows and tokens; outputs, and a log-sum-exp of each head
+    assert 0.8 * kept < gpu - cpu < 1.1 * kept
+
+
 def test_roles_of_ppo_take_turns(three_stages: Path) -> None:
     from triptych.recipe import load_recipe
 

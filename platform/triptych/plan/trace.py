@@ -120,6 +120,8 @@ def _replaced(parts: Parts, peak: Counter[str], spread: Sharding) -> Parts:
     return found
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: dict[str, Any]) -> Tensor:
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: dict[str, Any], hidden: Tensor | None
+) -> Tensor:
     """Attention that keeps its output and log-sum-exp, as a GPU's does; a CPU's in 16 bits has a way of its own."""
     return F.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=True, **causal)
