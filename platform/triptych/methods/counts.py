@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from triptych.errors import UserError
 from triptych.models.sizes import Sizes, Tensors
@@ -94,6 +95,20 @@ def trained_parameters(config: Freeze, names: Iterable[str]) -> list[str]:
     if config.tokens and any(_ends(name, "embed_tokens.weight") for name in chosen):
         raise UserError("method.tokens: method.train trains the rows of all tokens; allowed: one of the two")
     return chosen
+
+
+def reached(parts: Iterable[Any], sizes: Sizes) -> int:
+    """Blocks that a backward pass goes through: from the lowest that has something to train to the last."""
+    lowest = sizes.layers
+    for part in parts:
+        if isinstance(part, Freeze):
+            names = trained_parameters(part, parameter_shapes(sizes))
+            below = part.tokens or any(_ends(name, "embed_tokens.weight") for name in names)
+            blocks = [int(found[1]) for name in names if (found := _BLOCK.search(name))]
+            lowest = 0 if below else min([lowest, *blocks])
+        else:
+            lowest = min([lowest, *(getattr(part, "layers", None) or [0])])
+    return sizes.layers - lowest
 
 
 def parameter_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:

@@ -6,9 +6,10 @@ Bytes of a block were counted on the learner, by the tensors that are alive afte
 from dataclasses import dataclass
 
 from triptych.methods.added import adapted
+from triptych.methods.counts import reached
 from triptych.models.sizes import Sizes
 from triptych.recipe import Memory, Method
-from triptych.recipe.method import trains_base
+from triptych.recipe.method import parts_of, trains_base
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 FP32 = 4
@@ -41,11 +42,11 @@ class Pass:
         return FP32 if self.float32_base else BYTES[self.dtype]
 
     def activations(self) -> int:
-        """Bytes a token at the peak: all blocks, and what the backward pass of one works with."""
+        """Bytes a token at the peak: what blocks keep that a gradient goes through, and what going back takes."""
         sizes, block = self.sizes, self.block()
         again = 0 if self.memory.checkpointing == "none" else block
         working = FP32 * (2 * sizes.intermediate + 2 * sizes.hidden)
-        return sizes.layers * self.checkpoint() + again + working
+        return reached(parts_of(self.method), sizes) * self.checkpoint() + again + working
 
     def checkpoint(self) -> int:
         """Bytes that one block keeps of a token until its backward pass."""

@@ -15,7 +15,7 @@ from triptych.plan.amounts import ON_CPU, ZERO, Bytes, Parts
 from triptych.plan.machines import GIB
 from triptych.plan.sharding import Sharding
 from triptych.recipe import Memory, Method, Model, Optimizer
-from triptych.recipe.method import trains_base
+from triptych.recipe.method import Freeze, Full, trains_base
 
 ACTIVATIONS = (0.4, 1.0, 1.4)
 """Low, expected, high factors on a full micro-batch."""
@@ -82,7 +82,7 @@ class Worker:
 
     def _transient(self, method: Method, values: int, *, logits: bool) -> Parts:
         sizes, batch, spread = self.sizes, self.batch, self.spread
-        float32 = trains_base(method) or spread.float32_base
+        float32 = isinstance(method, Full) or spread.float32_base
         work = Pass(sizes, method, self.model.dtype, self.model.packing, self.memory, batch.length, float32)
         parts = {"activations": Bytes.scaled(work.activations() * batch.tokens, ACTIVATIONS)}
         parts["casts"] = self._casts(method, float32_base=float32)
@@ -98,6 +98,8 @@ class Worker:
     def _casts(self, method: Method, *, float32_base: bool) -> Bytes:
         """Copies of weights, in the precision of the computation, that a pass makes and its backward pass needs."""
         sizes, size = self.sizes, BYTES[self.model.dtype]
+        if isinstance(method, Freeze) and not self.spread.float32_base:
+            return Bytes.exactly(size * sum(t.numel for t in trained(method, sizes)) if size < FP32 else 0)
         if float32_base and size < FP32:
             tables = (1 if sizes.tied else 2) * sizes.embedding
             gathered_so = self.spread.whole_model and not self.spread.float32_base  # fsdp: blocks need no copy
@@ -132,8 +134,11 @@ class Worker:
     def _base(self, method: Method) -> Bytes:
         """All weights of the base, whole."""
         sizes, model = self.sizes, self.model
-        if trains_base(method) or self.spread.float32_base:
+        if isinstance(method, Full) or self.spread.float32_base:
             return Bytes.exactly(FP32 * sizes.total)
+        if isinstance(method, Freeze):  # what is trained is widened
+            widened = (FP32 - BYTES[model.dtype]) * sum(tensor.numel for tensor in trained(method, sizes))
+            return Bytes.exactly(BYTES[model.dtype] * sizes.total + widened)
         if model.quantization is None:
             return Bytes.exactly(BYTES[model.dtype] * sizes.total)
         linear = sizes.layers * sum(inputs * outputs for inputs, outputs, _ in sizes.linears.values())

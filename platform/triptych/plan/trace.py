@@ -1,0 +1,127 @@
+"""The memory of a stage's step, traced: the learner's own step runs on tensors without numbers, at two small depths.
+
+Between the beginning and the end of a block, what is alive is linear in the number of blocks. So each moment of a step
+is extrapolated by itself, and the peak is that of the moment that needs most.
+"""
+
+from collections import Counter
+from contextlib import nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from triptych.models.sizes import Sizes
+from triptych.plan.amounts import Bytes, Parts
+from triptych.plan.live import LiveMemory, Moments, converting, peak_at
+from triptych.plan.memory import method_of, micro_batch
+from triptych.plan.rehearsal import Rehearsal, accumulated, random_base, rehearse
+from triptych.plan.sharding import Sharding
+from triptych.plan.worker import MicroBatch
+from triptych.recipe import Method, PpoStage, Recipe, Stage
+from triptych.recipe.method import Freeze, parts_of
+from triptych.train import attention
+from triptych.train.strategies.base import LOSS_SCALE, VALUE
+
+DEPTHS = (2, 3)
+WARM = MicroBatch(tokens=64, length=32)
+"""A first small step, which makes the optimizer's state."""
+FULL = (0.9, 1.0, 1.1)
+"""Interval of what was traced: of a full micro-batch."""
+
+
+def traced(
+    recipe: Recipe, name: str, roles: dict[str, Parts], sizes: Sizes, spread: Sharding, *, on_gpu: bool
+) -> dict[str, Parts]:
+    """The roles with what a step works with as it was traced; what lasts, and what a strategy adds, stays as it is."""
+    if spread.float32_base:  # another model than the one that is traced
+        return roles
+    found = trace(recipe, name, sizes.layers, on_gpu=on_gpu)
+    return {role: _replaced(parts, found[role], spread) if role in found else parts for role, parts in roles.items()}
+
+
+def trace(recipe: Recipe, name: str, layers: int, *, on_gpu: bool = False) -> dict[str, Counter[str]]:
+    """Role -> bytes by part at the peak of its step, of one process that has everything to itself."""
+    depths = _depths(recipe, recipe.stages[name], layers)
+    with patch.object(attention, "half_attention", _fused) if on_gpu else nullcontext():
+        found = [_moments(recipe, name, depth) for depth in depths]
+    low, high = found[0], found[-1]
+    steps = (layers - depths[0]) / max(depths[-1] - depths[0], 1)
+    return {role: peak_at(low[role], high[role], steps) for role in low}
+
+
+def _depths(recipe: Recipe, stage: Stage, layers: int) -> tuple[int, ...]:
+    """Depths to trace: all blocks where the method tells one from another."""
+    refs = (stage.policy, stage.reward) if isinstance(stage, PpoStage) else ()
+    methods = [method_of(recipe, ref) for ref in refs] or [stage.method]  # type: ignore[union-attr]
+    if layers <= DEPTHS[-1] or any(_names_blocks(method) for method in methods):
+        return (layers,)
+    last = max((part.layers for method in methods for part in parts_of(method) if isinstance(part, Freeze)), default=0)
+    return DEPTHS if last < DEPTHS[0] else (last + 1, last + 2) if last + 2 <= layers else (layers,)
+
+
+def _names_blocks(method: Method) -> bool:
+    for part in parts_of(method):
+        if isinstance(part, Freeze):
+            if part.train:
+                return True
+        elif any(getattr(part, field, None) for field in ("layers", "rank_pattern", "alpha_pattern", "drop_layers")):
+            return True
+    return False
+
+
+def _moments(recipe: Recipe, name: str, depth: int) -> dict[str, Moments]:
+    """By role, at a depth."""
+    stage, found = recipe.stages[name], {}
+    limit, count = micro_batch(stage), accumulated(stage)
+    live = LiveMemory()
+    with converting(), live, torch.random.fork_rng(devices=[]):
+        base = random_base(recipe.model, depth)
+        live.vocab = int(base.config.vocab_size)
+        rehearsal = rehearse(recipe, name, base, "single")
+        _watch(live, rehearsal)
+        rehearsal.step(WARM)
+        states = (s for s in rehearsal.learner.strategy.slices() if s.name.split("/")[1] not in (VALUE, LOSS_SCALE))
+        live.own("optimizer", [state.values for state in states])
+        for objective in rehearsal.objectives:
+            live.forget()
+            live.mark("begin")
+            rehearsal.learner.step(objective, [rehearsal.batch(limit) for _ in range(count)])
+            found[objective.role] = dict(live.peaks)
+    return found
+
+
+def _watch(live: LiveMemory, rehearsal: Rehearsal) -> None:
+    """Tell apart the model's parameters and their gradients, and the moments of a step."""
+    model = rehearsal.learner.model
+    live.own("weights", [*model.parameters(), *model.buffers()])
+    for named in rehearsal.learner.strategy.parameters.values():
+        live.own("adapter", named.values())
+        for parameter in named.values():
+            parameter.register_post_accumulate_grad_hook(lambda p: live.own("gradients", [p.grad]))
+    live.watch(model.blocks())
+
+
+def _replaced(parts: Parts, peak: Counter[str], spread: Sharding) -> Parts:
+    """A role's parts with those of its traced peak."""
+    found = dict(parts)
+    found["activations"] = Bytes.scaled(peak["activations"], FULL)
+    if not spread.whole_model:
+        found["casts"] = Bytes.scaled(peak["casts"], FULL)
+    if "logits" in parts:  # the share of tokens that are learned is not known
+        closed = parts["logits"]
+        shares = tuple(amount / max(closed.expected, 1) for amount in (closed.low, closed.expected, closed.high))
+        found["logits"] = Bytes.scaled(peak["logits"], shares)  # type: ignore[arg-type]
+    if "gradients" in parts:
+        share = min(1.0, peak["gradients"] / max(parts["gradients"].expected * spread.gradients, 1))
+        found["gradients"] = Bytes.scaled(parts["gradients"].expected, (share, share, 1.0))
+    return found
+
+
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: dict[str, Any], hidden: Tensor | None
+) -> Tensor:
+    """Attention that keeps its output and log-sum-exp, as a GPU's does; a CPU's in 16 bits has a way of its own."""
+    return F.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=True, **causal)

@@ -1,0 +1,109 @@
+"""What is traced without numbers against the same step with them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from triptych.methods import METHODS
+from triptych.plan import estimate
+from triptych.plan.memory import micro_batch
+from triptych.plan.rehearsal import accumulated, random_base, rehearse
+from triptych.plan.trace import WARM, trace
+from triptych.recipe import Recipe
+
+from .test_memory import Alive, config
+
+SETTINGS: dict[str, Any] = {"freeze": {"layers": 1}, "bitfit": {"missing": "add"}, "vblora": {"vector_length": 32}}
+
+
+def recipe(
+    folder: Path, *, layers: int = 4, kind: str = "sft", model: Any = None, train: Any = None, **stage: Any
+) -> Recipe:
+    """A stage on a tiny base of so many blocks."""
+    settings = config(layers, vocab_size=512)
+    (folder / "config.json").write_text(settings.to_json_string(use_diff=False))
+    training = {"steps": 9, "batch": {"rows": 4, "max_length": 64, "micro_tokens": 256}} | (train or {})
+    values = {"kind": kind, "data": {"train": {"path": "rows.jsonl"}}, "train": training} | stage
+    base = {"base": str(folder), "dtype": "float32"} | (model or {})
+    return Recipe.model_validate({"name": "tiny", "model": base, "stages": {"stage": values}})
+
+
+def real(planned: Recipe) -> int:
+    """Bytes of tensors at the peak of the same step with numbers, weights and all."""
+    stage = planned.stages["stage"]
+    rehearsal = rehearse(planned, "stage", random_base(planned.model), "single")
+    rehearsal.step(WARM)
+    held = [*rehearsal.learner.model.parameters(), *rehearsal.learner.model.buffers()]
+    held += [b for role in rehearsal.learner.model.attached for b in rehearsal.learner.model.buffers_of(role).values()]
+    held += [piece.values for piece in rehearsal.learner.strategy.slices()]
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in held}
+    with Alive(held) as alive:
+        rehearsal.step(micro_batch(stage), accumulated(stage))
+    return sum(storages.values()) + alive.peak
+
+
+@pytest.mark.parametrize(
+    "name", ["lora", "dora", "adalora", "ia3", "houlsby", "p_tuning_v2", "prompt_tuning", "freeze", "full"]
+)
+def test_a_traced_step_is_the_real_one(tmp_path: Path, name: str) -> None:
+    planned = recipe(tmp_path, method={"name": name} | SETTINGS.get(name, {}))
+    (parts,) = trace(planned, "stage", 4).values()
+    assert parts.total() == pytest.approx(real(planned), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": {"dtype": "bfloat16"}},
+        {"model": {"packing": False}},
+        {"model": {"quantization": "int8"}},
+        {"train": {"memory": {"checkpointing": "full", "loss_chunk": None}}},
+        {"train": {"memory": {"checkpointing": "selective", "loss_chunk": 32}}},
+        {"train": {"batch": {"rows": 16, "max_length": 64, "micro_tokens": 256}}},
+        {"kind": "reward"},
+        {"kind": "classification", "labels": ["a", "b"]},
+        {"kind": "token_classification", "labels": ["a", "b"]},
+        {"kind": "question_answering"},
+    ],
+    ids=lambda change: json.dumps(change)[:40],
+)
+def test_stages_and_levers(tmp_path: Path, change: dict[str, Any]) -> None:
+    planned = recipe(tmp_path, **change)
+    (parts,) = trace(planned, "stage", 4).values()
+    assert parts.total() == pytest.approx(real(planned), rel=0.02)
+
+
+@pytest.mark.parametrize("name", [*METHODS, "unipelt"])
+def test_every_method_is_traced(tmp_path: Path, name: str) -> None:
+    planned = recipe(tmp_path, layers=2, method={"name": name} | SETTINGS.get(name, {}))
+    (parts,) = trace(planned, "stage", 2).values()
+    assert 0 < parts["adapter"] <= parts.total()
+    assert parts["activations"] > 0
+
+
+def test_blocks_that_are_not_alike_are_all_traced(tmp_path: Path) -> None:
+    low, high = (
+        trace(recipe(tmp_path, layers=6, method={"name": "lora", "layers": [block]}), "stage", 6)["policy"]
+        for block in (0, 5)
+    )
+    assert low["activations"] > 1.5 * high["activations"]
+
+
+def test_a_gpu_keeps_what_attention_gave(tmp_path: Path) -> None:
+    planned = recipe(tmp_path, model={"dtype": "bfloat16"})
+    cpu, gpu = (trace(planned, "stage", 4, on_gpu=on_gpu)["policy"]["activations"] for on_gpu in (False, True))
+    kept = 4 * 4 * 64 * (2 * 96 + 4 * 6)  # blocks, rows and tokens; outputs, and a log-sum-exp of each head
+    assert 0.8 * kept < gpu - cpu < 1.1 * kept
+
+
+def test_roles_of_ppo_take_turns(three_stages: Path) -> None:
+    from triptych.recipe import load_recipe
+
+    loaded = load_recipe(three_stages, ["stages.ppo.micro_tokens=96"])
+    closed, exact = (estimate(loaded, machine="1xh100-80", stage="ppo", exact=e).stages["ppo"] for e in (False, True))
+    for role in ("policy", "critic"):
+        one, two = (found.roles[role].parts["activations"].expected for found in (closed, exact))
+        assert two == pytest.approx(one, rel=0.35)
+    assert exact.roles["reference"] == closed.roles["reference"]
