@@ -1,0 +1,207 @@
+"""A stage's learner and one optimiser step of it at its worst: full micro-batches of the longest rows. Needs no data."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from triptych.models.heads import ClassHead, ScalarHead
+from triptych.models.quantize import quantize_linears
+from triptych.models.sizes import read_config
+from triptych.plan.memory import MicroBatch, method_of, micro_batch
+from triptych.plan.sharding import StrategyName
+from triptych.plan.worker import ANSWER_SHARE
+from triptych.recipe import (
+    Labelling,
+    Method,
+    Model,
+    Optimizer,
+    PpoStage,
+    QuestionAnswering,
+    Recipe,
+    Reward,
+    Stage,
+    TokenClassification,
+    workers_of,
+)
+from triptych.recipe.method import Mam
+from triptych.train.batch import Batch, language_batch, pair_batch, sample_batch
+from triptych.train.group import Group
+from triptych.train.labelling import SpanSelection, TokenTagging
+from triptych.train.learner import Learner, Objective
+from triptych.train.roles import RoleModel
+from triptych.train.tasks import (
+    LanguageModeling,
+    PairwiseReward,
+    PolicyUpdate,
+    TextClassification,
+    ValueUpdate,
+    member_roles,
+)
+
+STEPS = 1000
+"""Of the run that is rehearsed, for schedules."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A learner, and what it minimises in turn."""
+
+    learner: Learner
+    objectives: Sequence[Objective]
+    batch: Callable[[MicroBatch], Batch]
+
+    def step(self, limit: MicroBatch, micro_batches: int = 1) -> None:
+        """An optimiser step of each objective on so many micro-batches of this size."""
+        for objective in self.objectives:
+            self.learner.step(objective, [self.batch(limit) for _ in range(micro_batches)])
+
+
+def random_base(model: Model, layers: int | None = None) -> PreTrainedModel:
+    """The base that config.json describes, with random weights; `layers`: of so many blocks."""
+    settings = read_config(model)
+    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+    if layers is not None:
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
+    base = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, model.dtype), attn_implementation="sdpa")
+    base.config.use_cache = False
+    if model.quantization is not None:
+        quantize_linears(getattr(base, base.base_model_prefix))
+    return base.eval().requires_grad_(False)
+
+
+def rehearse(recipe: Recipe, name: str, base: PreTrainedModel, strategy: StrategyName) -> Rehearsal:
+    """The stage's learner on `base`, of whatever tensors it is made; new methods and heads, no weights of others."""
+    stage, dtype = recipe.stages[name], getattr(torch, recipe.model.dtype)
+    memory = stage.memory if isinstance(stage, PpoStage) else stage.train.memory
+    model = RoleModel(
+        base,
+        dtype,
+        packing=recipe.model.packing,
+        checkpointing=memory.checkpointing,
+        loss_chunk=memory.loss_chunk,
+    )
+    optimizers, objectives = _roles(recipe, stage, model)
+    learner = Learner(
+        model,
+        optimizers,
+        dict.fromkeys(optimizers, STEPS),
+        Group(),
+        dropout=not isinstance(stage, PpoStage),
+        strategy=strategy,
+        offload=workers_of(stage).offload,
+    )
+    vocab = int(base.config.vocab_size)
+    return Rehearsal(learner, objectives, lambda limit: _batch(stage, limit, vocab))
+
+
+def accumulated(stage: Stage) -> int:
+    """Micro-batches of a step, 2 standing for more: from the second on, gradients are there already."""
+    if isinstance(stage, PpoStage):
+        rows = stage.prompts_per_step * stage.samples_per_prompt // stage.ppo.minibatches
+    else:
+        rows = stage.train.batch.rows * (2 if stage.kind == "reward" else 1)
+    limit = micro_batch(stage)
+    return 2 if -(-rows // workers_of(stage).count) * limit.length > limit.tokens else 1
+
+
+def textless(method: Method) -> Method:
+    """The method with a random start in place of a text's, for which a tokenizer would be needed."""
+    if isinstance(method, tuple):
+        return tuple(textless(part) for part in method)
+    if isinstance(method, Mam):
+        return method.model_copy(update={"prefix": textless(method.prefix)})
+    if getattr(method, "init", None) == "text":
+        return method.model_copy(update={"init": "random", "init_text": None})
+    return method
+
+
+def _roles(recipe: Recipe, stage: Stage, model: RoleModel) -> tuple[Mapping[str, Optimizer], Sequence[Objective]]:
+    """Adds the stage's roles; the optimizers of those that are trained, and the objectives."""
+    if isinstance(stage, PpoStage):
+        return _ppo(recipe, stage, model)
+    optimizer = stage.train.optimizer
+    if isinstance(stage, Reward):
+        roles = member_roles("reward", stage.members)
+        for role in roles:
+            model.add(role, textless(stage.method), trainable=True, head=ScalarHead(model.hidden_size))
+        return dict.fromkeys(roles, optimizer), [PairwiseReward(role, stage.centering) for role in roles]
+    if isinstance(stage, Labelling):
+        model.add("classifier", textless(stage.method), trainable=True, head=ClassHead(model.hidden_size, len(stage.labels)))
+        return {"classifier": optimizer}, [_labelling(stage)]
+    model.add("policy", textless(stage.method), trainable=True)
+    return {"policy": optimizer}, [LanguageModeling("policy")]
+
+
+def _labelling(stage: Labelling) -> Objective:
+    if isinstance(stage, QuestionAnswering):
+        return SpanSelection("classifier", stage.max_answer_tokens)
+    if isinstance(stage, TokenClassification):
+        return TokenTagging("classifier", stage.labels, stage.mark_entities)
+    return TextClassification("classifier", stage.labels)
+
+
+def _ppo(recipe: Recipe, stage: PpoStage, model: RoleModel) -> tuple[Mapping[str, Optimizer], Sequence[Objective]]:
+    policy, reward = (textless(method_of(recipe, ref)) for ref in (stage.policy, stage.reward))
+    scored = recipe.stages.get(stage.reward)
+    members = scored.members if isinstance(scored, Reward) else 1
+    model.add("policy", policy, trainable=True)
+    model.add("reference", policy, trainable=False)
+    for role in (*member_roles("reward", members), "critic"):
+        model.add(role, reward, trainable=role == "critic", head=ScalarHead(model.hidden_size))
+    return {"policy": stage.policy_optimizer, "critic": stage.value_optimizer}, [
+        PolicyUpdate("policy", stage.ppo.clip, stage.rollout.sampling.temperature),
+        ValueUpdate("critic", stage.ppo.value_clip),
+    ]
+
+
+def _batch(stage: Stage, limit: MicroBatch, vocab: int) -> Batch:
+    """Rows of random tokens that fill a micro-batch, of equal length but for the last."""
+    rows, rest = divmod(limit.tokens, limit.length)
+    if stage.kind == "reward":
+        rows += rows % 2
+        half = [_row(limit.length, vocab) for _ in range(rows)]
+        return pair_batch(list(zip(half[::2], half[1::2], strict=True)), 0)
+    lengths = [limit.length] * rows + ([rest] if rest > 1 else [])
+    texts = [_row(length, vocab) for length in lengths]
+    if isinstance(stage, PpoStage):
+        return _samples(stage, texts)
+    unlearned = [round(length * (1 - ANSWER_SHARE[1])) for length in lengths]
+    labels = [[-100] * count + text[count:] for count, text in zip(unlearned, texts, strict=True)]
+    batch = language_batch(list(zip(texts, labels, strict=True)), 0)
+    if stage.kind == "sft":
+        return batch
+    of_rows = _of_rows(stage, batch.pop("labels"), unlearned)
+    return batch | of_rows
+
+
+def _of_rows(stage: Stage, labels: Tensor, unlearned: Sequence[int]) -> Batch:
+    """What a head's objective reads beside the tokens; words and answers stand where chats are learned."""
+    first = torch.zeros(len(labels), dtype=torch.long)
+    if isinstance(stage, TokenClassification):
+        return {"tags": labels.clamp(max=0)}
+    if isinstance(stage, QuestionAnswering):
+        return {"context_start": torch.tensor(unlearned), "start": first, "end": first}
+    return {"label": first}
+
+
+def _samples(stage: PpoStage, texts: Sequence[list[int]]) -> Batch:
+    """Prompts and answers of the longest lengths, and what the objectives read of each answer's token."""
+    prompt = stage.max_prompt_tokens
+    cut = [min(prompt, len(text) - 1) for text in texts]
+    batch = sample_batch(
+        [text[:at] for text, at in zip(texts, cut, strict=True)],
+        [text[at:] for text, at in zip(texts, cut, strict=True)],
+        0,
+    )
+    width = int(batch["length"].max())
+    names = ("old_logprobs", "advantages", "weights", "old_values", "returns")
+    return batch | {name: torch.zeros(len(texts), width) for name in names}
+
+
+def _row(length: int, vocab: int) -> list[int]:
+    return [int(token) for token in torch.randint(1, vocab, (length,))]

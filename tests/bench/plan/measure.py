@@ -1,0 +1,79 @@
+"""Measure one configuration, in a process of its own: a small step, then one at its worst.
+
+What counts is the peak of the process less what was resident once the base was loaded. Like Ray Train's workers, it
+trains in a thread beside the main one, with the allocator set as theirs.
+"""
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import PreTrainedModel
+
+from harness import emit
+from plan.configurations import Configuration
+from triptych.models.base import load_causal_lm, resolve_base
+from triptych.plan.memory import MicroBatch, micro_batch
+from triptych.plan.rehearsal import accumulated, random_base, rehearse
+from triptych.recipe import Recipe
+from triptych.train.usage import resident_memory
+
+WARM = MicroBatch(tokens=64, length=32)
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    rank = int(os.environ.get("RANK", "0"))
+    configuration = Configuration(**json.loads(Path(sys.argv[1]).read_text()))
+    if configuration.ranks > 1:
+        dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=configuration.ranks)
+    found: dict[str, float] = {}
+    thread = threading.Thread(target=lambda: found.update(grown(configuration)))
+    thread.start()
+    thread.join()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    if not found:
+        sys.exit(1)  # the thread has shown why
+    if rank == 0:
+        emit(found)
+
+
+def grown(configuration: Configuration) -> dict[str, float]:
+    """Bytes: `loaded`, resident before anything is attached, and by how much the process grows from there at most."""
+    torch.manual_seed(0)
+    recipe = configuration.recipe()
+    base = _loaded(recipe)
+    before = resident_memory(CPU)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    rehearsal = rehearse(recipe, "stage", base, configuration.strategy)
+    del base
+    attached = resident_memory(CPU)
+    rehearsal.step(WARM)
+    warm = _peak()
+    rehearsal.step(micro_batch(recipe.stages["stage"]), accumulated(recipe.stages["stage"]))
+    return {"loaded": before, "attached": attached - before, "warm": warm - before, "grown": _peak() - before}
+
+
+def _loaded(recipe: Recipe) -> PreTrainedModel:
+    """The base, every page of its weights touched."""
+    model = recipe.model
+    if Path(model.base).is_dir():
+        return random_base(model)
+    base = load_causal_lm(resolve_base(model), getattr(torch, model.dtype), quantization=model.quantization)
+    for tensor in base.state_dict().values():
+        tensor.sum()
+    return base
+
+
+def _peak() -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+if __name__ == "__main__":
+    main()
