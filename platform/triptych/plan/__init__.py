@@ -5,6 +5,7 @@ from triptych.plan.devices import DeviceEstimate, RoleEstimate
 from triptych.plan.estimate import Estimate, StageEstimate, estimate
 from triptych.plan.machines import Machine, Node, cluster, local, machine
 from triptych.plan.placement import Placement, Request, place, requests
+from triptych.plan.process import grown_parts, worker_parts
 from triptych.plan.sharding import with_strategy
 from triptych.plan.strategy import resolve_strategy
 
@@ -20,10 +21,12 @@ __all__ = [
     "StageEstimate",
     "cluster",
     "estimate",
+    "grown_parts",
     "local",
     "machine",
     "place",
     "requests",
     "resolve_strategy",
     "with_strategy",
+    "worker_parts",
 ]

@@ -1,6 +1,7 @@
 """The hardware that a plan is made for: presets, this machine, or the nodes of a cluster."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -97,6 +98,10 @@ class Machine:
     def gpus(self) -> int:
         return sum(node.gpus for node in self.nodes)
 
+    def kind(self, gpus: float) -> str:
+        """What a process with so many GPUs computes on: `cpu: ` and the name of this machine's, or the GPU's name."""
+        return self.gpu.name if gpus and self.gpu else f"cpu: {processor()}"
+
     def __str__(self) -> str:
         nodes = f"{len(self.nodes)} nodes, " if len(self.nodes) > 1 else ""
         gpus = f", {self.gpus} GPUs {self.gpu.name}" if self.gpu else ""
@@ -139,6 +144,16 @@ def machine(name: str) -> Machine:
     each = min(count, _NODE_GPUS)
     node = Node(cpus=each * gpu.node_cpus, gpus=each, memory=each * gpu.node_memory)
     return Machine(name, (node,) * (count // each), gpu)
+
+
+def processor() -> str:
+    """The name of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def local() -> Machine:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, inspect, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, inspect, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
@@ -97,7 +97,17 @@ class Database:
                 f"the registry {self.place} has schema version {found}, from a newer Triptych; this one knows "
                 f"{SCHEMA_VERSION}: upgrade Triptych, or use another registry"
             )
+        if int(found) < SCHEMA_VERSION:
+            self._migrate()
         return True
+
+    def _migrate(self) -> None:
+        """From version 1: the table of calibrations is new."""
+        with self._writing.begin() as connection:
+            self._lock(connection)
+            Base.metadata.create_all(connection)
+            known = update(MetaRow).where(MetaRow.key == "schema_version")
+            connection.execute(known.values(value=str(SCHEMA_VERSION)))
 
     def _create(self, create: bool) -> None:
         if not create:
@@ -105,12 +115,16 @@ class Database:
         if self.file is not None:
             self._switch_to_wal()
         with self._writing.begin() as connection:
-            if self.file is None:
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+            self._lock(connection)
             if MetaRow.__tablename__ in inspect(connection).get_table_names():
                 return  # another process was faster
             Base.metadata.create_all(connection)
             connection.execute(insert(MetaRow).values(key="schema_version", value=str(SCHEMA_VERSION)))
+
+    def _lock(self, connection: Connection) -> None:
+        """One process at a time makes tables; SQLite has one writer anyway."""
+        if self.file is None:
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
 
     def _switch_to_wal(self) -> None:
         """Write-ahead log: readers and the writer do not block each other. The file keeps this mode."""

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, ForeignKeyConstraint, Index, String, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -106,3 +106,12 @@ class KeyRow(Base):
     created_at: Mapped[datetime]
     last_used: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+
+
+class CalibrationRow(Base):
+    """What was predicted of a stage, and what it came to."""
+
+    __tablename__ = "calibrations"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    record: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]

@@ -20,6 +20,7 @@ from triptych.recipe import Recipe, dump_recipe, ready, stage_order
 from triptych.registry.url import registry_url
 from triptych.stages import classification, ppo, question_answering, reward, sft, token_classification
 from triptych.stages.context import StageContext, summary
+from triptych.stages.prediction import predict, settle
 
 RUNNERS: dict[str, Callable[[StageContext[Any]], Any]] = {
     "sft": sft.run,
@@ -58,6 +59,7 @@ def run_recipe(recipe: Recipe, progress: Progress, only: str | None = None) -> d
         if name not in done:
             place(recipe, machine, name)
             contexts[name] = _with_strategy(contexts[name], machine)
+            predict(contexts[name], machine)
     storage.write_bytes(storage.join(run, "recipe.yaml"), dump_recipe(recipe).encode())
 
     ended: queue.Queue[Ended] = queue.Queue()
@@ -129,6 +131,7 @@ def _run_stage(ctx: StageContext[Any], ended: "queue.Queue[Ended]") -> None:
     error: Exception | None = None
     try:
         RUNNERS[ctx.stage.kind](ctx)
+        settle(ctx)
     except Exception as raised:  # noqa: BLE001 - the driver raises it
         error = raised
     ended.put(Ended(ctx.name, error))
