@@ -8,13 +8,14 @@ from triptych.errors import UserError
 from triptych.methods import trained
 from triptych.methods.virtual import positions
 from triptych.models.sizes import Sizes, model_sizes
-from triptych.plan import speed
 from triptych.plan.amounts import Bytes
 from triptych.plan.devices import DeviceEstimate, RoleEstimate, on_devices
 from triptych.plan.machines import GIB, Machine
 from triptych.plan.machines import machine as machine_named
 from triptych.plan.placement import place
+from triptych.plan.rates import Rates
 from triptych.plan.sharding import StrategyName
+from triptych.plan.speed import Speed, stage_speed
 from triptych.plan.strategy import resolve_strategy
 from triptych.recipe import PpoStage, Recipe
 
@@ -27,7 +28,11 @@ class StageEstimate:
     """What `workers.strategy` comes to."""
     roles: Mapping[str, RoleEstimate]
     devices: Mapping[str, DeviceEstimate]
-    tokens_per_second: float
+    speed: Speed
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.speed.tokens_per_second
 
     @property
     def peak(self) -> Bytes:
@@ -51,6 +56,7 @@ class StageEstimate:
             },
             "peak_bytes": self.peak_bytes,
             "tokens_per_second": self.tokens_per_second,
+            "speed": self.speed.as_dict(),
         }
 
 
@@ -81,10 +87,16 @@ class Estimate:
         }
 
 
-def estimate(recipe: Recipe, *, machine: str | Machine | None = None, stage: str | None = None) -> Estimate:
+def estimate(
+    recipe: Recipe,
+    *,
+    machine: str | Machine | None = None,
+    stage: str | None = None,
+    rates: Rates | None = None,
+) -> Estimate:
     """Peak memory a device and tokens a second, from the recipe and the base's config.json.
 
-    `machine` takes the place of the recipe's.
+    `machine` takes the place of the recipe's; `rates`: what was measured of its processors.
 
     Raises:
         UserError: unknown stage or machine, a base whose sizes are not known, or a stage that the machine cannot hold.
@@ -94,13 +106,13 @@ def estimate(recipe: Recipe, *, machine: str | Machine | None = None, stage: str
     sizes = model_sizes(recipe.model)
     for name in placement.requests:
         _refuse_what_the_base_cannot(recipe, name, sizes)
-    return Estimate(on, {name: _stage(recipe, name, sizes, on) for name in placement.requests})
+    return Estimate(on, {name: _stage(recipe, name, sizes, on, rates) for name in placement.requests})
 
 
-def _stage(recipe: Recipe, name: str, sizes: Sizes, machine: Machine) -> StageEstimate:
+def _stage(recipe: Recipe, name: str, sizes: Sizes, machine: Machine, rates: Rates | None) -> StageEstimate:
     strategy = resolve_strategy(recipe, name, machine, sizes)
     roles, devices = on_devices(recipe, name, sizes, machine, strategy)
-    found = StageEstimate(strategy, roles, devices, speed.tokens_per_second(recipe, name, sizes, machine))
+    found = StageEstimate(strategy, roles, devices, stage_speed(recipe, name, sizes, machine, strategy, rates))
     _refuse_what_cannot_fit(recipe, name, found, machine)
     return found
 
