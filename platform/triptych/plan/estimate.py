@@ -9,6 +9,7 @@ from triptych.methods import trained
 from triptych.methods.virtual import positions
 from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan.amounts import Bytes
+from triptych.plan.choose import nearest_that_fits, with_choice
 from triptych.plan.devices import DeviceEstimate, RoleEstimate, on_devices
 from triptych.plan.machines import GIB, Machine
 from triptych.plan.machines import machine as machine_named
@@ -104,6 +105,8 @@ def estimate(
     on = machine if isinstance(machine, Machine) else machine_named(machine or recipe.machine)
     placement = place(recipe, on, stage)
     sizes = model_sizes(recipe.model)
+    chosen = {name: with_choice(recipe, name, on, rates) for name in placement.requests}
+    recipe = recipe.model_copy(update={"stages": {**recipe.stages, **chosen}})
     for name in placement.requests:
         _refuse_what_the_base_cannot(recipe, name, sizes)
     return Estimate(on, {name: _stage(recipe, name, sizes, on, rates) for name in placement.requests})
@@ -140,16 +143,8 @@ def _refuse_what_cannot_fit(recipe: Recipe, name: str, found: StageEstimate, mac
     """Only what misses even at the low end of its interval is refused."""
     for label, device in found.devices.items():
         if device.peak.low > device.capacity:
-            stage = recipe.stages[name]
-            fields = (
-                ["micro_tokens", "max_prompt_tokens", "rollout.engines", "rollout.kv_cache_gb"]
-                if isinstance(stage, PpoStage)
-                else ["train.batch.micro_tokens", "train.batch.max_length", "train.workers.count"]
-            )
-            memory = "memory.checkpointing" if isinstance(stage, PpoStage) else "train.memory.checkpointing"
             raise UserError(
                 f"stages.{name} does not fit machine {machine}: {label} needs at least "
                 f"{device.peak.low / GIB:.1f} GiB and has "
-                f"{device.capacity / GIB:.1f} GiB; lower {', '.join(f'stages.{name}.{field}' for field in fields)}, "
-                f"set stages.{name}.{memory} to full, or change `machine`"
+                f"{device.capacity / GIB:.1f} GiB; {nearest_that_fits(recipe, name, machine)}; or change `machine`"
             )

@@ -2,25 +2,29 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from triptych.errors import RunError
 from triptych.models.cache import cache_dir
+from triptych.models.sizes import model_sizes
 from triptych.plan.machines import processor
-from triptych.plan.memory import MicroBatch
 from triptych.plan.rates import CPU, Rates
 from triptych.plan.rehearsal import random_base, rehearse
-from triptych.plan.worker import ANSWER_SHARE
 from triptych.plan.work import AMOUNTS, Computation, Micro, Work
-from triptych.recipe import Recipe
+from triptych.plan.worker import ANSWER_SHARE, MicroBatch
+from triptych.recipe import Recipe, Sft
 
 DTYPES = ("float32", "bfloat16")
 _REPEATS = 3
@@ -95,8 +99,7 @@ def measure_rates(cases: Sequence[Case] = CASES, dtypes: Sequence[str] = DTYPES)
         alone = measure(cases[-1], dtypes[0])[1]
     with _threads(cores):
         together = measure(cases[-1], dtypes[0])[1]
-    costs = dict(CPU.costs) | costs
-    rates = Rates(costs, {1: 1.0} | ({cores: max(1.0, alone / together)} if cores > 1 else {}))
+    rates = Rates({**CPU.costs, **costs}, {1: 1.0} | ({cores: max(1.0, alone / together)} if cores > 1 else {}))
     file = _file()
     staged = file.with_suffix(f".{os.getpid()}")
     staged.write_text(json.dumps(rates.as_dict(), indent=2), encoding="utf-8")
@@ -104,15 +107,24 @@ def measure_rates(cases: Sequence[Case] = CASES, dtypes: Sequence[str] = DTYPES)
     return rates
 
 
+def measure_apart() -> Rates:
+    """`measure_rates` in a process whose allocator is set as those of workers are."""
+    from triptych.train.on_ray import ALLOCATOR
+
+    command = [sys.executable, "-m", "triptych.stages.machine_speed"]
+    done = subprocess.run(command, env=os.environ | ALLOCATOR, capture_output=True, text=True)
+    rates = machine_rates()
+    if done.returncode or rates is None:
+        raise RunError(f"this machine's speed could not be measured: {done.stderr.strip()[-500:]}")
+    return rates
+
+
 def measure(case: Case, dtype: str) -> tuple[Work, float]:
     """What a step works through, and its seconds: of the processor's time, which others on the machine take none of."""
-    from tempfile import TemporaryDirectory
-
-    from triptych.models.sizes import model_sizes
-
     with TemporaryDirectory() as folder:
         recipe = case.recipe(Path(folder), dtype)
         stage = recipe.stages["only"]
+        assert isinstance(stage, Sft)
         sizes = model_sizes(recipe.model)
         rehearsal = rehearse(recipe, "only", random_base(recipe.model), "single")
     limit = MicroBatch(case.tokens, case.length)
@@ -150,3 +162,7 @@ def _threads(count: int) -> Iterator[None]:
 def _file() -> Path:
     name = "".join(letter if letter.isalnum() else "-" for letter in processor())
     return cache_dir("rates") / f"{name}-{len(os.sched_getaffinity(0))}-v{_FORMAT}.json"
+
+
+if __name__ == "__main__":
+    measure_rates()

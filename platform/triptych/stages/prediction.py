@@ -12,6 +12,7 @@ from triptych.plan.amounts import total
 from triptych.recipe import PpoStage, workers_of
 from triptych.recipe.method import names_of
 from triptych.stages.context import StageContext
+from triptych.stages.machine_speed import machine_rates
 
 
 def predict(ctx: StageContext[Any], machine: Machine) -> None:
@@ -23,7 +24,7 @@ def predict(ctx: StageContext[Any], machine: Machine) -> None:
     url = storage.join(ctx.folder, FILE)
     if storage.exists(url) or not has_known_sizes(ctx.recipe.model):
         return
-    found = estimate(ctx.recipe, machine=machine, stage=ctx.name).stages[ctx.name]
+    found = estimate(ctx.recipe, machine=machine, stage=ctx.name, rates=machine_rates()).stages[ctx.name]
     parts, stage = worker_parts(found), ctx.stage
     predicted = {
         "machine": machine.kind(gpus=workers_of(stage).gpus),
