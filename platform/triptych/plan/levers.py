@@ -66,7 +66,7 @@ def settings(recipe: Recipe, name: str, own: Levers, pulled: Collection[Pulled])
     chunks = _CHUNKS if "loss_chunk" in pulled and with_logits else (own.loss_chunk,)
     strategies = _strategies(stage) if "strategy" in pulled else [own.strategy]
     for strategy, kind, chunk, micro in itertools.product(strategies, kinds, chunks, tokens):
-        if chunk is None or chunk < micro or chunk == own.loss_chunk:
+        if len(chunks) == 1 or chunk is None or chunk < micro:
             yield Levers(micro, kind, chunk, strategy)
 
 

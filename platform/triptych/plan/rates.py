@@ -1,10 +1,14 @@
 """How fast a machine works: measured (`triptych plan` keeps what it measured), else assumed."""
 
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from triptych.plan.machines import Gpu
+from triptych.models.cache import cache_dir
+from triptych.plan.machines import Gpu, processor
 from triptych.plan.work import AMOUNTS, Work
 
 _GPU_PRODUCTS, _GPU_ATTENTION, _GPU_STREAM = 0.65, 0.35, 0.8
@@ -12,6 +16,9 @@ _GPU_PRODUCTS, _GPU_ATTENTION, _GPU_STREAM = 0.65, 0.35, 0.8
 _GPU_LOGIT_BYTES = 24
 _LAUNCH = 6e-6
 """Seconds that Python takes to launch a kernel."""
+
+_FORMAT = 1
+"""Of the kept file; raised where another fit would come of the same machine."""
 
 Costs = Mapping[str, float]
 """Seconds of a unit of each amount of `Work`."""
@@ -54,6 +61,25 @@ class Rates:
     def from_dict(cls, record: Mapping[str, Any]) -> "Rates":
         """Of a processor, as `as_dict` gives it."""
         return cls(record["costs"], {int(threads): float(times) for threads, times in record["speedup"].items()})
+
+
+def kept_rates() -> Rates | None:
+    """What was measured on this machine before; None where nothing was."""
+    file = _file()
+    return Rates.from_dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+
+def keep_rates(rates: Rates) -> None:
+    """Keep what was measured on this machine."""
+    file = _file()
+    staged = file.with_suffix(f".{os.getpid()}")
+    staged.write_text(json.dumps(rates.as_dict(), indent=2), encoding="utf-8")
+    staged.replace(file)
+
+
+def _file() -> Path:
+    name = "".join(letter if letter.isalnum() else "-" for letter in processor())
+    return cache_dir("rates") / f"{name}-{len(os.sched_getaffinity(0))}-v{_FORMAT}.json"
 
 
 def of_gpu(gpu: Gpu) -> Rates:

@@ -1,7 +1,7 @@
 """One model for each kind of stage."""
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -11,7 +11,7 @@ from triptych.recipe.matrix import Lora
 from triptych.recipe.method import Method
 from triptych.recipe.ppo import Ppo
 from triptych.recipe.rollout import Rollout, Sampling
-from triptych.recipe.training import LEVERS, Lever, Memory, Optimizer, Training, Workers, take_auto
+from triptych.recipe.training import Lever, Memory, Optimizer, Training, Workers
 
 _OF_ENTITY = re.compile("[BIES]-.+")
 
@@ -162,11 +162,6 @@ class PpoStage(_Stage):
     """A score that training never sees, measured on the held-out answers."""
     auto: tuple[Lever, ...] = ()
     """What the plan chooses for the machine, the fastest that fits; `auto` in the place of a value says the same."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _auto(cls, fields: Any) -> Any:
-        return take_auto(fields, {**LEVERS, "micro_tokens": ("micro_tokens",)})
 
     def parents(self) -> tuple[str, ...]:
         """Names of the stages that this one reads from or waits for."""

@@ -1,7 +1,6 @@
 """How parameters are updated, and on what resources."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -9,28 +8,6 @@ from triptych.recipe.base import Closed, Count, Fraction, Positive
 
 Lever = Literal["micro_tokens", "checkpointing", "loss_chunk"]
 """What a recipe can leave to the plan: it changes memory and speed, and nothing that is learned."""
-
-LEVERS: dict[Lever, tuple[str, ...]] = {
-    "micro_tokens": ("batch", "micro_tokens"),
-    "checkpointing": ("memory", "checkpointing"),
-    "loss_chunk": ("memory", "loss_chunk"),
-}
-
-
-def take_auto(fields: Any, places: Mapping[Lever, tuple[str, ...]] = LEVERS) -> Any:
-    """`auto` in the place of a lever is the lever's name in the field `auto`."""
-    if not isinstance(fields, dict):
-        return fields
-    found, chosen = dict(fields), []
-    for lever, (*above, last) in places.items():
-        holder = found
-        for key in above:
-            holder[key] = dict(holder[key]) if isinstance(holder.get(key), dict) else {}
-            holder = holder[key]
-        if holder.get(last) == "auto":
-            del holder[last]
-            chosen.append(lever)
-    return found | {"auto": [*(found.get("auto") or []), *chosen]} if chosen else fields
 
 
 class Optimizer(Closed):
@@ -155,11 +132,6 @@ class Training(Closed):
     """Steps in a row without a finite loss and gradient that end the stage; each is skipped, and counted."""
     auto: tuple[Lever, ...] = ()
     """What the plan chooses for the machine, the fastest that fits; `auto` in the place of a value says the same."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _auto(cls, fields: Any) -> Any:
-        return take_auto(fields)
 
     @model_validator(mode="after")
     def _one_length(self) -> "Training":

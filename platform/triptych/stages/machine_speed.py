@@ -17,10 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from triptych.errors import RunError
-from triptych.models.cache import cache_dir
 from triptych.models.sizes import model_sizes
-from triptych.plan.machines import processor
-from triptych.plan.rates import CPU, Rates
+from triptych.plan.rates import CPU, Rates, keep_rates, kept_rates
 from triptych.plan.rehearsal import random_base, rehearse
 from triptych.plan.work import AMOUNTS, Computation, Micro, Work
 from triptych.plan.worker import ANSWER_SHARE, MicroBatch
@@ -30,8 +28,6 @@ DTYPES = ("float32", "bfloat16")
 _REPEATS = 3
 _TRUST = 0.03
 """Weight of the assumed costs in the fit: that of so many measurements each."""
-_FORMAT = 1
-"""Of the kept file; raised where another fit would come of the same machine."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +81,6 @@ CASES = (
 )
 
 
-def machine_rates() -> Rates | None:
-    """What was measured on this machine before; None where nothing was."""
-    file = _file()
-    return Rates.from_dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
-
-
 def measure_rates(cases: Sequence[Case] = CASES, dtypes: Sequence[str] = DTYPES) -> Rates:
     """Measure this machine's processor, about half a minute, and keep the rates in the cache folder."""
     cores = len(os.sched_getaffinity(0))
@@ -100,10 +90,7 @@ def measure_rates(cases: Sequence[Case] = CASES, dtypes: Sequence[str] = DTYPES)
     with _threads(cores):
         together = measure(cases[-1], dtypes[0])[1]
     rates = Rates({**CPU.costs, **costs}, {1: 1.0} | ({cores: max(1.0, alone / together)} if cores > 1 else {}))
-    file = _file()
-    staged = file.with_suffix(f".{os.getpid()}")
-    staged.write_text(json.dumps(rates.as_dict(), indent=2), encoding="utf-8")
-    staged.replace(file)
+    keep_rates(rates)
     return rates
 
 
@@ -113,7 +100,7 @@ def measure_apart() -> Rates:
 
     command = [sys.executable, "-m", "triptych.stages.machine_speed"]
     done = subprocess.run(command, env=os.environ | ALLOCATOR, capture_output=True, text=True)
-    rates = machine_rates()
+    rates = kept_rates()
     if done.returncode or rates is None:
         raise RunError(f"this machine's speed could not be measured: {done.stderr.strip()[-500:]}")
     return rates
@@ -157,11 +144,6 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _file() -> Path:
-    name = "".join(letter if letter.isalnum() else "-" for letter in processor())
-    return cache_dir("rates") / f"{name}-{len(os.sched_getaffinity(0))}-v{_FORMAT}.json"
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from triptych.observe.log import read_metrics
 from triptych.observe.planned import FILE, actual_figures
 from triptych.plan import Machine, estimate, grown_parts, worker_parts
 from triptych.plan.amounts import total
+from triptych.plan.rates import kept_rates
 from triptych.recipe import PpoStage, workers_of
 from triptych.recipe.method import names_of
 from triptych.stages.context import StageContext
-from triptych.stages.machine_speed import machine_rates
 
 
 def predict(ctx: StageContext[Any], machine: Machine) -> None:
@@ -24,7 +24,7 @@ def predict(ctx: StageContext[Any], machine: Machine) -> None:
     url = storage.join(ctx.folder, FILE)
     if storage.exists(url) or not has_known_sizes(ctx.recipe.model):
         return
-    found = estimate(ctx.recipe, machine=machine, stage=ctx.name, rates=machine_rates()).stages[ctx.name]
+    found = estimate(ctx.recipe, machine=machine, stage=ctx.name, rates=kept_rates()).stages[ctx.name]
     parts, stage = worker_parts(found), ctx.stage
     predicted = {
         "machine": machine.kind(gpus=workers_of(stage).gpus),
@@ -50,12 +50,21 @@ def settle(ctx: StageContext[Any]) -> None:
     actual = actual_figures(read_metrics(ctx.folder))
     if "actual" in plan or not actual:
         return
+    plan.pop("error", None)
     _write(url, plan | {"actual": actual})
     predicted = plan["predicted"]
     record = {key: predicted[key] for key in ("machine", "kind", "method", "strategy", "dtype")}
     record |= {"predicted": predicted["grown"], "actual": actual.get("grown_bytes", 0.0)}
     speed = {"predicted": predicted["tokens_per_second"], "actual": actual.get("tokens_per_second")}
     ctx.registry().add_calibration(record | {"tokens_per_second": speed, "run": ctx.run, "stage": ctx.name})
+
+
+def fail(ctx: StageContext[Any], error: Exception) -> None:
+    """Put down beside the prediction what ended the stage; `plan --explain-oom` reads it."""
+    url = storage.join(ctx.folder, FILE)
+    if storage.exists(url):
+        plan = json.loads(storage.read_bytes(url))
+        _write(url, plan | {"error": f"{type(error).__name__}: {error}"})
 
 
 def _write(url: str, content: dict[str, Any]) -> None:

@@ -16,12 +16,12 @@ from triptych.observe.progress import Progress
 from triptych.observe.trackers import check_trackers
 from triptych.plan import Machine, cluster, place, requests, with_choice
 from triptych.plan.placement import pack
+from triptych.plan.rates import kept_rates
 from triptych.recipe import Recipe, dump_recipe, ready, stage_order
 from triptych.registry.url import registry_url
 from triptych.stages import classification, ppo, question_answering, reward, sft, token_classification
 from triptych.stages.context import StageContext, summary
-from triptych.stages.machine_speed import machine_rates
-from triptych.stages.prediction import predict, settle
+from triptych.stages.prediction import fail, predict, settle
 
 RUNNERS: dict[str, Callable[[StageContext[Any]], Any]] = {
     "sft": sft.run,
@@ -108,7 +108,7 @@ def _context(recipe: Recipe, name: str, progress: Progress) -> StageContext[Any]
 
 def _chosen(ctx: StageContext[Any], machine: Machine) -> StageContext[Any]:
     """`auto` replaced by the fastest that the machine has room for."""
-    return dataclasses.replace(ctx, stage=with_choice(ctx.recipe, ctx.name, machine, machine_rates()))
+    return dataclasses.replace(ctx, stage=with_choice(ctx.recipe, ctx.name, machine, kept_rates()))
 
 
 def _wanted(recipe: Recipe, only: str | None, done: list[str]) -> list[str]:
@@ -134,4 +134,5 @@ def _run_stage(ctx: StageContext[Any], ended: "queue.Queue[Ended]") -> None:
         settle(ctx)
     except Exception as raised:  # noqa: BLE001 - the driver raises it
         error = raised
+        fail(ctx, raised)
     ended.put(Ended(ctx.name, error))

@@ -26,9 +26,9 @@ from plan.configurations import Configuration, configurations
 from training import VARIABLES
 from triptych.models.sizes import model_sizes
 from triptych.plan import local
-from triptych.plan.rates import Rates
+from triptych.plan.rates import Rates, kept_rates
 from triptych.plan.speed import stage_speed
-from triptych.stages.machine_speed import machine_rates, measure_apart
+from triptych.stages.machine_speed import measure_apart
 from triptych.train.on_ray import ALLOCATOR
 
 TARGET_ERROR, TARGET_RANK = 0.15, 0.95
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--out", type=Path, default=Path("build/bench/plan-speed.json"))
     options = parser.parse_args()
-    rates = machine_rates() or measure_apart()
+    rates = kept_rates() or measure_apart()
     alone = [one for one in configurations() if one.ranks == 1][: options.cells]
     done = read(options.out)
     for configuration in alone:
