@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def probe(
     tries: list[Try] = []
     fits, fails, number = -1, len(sized), _expected(sized)
     while fails - fits > 1:
-        tried = _try(recipe, name, own, sized[number].levers.micro_tokens)
+        tried = attempt(recipe, name, replace(own, micro_tokens=sized[number].levers.micro_tokens))
         tell(tried)
         tries.append(tried)
         fits, fails = (number, fails) if tried.fits else (fits, number)
@@ -118,16 +118,15 @@ def _file(recipe: Recipe, name: str, machine: Machine) -> Path:
     return cache_dir("probes") / f"{storage.digest_of(about)[:24]}.json"
 
 
-def _try(recipe: Recipe, name: str, own: Levers, micro_tokens: int) -> Try:
-    """In one fresh process for each rank."""
+def attempt(recipe: Recipe, name: str, setting: Levers) -> Try:
+    """Two steps with one setting, in one fresh process for each rank."""
     from triptych.train.on_ray import ALLOCATOR
 
     stage = recipe.stages[name]
-    setting = Levers(micro_tokens, own.checkpointing, own.loss_chunk, own.strategy)
     changed = recipe.model_copy(update={"stages": {**recipe.stages, name: setting.on(stage)}})
     ranks = workers_of(stage).count
     with tempfile.TemporaryDirectory() as folder:
-        job = {"recipe": changed.model_dump(mode="json"), "stage": name, "strategy": own.strategy, "folder": folder}
+        job = {"recipe": changed.model_dump(mode="json"), "stage": name, "strategy": setting.strategy, "folder": folder}
         Path(folder, "job.json").write_text(json.dumps(job), encoding="utf-8")
         command = [sys.executable, "-m", "triptych.stages.probe", str(Path(folder, "job.json"))]
         with ExitStack() as stack:
@@ -138,10 +137,10 @@ def _try(recipe: Recipe, name: str, own: Levers, micro_tokens: int) -> Try:
             )
         if any(codes):
             _refuse_other_ends(codes, [Path(folder, f"{rank}.err").read_text() for rank in range(ranks)])
-            return Try(micro_tokens, fits=False)
+            return Try(setting.micro_tokens, fits=False)
         found = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(ranks)]
     speed = sum(one["tokens"] for one in found) / max(one["seconds"] for one in found)
-    return Try(micro_tokens, True, speed, max(one["peak_bytes"] for one in found))
+    return Try(setting.micro_tokens, True, speed, max(one["peak_bytes"] for one in found))
 
 
 def _ends(started: list["subprocess.Popen[bytes]"]) -> list[int]:
