@@ -21,12 +21,13 @@ from triptych.errors import RunError
 from triptych.models.cache import cache_dir
 from triptych.models.sizes import read_config
 from triptych.plan import Machine, Option, options
-from triptych.plan.levers import Levers
+from triptych.plan.levers import Levers, Pulled
 from triptych.plan.rates import Rates
 from triptych.recipe import Recipe, workers_of
 from triptych.recipe.amount import bytes_of
 
 _SIGNS = ("out of memory", "outofmemory", "can't allocate memory", "memoryerror", "bad_alloc", "could not create a")
+MICRO_TOKENS: tuple[Pulled, ...] = ("micro_tokens",)
 _SIGNALS = (-6, -9, -11)
 """Abort, kill and fault: how a process ends that gets no memory where nothing asks whether it does."""
 
@@ -77,9 +78,8 @@ def probe(
         content = json.loads(kept.read_text(encoding="utf-8"))
         return Probed(content["micro_tokens"], tuple(Try(**tried) for tried in content["tries"]), cached=True)
     own = options(recipe, name, machine, rates=rates, levers=())[0].levers
-    sized = sorted(
-        options(recipe, name, machine, rates=rates, levers=("micro_tokens",)), key=lambda o: o.levers.micro_tokens
-    )
+    found = options(recipe, name, machine, rates=rates, levers=MICRO_TOKENS)
+    sized = sorted(found, key=lambda option: option.levers.micro_tokens)
     tries: list[Try] = []
     fits, fails, number = -1, len(sized), _expected(sized)
     while fails - fits > 1:
@@ -91,9 +91,9 @@ def probe(
     if fits < 0:
         raise RunError(f"stages.{name}: not even a micro-batch of {sized[0].levers.micro_tokens} tokens fits")
     best = max((tried for tried in tries if tried.fits), key=lambda tried: tried.tokens_per_second)
-    found = Probed(best.micro_tokens, tuple(tries))
-    kept.write_text(json.dumps(found.as_dict(), indent=2), encoding="utf-8")
-    return found
+    probed = Probed(best.micro_tokens, tuple(tries))
+    kept.write_text(json.dumps(probed.as_dict(), indent=2), encoding="utf-8")
+    return probed
 
 
 def _expected(sized: list[Option]) -> int:

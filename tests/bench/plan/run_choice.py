@@ -2,9 +2,9 @@
 
     PYTHONPATH=tests/bench .venv/bin/python -m plan.run_choice [--recipes 10] [--out FILE]
 
-Ten trainings of SmolLM2-135M, each with a cap that some settings of micro-batch and checkpointing exceed. Every setting
-takes two steps in a fresh process that the kernel gives no more memory than the cap. Targets: what was chosen never runs
-out, and is within 10% of the fastest that did not. About half an hour; it goes on where it was stopped.
+Ten trainings of SmolLM2-135M, each with a cap that some settings of micro-batch and checkpointing exceed. Every
+setting takes two steps in a fresh process that the kernel gives no more memory than the cap. Targets: what was chosen
+never runs out, and is within 10% of the fastest that did not. About half an hour; it goes on where it was stopped.
 """
 
 import argparse
