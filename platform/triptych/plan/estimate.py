@@ -1,6 +1,6 @@
 """Memory and speed of a recipe, predicted before anything is launched."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from triptych.methods.virtual import positions
 from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan import speed
 from triptych.plan.amounts import Bytes
+from triptych.plan.calibration import MemoryRecord
 from triptych.plan.devices import DeviceEstimate, RoleEstimate, on_devices
 from triptych.plan.machines import GIB, Machine
 from triptych.plan.machines import machine as machine_named
@@ -81,10 +82,19 @@ class Estimate:
         }
 
 
-def estimate(recipe: Recipe, *, machine: str | Machine | None = None, stage: str | None = None) -> Estimate:
+def estimate(
+    recipe: Recipe,
+    *,
+    machine: str | Machine | None = None,
+    stage: str | None = None,
+    exact: bool = False,
+    records: Sequence[MemoryRecord] = (),
+) -> Estimate:
     """Peak memory a device and tokens a second, from the recipe and the base's config.json.
 
-    `machine` takes the place of the recipe's.
+    `machine` takes the place of the recipe's. Memory comes from a closed form; with `exact` what a step works with is
+    traced on the learner itself, which takes seconds and imports torch. `records` of runs that have ended calibrate
+    it.
 
     Raises:
         UserError: unknown stage or machine, a base whose sizes are not known, or a stage that the machine cannot hold.
@@ -94,12 +104,14 @@ def estimate(recipe: Recipe, *, machine: str | Machine | None = None, stage: str
     sizes = model_sizes(recipe.model)
     for name in placement.requests:
         _refuse_what_the_base_cannot(recipe, name, sizes)
-    return Estimate(on, {name: _stage(recipe, name, sizes, on) for name in placement.requests})
+    return Estimate(on, {name: _stage(recipe, name, sizes, on, exact, records) for name in placement.requests})
 
 
-def _stage(recipe: Recipe, name: str, sizes: Sizes, machine: Machine) -> StageEstimate:
+def _stage(
+    recipe: Recipe, name: str, sizes: Sizes, machine: Machine, exact: bool, records: Sequence[MemoryRecord]
+) -> StageEstimate:
     strategy = resolve_strategy(recipe, name, machine, sizes)
-    roles, devices = on_devices(recipe, name, sizes, machine, strategy)
+    roles, devices = on_devices(recipe, name, sizes, machine, strategy, exact=exact, records=records)
     found = StageEstimate(strategy, roles, devices, speed.tokens_per_second(recipe, name, sizes, machine))
     _refuse_what_cannot_fit(recipe, name, found, machine)
     return found
