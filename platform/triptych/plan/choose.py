@@ -7,6 +7,7 @@ from typing import Any
 from triptych.errors import UserError
 from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan.amounts import TRANSIENT, Bytes, total
+from triptych.plan.calibration import MemoryRecord
 from triptych.plan.devices import DeviceEstimate, RoleEstimate, on_devices
 from triptych.plan.levers import ALL, Levers, Pulled, auto_levers, settings
 from triptych.plan.machines import GIB, Machine
@@ -74,6 +75,7 @@ def choose(
     machine: Machine,
     *,
     rates: Rates | None = None,
+    records: Sequence[MemoryRecord] = (),
     levers: Collection[Pulled] | None = None,
 ) -> Choice:
     """The fastest of the settings that fit; of equally fast ones (within 1%) the one that needs least.
@@ -83,7 +85,7 @@ def choose(
     Raises:
         UserError: nothing fits.
     """
-    found = options(recipe, stage, machine, rates=rates, levers=levers)
+    found = options(recipe, stage, machine, rates=rates, records=records, levers=levers)
     fitting = sorted((option for option in found if option.fits), key=lambda o: o.tokens_per_second, reverse=True)
     if not fitting:
         raise UserError(f"stages.{stage}: {_nothing(found)}")
@@ -103,6 +105,7 @@ def options(
     machine: Machine,
     *,
     rates: Rates | None = None,
+    records: Sequence[MemoryRecord] = (),
     levers: Collection[Pulled] | None = None,
 ) -> list[Option]:
     """All settings of the levers with memory and speed, those of one strategy, checkpointing and chunk together."""
@@ -112,15 +115,22 @@ def options(
         auto = auto_levers(recipe.stages[stage])
         levers = (*auto, "strategy") if workers_of(recipe.stages[stage]).strategy == "auto" else auto
     tried = settings(recipe, stage, own, levers)
-    return [_option(recipe, stage, sizes, machine, rates, setting) for setting in tried]
+    return [_option(recipe, stage, sizes, machine, rates, records, setting) for setting in tried]
 
 
-def with_choice(recipe: Recipe, name: str, machine: Machine, rates: Rates | None = None) -> Stage:
+def with_choice(
+    recipe: Recipe,
+    name: str,
+    machine: Machine,
+    *,
+    rates: Rates | None = None,
+    records: Sequence[MemoryRecord] = (),
+) -> Stage:
     """The stage with everything that it leaves to `auto` chosen."""
     stage = recipe.stages[name]
     if not auto_levers(stage):
         return Levers.of(stage, resolve_strategy(recipe, name, machine)).on(stage)
-    return choose(recipe, name, machine, rates=rates).best.levers.on(stage)
+    return choose(recipe, name, machine, rates=rates, records=records).best.levers.on(stage)
 
 
 def nearest_that_fits(recipe: Recipe, name: str, machine: Machine) -> str:
@@ -139,9 +149,17 @@ def _nothing(found: Sequence[Option]) -> str:
     return f"no setting fits: with {least.levers}, {least.why_not}"
 
 
-def _option(recipe: Recipe, name: str, sizes: Sizes, machine: Machine, rates: Rates | None, levers: Levers) -> Option:
+def _option(
+    recipe: Recipe,
+    name: str,
+    sizes: Sizes,
+    machine: Machine,
+    rates: Rates | None,
+    records: Sequence[MemoryRecord],
+    levers: Levers,
+) -> Option:
     changed = recipe.model_copy(update={"stages": {**recipe.stages, name: levers.on(recipe.stages[name])}})
-    roles, devices = on_devices(changed, name, sizes, machine, levers.strategy)
+    roles, devices = on_devices(changed, name, sizes, machine, levers.strategy, records=records)
     label, device = _fullest(devices)
     speed = stage_speed(changed, name, sizes, machine, levers.strategy, rates)
     return Option(levers, device.peak, device.capacity, label, _largest(list(roles.values())), speed.tokens_per_second)

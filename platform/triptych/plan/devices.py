@@ -1,16 +1,17 @@
 """Memory of each device that a stage computes on."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from triptych.models.sizes import Sizes
 from triptych.plan import memory
 from triptych.plan.amounts import ON_CPU, TRANSIENT, ZERO, Bytes, Parts, total
+from triptych.plan.calibration import MemoryRecord, allocator, calibrate, machine_kind
 from triptych.plan.machines import Machine
 from triptych.plan.placement import Place, pack, requests
-from triptych.plan.sharding import StrategyName
-from triptych.recipe import PpoStage, Recipe
+from triptych.plan.sharding import StrategyName, sharding
+from triptych.recipe import PpoStage, Recipe, workers_of
 from triptych.recipe.amount import bytes_of
 
 
@@ -39,12 +40,31 @@ class DeviceEstimate:
 
 
 def on_devices(
-    recipe: Recipe, name: str, sizes: Sizes, machine: Machine, strategy: StrategyName
+    recipe: Recipe,
+    name: str,
+    sizes: Sizes,
+    machine: Machine,
+    strategy: StrategyName,
+    *,
+    exact: bool = False,
+    records: Sequence[MemoryRecord] = (),
 ) -> tuple[dict[str, RoleEstimate], dict[str, DeviceEstimate]]:
-    """A stage's roles, and the devices of a machine that has room for its processes."""
+    """A stage's roles, and the devices of a machine that has room for its processes; see `estimate`."""
     stage = recipe.stages[name]
     engine_gpu = machine.gpu if isinstance(stage, PpoStage) and stage.rollout.gpus > 0 else None
     roles = memory.roles(recipe, stage, sizes, strategy, engine_gpu)
+    workers = workers_of(stage)
+    if exact:
+        from triptych.plan.trace import traced
+
+        on_gpu = workers.gpus > 0 and machine.gpu is not None
+        roles = traced(recipe, name, roles, sizes, sharding(workers, strategy), on_gpu=on_gpu)
+    known = calibrate(records, machine_kind(machine), recipe.model.dtype, strategy)
+    if known.count:
+        learned = {
+            role: parts | {"allocator": allocator(parts, known)} for role, parts in roles.items() if role != "engine"
+        }
+        roles |= learned
     learner = [parts for role, parts in roles.items() if role != "engine"]
     processes = {
         "worker": _peak_of_turns([_on_device(parts) for parts in learner]),

@@ -1,6 +1,6 @@
 """Memory and speed of a recipe, predicted before anything is launched."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from triptych.methods import trained
 from triptych.methods.virtual import positions
 from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan.amounts import Bytes
+from triptych.plan.calibration import MemoryRecord
 from triptych.plan.choose import nearest_that_fits, with_choice
 from triptych.plan.devices import DeviceEstimate, RoleEstimate, on_devices
 from triptych.plan.machines import GIB, Machine
@@ -93,11 +94,15 @@ def estimate(
     *,
     machine: str | Machine | None = None,
     stage: str | None = None,
+    exact: bool = False,
+    records: Sequence[MemoryRecord] = (),
     rates: Rates | None = None,
 ) -> Estimate:
     """Peak memory a device and tokens a second, from the recipe and the base's config.json.
 
-    `machine` takes the place of the recipe's; `rates`: what was measured of its processors.
+    `machine` takes the place of the recipe's. Memory comes from a closed form; with `exact` what a step works with is
+    traced on the learner itself, which takes seconds and imports torch. `records` of runs that have ended calibrate
+    it; `rates` are what was measured of the machine's processors.
 
     Raises:
         UserError: unknown stage or machine, a base whose sizes are not known, or a stage that the machine cannot hold.
@@ -105,16 +110,24 @@ def estimate(
     on = machine if isinstance(machine, Machine) else machine_named(machine or recipe.machine)
     placement = place(recipe, on, stage)
     sizes = model_sizes(recipe.model)
-    chosen = {name: with_choice(recipe, name, on, rates) for name in placement.requests}
+    chosen = {name: with_choice(recipe, name, on, rates=rates, records=records) for name in placement.requests}
     recipe = recipe.model_copy(update={"stages": {**recipe.stages, **chosen}})
     for name in placement.requests:
         _refuse_what_the_base_cannot(recipe, name, sizes)
-    return Estimate(on, {name: _stage(recipe, name, sizes, on, rates) for name in placement.requests})
+    return Estimate(on, {name: _stage(recipe, name, sizes, on, exact, records, rates) for name in placement.requests})
 
 
-def _stage(recipe: Recipe, name: str, sizes: Sizes, machine: Machine, rates: Rates | None) -> StageEstimate:
+def _stage(
+    recipe: Recipe,
+    name: str,
+    sizes: Sizes,
+    machine: Machine,
+    exact: bool,
+    records: Sequence[MemoryRecord],
+    rates: Rates | None,
+) -> StageEstimate:
     strategy = resolve_strategy(recipe, name, machine, sizes)
-    roles, devices = on_devices(recipe, name, sizes, machine, strategy)
+    roles, devices = on_devices(recipe, name, sizes, machine, strategy, exact=exact, records=records)
     found = StageEstimate(strategy, roles, devices, stage_speed(recipe, name, sizes, machine, strategy, rates))
     _refuse_what_cannot_fit(recipe, name, found, machine)
     return found

@@ -94,10 +94,6 @@ class Machine:
     def gpus(self) -> int:
         return sum(node.gpus for node in self.nodes)
 
-    def kind(self, gpus: float) -> str:
-        """What a process with so many GPUs computes on: `cpu: ` and the name of this machine's, or the GPU's name."""
-        return self.gpu.name if gpus and self.gpu else f"cpu: {processor()}"
-
     def __str__(self) -> str:
         nodes = f"{len(self.nodes)} nodes, " if len(self.nodes) > 1 else ""
         gpus = f", {self.gpus} GPUs {self.gpu.name}" if self.gpu else ""

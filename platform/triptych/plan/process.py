@@ -3,9 +3,6 @@
 from triptych.plan.amounts import ON_CPU, TRANSIENT, Parts, total
 from triptych.plan.estimate import StageEstimate
 
-_BEFORE = ("weights", "runtime")
-"""What a worker holds before anything is attached to the base."""
-
 
 def worker_parts(stage: StageEstimate) -> Parts:
     """On its device: what each role keeps, and what the role that needs most has while it is at work."""
@@ -16,8 +13,3 @@ def worker_parts(stage: StageEstimate) -> Parts:
     for name, size in kept:
         found = found | {name: found[name] + size if name in found else size}
     return {name: size for name, size in found.items() if not name.startswith(ON_CPU)}
-
-
-def grown_parts(stage: StageEstimate) -> Parts:
-    """Those that come after the base is loaded: what can be measured apart from interpreter and libraries."""
-    return {name: size for name, size in worker_parts(stage).items() if name not in _BEFORE}

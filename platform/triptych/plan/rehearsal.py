@@ -1,4 +1,4 @@
-"""A stage's learner and one optimiser step of it at its worst: full micro-batches of the longest rows. Needs no data."""
+"""A stage's learner and its step at the worst: full micro-batches of the longest rows. Needs no data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from triptych.models.heads import ClassHead, ScalarHead
 from triptych.models.quantize import quantize_linears
 from triptych.models.sizes import read_config
-from triptych.plan.memory import MicroBatch, method_of, micro_batch
+from triptych.plan.memory import method_of, micro_batch
 from triptych.plan.sharding import StrategyName
-from triptych.plan.worker import ANSWER_SHARE
+from triptych.plan.worker import ANSWER_SHARE, MicroBatch
 from triptych.recipe import (
     Labelling,
     Method,
@@ -112,7 +112,7 @@ def accumulated(stage: Stage) -> int:
 def textless(method: Method) -> Method:
     """The method with a random start in place of a text's, for which a tokenizer would be needed."""
     if isinstance(method, tuple):
-        return tuple(textless(part) for part in method)
+        return tuple(textless(part) for part in method)  # type: ignore[misc]
     if isinstance(method, Mam):
         return method.model_copy(update={"prefix": textless(method.prefix)})
     if getattr(method, "init", None) == "text":
@@ -131,7 +131,9 @@ def _roles(recipe: Recipe, stage: Stage, model: RoleModel) -> tuple[Mapping[str,
             model.add(role, textless(stage.method), trainable=True, head=ScalarHead(model.hidden_size))
         return dict.fromkeys(roles, optimizer), [PairwiseReward(role, stage.centering) for role in roles]
     if isinstance(stage, Labelling):
-        model.add("classifier", textless(stage.method), trainable=True, head=ClassHead(model.hidden_size, len(stage.labels)))
+        model.add(
+            "classifier", textless(stage.method), trainable=True, head=ClassHead(model.hidden_size, len(stage.labels))
+        )
         return {"classifier": optimizer}, [_labelling(stage)]
     model.add("policy", textless(stage.method), trainable=True)
     return {"policy": optimizer}, [LanguageModeling("policy")]

@@ -1,18 +1,29 @@
 """What the plan says of a stage is written down before it begins, and beside it afterwards what it came to."""
 
 import json
+from dataclasses import fields
 from typing import Any
 
 from triptych import storage
 from triptych.models.sizes import has_known_sizes
 from triptych.observe.log import read_metrics
 from triptych.observe.planned import FILE, actual_figures
-from triptych.plan import Machine, estimate, grown_parts, worker_parts
+from triptych.plan import Machine, MemoryRecord, estimate, grown, machine_kind, worker_parts
 from triptych.plan.amounts import total
 from triptych.plan.rates import kept_rates
-from triptych.recipe import PpoStage, workers_of
+from triptych.recipe import PpoStage
 from triptych.recipe.method import names_of
+from triptych.registry import Registry
 from triptych.stages.context import StageContext
+
+ALLOCATOR = "allocator"
+"""The part by which records of earlier runs correct a prediction."""
+
+
+def memory_records(registry: Registry) -> list[MemoryRecord]:
+    """What runs needed that a registry knows of, for `estimate`."""
+    names = [field.name for field in fields(MemoryRecord)]
+    return [MemoryRecord(**{name: record[name] for name in names}) for record in registry.calibrations()]
 
 
 def predict(ctx: StageContext[Any], machine: Machine) -> None:
@@ -24,10 +35,12 @@ def predict(ctx: StageContext[Any], machine: Machine) -> None:
     url = storage.join(ctx.folder, FILE)
     if storage.exists(url) or not has_known_sizes(ctx.recipe.model):
         return
-    found = estimate(ctx.recipe, machine=machine, stage=ctx.name, rates=kept_rates()).stages[ctx.name]
+    found = estimate(
+        ctx.recipe, machine=machine, stage=ctx.name, rates=kept_rates(), records=memory_records(ctx.registry())
+    ).stages[ctx.name]
     parts, stage = worker_parts(found), ctx.stage
     predicted = {
-        "machine": machine.kind(gpus=workers_of(stage).gpus),
+        "machine": machine_kind(machine),
         "kind": stage.kind,
         "method": "lora" if isinstance(stage, PpoStage) else names_of(stage.method),
         "strategy": found.strategy,
@@ -35,7 +48,7 @@ def predict(ctx: StageContext[Any], machine: Machine) -> None:
         "peak_bytes": total(parts.values()).as_dict(),
         "parts": {name: amount.expected for name, amount in parts.items()},
         "capacity_bytes": min(device.capacity for device in found.devices.values()),
-        "grown": {name: amount.expected for name, amount in grown_parts(found).items()},
+        "grown_bytes": grown({name: amount for name, amount in parts.items() if name != ALLOCATOR}).expected,
         "tokens_per_second": found.tokens_per_second,
     }
     _write(url, {"predicted": predicted})
@@ -54,7 +67,7 @@ def settle(ctx: StageContext[Any]) -> None:
     _write(url, plan | {"actual": actual})
     predicted = plan["predicted"]
     record = {key: predicted[key] for key in ("machine", "kind", "method", "strategy", "dtype")}
-    record |= {"predicted": predicted["grown"], "actual": actual.get("grown_bytes", 0.0)}
+    record |= {"predicted": predicted["grown_bytes"], "actual": actual.get("grown_bytes", 0.0)}
     speed = {"predicted": predicted["tokens_per_second"], "actual": actual.get("tokens_per_second")}
     ctx.registry().add_calibration(record | {"tokens_per_second": speed, "run": ctx.run, "stage": ctx.name})
 

@@ -22,6 +22,7 @@ from triptych.models.cache import cache_dir
 from triptych.models.sizes import read_config
 from triptych.plan import Machine, Option, options
 from triptych.plan.levers import Levers, Pulled
+from triptych.plan.machines import processor
 from triptych.plan.rates import Rates
 from triptych.recipe import Recipe, workers_of
 from triptych.recipe.amount import bytes_of
@@ -112,7 +113,7 @@ def _file(recipe: Recipe, name: str, machine: Machine) -> Path:
         recipe.model.model_dump(mode="json"),
         read_config(recipe.model),
         recipe.memory,
-        machine.kind(workers_of(recipe.stages[name]).gpus),
+        processor(),
         str(machine),
     ]
     return cache_dir("probes") / f"{storage.digest_of(about)[:24]}.json"

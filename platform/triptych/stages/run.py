@@ -21,7 +21,7 @@ from triptych.recipe import Recipe, dump_recipe, ready, stage_order
 from triptych.registry.url import registry_url
 from triptych.stages import classification, ppo, question_answering, reward, sft, token_classification
 from triptych.stages.context import StageContext, summary
-from triptych.stages.prediction import fail, predict, settle
+from triptych.stages.prediction import fail, memory_records, predict, settle
 
 RUNNERS: dict[str, Callable[[StageContext[Any]], Any]] = {
     "sft": sft.run,
@@ -108,7 +108,10 @@ def _context(recipe: Recipe, name: str, progress: Progress) -> StageContext[Any]
 
 def _chosen(ctx: StageContext[Any], machine: Machine) -> StageContext[Any]:
     """`auto` replaced by the fastest that the machine has room for."""
-    return dataclasses.replace(ctx, stage=with_choice(ctx.recipe, ctx.name, machine, kept_rates()))
+    return dataclasses.replace(
+        ctx,
+        stage=with_choice(ctx.recipe, ctx.name, machine, rates=kept_rates(), records=memory_records(ctx.registry())),
+    )
 
 
 def _wanted(recipe: Recipe, only: str | None, done: list[str]) -> list[str]:

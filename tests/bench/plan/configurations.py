@@ -56,6 +56,11 @@ class Configuration:
         """Its digest."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
+    def values(self) -> dict[str, Any]:
+        """As JSON has them."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return values
+
     @property
     def held_out(self) -> bool:
         """Never used for fitting: half of all, whatever else there is."""
@@ -68,7 +73,9 @@ class Configuration:
         words += [self.kind] * (self.kind != "sft") + ["padded"] * (not self.packing)
         words += [f"checkpointing {self.checkpointing}"] * (self.checkpointing != "none")
         words += [f"chunk {self.loss_chunk}"] * (self.kind == "sft") + [self.optimizer] * (self.optimizer != "adamw")
-        return ", ".join(words + ["accumulated"] * self.accumulated + [f"{self.ranks} {self.strategy}"] * (self.ranks > 1))
+        return ", ".join(
+            words + ["accumulated"] * self.accumulated + [f"{self.ranks} {self.strategy}"] * (self.ranks > 1)
+        )
 
     def recipe(self) -> Recipe:
         """As a user would write it."""

@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 from harness import emit
 from plan.configurations import Configuration
 from triptych.models.base import load_causal_lm, resolve_base
-from triptych.plan.memory import MicroBatch, micro_batch
+from triptych.plan.memory import micro_batch
 from triptych.plan.rehearsal import accumulated, random_base, rehearse
+from triptych.plan.worker import MicroBatch
 from triptych.recipe import Recipe
 from triptych.train.usage import resident_memory
 

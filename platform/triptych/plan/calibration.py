@@ -1,0 +1,87 @@
+"""What runs needed against what was predicted for them: the factor and the interval of the next prediction.
+
+Tensors are predicted; allocators keep more than tensors, and by how much depends on the machine and on what is computed.
+"""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from triptych.plan.amounts import Bytes, Parts, total
+from triptych.plan.machines import Machine
+
+LEAST = 8
+"""Runs that say something: with fewer, the quantiles of their ratios are chance."""
+NOT_GROWN = ("weights", "runtime")
+"""Parts that are there before anything is attached to the base."""
+
+
+@dataclass(frozen=True)
+class MemoryRecord:
+    """One learner process of a run that has ended."""
+
+    machine: str
+    """As `machine_kind` calls it."""
+    method: str
+    strategy: str
+    dtype: str
+    predicted: int
+    """Bytes, `grown` of what was predicted before any calibration."""
+    actual: int
+    """Bytes at the process's peak (reserved ones on a GPU) less those that it held when the base was loaded."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What predictions are multiplied by: median, and 5% and 95% quantiles, of actual over predicted."""
+
+    low: float = 1.0
+    factor: float = 1.0
+    high: float = 1.0
+    count: int = 0
+    """Runs that it comes from; 0: nothing is known."""
+
+
+def machine_kind(machine: Machine) -> str:
+    """What decides how an allocator behaves: the kind of GPU, or that there is none."""
+    return machine.gpu.name if machine.gpu else "cpu"
+
+
+def calibrate(
+    records: Iterable[MemoryRecord], machine: str, dtype: str, strategy: str | None = None, method: str | None = None
+) -> Calibration:
+    """From the runs that are most alike, if there are `LEAST` of them.
+
+    Alike are those of one machine, and of the same method, strategy and precision; or strategy and precision; or
+    precision.
+    """
+    known = [record for record in records if record.machine == machine and record.predicted > 0]
+    narrower: list[dict[str, str | None]] = [
+        {"dtype": dtype, "strategy": strategy, "method": method},
+        {"dtype": dtype, "strategy": strategy},
+        {"dtype": dtype},
+        {},
+    ]
+    for wanted in narrower:
+        alike = [r for r in known if all(getattr(r, field) == value for field, value in wanted.items())]
+        if len(alike) >= LEAST:
+            return _of_ratios([record.actual / record.predicted for record in alike])
+    return Calibration()
+
+
+def grown(parts: Parts) -> Bytes:
+    """By how much a process outgrows the loaded base."""
+    return total(amount for part, amount in parts.items() if part not in NOT_GROWN and not part.startswith("cpu_"))
+
+
+def allocator(parts: Parts, calibration: Calibration) -> Bytes:
+    """What is added to the parts of a role so that they come to what runs needed."""
+    own = grown(parts)
+    low = int(own.low * (calibration.low - 1))
+    expected = int(own.expected * (calibration.factor - 1))
+    return Bytes(min(low, expected), expected, max(int(own.high * (calibration.high - 1)), expected))
+
+
+def _of_ratios(ratios: Sequence[float]) -> Calibration:
+    cuts = statistics.quantiles(ratios, n=20, method="inclusive")
+    return Calibration(cuts[0], statistics.median(ratios), cuts[-1], len(ratios))
