@@ -11,8 +11,9 @@ from triptych.errors import UserError
 from triptych.observe.log import MetricsLog
 from triptych.observe.runs import StageView
 from triptych.plan import Machine, Node, estimate
+from triptych.plan.calibration import memory_records
 from triptych.stages.context import StageContext
-from triptych.stages.prediction import memory_records, predict, settle
+from triptych.stages.prediction import predict, settle
 
 LAPTOP = Machine("laptop", (Node(cpus=2, gpus=0, memory=24 * 2**30),))
 STAGE = {
@@ -71,7 +72,7 @@ def test_the_registry_has_each_stage_once(make_context: Make) -> None:
         "float32",
         28,
     )
-    (known,) = memory_records(ctx.registry())
+    (known,) = memory_records(ctx.registry().calibrations())
     assert (known.machine, known.actual) == ("cpu", 28)
     assert 0 < known.predicted < estimate(ctx.recipe, machine=LAPTOP).peak_bytes
     assert record["tokens_per_second"]["actual"] == 200.0

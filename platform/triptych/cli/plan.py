@@ -12,7 +12,7 @@ import typer
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
-    from triptych.plan import Machine, Rates
+    from triptych.plan import Machine, MemoryRecord, Rates
     from triptych.recipe import Recipe
 
 
@@ -68,10 +68,11 @@ def _plan(
     from triptych.plan.levers import auto_levers
     from triptych.recipe import dump_recipe
 
-    predicted = estimate(recipe, machine=machine, stage=stage, rates=rates)
+    records = _records(recipe)
+    predicted = estimate(recipe, machine=machine, stage=stage, exact=True, records=records, rates=rates)
     placement = place(recipe, machine, stage)
     choices = {
-        name: choose(recipe, name, machine, rates=rates)
+        name: choose(recipe, name, machine, rates=rates, records=records)
         for name in predicted.stages
         if auto_levers(recipe.stages[name])
     }
@@ -114,7 +115,7 @@ def _grid(
     found = {}
     for name in names:
         levers = None if auto_levers(recipe.stages[name]) else ALL
-        found[name] = options(recipe, name, machine, rates=rates, levers=levers)
+        found[name] = options(recipe, name, machine, rates=rates, records=_records(recipe), levers=levers)
     if plot is not None:
         plot.write_text(draw(found[names[0]], f"{recipe.name}: stages.{names[0]} on {machine}"), encoding="utf-8")
     if as_json:
@@ -159,6 +160,18 @@ def _explain(name: str, runs: str, as_json: bool) -> None:
     for story in stories:
         if story.error is not None:
             typer.echo(f"stages.{story.stage} ended with: {story.error}")
+
+
+def _records(recipe: "Recipe") -> "list[MemoryRecord]":
+    """Of runs that the recipe's registry knows, where there is one."""
+    from triptych.plan.calibration import memory_records
+    from triptych.registry import Registry
+    from triptych.registry.url import registry_url
+
+    try:
+        return memory_records(Registry(registry_url(recipe), create=False).calibrations())
+    except UserError:
+        return []
 
 
 def _rates(recipe: "Recipe", measure: bool) -> "Rates | None":

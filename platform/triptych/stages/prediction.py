@@ -1,29 +1,22 @@
 """What the plan says of a stage is written down before it begins, and beside it afterwards what it came to."""
 
 import json
-from dataclasses import fields
 from typing import Any
 
 from triptych import storage
 from triptych.models.sizes import has_known_sizes
 from triptych.observe.log import read_metrics
 from triptych.observe.planned import FILE, actual_figures
-from triptych.plan import Machine, MemoryRecord, estimate, grown, machine_kind, worker_parts
+from triptych.plan import Machine, estimate, grown, machine_kind, worker_parts
 from triptych.plan.amounts import total
+from triptych.plan.calibration import memory_records
 from triptych.plan.rates import kept_rates
 from triptych.recipe import PpoStage
 from triptych.recipe.method import names_of
-from triptych.registry import Registry
 from triptych.stages.context import StageContext
 
 ALLOCATOR = "allocator"
 """The part by which records of earlier runs correct a prediction."""
-
-
-def memory_records(registry: Registry) -> list[MemoryRecord]:
-    """What runs needed that a registry knows of, for `estimate`."""
-    names = [field.name for field in fields(MemoryRecord)]
-    return [MemoryRecord(**{name: record[name] for name in names}) for record in registry.calibrations()]
 
 
 def predict(ctx: StageContext[Any], machine: Machine) -> None:
@@ -36,7 +29,11 @@ def predict(ctx: StageContext[Any], machine: Machine) -> None:
     if storage.exists(url) or not has_known_sizes(ctx.recipe.model):
         return
     found = estimate(
-        ctx.recipe, machine=machine, stage=ctx.name, rates=kept_rates(), records=memory_records(ctx.registry())
+        ctx.recipe,
+        machine=machine,
+        stage=ctx.name,
+        rates=kept_rates(),
+        records=memory_records(ctx.registry().calibrations()),
     ).stages[ctx.name]
     parts, stage = worker_parts(found), ctx.stage
     predicted = {

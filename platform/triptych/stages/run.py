@@ -15,13 +15,14 @@ from triptych.models.base import fingerprint, resolve_base
 from triptych.observe.progress import Progress
 from triptych.observe.trackers import check_trackers
 from triptych.plan import Machine, cluster, place, requests, with_choice
+from triptych.plan.calibration import memory_records
 from triptych.plan.placement import pack
 from triptych.plan.rates import kept_rates
 from triptych.recipe import Recipe, dump_recipe, ready, stage_order
 from triptych.registry.url import registry_url
 from triptych.stages import classification, ppo, question_answering, reward, sft, token_classification
 from triptych.stages.context import StageContext, summary
-from triptych.stages.prediction import fail, memory_records, predict, settle
+from triptych.stages.prediction import fail, predict, settle
 
 RUNNERS: dict[str, Callable[[StageContext[Any]], Any]] = {
     "sft": sft.run,
@@ -108,10 +109,9 @@ def _context(recipe: Recipe, name: str, progress: Progress) -> StageContext[Any]
 
 def _chosen(ctx: StageContext[Any], machine: Machine) -> StageContext[Any]:
     """`auto` replaced by the fastest that the machine has room for."""
-    return dataclasses.replace(
-        ctx,
-        stage=with_choice(ctx.recipe, ctx.name, machine, rates=kept_rates(), records=memory_records(ctx.registry())),
-    )
+    known = memory_records(ctx.registry().calibrations())
+    stage = with_choice(ctx.recipe, ctx.name, machine, rates=kept_rates(), records=known)
+    return dataclasses.replace(ctx, stage=stage)
 
 
 def _wanted(recipe: Recipe, only: str | None, done: list[str]) -> list[str]:
