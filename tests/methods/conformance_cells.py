@@ -7,7 +7,7 @@ from pydantic import TypeAdapter
 
 from triptych.methods.table import METHODS
 from triptych.recipe import Method, Recipe
-from triptych.recipe.method import parts_of
+from triptych.recipe.method import PRESETS, parts_of
 from triptych.recipe.rules import rule_faults
 
 Strategy = Literal["single", "ddp", "fsdp", "zero2", "zero3"]
@@ -28,7 +28,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "shira": [{"name": "shira", "r": 4}],
     "c3a": [{"name": "c3a", "block_size": 32}],
     "freeze": [{"name": "freeze", "layers": 1, "train": ["layers.0.self_attn.q_proj"], "tokens": [57, 64]}],
-    "mam": [{"name": "mam"}],
+    **{preset: [{"name": preset}] for preset in PRESETS},
     "bitfit + lora": [{"name": "bitfit", "missing": "add"}, {"name": "lora", "r": 4}],
     "prefix_tuning + lora + pfeiffer": [{"name": "prefix_tuning"}, {"name": "lora", "r": 4}, {"name": "pfeiffer"}],
     "prompt_tuning + ia3 + houlsby": [{"name": "prompt_tuning"}, {"name": "ia3"}, {"name": "houlsby"}],

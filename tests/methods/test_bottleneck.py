@@ -1,24 +1,35 @@
 """Bottleneck adapters compute what the papers say, and leave the base as it is."""
 
+import random
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import soft_cases
 import torch
 import torch.nn.functional as F
+from gradient_cases import language
 from peft import LoraConfig, get_peft_model
 from plain import IDS, disturb, gradients, load, logits
 from torch import Tensor
 
+from triptych import storage
 from triptych.errors import UserError
 from triptych.methods import counts
+from triptych.methods.adapter_drop import export_without
 from triptych.methods.bottleneck import Config, attach
+from triptych.models.adapter import load_adapter, save_adapter
 from triptych.models.quantize import quantize_linears
 from triptych.models.sizes import model_sizes
+from triptych.recipe import Optimizer
+from triptych.recipe.matrix import Lora
 from triptych.recipe.method import Houlsby, ParallelAdapter, Pfeiffer
 from triptych.recipe.model import Model
+from triptych.stages.supervised import adapter_of
+from triptych.train.learner import Learner
+from triptych.train.tasks import LanguageModeling
 
 METHODS: list[Config] = [Houlsby(), Pfeiffer(), ParallelAdapter(reduction_factor=16)]
 ids = [method.name for method in METHODS]
@@ -113,6 +124,85 @@ def test_adapter_drop_leaves_out_the_first_layers_outside_training(tiny_model_di
     assert not torch.equal(dropped, with_all)
     with pytest.raises(UserError, match=r"method.drop_layers: 2 of 2 layers; allowed: 0 to 1"):
         attach(model, Houlsby(drop_layers=2), "odd")
+
+
+def test_robust_adapter_drop_leaves_out_first_layers_of_a_step(tiny_model_dir: Path) -> None:
+    """As many in every process; their gradients are zero, and those of the others what they are without them."""
+    model = load(tiny_model_dir).train()
+    attachment = attach(model, Houlsby(robust_drop_layers=1), "role")
+    disturb(attachment)
+    attachment.activate(True)
+    found = {}
+    for step in range(20):
+        attachment.begin(step)
+        found[step] = logits(model)
+        attachment.begin(step)
+        assert torch.equal(logits(model), found[step])
+    whole = logits(model.eval())
+    steps = {step for step, value in found.items() if not torch.equal(value, whole)}
+    assert 4 <= len(steps) <= 16
+    attachment.begin(min(steps))
+    own = gradients(model.train(), attachment)
+    assert all((g.abs().max() > 0) == name.startswith("layers.1.") for name, g in own.items())
+    dropping = attach(load(tiny_model_dir), Houlsby(drop_layers=1), "role")
+    assert dropping.parameters().keys() == own.keys()
+    with pytest.raises(UserError, match=r"method.robust_drop_layers: 2 of 2 layers; allowed: 0 to 1"):
+        counts.bottleneck(Houlsby(robust_drop_layers=2), model_sizes(Model(base=str(tiny_model_dir))))
+
+
+def test_a_learner_draws_what_is_left_out_anew_in_each_step(tiny_model_dir: Path) -> None:
+    model = soft_cases.roles(tiny_model_dir)
+    model.add("policy", Pfeiffer(robust_drop_layers=1), trainable=True)
+    soft_cases.disturb(model, "policy")
+    learner = Learner(model, {"policy": Optimizer(name="sgd", momentum=0)}, {"policy": 6}, dropout=True)
+    moved = []
+    for _ in range(6):
+        before = {name: p.detach().clone() for name, p in model.parameters_of("policy").items()}
+        learner.step(LanguageModeling("policy"), [language(list(range(8)), torch.float32)])
+        after = model.parameters_of("policy")
+        moved.append(any(not torch.equal(after[name], p) for name, p in before.items() if "layers.0." in name))
+    assert moved == [random.Random(step).randint(0, 1) == 0 for step in range(6)]
+    assert len(set(moved)) == 2
+
+
+@pytest.mark.parametrize("method", [Pfeiffer(), (Lora(r=2), Pfeiffer())], ids=["alone", "hybrid"])
+def test_an_export_without_the_adapters_of_first_layers(tiny_model_dir: Path, tmp_path: Path, method: Any) -> None:
+    """The same as with zero in their place; and it can be taken back."""
+    model = soft_cases.roles(tiny_model_dir)
+    model.add("policy", method, trainable=True)
+    soft_cases.disturb(model, "policy")
+    save_adapter(tmp_path / "whole", adapter_of(method, model.adapter("policy"), "lora"), {})
+    export_without(tmp_path / "whole", str(tmp_path / "dropped"), 1)
+    export_without(tmp_path / "dropped", str(tmp_path / "again"), 0)
+    weights = load_adapter(tmp_path / "whole", "lora").weights
+    zero = {name: torch.zeros_like(w) if ".up." in name and "layers.0." in name else w for name, w in weights.items()}
+    assert any(not torch.equal(zero[name], weights[name]) for name in weights)
+
+    def states(folder: str, given: dict[str, Tensor] | None = None) -> Tensor:
+        adapter, fresh = load_adapter(tmp_path / folder, "lora"), soft_cases.roles(tiny_model_dir)
+        fresh.add("policy", adapter.method, trainable=False, weights=given or adapter.weights)
+        return soft_cases.states(fresh.eval(), "policy", soft_cases.ROWS)
+
+    assert torch.equal(states("dropped"), states("whole", zero))
+    assert torch.equal(states("again"), states("whole"))
+    assert not torch.equal(states("dropped"), states("whole"))
+    assert storage.verify(str(tmp_path / "dropped"))
+
+
+@pytest.mark.parametrize(
+    ("method", "layers", "message"),
+    [
+        (Lora(r=2), 1, "--drop-layers: whole has no bottleneck adapters; allowed for houlsby, pfeiffer"),
+        (Pfeiffer(), 2, "--drop-layers: 2 of 2 layers; allowed: 0 to 1"),
+    ],
+)
+def test_what_cannot_be_dropped(tiny_model_dir: Path, tmp_path: Path, method: Any, layers: int, message: str) -> None:
+    model = soft_cases.roles(tiny_model_dir)
+    model.add("policy", method, trainable=True)
+    save_adapter(tmp_path / "whole", adapter_of(method, model.adapter("policy"), "lora"), {})
+    with pytest.raises(UserError, match=message):
+        export_without(tmp_path / "whole", str(tmp_path / "out"), layers)
+    assert not (tmp_path / "out").exists()
 
 
 def test_dropout_acts_in_training_alone(tiny_model_dir: Path) -> None:

@@ -9,6 +9,7 @@ from triptych.errors import UserError
 from triptych.methods import METHODS
 from triptych.plan import estimate
 from triptych.recipe import load_recipe
+from triptych.recipe.method import PRESETS
 
 SETTINGS = {"freeze": "{name: freeze, layers: 1}", "bitfit": "{name: bitfit, missing: add}"}
 SETTINGS |= {"vblora": "{name: vblora, vector_length: 32}", "hybrid": "[{name: lora}, {name: p_tuning_v2, lr: 5e-3}]"}
@@ -19,7 +20,7 @@ def parts_of(recipe: Path, method: str) -> dict[str, Any]:
     return dict(estimate(loaded, stage="sft").stages["sft"].roles["policy"].parts)
 
 
-@pytest.mark.parametrize("name", [*METHODS, "mam", "hybrid"])
+@pytest.mark.parametrize("name", [*METHODS, *PRESETS, "hybrid"])
 def test_every_method_is_estimated(three_stages: Path, name: str) -> None:
     found = parts_of(three_stages, SETTINGS.get(name, f"{{name: {name}}}"))
     full = parts_of(three_stages, "{name: full}")

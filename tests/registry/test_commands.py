@@ -179,6 +179,10 @@ def test_an_alias_can_be_removed(run: Run, noted: Path) -> None:
         (("adapters", "alias", "reviews", "3"), "alias '3': numbers are versions"),
         (("adapters", "rollback", "reviews"), "nothing to roll back to"),
         (("adapters", "export", "reviews", "lora"), "lora exists already"),
+        (
+            ("adapters", "export", "reviews", "out", "--drop-layers", "1"),
+            "has no bottleneck adapters; allowed for",
+        ),
         (("adapters", "list", "--registry", "mysql://u:secret@h/d"), "sqlite and postgresql"),
         (("keys", "revoke", "nobody"), "there is no key with id 'nobody'"),
         (("keys", "create", "--label", " "), "1 to 100 printable characters"),

@@ -291,7 +291,7 @@ def test_a_registry_from_an_older_version_is_brought_up(registry: Registry, add:
     add()
     with sqlite3.connect(tmp_path / "runs/registry.db") as connection:
         connection.execute("DROP TABLE calibrations")
-        connection.execute("UPDATE meta SET value = '1' WHERE key = 'schema_version'")
+        connection.execute("UPDATE meta SET value = '2' WHERE key = 'schema_version'")
     brought_up = Registry(url)
     assert brought_up.get("reviews").version == 1
     for actual in (1, 2):

@@ -1,6 +1,7 @@
 """Adapters with random weights, and what puts them into a registry."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,25 @@ def save_lora() -> Callable[..., Path]:
 def register() -> Callable[[Registry, str, Path, Path], AdapterVersion]:
     """`register(registry, name, folder, base)`."""
     return _register
+
+
+@pytest.fixture(scope="session")
+def stock(
+    tmp_path_factory: pytest.TempPathFactory,
+    _tiny_model: Path,
+    save_lora: Callable[..., Path],
+    register: Callable[..., Any],
+) -> Path:
+    """A registry's folder with opinion@1, opinion@2, and toobig@1 whose rank is beyond the config's."""
+    folder = tmp_path_factory.mktemp("stock")
+    registry = Registry(str(folder / "registry.db"))
+    for i, (name, rank) in enumerate((("opinion", 4), ("opinion", 4), ("toobig", 16))):
+        made = save_lora(_tiny_model, tmp_path_factory.mktemp("adapter"), seed=i, r=rank)
+        register(registry, name, made, _tiny_model)
+    return folder
+
+
+@pytest.fixture
+def registry(stock: Path, tmp_path: Path) -> Registry:
+    """A registry of the test's own."""
+    return Registry(str(shutil.copytree(stock, tmp_path / "registry") / "registry.db"))

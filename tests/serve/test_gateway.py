@@ -1,6 +1,5 @@
 """The gateway's routes over HTTP: keys, names, errors. The registry is real; the engine says what it is told to."""
 
-import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -18,7 +17,6 @@ from ray.serve.exceptions import BackPressureError
 from triptych.models.base import fingerprint
 from triptych.registry import Registry
 from triptych.serve.gateway import Gateway
-from triptych.serve.http import http_app
 
 CHAT = {"messages": [{"role": "user", "content": "Is it good?"}]}
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
@@ -63,28 +61,6 @@ def engine() -> Engine:
     return Engine()
 
 
-@pytest.fixture(scope="module")
-def stock(
-    tmp_path_factory: pytest.TempPathFactory,
-    _tiny_model: Path,
-    save_lora: Callable[..., Path],
-    register: Callable[..., Any],
-) -> Path:
-    """A registry's folder with opinion@1, opinion@2, and toobig@1 whose rank is beyond the config's."""
-    folder = tmp_path_factory.mktemp("stock")
-    registry = Registry(str(folder / "registry.db"))
-    for i, (name, rank) in enumerate((("opinion", 4), ("opinion", 4), ("toobig", 16))):
-        made = save_lora(_tiny_model, tmp_path_factory.mktemp("adapter"), seed=i, r=rank)
-        register(registry, name, made, _tiny_model)
-    return folder
-
-
-@pytest.fixture
-def registry(stock: Path, tmp_path: Path) -> Registry:
-    """A registry of the test's own."""
-    return Registry(str(shutil.copytree(stock, tmp_path / "registry") / "registry.db"))
-
-
 @pytest.fixture
 def key(registry: Registry) -> str:
     return registry.create_key("test")
@@ -93,7 +69,7 @@ def key(registry: Registry) -> str:
 def client_of(engine: Any, registry: Registry, base: Path, max_lora_rank: int = 8, **fields: Any) -> TestClient:
     config = {"model": {"base": str(base)}, "registry": registry.url, "engine": {"max_lora_rank": max_lora_rank}}
     gateway = Gateway(engine, config=config | fields, base_fingerprint=fingerprint(base))
-    return TestClient(http_app(gateway, gateway._authorize), raise_server_exceptions=False)
+    return TestClient(gateway.app(), raise_server_exceptions=False)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
 from triptych.methods.flops import Work, train_flops
 from triptych.models.base import load_causal_lm
@@ -17,6 +18,7 @@ from triptych.observe.progress import Progress
 from triptych.recipe import Lora
 from triptych.stages.context import StageContext
 from triptych.stages.loop import Rows, fit
+from triptych.stages.supervised import learner_for
 from triptych.train.batch import Batch, language_batch
 from triptych.train.learner import Learner, Sums
 from triptych.train.roles import RoleModel
@@ -105,6 +107,27 @@ def test_rows_add_up(context: Callable[[str], StageContext[Any]]) -> None:
         row["model_flops_per_second"] * row["step_seconds"] * n for row, n in zip(found[:2], (2, 1), strict=True)
     )
     assert 0.8 * most < spent <= most  # rows that begin alike share their beginning
+
+
+def test_a_start_from_the_first_batches(context: Callable[[str], StageContext[Any]]) -> None:
+    """EVA sees the first epoch's rows, gives the same at every call, and is not asked where a checkpoint is."""
+    plain = context("eva")
+    method = Lora(r=4, init="eva")
+    ctx = replace(plain, stage=plain.stage.model_copy(update={"method": method}))
+
+    def start() -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """A before and after."""
+        torch.manual_seed(0)
+        model = RoleModel(load_causal_lm(ctx.base_dir, torch.float32))
+        model.add("policy", method, trainable=True)
+        before = {name: a.clone() for name, a in model.adapter("policy").items() if "lora_A" in name}
+        after = learner_for(ctx, model, ["policy"], {"train": rows()}).weights("policy")
+        return before, {name: after[name] for name in before}
+
+    (random, first), (_, second) = start(), start()
+    assert all(torch.equal(first[name], second[name]) and not torch.equal(first[name], a) for name, a in random.items())
+    trained(ctx)
+    assert all(torch.equal(*pair) for pair in zip(*(found.values() for found in start()), strict=True))
 
 
 def test_a_killed_stage_repeats_no_row(context: Callable[[str], StageContext[Any]]) -> None:

@@ -5,7 +5,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triptych.train.attention import _causal
 from triptych.train.half_attention import half_attention
 
 Rows = tuple[Tensor, Tensor, Tensor]
@@ -21,16 +20,20 @@ def inputs(new: int, whole: int, dtype: torch.dtype) -> Rows:
     return query, key, value
 
 
+def seen(query: Tensor, key: Tensor) -> Tensor:
+    new, whole = query.shape[2], key.shape[2]
+    return torch.ones(new, whole, dtype=torch.bool).tril(whole - new)
+
+
 def exact(rows: Rows, outer: Tensor, scale: float | None = None) -> list[Tensor]:
     query, key, value = (tensor.detach().double().requires_grad_() for tensor in rows)
-    causal = _causal(query, key, None)
-    out = F.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=True, **causal)
+    out = F.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=True, attn_mask=seen(query, key))
     return [out.detach(), *torch.autograd.grad(out, (query, key, value), outer.double())]
 
 
 def found(rows: Rows, outer: Tensor, scale: float | None = None) -> list[Tensor]:
     query, key, value = rows
-    out = half_attention(query, key, value, scale, _causal(query, key, None))
+    out = half_attention(query, key, value, scale, {"attn_mask": seen(query, key)})
     return [out.detach(), *torch.autograd.grad(out, rows, outer)]
 
 

@@ -152,10 +152,20 @@ def remove(
 def export(
     ref: Ref,
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="A new folder, or URL; loads in plain peft.")],
+    drop_layers: Annotated[
+        int | None, typer.Option(min=0, help="Do without the bottleneck adapters of so many first blocks.")
+    ] = None,
     registry: RegistryUrl = DEFAULT,
 ) -> None:
     """Copy a version's files, verified, to a new folder."""
-    version = open_registry(registry).export(ref, folder)
+    known = open_registry(registry)
+    if drop_layers is None:
+        version = known.export(ref, folder)
+    else:
+        from triptych.methods.adapter_drop import export_without
+
+        version = known.get(ref)
+        export_without(known.fetch(version.ref), folder, drop_layers)
     typer.echo(f"{version.ref} -> {folder}")
 
 

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from triptych.cli.on_cluster import Address
+from triptych.cli.address import Address, addressed
 
 MARKS = {"ok": "[green]ok     [/green]", "warning": "[yellow]warning[/yellow]", "missing": "[red]missing[/red]"}
 
 
+@addressed
 def doctor(
     runs: Annotated[Path, typer.Option(help="Folder that runs are written to.")] = Path("runs"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,

@@ -1,15 +1,16 @@
 """Verbs with `--address`: the same verb, run by the cluster, with its output and its exit code here."""
 
 import functools
-import inspect
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from triptych.cli.address import Address, addressed, extend, given, reach, say
+from triptych.cli.registry import is_endpoint
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,35 +18,10 @@ if TYPE_CHECKING:
     from triptych.cluster.errands import Answer
     from triptych.cluster.submitted import Submitted
 
-AddressOption = typer.Option(
-    "--address",
-    envvar="TRIPTYCH_ADDRESS",
-    metavar="URL",
-    help="Act on the Ray cluster whose dashboard is there; its token: RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN.",
-)
-Address = Annotated[str | None, AddressOption]
-
-
-def say(text: str) -> None:
-    """A word about what is going on, on stderr."""
-    typer.echo(text, err=True)
-
 
 def terminal_width() -> int:
     """Columns that tables may have."""
     return shutil.get_terminal_size((100, 24)).columns
-
-
-def reach(address: str) -> "Client":
-    """A connection, with a warning where others could listen or anyone could call."""
-    from triptych.cluster.client import connect, sends_in_clear
-
-    client = connect(address)
-    if not client.uses_token:
-        say(f"warning: {address} asks for no token: whoever reaches it can run code there")
-    elif sends_in_clear(client.address):
-        say(f"warning: token and data travel to {client.address} in the clear; use https, or a port-forward")
-    return client
 
 
 def on_cluster(
@@ -54,41 +30,42 @@ def on_cluster(
     sends: str | None = None,
     brings: str | None = None,
     brings_file: bool = False,
+    of_endpoint: bool = False,
 ) -> Callable[..., Any]:
-    """Gives a verb `--address`. `sends`, `brings`: its parameter that names a folder here, which travels or comes back.
-
-    `brings_file`: the file whose URL the verb prints comes back, as `<run>-<file>`.
+    """Gives a verb `--address` and `--kube-context`; see `forward` for what else it may want.
 
     A verb with `--runs` or `--registry` means, where they are not given, those of the last run that was submitted.
     """
+    how: dict[str, Any] = {"sends": sends, "brings": brings, "brings_file": brings_file, "of_endpoint": of_endpoint}
     if verb is None:
-        return functools.partial(on_cluster, sends=sends, brings=brings, brings_file=brings_file)
+        return functools.partial(on_cluster, **how)
 
     @functools.wraps(verb)
     def wrapped(ctx: typer.Context, address: str | None = None, **values: Any) -> None:
-        if address is None:
+        if address is None or is_endpoint(values.get("registry")):
             verb(**values)
         else:
-            _forward(ctx, address, values, sends, brings, brings_file)
+            forward(ctx, address, values, **how)
 
-    known = inspect.signature(verb)
-    kind = inspect.Parameter.KEYWORD_ONLY
-    own = [inspect.Parameter("ctx", kind, annotation=typer.Context)]
-    asked = [inspect.Parameter("address", kind, default=None, annotation=Address)]
-    given = [parameter.replace(kind=kind) for parameter in known.parameters.values()]
-    wrapped.__signature__ = known.replace(parameters=[*own, *given, *asked])  # type: ignore[attr-defined]
-    wrapped.__annotations__ = {**verb.__annotations__, "ctx": typer.Context, "address": Address}
-    return wrapped
+    extend(wrapped, verb, {"address": Address})
+    return addressed(wrapped)
 
 
-def _forward(
+def forward(
     ctx: typer.Context,
     address: str,
     values: dict[str, Any],
-    sends: str | None,
-    brings: str | None,
-    brings_file: bool,
+    *,
+    sends: str | None = None,
+    brings: str | None = None,
+    brings_file: bool = False,
+    of_endpoint: bool = False,
 ) -> None:
+    """Run the verb on the cluster; print what it prints, and exit as it does.
+
+    `sends`, `brings`: its parameter that names a folder here, which travels or comes back. `brings_file`: the file
+    whose URL the verb prints comes back, as `<run>-<file>`. `of_endpoint`: the registry is that of the endpoint there.
+    """
     from triptych.cluster.bundle import Bundle, bundle_folder
     from triptych.cluster.environment import Environment
     from triptych.cluster.errands import FOLDER, Errand
@@ -102,6 +79,8 @@ def _forward(
     own_runs = "runs" in values and not given(ctx, "runs")
     job = find(client, values["name"]) if own_runs else latest(client)
     sent = dict(values) | ({"runs": job.runs} if own_runs and job else {})
+    if of_endpoint and not given(ctx, "registry"):
+        sent |= _registry_of_endpoint(client)
     for name in (sends, brings if target else None):
         sent |= {name: FOLDER} if name else {}
     words = (*_names(ctx), *_words(ctx, sent))
@@ -119,6 +98,13 @@ def _forward(
         typer.echo(answer.stdout, nl=False)
 
 
+def _registry_of_endpoint(client: "Client") -> dict[str, str]:
+    from triptych.cluster.endpoint import find_endpoint
+
+    endpoint = find_endpoint(client)
+    return {} if endpoint is None else {"registry": str(endpoint.args["registry"])}
+
+
 def ask(client: "Client", words: tuple[str, ...], job: "Submitted | None") -> str:
     """What a verb prints there, in the environment of a run's job; exits as it does where it fails."""
     from triptych.cluster.bundle import Bundle
@@ -129,11 +115,6 @@ def ask(client: "Client", words: tuple[str, ...], job: "Submitted | None") -> st
     answer, output = send(client, Bundle(Errand(words)), job.environment if job else Environment())
     _pass_on(answer, output)
     return answer.stdout
-
-
-def given(ctx: typer.Context, name: str) -> bool:
-    """Whether a parameter was set, on the command line or by its variable."""
-    return getattr(ctx.get_parameter_source(name), "name", "") in ("COMMANDLINE", "ENVIRONMENT")
 
 
 def _pass_on(answer: "Answer", output: str) -> None:

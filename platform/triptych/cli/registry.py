@@ -16,16 +16,25 @@ RegistryUrl = Annotated[
         "--registry",
         envvar="TRIPTYCH_REGISTRY",
         metavar="URL",
-        help="SQLAlchemy URL or SQLite file. A URL with a password belongs in the variable.",
+        help="SQLAlchemy URL, SQLite file, or an endpoint's https:// URL by the admin key in TRIPTYCH_KEY_PATH or "
+        "TRIPTYCH_KEY. A URL with a password belongs in the variable.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+def is_endpoint(url: object) -> bool:
+    """Whether a registry is the one behind an endpoint, which is reached from here whatever --address says."""
+    return str(url).startswith(("http://", "https://"))
+
+
 def open_registry(url: str, artifacts: str | None = None, *, create: bool = False) -> "Registry":
     """The registry that the options name; only verbs that add to it create it."""
+    from triptych.credentials import sends_in_clear
     from triptych.registry import Registry
 
+    if sends_in_clear(url):
+        typer.echo(f"warning: the key travels to {url} in the clear; use https, or a port-forward", err=True)
     return Registry(url, artifacts, create=create)
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from triptych.cli.on_cluster import Address, reach, say, terminal_width
+from triptych.cli.address import Address, addressed, reach, say
+from triptych.cli.on_cluster import terminal_width
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from triptych.cluster.submitted import Submitted
 
 
+@addressed
 def run(
     recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
     stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,

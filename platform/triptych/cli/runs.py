@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from triptych.cli.on_cluster import Address, AddressOption, ask, given, on_cluster, reach
+from triptych.cli.address import Address, addressed, given, reach
+from triptych.cli.on_cluster import ask, on_cluster
 from triptych.cli.run import follow_run
 from triptych.errors import UserError
 
@@ -13,11 +14,11 @@ app = typer.Typer(help="Look at runs: list, show, report; on a cluster also foll
 
 Runs = Annotated[str, typer.Option("--runs", help="Folder or URL of the runs (a recipe's storage.runs).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-AddressNeeded = Annotated[str, AddressOption]
 Name = Annotated[str, typer.Argument(help="Name of the run: its recipe's `name`.")]
 
 
 @app.command("list")
+@addressed
 def list_(ctx: typer.Context, runs: Runs = "runs", as_json: AsJson = False, address: Address = None) -> None:
     """All runs with the state of their stages; on a cluster also of their jobs."""
     from rich.console import Console
@@ -67,7 +68,8 @@ def _runs_there(address: str, runs: str | None) -> list[dict[str, Any]]:
 
 
 @app.command()
-def follow(name: Name, address: AddressNeeded, as_json: AsJson = False) -> None:
+@addressed
+def follow(name: Name, address: Address = None, as_json: AsJson = False) -> None:
     """Show a run on a cluster from its beginning to its end, as `triptych run` does; Ctrl-C leaves it going."""
     from triptych.cluster.submitted import find
 
@@ -76,7 +78,8 @@ def follow(name: Name, address: AddressNeeded, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def stop(name: Name, address: AddressNeeded) -> None:
+@addressed
+def stop(name: Name, address: Address = None) -> None:
     """Stop a run on a cluster; run again, it goes on from its last checkpoint."""
     from triptych.cluster.submitted import find
 

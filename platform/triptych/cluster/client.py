@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,18 +15,20 @@ from ray.dashboard.modules.job.pydantic_models import JobDetails
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from triptych import credentials
 from triptych.errors import RunError, UserError
 
 TIMEOUT_S = 60.0
 """Of one request."""
+RENEW_S = 10.0
+"""A question is put again for so long where nothing listens any more."""
 RECONNECT_S = 120.0
 """A lost connection is taken up again for so long."""
 
 _POLL_S = 0.3
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_TOKEN_FILE = Path(".ray") / "auth_token"
+_TOKEN = "RAY_AUTH_TOKEN"
 _RUNNING = (JobStatus.PENDING, JobStatus.RUNNING)
-_HOW = "set RAY_AUTH_TOKEN_PATH to a file that holds it, or RAY_AUTH_TOKEN"
+_HOW = credentials.how_to_give(_TOKEN)
 
 
 class Client:
@@ -53,6 +54,21 @@ class Client:
                 if "already exists" not in str(error):
                     raise
                 raise UserError(f"{job} was submitted to {self.address} by someone else this very moment") from None
+
+    def upload(self, runtime_env: dict[str, Any]) -> dict[str, Any]:
+        """The same runtime environment with its code at the cluster, as what is no job needs it."""
+        with _explained(self.address):
+            sent = dict(runtime_env)
+            self._jobs._upload_py_modules_if_needed(sent)  # `submit_job` does it by itself, and nothing else does
+            return sent
+
+    def request(self, method: str, route: str, body: dict[str, Any] | None = None) -> Any:
+        """What another API of the dashboard answers, out of its JSON."""
+        with _explained(self.address):
+            answer = self._jobs._do_request(method, route, json_data=body)
+            if not answer.ok:
+                self._jobs._raise_error(answer)
+            return answer.json() if answer.content else None
 
     def jobs(self) -> list[JobDetails]:
         """All jobs that the cluster remembers, the oldest first."""
@@ -130,7 +146,10 @@ def connect(address: str) -> Client:
     mode = _authentication(url)
     for module in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
         logging.getLogger(f"ray.{module}").setLevel(logging.WARNING)
-    headers = {"Authorization": f"Bearer {_token()}"} if mode == "token" else {}
+    headers = {}
+    if mode == "token":
+        token = credentials.read(_TOKEN, "the cluster asks for a token", Path.home() / ".ray" / "auth_token")
+        headers["Authorization"] = f"Bearer {token}"
     with _explained(url, UserError):
         client = _JobsClient(url, headers=headers)
         answer = client._do_request("GET", "/api/version")
@@ -143,10 +162,17 @@ def is_running(job: JobDetails) -> bool:
 
 
 class _JobsClient(JobSubmissionClient):
-    """Ray's client, which by itself waits for ever."""
+    """Ray's client, which by itself waits for ever, and gives up where a port-forward is just being renewed."""
 
-    def _do_request(self, *args: Any, **kwargs: Any) -> requests.Response:
-        return super()._do_request(*args, timeout=TIMEOUT_S, **kwargs)
+    def _do_request(self, method: str, *args: Any, **kwargs: Any) -> requests.Response:
+        deadline = time.monotonic() + RENEW_S
+        while True:
+            try:
+                return super()._do_request(method, *args, timeout=TIMEOUT_S, **kwargs)
+            except requests.exceptions.ConnectionError:
+                if method != "GET" or time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_S)
 
 
 def _url(address: str) -> str:
@@ -162,12 +188,6 @@ def _url(address: str) -> str:
     return url.rstrip("/")
 
 
-def sends_in_clear(address: str) -> bool:
-    """Whether anyone on the way could read the token and the data."""
-    parts = urlsplit(address)
-    return parts.scheme == "http" and parts.hostname not in _LOOPBACK
-
-
 def _authentication(url: str) -> str:
     """`token` or `disabled`: what the cluster asks for. Ray before 2.52 knew no tokens, and has no such route."""
     with _explained(url, UserError):
@@ -175,26 +195,6 @@ def _authentication(url: str) -> str:
         if answer.status_code == 404:
             return "disabled"
         return str(answer.json()["authentication_mode"])
-
-
-def _token() -> str:
-    """The token where Ray looks for it; it is never part of a message."""
-    if token := os.environ.get("RAY_AUTH_TOKEN"):
-        where = "RAY_AUTH_TOKEN"
-    else:
-        named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-        path = Path(named).expanduser() if named else Path.home() / _TOKEN_FILE
-        where = f"RAY_AUTH_TOKEN_PATH ({path})" if named else str(path)
-        try:
-            token = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise UserError(f"the cluster asks for a token, and there is none in {where}; {_HOW}") from None
-        except (OSError, UnicodeDecodeError):
-            raise UserError(f"the cluster asks for a token, and {where} cannot be read; {_HOW}") from None
-    token = token.strip()
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise UserError(f"{where} does not hold a token: empty, or with spaces or control characters in it; {_HOW}")
-    return token
 
 
 @contextmanager

@@ -56,10 +56,11 @@ def examine(runs: Path) -> Iterator[Check]:
 def examine_cluster(address: str) -> Iterator[Check]:
     """The cluster at an address: reachable, by whom, and whether it reads recipes as this machine does."""
     import triptych
-    from triptych.cluster.client import connect, sends_in_clear
+    from triptych.cluster.client import connect
     from triptych.cluster.environment import Environment
     from triptych.cluster.errands import recipe_format
     from triptych.cluster.submit import look
+    from triptych.credentials import sends_in_clear
 
     try:
         client = connect(address)

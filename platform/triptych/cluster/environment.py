@@ -22,10 +22,11 @@ class Environment:
     dev: bool = False
     """This machine's triptych travels, and runs there in place of the image's."""
 
-    def resolve(self, working_dir: Path) -> dict[str, Any]:
-        """The whole of Ray's runtime environment."""
+    def resolve(self, working_dir: Path | None = None) -> dict[str, Any]:
+        """The whole of Ray's runtime environment; its paths are of this machine."""
         code = {"py_modules": [str(Path(triptych.__file__).parent)]} if self.dev else {}
-        return self.runtime_env | {"working_dir": str(working_dir)} | code
+        folder = {} if working_dir is None else {"working_dir": str(working_dir)}
+        return self.runtime_env | folder | code
 
 
 def read_runtime_env(path: Path | None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from triptych import storage
 from triptych.errors import RunError
 from triptych.recipe import Recipe
+from triptych.recipe.serve import ServeConfig
 
 ENTRYPOINT = "python -m triptych.cli.errand"
 FILE = "triptych-errand.json"
@@ -31,8 +32,8 @@ _CHUNK = 2**20
 
 
 def recipe_format() -> str:
-    """Digest of all fields that a recipe can have: two installations that differ here read recipes differently."""
-    return storage.digest_of(Recipe.model_json_schema())[:12]
+    """Digest of all fields of a recipe and of an endpoint: installations that differ here read them differently."""
+    return storage.digest_of([Recipe.model_json_schema(), ServeConfig.model_json_schema()])[:12]
 
 
 @dataclass(frozen=True)

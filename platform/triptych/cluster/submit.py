@@ -45,7 +45,8 @@ def submit_run(
             )
         facts = look(client, environment, None if "://" in recipe.storage.runs else recipe.storage.runs)
         check_versions(client, facts, say)
-        _check_nodes(recipe, facts)
+        store = "set it to an object store (--set storage.runs=s3://bucket/runs)"
+        check_shared("storage.runs", recipe.storage.runs, facts, store)
         sent = f"{len(bundle.files)} files, {readable(bundle.size)}" if bundle.files else "no files"
         say(f"sending the recipe and {sent} ({readable(packed.stat().st_size)} compressed) to {client.address}")
         job = f"triptych-run-{recipe.name}-{len(before) + 1}"
@@ -56,7 +57,7 @@ def submit_run(
             "version": triptych.__version__,
             "dev": "yes" if environment.dev else "no",
         }
-        client.submit(job, ENTRYPOINT, environment.resolve(packed), about)
+        client.submit(job, ENTRYPOINT, environment.resolve(working_dir=packed), about)
     return find(client, recipe.name)
 
 
@@ -73,14 +74,14 @@ def check_storage(recipe: Recipe) -> None:
             )
 
 
-def _check_nodes(recipe: Recipe, facts: dict[str, Any]) -> None:
+def check_shared(field: str, place: str, facts: dict[str, Any], instead: str) -> None:
+    """UserError where a look at a folder found that not every node writes to the same one."""
     if facts.get("refused"):
-        raise UserError(f"storage.runs: {recipe.storage.runs} cannot be written on the cluster: {facts['refused']}")
+        raise UserError(f"{field}: {place} cannot be written on the cluster: {facts['refused']}")
     if unseen := facts.get("unseen"):
         raise UserError(
-            f"storage.runs: {recipe.storage.runs} is not one folder for all {facts['nodes']} nodes of the cluster: "
-            f"what the head writes is not seen on {', '.join(unseen[:5])}; set it to an object store "
-            "(--set storage.runs=s3://bucket/runs) or to a folder that all nodes mount"
+            f"{field}: {place} is not one folder for all {facts['nodes']} nodes of the cluster: what the head writes "
+            f"is not seen on {', '.join(unseen[:5])}; {instead}, or name a folder that all nodes mount"
         )
 
 
@@ -112,7 +113,7 @@ def send(client: Client, bundle: Bundle, environment: Environment) -> tuple[Answ
     """
     job = f"triptych-errand-{uuid.uuid4().hex[:12]}"
     with archive(bundle) as packed:
-        client.submit(job, ENTRYPOINT, environment.resolve(packed), {"triptych": "errand"})
+        client.submit(job, ENTRYPOINT, environment.resolve(working_dir=packed), {"triptych": "errand"})
     details = client.wait(job)
     output = client.output(job)
     client.forget(job)

@@ -37,6 +37,9 @@ class Attachment(ABC):
         """Called in each pass, before the model: what gives them to each layer."""
         return None
 
+    def begin(self, step: int) -> None:  # noqa: B027 - most methods do the same in every step
+        """Optimizer step `step`, from 0, is about to compute; the same on every rank."""
+
     def penalize(self, factor: float) -> None:  # noqa: B027 - most methods have no penalty
         """From now on, let a backward pass add the gradient of the method's penalty times `factor`; 0: no longer."""
 

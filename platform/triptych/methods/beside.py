@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from triptych.errors import UserError
 from triptych.methods.base import Attachment
 
 
@@ -37,11 +38,19 @@ class ModulesBeside(Attachment):
         one for all roles that use a method; `name` stands before the names of the module's parameters. `input` is the
         host's first argument; of an output that is a tuple only the first member is replaced.
         """
-        beside = dict(host.named_children()).get(kind)
-        if not isinstance(beside, Beside):
-            beside = Beside()
+        beside, new = _beside(host, kind)
+        if new:
             host.register_forward_hook(partial(_change, beside), with_kwargs=True)
-            host.add_module(kind, beside)
+        self._hold(host, beside, name, module)
+
+    def put_before(self, host: nn.Module, kind: str, name: str, module: nn.Module) -> None:
+        """`put`, but `module(input)` becomes the keyword argument `kind` of `host`, whose output stays its own."""
+        beside, new = _beside(host, kind)
+        if new:
+            host.register_forward_pre_hook(partial(_add, beside, kind), with_kwargs=True)
+        self._hold(host, beside, name, module)
+
+    def _hold(self, host: nn.Module, beside: Beside, name: str, module: nn.Module) -> None:
         own = next(host.parameters())
         dtype = torch.float64 if own.dtype == torch.float64 else torch.float32
         beside.roles[self._role] = module.to(own.device, dtype).train(host.training)
@@ -64,11 +73,42 @@ class ModulesBeside(Attachment):
                 beside.active = None
 
 
+def sublayer(block: nn.Module, name: str, method: str) -> nn.Module:
+    """A block's attention (`self_attn`) or MLP (`mlp`); UserError where it has none of that name."""
+    found = dict(block.named_children()).get(name)
+    if found is None:
+        raise UserError(
+            f"method.name: {method} stands beside self_attn and mlp, and a {type(block).__name__} has "
+            f"no {name}; allowed: a method that adapts linear layers, such as lora"
+        )
+    return found
+
+
+def _beside(host: nn.Module, kind: str) -> tuple[Beside, bool]:
+    """What holds the modules of a kind beside a host, and whether it is new."""
+    found = dict(host.named_children()).get(kind)
+    if isinstance(found, Beside):
+        return found, False
+    new = Beside()
+    host.add_module(kind, new)
+    return new, True
+
+
 def _change(beside: Beside, host: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
     if beside.active is None:
         return None
-    given: Tensor = args[0] if args else kwargs["hidden_states"]
-    module = beside.roles[beside.active]
+    given, module = _given(args, kwargs), beside.roles[beside.active]
     if isinstance(output, tuple):
         return (module(given, output[0]), *output[1:])
     return module(given, output)
+
+
+def _add(beside: Beside, kind: str, host: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    if beside.active is None:
+        return None
+    return args, dict(kwargs) | {kind: beside.roles[beside.active](_given(args, kwargs))}
+
+
+def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    found: Tensor = args[0] if args else kwargs["hidden_states"]
+    return found

@@ -2,10 +2,11 @@
 
 Sequential ones (Houlsby et al. 2019, arXiv 1902.00751; Pfeiffer et al. 2021, arXiv 2005.00247) change a sublayer's
 output y before the residual addition: y + s U f(D y). Parallel ones (He et al. 2022, arXiv 2110.04366) read what the
-sublayer reads: y + s U f(D x). U and both biases are zero at the start. All are in the form for pre-norm blocks.
+sublayer reads: y + s U f(D x). U and both biases are zero at the start. All are in the form for pre-norm blocks. A
+gated one (Mao et al. 2022, arXiv 2110.07577) multiplies what it adds by a gate that reads the same.
 """
 
-import math
+import random
 from collections.abc import Callable, Mapping
 
 import torch
@@ -13,12 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from triptych.errors import UserError
+from triptych.methods.affine import Affine, linear
 from triptych.methods.base import Export
-from triptych.methods.beside import ModulesBeside
-from triptych.recipe.method import Houlsby, ParallelAdapter, Pfeiffer
+from triptych.methods.beside import ModulesBeside, sublayer
+from triptych.methods.counts import check_drops
+from triptych.methods.gates import Gate
+from triptych.recipe.method import GatedPfeiffer, Houlsby, ParallelAdapter, Pfeiffer
 
-Config = Houlsby | Pfeiffer | ParallelAdapter
+Config = Houlsby | Pfeiffer | ParallelAdapter | GatedPfeiffer
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -29,20 +32,6 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Affine(nn.Module):
-    """W x + b. No `nn.Linear`: a method that adapts all linear layers must not find those of another method."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(outputs, inputs))
-        self.bias = nn.Parameter(torch.zeros(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.weight.dtype)
-        return F.linear(x, self.weight, self.bias)
-
-
 class Bottleneck(nn.Module):
     """A sublayer's input x and output y [..., d] -> its new output."""
 
@@ -50,43 +39,62 @@ class Bottleneck(nn.Module):
         """`dropped`: only training has it (AdapterDrop, Rücklé et al. 2021, arXiv 2010.11918)."""
         super().__init__()
         width = config.width(hidden)
-        self.down, self.up = Affine(hidden, width), Affine(width, hidden)
-        nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))
+        self.down, self.up = linear(hidden, width), Affine(width, hidden)
+        self.gate = Gate(hidden) if isinstance(config, GatedPfeiffer) else None
         self.dropout = nn.Dropout(config.dropout)
         self._function = _FUNCTIONS[config.non_linearity]
         self._scaling = config.scaling
         self._parallel = isinstance(config, ParallelAdapter)
         self._dropped = dropped
+        self.left_out = False
+        """Of this step of training: it gives nothing, and its gradient is zero, as every strategy expects one."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if self._dropped and not self.training:
             return y
-        change = self.up(self._function(self.down(x if self._parallel else y)))
-        return y + self.dropout(change * self._scaling).to(y.dtype)
+        read = x if self._parallel else y
+        change = self.up(self._function(self.down(read)))
+        if self.gate is not None:
+            change = change * self.gate(read)
+        scaling = 0.0 if self.left_out and self.training else self._scaling
+        return y + self.dropout(change * scaling).to(y.dtype)
 
 
-def attach(model: PreTrainedModel, config: Config, role: str) -> ModulesBeside:
+class Bottlenecks(ModulesBeside):
+    """The adapters of all blocks, of which each step of training may leave some out."""
+
+    def __init__(self, role: str, most: int) -> None:
+        """`most`: first blocks that may be left out (robust AdapterDrop, arXiv 2010.11918, section 3)."""
+        super().__init__(role)
+        self._most = most
+        self._blocks: list[tuple[int, Bottleneck]] = []
+
+    def add(self, host: nn.Module, block: int, name: str, adapter: Bottleneck) -> None:
+        """Put the adapter of a block beside one of its sublayers."""
+        self.put(host, "bottleneck", name, adapter)
+        self._blocks.append((block, adapter))
+
+    def begin(self, step: int) -> None:
+        """See Attachment."""
+        dropped = random.Random(step).randint(0, self._most) if self._most else 0
+        for block, adapter in self._blocks:
+            adapter.left_out = block < dropped
+
+
+def attach(model: PreTrainedModel, config: Config, role: str) -> Bottlenecks:
     """An adapter of each sublayer that the method names, in every block.
 
     Raises:
         UserError: the model's blocks have other sublayers, or fewer blocks than are to be dropped.
     """
     blocks = getattr(model, model.base_model_prefix).layers
-    if config.drop_layers >= len(blocks):
-        raise UserError(
-            f"method.drop_layers: {config.drop_layers} of {len(blocks)} layers; allowed: 0 to {len(blocks) - 1}"
-        )
-    attachment = ModulesBeside(role)
+    check_drops(config, len(blocks))
+    attachment = Bottlenecks(role, config.robust_drop_layers)
     for number, block in enumerate(blocks):
-        for sublayer in config.sublayers:
-            host = dict(block.named_children()).get(sublayer)
-            if host is None:
-                raise UserError(
-                    f"method.name: {config.name} stands beside self_attn and mlp, and a {type(block).__name__} has "
-                    f"no {sublayer}; allowed: a method that adapts linear layers, such as lora"
-                )
+        for place in config.sublayers:
+            host = sublayer(block, place, config.name)
             adapter = Bottleneck(model.config.hidden_size, config, dropped=number < config.drop_layers)
-            attachment.put(host, "bottleneck", f"layers.{number}.{sublayer}", adapter)
+            attachment.add(host, number, f"layers.{number}.{place}", adapter)
     return attachment
 
 

@@ -6,16 +6,25 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from triptych.errors import UserError
 from triptych.models.sizes import Sizes, Tensors
-from triptych.recipe.method import BitFit, Freeze, Houlsby, ParallelAdapter, Pfeiffer
+from triptych.recipe.method import BitFit, Freeze, GatedPfeiffer, Houlsby, ParallelAdapter, Pfeiffer
 
 _BLOCK = re.compile(r"\.layers\.(\d+)\.")
 
 
-def bottleneck(config: Houlsby | Pfeiffer | ParallelAdapter, sizes: Sizes) -> list[Tensors]:
-    """The tensors of all adapters."""
+def bottleneck(config: Houlsby | Pfeiffer | GatedPfeiffer | ParallelAdapter, sizes: Sizes) -> list[Tensors]:
+    """The tensors of all adapters, and of their gates."""
+    check_drops(config, sizes.layers)
     width, sites = config.width(sizes.hidden), sizes.layers * len(config.sublayers)
-    shapes = ((width, sizes.hidden), (width,), (sizes.hidden, width), (sizes.hidden,))
+    shapes: list[tuple[int, ...]] = [(width, sizes.hidden), (width,), (sizes.hidden, width), (sizes.hidden,)]
+    shapes += [(1, sizes.hidden), (1,)] if isinstance(config, GatedPfeiffer) else []
     return [Tensors(shape, sites) for shape in shapes]
+
+
+def check_drops(config: Houlsby | Pfeiffer | GatedPfeiffer | ParallelAdapter, layers: int) -> None:
+    """UserError where adapters would be left out of every block, or of more."""
+    for field in ("drop_layers", "robust_drop_layers"):
+        if (dropped := getattr(config, field)) >= layers:
+            raise UserError(f"method.{field}: {dropped} of {layers} layers; allowed: 0 to {layers - 1}")
 
 
 def bitfit(config: BitFit, sizes: Sizes) -> list[Tensors]:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from triptych.errors import UserError
+from triptych.methods.affine import linear
 from triptych.methods.base import Attachment, Export, Prefix
-from triptych.methods.prompt import EMBEDDINGS, hold, linear, token_ids
-from triptych.recipe.method import PrefixTuning, PTuningV2
+from triptych.methods.prompt import EMBEDDINGS, hold, token_ids
+from triptych.recipe.method import GatedPrefix, PrefixTuning, PTuningV2
 
-Config = PrefixTuning | PTuningV2
+Config = PrefixTuning | PTuningV2 | GatedPrefix
 
 TEXT = (
     "The following is a conversation between a person and a helpful assistant. The assistant reads what it is given "

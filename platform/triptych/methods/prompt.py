@@ -5,7 +5,6 @@ Prompt tuning (Lester et al. 2021, arXiv 2104.08691) trains the embeddings thems
 """
 
 import itertools
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from triptych.errors import UserError
+from triptych.methods.affine import linear
 from triptych.methods.base import Attachment, Export
-from triptych.methods.bottleneck import Affine
 from triptych.models.base import load_tokenizer
 from triptych.recipe.method import PromptTuning, PTuning
 
@@ -139,13 +138,6 @@ def hold(parent: Any, kind: str, role: str, module: nn.Module) -> None:
     near = next(parent.parameters())
     dtype = torch.float64 if near.dtype == torch.float64 else torch.float32
     getattr(parent, kind)[role] = module.to(near.device, dtype).train(parent.training)
-
-
-def linear(inputs: int, outputs: int) -> Affine:
-    """A linear layer, initialised as torch's."""
-    layer = Affine(inputs, outputs)
-    nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
-    return layer
 
 
 def _start(model: PreTrainedModel, method: PromptTuning) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 from triptych.errors import UserError
 from triptych.models.sizes import Sizes, Tensors
-from triptych.recipe.matrix import AdaLora, Dora, Ia3, LnTuning, Lokr, Lora, Pissa
+from triptych.recipe.matrix import AdaLora, Dora, GatedLora, Ia3, LnTuning, Lokr, Lora, Pissa
 from triptych.recipe.method import Full
 
 Shape = tuple[int, ...]
@@ -35,6 +35,12 @@ def low_rank(method: Lora | Dora | Pissa, sizes: Sizes) -> list[Tensors]:
         return [*found, (outputs,)] if isinstance(method, Dora) else found
 
     return _counted(shape for site in _sites(method, sizes) for shape in shapes(*site))
+
+
+def gated_lora(method: GatedLora, sizes: Sizes) -> list[Tensors]:
+    """A [r, inputs], B [outputs, r] and a gate that reads the inputs, of each target."""
+    r = method.r
+    return _counted(shape for _, i, o in _sites(method, sizes) for shape in ((r, i), (o, r), (1, i), (1,)))
 
 
 def adalora(method: AdaLora, sizes: Sizes) -> list[Tensors]:

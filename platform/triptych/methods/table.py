@@ -16,6 +16,7 @@ from triptych.recipe.matrix import (
     C3a,
     Dora,
     FourierFt,
+    GatedLora,
     Hra,
     Ia3,
     LnTuning,
@@ -34,6 +35,8 @@ from triptych.recipe.method import (
     BitFit,
     Freeze,
     Full,
+    GatedPfeiffer,
+    GatedPrefix,
     Houlsby,
     Method,
     ParallelAdapter,
@@ -96,6 +99,8 @@ NOT_BETWEEN = (
     "not by vLLM, which has no layers to add, and they cannot be merged; transformers runs it, through Triptych"
 )
 
+NOT_GATED = "not by vLLM, which has no gates, nor has peft; transformers runs it, through Triptych"
+
 METHODS: dict[str, Entry] = {
     "lora": Entry(
         config=Lora,
@@ -104,6 +109,15 @@ METHODS: dict[str, Entry] = {
         trains="two low-rank matrices beside each linear layer",
         served=NATIVE,
         paper="Hu et al. 2021, arXiv 2106.09685",
+        learning_rates=(5e-5, 1e-3),
+    ),
+    "gated_lora": Entry(
+        config=GatedLora,
+        module="triptych.methods.gated_lora",
+        tensors=shapes.gated_lora,
+        trains="two low-rank matrices beside each linear layer, and a gate that scales them for each token",
+        served=NOT_GATED,
+        paper="Mao et al. 2022, arXiv 2110.07577",
         learning_rates=(5e-5, 1e-3),
     ),
     "dora": Entry(
@@ -307,6 +321,17 @@ METHODS: dict[str, Entry] = {
         learning_rates=(1e-3, 1e-2),
         needs="attention that can be replaced, room for the virtual tokens in the model's context",
     ),
+    "gated_prefix": Entry(
+        config=GatedPrefix,
+        module="triptych.methods.gated_prefix",
+        tensors=virtual.gated_prefix,
+        trains="an MLP that makes keys and values before every row in every layer, and gates that scale them for each "
+        "token",
+        served=NOT_GATED,
+        paper="Mao et al. 2022, arXiv 2110.07577",
+        learning_rates=(3e-5, 5e-4),
+        needs="attention that can be replaced, room for the virtual tokens in the model's context",
+    ),
     "houlsby": Entry(
         config=Houlsby,
         module="triptych.methods.bottleneck",
@@ -323,6 +348,16 @@ METHODS: dict[str, Entry] = {
         trains="two small layers with a non-linearity between them after the MLP",
         served=NOT_BETWEEN,
         paper="Pfeiffer et al. 2021, arXiv 2005.00247",
+        learning_rates=(1e-4, 1e-3),
+    ),
+    "gated_pfeiffer": Entry(
+        config=GatedPfeiffer,
+        module="triptych.methods.bottleneck",
+        tensors=counts.bottleneck,
+        trains="two small layers with a non-linearity between them after the MLP, and a gate that scales them for each "
+        "token",
+        served=NOT_GATED,
+        paper="Mao et al. 2022, arXiv 2110.07577",
         learning_rates=(1e-4, 1e-3),
     ),
     "parallel_adapter": Entry(
@@ -385,9 +420,12 @@ def adapted(method: Method, sizes: Sizes) -> dict[str, int]:
     return {name: _width(part) for part in parts for name in sizes.targets(part.targets)}
 
 
+_WITH_RANK = Lora | GatedLora | Dora | Pissa | Vera
+
+
 def _width(part: Any) -> int:
     """Of what a low-rank method makes of a layer's input; others make nothing that is small and kept."""
-    return part.init_r if isinstance(part, AdaLora) else part.r if isinstance(part, Lora | Dora | Pissa | Vera) else 0
+    return part.init_r if isinstance(part, AdaLora) else part.r if isinstance(part, _WITH_RANK) else 0
 
 
 def export_method(method: Method, state: "Mapping[str, Tensor]") -> "dict[str, Export]":

@@ -1,7 +1,7 @@
 """What prompts and prefixes add to a model, from its sizes alone: no torch."""
 
 from triptych.models.sizes import Sizes, Tensors
-from triptych.recipe.method import Method, PrefixTuning, PromptTuning, PTuning, PTuningV2, parts_of
+from triptych.recipe.method import GatedPrefix, Method, PrefixTuning, PromptTuning, PTuning, PTuningV2, parts_of
 
 
 def prompt(method: PromptTuning | PTuning, sizes: Sizes) -> list[Tensors]:
@@ -21,7 +21,7 @@ def prompt(method: PromptTuning | PTuning, sizes: Sizes) -> list[Tensors]:
     return [Tensors(shape, in_block=False) for shape in shapes]
 
 
-def prefix(method: PrefixTuning | PTuningV2, sizes: Sizes) -> list[Tensors]:
+def prefix(method: PrefixTuning | PTuningV2 | GatedPrefix, sizes: Sizes) -> list[Tensors]:
     """Keys and values of every layer, or the encoder that makes them."""
     tokens = method.num_virtual_tokens
     if not method.prefix_projection:
@@ -29,6 +29,12 @@ def prefix(method: PrefixTuning | PTuningV2, sizes: Sizes) -> list[Tensors]:
     width = method.encoder_hidden_size
     shapes = [(tokens, sizes.hidden), *_linear((sizes.hidden, width), (width, sizes.kv_per_token))]
     return [Tensors(shape, in_block=False) for shape in shapes]
+
+
+def gated_prefix(method: GatedPrefix, sizes: Sizes) -> list[Tensors]:
+    """A prefix, and a gate that reads the hidden states of each layer."""
+    gate: list[tuple[int, ...]] = [(1, sizes.hidden), (1,)]
+    return prefix(method, sizes) + [Tensors(shape, sizes.layers) for shape in gate]
 
 
 def positions(method: Method) -> int:

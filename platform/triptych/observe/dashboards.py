@@ -14,7 +14,6 @@ _STAGE = '{run=~"$run",stage=~"$stage"}'
 _MODEL = '{model=~"$model"}'
 _BY_STAGE = "{{run}} {{stage}}"
 _WINDOW = "[$__rate_interval]"
-_VARIABLES = {"$__rate_interval": "5m", "$run": ".*", "$stage": ".*", "$model": ".*"}
 _WIDTH, _HEIGHT, _COLUMNS = 8, 8, 3
 
 
@@ -41,8 +40,13 @@ def _gauge(title: str, metric: m.Metric, unit: str = "short") -> Panel:
     return Panel(title, {_BY_STAGE: f"max by (run, stage) ({metric.exported}{_STAGE})"}, unit)
 
 
+def _new(series: str) -> str:
+    """What came to rare events. A counter appears with its first one, which `increase` would not see."""
+    return f"clamp_min({series} - ({series} offset $__rate_interval or {series} * 0), 0)"
+
+
 def _count(title: str, metric: m.Metric) -> Panel:
-    return Panel(title, {_BY_STAGE: f"sum by (run, stage) (increase({metric.exported}{_STAGE}{_WINDOW}))"})
+    return Panel(title, {_BY_STAGE: f"sum by (run, stage) ({_new(metric.exported + _STAGE)})"})
 
 
 def _shares(title: str, metric: m.Metric, label: str) -> Panel:
@@ -98,7 +102,7 @@ TRAINING = Dashboard(
         _shares("Where the time goes", m.TRAIN_SECONDS, "part"),
         _gauge("Peak memory", m.TRAIN_MEMORY, "bytes"),
         _count("Steps skipped: gradient not finite", m.TRAIN_NON_FINITE),
-        Panel("Workers that died", {"": f"sum(increase(ray_node_manager_unexpected_worker_failure_total{_WINDOW}))"}),
+        Panel("Workers that died", {"": f"sum({_new('ray_node_manager_unexpected_worker_failure_total')})"}),
     ),
 )
 
@@ -138,7 +142,7 @@ SERVING = Dashboard(
     (
         _rate("Requests by adapter version", "model", f"{m.GATEWAY_REQUESTS.exported}{_MODEL}", "reqps"),
         _rate("Requests by outcome", "outcome", f"{m.GATEWAY_REQUESTS.exported}{_MODEL}", "reqps"),
-        _rate("Errors by code", "code", f"{m.GATEWAY_ERRORS.exported}{_MODEL}", "reqps"),
+        _by("Errors by code", "code", f"sum by (code) ({_new(m.GATEWAY_ERRORS.exported + _MODEL)})"),
         _quantiles("Time to the first token", f"{m.GATEWAY_FIRST_TOKEN.exported}_bucket", "model", _MODEL),
         _quantiles("Time of a request", f"{m.GATEWAY_SECONDS.exported}_bucket", "model", _MODEL),
         _by("Requests under way", "model", f"sum by (model) ({m.GATEWAY_IN_FLIGHT.exported}{_MODEL})"),
@@ -163,7 +167,7 @@ SERVING = Dashboard(
             },
             "percentunit",
         ),
-        Panel("Preemptions", {"": f"sum(increase(ray_vllm_num_preemptions_total{_WINDOW}))"}),
+        Panel("Preemptions", {"": f"sum({_new('ray_vllm_num_preemptions_total')})"}),
     ),
 )
 
@@ -208,8 +212,8 @@ CLUSTER = Dashboard(
         Panel(
             "Processes ended",
             {
-                "for want of memory": f"sum(increase(ray_memory_manager_worker_eviction_total{_WINDOW}))",
-                "unexpectedly": f"sum(increase(ray_node_manager_unexpected_worker_failure_total{_WINDOW}))",
+                "for want of memory": f"sum({_new('ray_memory_manager_worker_eviction_total')})",
+                "unexpectedly": f"sum({_new('ray_node_manager_unexpected_worker_failure_total')})",
             },
         ),
     ),
@@ -219,14 +223,19 @@ BOARDS = {"training": TRAINING, "ppo": PPO, "serving": SERVING, "cluster": CLUST
 """File name -> dashboard."""
 
 
-def expressions() -> Iterator[tuple[str, str, str]]:
-    """(dashboard, panel, expression) of everything that is asked, Grafana's variables filled in with any value."""
+def expressions() -> Iterator[tuple[str, str, str, str]]:
+    """(dashboard, panel, legend, expression) of everything that is asked, Grafana's variables filled in."""
     for name, board in BOARDS.items():
         for panel in board.panels:
-            for expression in panel.expressions.values():
-                for variable, value in _VARIABLES.items():
-                    expression = expression.replace(variable, value)
-                yield name, panel.title, expression
+            for legend, expression in panel.expressions.items():
+                yield name, panel.title, legend, filled(expression)
+
+
+def filled(expression: str, window: str = "5m") -> str:
+    """The expression with Grafana's variables filled in: all runs, stages and models, rates over `window`."""
+    for variable, value in {"$__rate_interval": window, "$run": ".*", "$stage": ".*", "$model": ".*"}.items():
+        expression = expression.replace(variable, value)
+    return expression
 
 
 def grafana(name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from triptych.recipe.base import Count, Fraction, Positive
 from triptych.recipe.part import Dropout, Layers, Part, Rank, Targets
 
-Init = Literal["default", "gaussian", "orthogonal", "pissa", "olora"]
+Init = Literal["default", "gaussian", "orthogonal", "pissa", "olora", "eva"]
 
 
 class _Matrix(Part):
@@ -42,7 +42,8 @@ class Lora(_LowRank):
 
     name: Literal["lora"] = "lora"
     init: Init = "default"
-    """How A and B start: default (A random, B zero), gaussian, orthogonal, or from the base's weights: pissa, olora."""
+    """How A and B start: default (A random, B zero), gaussian, orthogonal, from the base's weights: pissa, olora; or
+    from what the layers read in the first batches: eva (Paischer et al. 2024, arXiv 2410.07170)."""
     freeze_a: bool = False
     """Only B is trained (LoRA-FA, Zhang et al. 2023, arXiv 2308.03303)."""
 
@@ -58,6 +59,19 @@ class Lora(_LowRank):
         if self.init in ("pissa", "olora") and self.freeze_a:
             raise ValueError(f"freeze_a with init {self.init}; allowed: init default, gaussian or orthogonal")
         return self
+
+
+class GatedLora(_InBlocks):
+    """LoRA that a gate in each layer scales for each token (Mao et al. 2022, arXiv 2110.07577)."""
+
+    merges = False
+
+    name: Literal["gated_lora"] = "gated_lora"
+    r: Rank = 8
+    """Rank."""
+    alpha: Positive = 16.0
+    """The update is scaled by alpha / r."""
+    dropout: Dropout = 0.0
 
 
 class Dora(_LowRank):

@@ -12,6 +12,7 @@ from triptych.recipe.matrix import (
     C3a,
     Dora,
     FourierFt,
+    GatedLora,
     Hra,
     Ia3,
     LnTuning,
@@ -45,6 +46,9 @@ class _Bottleneck(Part):
     dropout: Dropout = 0.0
     drop_layers: int = Field(0, ge=0)
     """First blocks whose adapters only training has (AdapterDrop, Rücklé et al. 2021, arXiv 2010.11918)."""
+    robust_drop_layers: int = Field(0, ge=0)
+    """Each step of training leaves out the adapters of so many first blocks, from none up to this, drawn anew: then
+    as many can be left out afterwards, by `drop_layers` or by `triptych adapters export --drop-layers`."""
 
     def width(self, hidden: int) -> int:
         """Of the bottleneck."""
@@ -65,6 +69,14 @@ class Pfeiffer(_Bottleneck):
     sublayers = ("mlp",)
 
     name: Literal["pfeiffer"] = "pfeiffer"
+
+
+class GatedPfeiffer(_Bottleneck):
+    """After the MLP, scaled by a gate for each token (Mao et al. 2022, arXiv 2110.07577)."""
+
+    sublayers = ("mlp",)
+
+    name: Literal["gated_pfeiffer"] = "gated_pfeiffer"
 
 
 class ParallelAdapter(_Bottleneck):
@@ -169,6 +181,13 @@ class PTuningV2(_Prefix):
     prefix_projection: bool = False
 
 
+class GatedPrefix(_Prefix):
+    """A prefix that a gate in each layer scales for each token (Mao et al. 2022, arXiv 2110.07577)."""
+
+    name: Literal["gated_prefix"] = "gated_prefix"
+    prefix_projection: bool = True
+
+
 class Full(Closed):
     """Every weight of the model; nothing is added."""
 
@@ -208,16 +227,32 @@ class Freeze(Closed):
         return self
 
 
-class Mam(Closed):
+class _Preset(Closed):
+    """A list of methods under one name, with the settings of a paper; each of its fields is a part."""
+
+    def parts(self) -> tuple[Part, ...]:
+        """The list of methods that it stands for."""
+        return tuple(part for _, part in self if isinstance(part, Part))
+
+
+class Mam(_Preset):
     """A mix-and-match adapter: short prefixes, and wide adapters beside the MLP (He et al. 2022, arXiv 2110.04366)."""
 
     name: Literal["mam"] = "mam"
     prefix: PrefixTuning = PrefixTuning(num_virtual_tokens=30)
     adapter: ParallelAdapter = ParallelAdapter()
 
-    def parts(self) -> tuple[Part, ...]:
-        """The list of methods that it stands for."""
-        return self.prefix, self.adapter
+
+class Unipelt(_Preset):
+    """Prefixes, adapters and LoRA, each behind gates (Mao et al. 2022, arXiv 2110.07577).
+
+    The paper's gates are means over a row, and would see later tokens; here each token has its own.
+    """
+
+    name: Literal["unipelt"] = "unipelt"
+    prefix: GatedPrefix = GatedPrefix(num_virtual_tokens=10)
+    adapter: GatedPfeiffer = GatedPfeiffer()
+    lora: GatedLora = GatedLora(targets=("q_proj", "v_proj"))
 
 
 def _hybrid(parts: tuple[Part, ...]) -> tuple[Part, ...]:
@@ -238,6 +273,7 @@ def _hybrid(parts: tuple[Part, ...]) -> tuple[Part, ...]:
 # Every class of a method stands in one of these two unions, under its name.
 _Part = (
     Annotated[Lora, Tag("lora")]
+    | Annotated[GatedLora, Tag("gated_lora")]
     | Annotated[Dora, Tag("dora")]
     | Annotated[Pissa, Tag("pissa")]
     | Annotated[AdaLora, Tag("adalora")]
@@ -257,14 +293,21 @@ _Part = (
     | Annotated[LnTuning, Tag("ln_tuning")]
     | Annotated[Houlsby, Tag("houlsby")]
     | Annotated[Pfeiffer, Tag("pfeiffer")]
+    | Annotated[GatedPfeiffer, Tag("gated_pfeiffer")]
     | Annotated[ParallelAdapter, Tag("parallel_adapter")]
     | Annotated[BitFit, Tag("bitfit")]
     | Annotated[PromptTuning, Tag("prompt_tuning")]
     | Annotated[PTuning, Tag("p_tuning")]
     | Annotated[PrefixTuning, Tag("prefix_tuning")]
     | Annotated[PTuningV2, Tag("p_tuning_v2")]
+    | Annotated[GatedPrefix, Tag("gated_prefix")]
 )
-_Alone = Annotated[Full, Tag("full")] | Annotated[Freeze, Tag("freeze")] | Annotated[Mam, Tag("mam")]
+_Alone = (
+    Annotated[Full, Tag("full")]
+    | Annotated[Freeze, Tag("freeze")]
+    | Annotated[Mam, Tag("mam")]
+    | Annotated[Unipelt, Tag("unipelt")]
+)
 Hybrid = Annotated[
     tuple[Annotated[_Part, Discriminator(TagAt("name", default="lora"))], ...], AfterValidator(_hybrid), Tag("list")
 ]
@@ -275,13 +318,15 @@ PARTS: dict[str, type[Part]] = {
     part.model_fields["name"].default: part for part in (get_args(member)[0] for member in get_args(_Part))
 }
 """Every method that adds parameters to a frozen base, by name."""
+PRESETS: dict[str, type[_Preset]] = {"mam": Mam, "unipelt": Unipelt}
+"""Names that stand for a list of them."""
 MERGING = tuple(name for name, part in PARTS.items() if part.merges)
 """Those whose parameters can be added to the base's weights."""
 
 
 def parts_of(method: Method) -> tuple[Any, ...]:
     """The methods that train together; one alone is a tuple of itself."""
-    if isinstance(method, Mam):
+    if isinstance(method, _Preset):
         return method.parts()
     return method if isinstance(method, tuple) else (method,)
 

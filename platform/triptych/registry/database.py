@@ -16,6 +16,8 @@ from triptych.registry.tables import SCHEMA_VERSION, Base, MetaRow
 
 _BUSY_S = 30.0
 _ADVISORY_LOCK = 0x74726970  # "trip": the key of PostgreSQL's lock around the creation of the tables
+_MIGRATIONS: tuple[tuple[str, ...], ...] = (("ALTER TABLE keys ADD COLUMN admin BOOLEAN NOT NULL DEFAULT false",), ())
+"""What leads from schema version 1 to 2, from 2 to 3, ...; tables that are new need no statement."""
 _UNUSABLE = {
     "not a database": "it is not a SQLite file",
     "unable to open": "it cannot be opened: check that its folder exists and is writable",
@@ -102,29 +104,34 @@ class Database:
         return True
 
     def _migrate(self) -> None:
-        """From version 1: the table of calibrations is new."""
+        """From an older version, step by step, in one transaction."""
+        with self._changing_tables() as connection:
+            version = text("SELECT value FROM meta WHERE key = 'schema_version'")
+            for step in _MIGRATIONS[int(connection.execute(version).scalar_one()) - 1 :]:
+                for statement in step:
+                    connection.execute(text(statement))
+            Base.metadata.create_all(connection)  # those that are not there yet
+            now = update(MetaRow).where(MetaRow.key == "schema_version").values(value=str(SCHEMA_VERSION))
+            connection.execute(now)
+
+    @contextmanager
+    def _changing_tables(self) -> Iterator[Connection]:
+        """A transaction that no other process has at the same time."""
         with self._writing.begin() as connection:
-            self._lock(connection)
-            Base.metadata.create_all(connection)
-            known = update(MetaRow).where(MetaRow.key == "schema_version")
-            connection.execute(known.values(value=str(SCHEMA_VERSION)))
+            if self.file is None:
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+            yield connection
 
     def _create(self, create: bool) -> None:
         if not create:
             raise UserError(f"there is no registry at {self.place}: `triptych run` or `adapters register` makes one")
         if self.file is not None:
             self._switch_to_wal()
-        with self._writing.begin() as connection:
-            self._lock(connection)
+        with self._changing_tables() as connection:
             if MetaRow.__tablename__ in inspect(connection).get_table_names():
                 return  # another process was faster
             Base.metadata.create_all(connection)
             connection.execute(insert(MetaRow).values(key="schema_version", value=str(SCHEMA_VERSION)))
-
-    def _lock(self, connection: Connection) -> None:
-        """One process at a time makes tables; SQLite has one writer anyway."""
-        if self.file is None:
-            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
 
     def _switch_to_wal(self) -> None:
         """Write-ahead log: readers and the writer do not block each other. The file keeps this mode."""

@@ -7,6 +7,7 @@ hash and then compared in constant time, so neither the lookup nor the compariso
 
 import hashlib
 import hmac
+import re
 import secrets
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -19,17 +20,26 @@ from triptych.registry.records import Key
 from triptych.registry.tables import KeyRow
 
 _COARSE = timedelta(minutes=1)
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def create_key(database: Database, label: str) -> str:
-    """A new key; it can never be read again."""
+def make_key() -> tuple[str, str]:
+    """A new key, and the sha256 by which a registry is to know it."""
+    key = f"tk-{secrets.token_urlsafe(32)}"
+    return key, _hash(key)
+
+
+def add_key(database: Database, sha256: str, label: str, *, admin: bool) -> None:
+    """Let the key with this sha256 in."""
     if not label.strip() or len(label) > 100 or not label.isprintable():
         raise UserError(f"label {label!r}: give 1 to 100 printable characters that say whose key it is")
-    key = f"tk-{secrets.token_urlsafe(32)}"
-    digest = _hash(key)
+    if not _SHA256.fullmatch(sha256):
+        raise UserError("sha256: of a key, 64 hexadecimal digits in lower case")
+    row = KeyRow(id=sha256[:12], sha256=sha256, label=label, created_at=datetime.now(UTC), admin=admin)
     with database.write() as session:
-        session.add(KeyRow(id=digest[:12], sha256=digest, label=label, created_at=datetime.now(UTC)))
-    return key
+        if session.get(KeyRow, row.id) is not None:
+            raise UserError(f"there is a key with id {row.id!r} already")
+        session.add(row)
 
 
 def check_key(database: Database, key: str) -> Key | None:
@@ -73,4 +83,4 @@ def _hash(key: str) -> str:
 
 
 def _record(row: KeyRow) -> Key:
-    return Key(row.id, row.label, row.created_at, row.last_used, row.revoked_at)
+    return Key(row.id, row.label, row.created_at, row.last_used, row.revoked_at, row.admin)

@@ -65,3 +65,5 @@ class Key:
     last_used: datetime | None
     """Exact to a minute."""
     revoked_at: datetime | None
+    admin: bool
+    """May also change aliases, versions and keys, by the endpoint's routes for that."""

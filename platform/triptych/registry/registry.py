@@ -25,8 +25,17 @@ _NAME_RULE = "1 to 64 lower-case letters, digits, dots, dashes and underscores, 
 class Registry:
     """The registry at a SQLAlchemy URL, for any number of threads and processes at once.
 
-    `artifacts`: folder or fsspec URL of the adapters' files; None: `artifacts` beside a SQLite file.
+    `artifacts`: folder or fsspec URL of the adapters' files; None: `artifacts` beside a SQLite file. With the URL of an
+    endpoint (https://...) it is a `RemoteRegistry`.
     """
+
+    def __new__(cls, url: str, *_: Any, **__: Any) -> "Registry":
+        """What the URL says: this class, or the one for endpoints."""
+        if url.startswith(("http://", "https://")):
+            from triptych.registry.remote import RemoteRegistry
+
+            return super().__new__(RemoteRegistry)
+        return super().__new__(cls)
 
     def __init__(self, url: str, artifacts: str | None = None, *, create: bool = True) -> None:
         """UserError: it is from a newer version, cannot be used, or does not exist and `create` is off."""
@@ -185,9 +194,15 @@ class Registry:
         """The versions that were made from it, and from those, nearest first."""
         return self._walk(ref, up=False)
 
-    def create_key(self, label: str) -> str:
-        """A new API key, readable only now: the registry keeps its hash."""
-        return keys.create_key(self._database, label)
+    def create_key(self, label: str, *, admin: bool = False) -> str:
+        """A new API key, readable only now: the registry keeps its hash. `admin`: it may change the registry, too."""
+        key, sha256 = keys.make_key()
+        self.add_key(sha256, label, admin=admin)
+        return key
+
+    def add_key(self, sha256: str, label: str, *, admin: bool = False) -> None:
+        """Let a key in that was made elsewhere, by its sha256."""
+        keys.add_key(self._database, sha256, label, admin=admin)
 
     def check_key(self, key: str) -> Key | None:
         """Whose key it is, if it is valid now."""

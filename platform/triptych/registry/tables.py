@@ -3,10 +3,10 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, ForeignKeyConstraint, Index, String, TypeDecorator
+from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, ForeignKeyConstraint, Index, String, TypeDecorator, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -106,6 +106,7 @@ class KeyRow(Base):
     created_at: Mapped[datetime]
     last_used: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    admin: Mapped[bool] = mapped_column(server_default=false())
 
 
 class CalibrationRow(Base):

@@ -50,6 +50,11 @@ def invalid_key(missing: bool) -> ApiError:
     return ApiError(401, "invalid_api_key", "The API key is wrong, or it was revoked.")
 
 
+def not_admin() -> ApiError:
+    """A key that may ask the models, and no more."""
+    return ApiError(403, "not_an_admin_key", "This needs an admin key (`triptych keys create --admin`).")
+
+
 def unknown_model(name: str, reason: str | None = None) -> ApiError:
     """No such model, or one that is not served here."""
     text = f"The model `{shown(name)}` does not exist."

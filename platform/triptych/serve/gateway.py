@@ -9,6 +9,7 @@ from ray.serve.handle import DeploymentHandle
 from triptych.observe.metrics import GatewayMetrics
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import Registry
+from triptych.serve.admin import admin_routes
 from triptych.serve.catalog import Catalog
 from triptych.serve.errors import ApiError
 from triptych.serve.exchange import Exchange
@@ -25,14 +26,19 @@ class Gateway:
         settings = ServeConfig.model_validate(config)
         registry = Registry(settings.registry, settings.artifacts, create=False)
         pool = ThreadPoolExecutor(_REGISTRY_THREADS, thread_name_prefix="registry")
+        self._registry = registry
         self._authorize = KeyCheck(registry, pool, required=settings.require_key)
         self._catalog = Catalog(settings, base_fingerprint, registry, pool)
         self._engine = engine.options(stream=True)
         self._metrics = GatewayMetrics()
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
+        """For Ray Serve."""
+        return self.app()
+
+    def app(self) -> FastAPI:
         """The routes of this replica."""
-        return http_app(self, self._authorize)
+        return http_app(self, self._authorize, admin_routes(self._registry, self._authorize))
 
     async def cards(self) -> list[dict[str, Any]]:
         """Every model that is served."""

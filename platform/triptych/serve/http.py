@@ -4,7 +4,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 from starlette.datastructures import Headers
@@ -36,7 +36,9 @@ class Endpoints(Protocol):
     def rejected(self, error: ApiError) -> None: ...
 
 
-def http_app(endpoints: Endpoints, authorize: Callable[[Mapping[str, str]], Awaitable[None]]) -> FastAPI:
+def http_app(
+    endpoints: Endpoints, authorize: Callable[[Mapping[str, str]], Awaitable[None]], admin: APIRouter
+) -> FastAPI:
     """The ASGI application of one gateway."""
     app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(_KeyFirst, authorize=authorize, rejected=endpoints.rejected)
@@ -71,6 +73,7 @@ def http_app(endpoints: Endpoints, authorize: Callable[[Mapping[str, str]], Awai
     async def completions(body: CompletionRequest) -> Response:
         return await endpoints.generate("completions", body)
 
+    app.include_router(admin)
     return app
 
 

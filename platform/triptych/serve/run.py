@@ -6,14 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from triptych.errors import RunError
 from triptych.plan import cluster
 from triptych.recipe.serve import ServeConfig
 from triptych.serve.preflight import check, check_port, check_room
-
-APP = "triptych"
-START_TIMEOUT_S = 900.0
-PLACE_TIMEOUT_S = 120.0
+from triptych.serve.status import APP, is_running
 
 _POLL_S = 0.5
 
@@ -76,19 +72,12 @@ def serving(config: ServeConfig, progress: Callable[[str], None] = lambda _: Non
 def _wait(progress: Callable[[str], None]) -> None:
     """Until the application runs; RunError if it fails, or if a replica finds no place."""
     from ray import serve
-    from ray.serve.schema import ApplicationStatus, DeploymentStatus
 
     started = time.monotonic()
     while True:
         app = serve.status().applications[APP]
-        if app.status == ApplicationStatus.RUNNING:
+        deployments = [(one.status.value, one.message) for one in app.deployments.values()]
+        if is_running(app.status.value, app.message, deployments, time.monotonic() - started):
             return
-        messages = "; ".join(d.message for d in app.deployments.values() if d.message) or app.message
-        failed = any(d.status == DeploymentStatus.UNHEALTHY for d in app.deployments.values())
-        if failed or app.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-            raise RunError(f"the endpoint did not start: {messages}")
-        waited = time.monotonic() - started
-        if waited > START_TIMEOUT_S or (waited > PLACE_TIMEOUT_S and "to be scheduled" in messages):
-            raise RunError(f"the endpoint did not start within {waited:.0f} s: {messages}")
         progress("starting the engine")
         time.sleep(_POLL_S)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,12 +30,21 @@ class Rows:
 
     def micro_batches(self, rows: Sequence[int], budget: int, learner: Learner) -> list[Batch | None]:
         """This rank's micro-batches of the given rows."""
+        own = self._cut(rows, budget, learner.group.size, packing=learner.model.packing)[learner.group.rank]
+        return [self.batch(micro) if micro else None for micro in own]
+
+    def all_batches(self, rows: Sequence[int], budget: int, *, packing: bool) -> Iterator[Batch]:
+        """The micro-batches of the given rows, all on one rank."""
+        return (self.batch(micro) for micro in self._cut(rows, budget, 1, packing=packing)[0] if micro)
+
+    def _cut(self, rows: Sequence[int], budget: int, ranks: int, *, packing: bool) -> list[list[list[int]]]:
+        """Rank -> its micro-batches -> their rows."""
         chosen = [self.sequences[row] for row in rows]
-        if learner.model.packing:
-            ranks = packed_micro_batches(chosen, budget, learner.group.size)
+        if packing:
+            cut = packed_micro_batches(chosen, budget, ranks)
         else:
-            ranks = micro_batches([len(row) * max(map(len, row)) for row in chosen], budget, learner.group.size)
-        return [self.batch([rows[place] for place in micro]) if micro else None for micro in ranks[learner.group.rank]]
+            cut = micro_batches([len(row) * max(map(len, row)) for row in chosen], budget, ranks)
+        return [[[rows[place] for place in micro] for micro in own] for own in cut]
 
 
 def total_steps(stage: Supervised, rows: int) -> int:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,9 +21,13 @@ from triptych.recipe import Method
 from triptych.recipe.method import Freeze, parts_of, trains_base
 from triptych.stages.context import StageContext, remember
 from triptych.stages.encoding import Examples, encode
-from triptych.stages.loop import Rows, evaluate, fit, total_steps
+from triptych.stages.loop import Rows, evaluate, fit, step_rows, total_steps
 from triptych.stages.models import tokenizer_of
 from triptych.stages.table import StoredTable
+from triptych.train import checkpoint
+from triptych.train.batch import Batch
+from triptych.train.eva import reads_inputs, start_from_inputs
+from triptych.train.group import Group
 from triptych.train.learner import Learner, Objective
 from triptych.train.on_ray import launch
 from triptych.train.roles import HEAD, RoleModel
@@ -85,6 +90,8 @@ def learner_for(
 ) -> Learner:
     """A learner of these roles, alike for all, over the whole stage."""
     training = ctx.stage.train
+    if reads_inputs(ctx.stage.method):
+        start_from_inputs(model, roles, _first_batches(ctx, model, rows["train"]), Group())
     steps = total_steps(ctx.stage, len(rows["train"].sequences))
     return kind(
         model,
@@ -95,6 +102,16 @@ def learner_for(
         offload=training.workers.offload,
         max_bad_steps=training.max_bad_steps,
     )
+
+
+def _first_batches(ctx: StageContext[Any], model: RoleModel, train: Rows) -> Iterator[Batch]:
+    """The rows of the first epoch, step by step; none where a checkpoint holds what was made of them."""
+    if checkpoint.latest(ctx.checkpoints) is not None:
+        return
+    batch, count = ctx.stage.train.batch, len(train.sequences)
+    for step in range(math.ceil(count / batch.rows)):
+        rows = step_rows(count, batch.rows, ctx.recipe.seed, step)
+        yield from train.all_batches(rows, batch.micro_tokens, packing=model.packing)
 
 
 def fit_and_evaluate(

@@ -9,7 +9,7 @@ A prefix of trained keys and values stands before every row of either kind.
 
 import itertools
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -22,7 +22,9 @@ from transformers.masking_utils import sdpa_mask
 
 from triptych.data.batches import common_prefix
 from triptych.methods.base import Prefix
-from triptych.train.half_attention import half_attention
+from triptych.train.gated_prefix import with_gate
+from triptych.train.gather import gather
+from triptych.train.half_attention import QUERIES, half_attention
 
 PACKED = "triptych_packed"
 """The name under which transformers' models find the attention of a layout."""
@@ -131,33 +133,69 @@ def packed_attention(
             for own, given in zip(before, (key, value), strict=True)
         )
     if layout.keys is not None:
-        key, value = key.index_select(2, layout.keys), value.index_select(2, layout.keys)
+        key, value = gather(key, 2, layout.keys), gather(value, 2, layout.keys)
     if query.is_cuda and query.dtype in _HALF and not dropout:
         return _flash(query, key, value, layout, scaling, sliding_window), None
-    rows = zip(query.split(layout.new, 2), key.split(layout.whole, 2), value.split(layout.whole, 2), strict=True)
-    out = [_row(q, k, v, scaling, dropout, sliding_window) for q, k, v in rows]
+    spans = _spans(tuple(layout.new), tuple(layout.whole), sliding_window, query.device)
+    news, wholes = [span.new for span in spans], [span.whole for span in spans]
+    parts = zip(query.split(news, 2), key.split(wholes, 2), value.split(wholes, 2), spans, strict=True)
+    out = [_attend(q, k, v, span, scaling, dropout) for q, k, v, span in parts]
     return torch.cat(out, dim=2).transpose(1, 2), None
 
 
-def _row(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, dropout: float, window: int | None
-) -> Tensor:
-    causal = _causal(query, key, window)
-    if query.dtype in _HALF and not query.is_cuda and not dropout and (window is None or key.shape[2] <= window):
-        return half_attention(query, key, value, scaling, causal)
+@dataclass(frozen=True)
+class _Span:
+    """Rows side by side that attention takes at once."""
+
+    new: int
+    whole: int
+    """Queries and keys of all of them."""
+    causal: dict[str, Any]
+    """Which of the keys a query sees, as torch's kernel is told."""
+    hidden: Tensor | None
+    """[new, whole] which it does not see; None: one row, whose queries are its last tokens, without a window."""
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, span: _Span, scaling: float | None, dropout: float) -> Tensor:
+    if query.dtype in _HALF and not query.is_cuda and not dropout:
+        return half_attention(query, key, value, scaling, span.causal, span.hidden)
     return F.scaled_dot_product_attention(
-        query, key, value, dropout_p=dropout, scale=scaling, enable_gqa=True, **causal
+        query, key, value, dropout_p=dropout, scale=scaling, enable_gqa=True, **span.causal
     )
 
 
-def _causal(query: Tensor, key: Tensor, window: int | None) -> dict[str, Any]:
-    """The queries are the last tokens of the keys."""
-    new, whole = query.shape[2], key.shape[2]
-    if new == whole and (window is None or whole <= window):
-        return {"is_causal": True}
-    steps = torch.arange(whole, device=query.device)
+@lru_cache(maxsize=8)
+def _spans(new: tuple[int, ...], whole: tuple[int, ...], window: int | None, device: torch.device) -> list[_Span]:
+    """Rows by their queries and keys, as many at once as have `QUERIES` keys: calls cost more than masked keys.
+
+    Kept, since every layer asks for the same.
+    """
+    spans: list[list[tuple[int, int]]] = []
+    keys = 0
+    for row in zip(new, whole, strict=True):
+        if spans and keys + row[1] <= QUERIES:
+            spans[-1].append(row)
+            keys += row[1]
+        else:
+            spans.append([row])
+            keys = row[1]
+    return [_span(rows, window, device) for rows in spans]
+
+
+def _span(rows: list[tuple[int, int]], window: int | None, device: torch.device) -> _Span:
+    new, whole = (sum(lengths) for lengths in zip(*rows, strict=True))
+    windowed = window is not None and any(keys > window for _, keys in rows)
+    if len(rows) == 1 and new == whole and not windowed:
+        return _Span(new, whole, {"is_causal": True}, None)
+    seen = torch.block_diag(*(_seen(*row, window, device) for row in rows))
+    return _Span(new, whole, {"attn_mask": seen}, seen.logical_not() if len(rows) > 1 or windowed else None)
+
+
+def _seen(new: int, whole: int, window: int | None, device: torch.device) -> Tensor:
+    """[new, whole]: whether a query, of the last tokens, sees a key."""
+    steps = torch.arange(whole, device=device)
     behind = steps[whole - new :, None] - steps
-    return {"attn_mask": (behind >= 0) if window is None else (behind >= 0) & (behind < window)}
+    return (behind >= 0) if window is None else (behind >= 0) & (behind < window)
 
 
 def _flash(
@@ -222,6 +260,6 @@ def padded_attention(
     return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
 
 
-AttentionInterface.register(PACKED, packed_attention)
-AttentionInterface.register(PADDED, padded_attention)
+AttentionInterface.register(PACKED, with_gate(packed_attention, "layout", "prefix"))
+AttentionInterface.register(PADDED, with_gate(padded_attention, "row_prefix", "give"))
 AttentionMaskInterface.register(PADDED, sdpa_mask)

@@ -12,28 +12,44 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_QUERIES = 128
+QUERIES = 128
 """Of a block: its scores stay in a core's cache."""
 
 
-def half_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: dict[str, Any]) -> Tensor:
+def half_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    causal: dict[str, Any],
+    hidden: Tensor | None = None,
+) -> Tensor:
     """Query [1, H, n, D], key and value [1, K, m, D] -> [1, H, n, D]; the queries are the last n of m tokens.
 
-    `causal` says that to torch's kernel.
+    `causal` says that to torch's kernel. `hidden` [n, m]: what else a query does not see. Where it is of several rows,
+    they have at most `QUERIES` keys.
     """
-    out: Tensor = _HalfAttention.apply(query, key, value, scaling or query.shape[-1] ** -0.5, causal)
+    out: Tensor = _HalfAttention.apply(query, key, value, scaling or query.shape[-1] ** -0.5, causal, hidden)
     return out
 
 
 class _HalfAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float, causal: dict[str, Any]) -> Tensor:
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        scaling: float,
+        causal: dict[str, Any],
+        hidden: Tensor | None,
+    ) -> Tensor:
         ctx.save_for_backward(query, key, value)
-        ctx.scaling = scaling
+        ctx.scaling, ctx.hidden = scaling, hidden
         return F.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=True, **causal)
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         query, key, value = ctx.saved_tensors
         new, whole = query.shape[2], key.shape[2]
         groups = (key.shape[1], query.shape[1] // key.shape[1])  # query heads of one key head lie side by side
@@ -41,10 +57,11 @@ class _HalfAttention(torch.autograd.Function):
         k, v = key[0], value[0]
         g_q = torch.empty_like(q, memory_format=torch.contiguous_format)
         g_k, g_v = (torch.zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (k, v))
-        for start in range(0, new, _QUERIES):
-            rows = slice(start, min(start + _QUERIES, new))
+        for start in range(0, new, QUERIES):
+            rows = slice(start, min(start + QUERIES, new))
             seen = whole - new + rows.stop
-            g_q[:, :, rows], block_k, block_v = _block(q[:, :, rows], g[:, :, rows], k[:, :seen], v[:, :seen])
+            hidden = _later(rows.stop - start) if ctx.hidden is None else ctx.hidden[rows, :seen]
+            g_q[:, :, rows], block_k, block_v = _block(q[:, :, rows], g[:, :, rows], k[:, :seen], v[:, :seen], hidden)
             g_k[:, :seen] += block_k
             g_v[:, :seen] += block_v
         return (
@@ -53,15 +70,19 @@ class _HalfAttention(torch.autograd.Function):
             g_v.to(v.dtype)[None],
             None,
             None,
+            None,
         )
 
 
-def _block(q: Tensor, g: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of scaled queries [K, G, b, D] and of the keys and values [K, m, D] that they see; g: of the output."""
-    shape, size = q.shape, q.shape[2]
+def _block(q: Tensor, g: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of scaled queries [K, G, b, D] and of the keys and values [K, m, D] that they see; g: of the output.
+
+    `hidden` [b, c]: what they do not see of the last c keys.
+    """
+    shape = q.shape
     q, g = q.reshape(shape[0], -1, shape[3]), g.reshape(shape[0], -1, shape[3])
     scores = q @ k.mT
-    scores.view(*shape[:3], -1)[..., -size:].masked_fill_(_later(size), -torch.inf)
+    scores.view(*shape[:3], -1)[..., -hidden.shape[1] :].masked_fill_(hidden, -torch.inf)
     p = scores.softmax(dim=-1)
     g_scores = torch._softmax_backward_data(g @ v.mT, p, -1, p.dtype)
     return (g_scores @ k).view(shape), g_scores.mT @ q, p.mT @ g

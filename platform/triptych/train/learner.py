@@ -129,6 +129,8 @@ class Learner:
         clock, role = clock or Clock(), objective.role
         placed = [None if batch is None else self._placed(batch) for batch in micro_batches]
         self.model.train(self._dropout)
+        for part in self.model.attached[role].values():
+            part.begin(self._steps[role])
         clock.lap("data")
         denominators = self._sum_over_all((objective.denominators(batch) for batch in placed if batch is not None), 1)
         batches = self._lockstep(placed)

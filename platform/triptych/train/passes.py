@@ -9,6 +9,7 @@ from torch import Tensor
 
 from triptych.methods.base import Attachment, Prefix
 from triptych.train.attention import RowPrefix, lay_out
+from triptych.train.gather import gather
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def packed_states(decoder: Any, ids: Tensor, mask: Tensor, before: Before) -> Te
     packed = output.last_hidden_state[0]
     padded = packed.new_zeros(ids.numel(), packed.shape[1])
     real = mask.flatten().nonzero()[:, 0]
-    return padded.index_copy(0, real, packed[layout.places]).view(*ids.shape, -1)
+    return padded.index_copy(0, real, gather(packed, 0, layout.places)).view(*ids.shape, -1)
 
 
 def padded_states(decoder: Any, ids: Tensor, mask: Tensor, before: Before) -> Tensor:

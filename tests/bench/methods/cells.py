@@ -89,16 +89,18 @@ class Results:
         found = (cell for key, cell in self.cells.items() if (key.method, key.level, key.arm) == (method, level, arm))
         return sorted((cell for cell in found if not cell.error), key=lambda cell: cell.seed)
 
-    def missing(self, method: str, seeds: int, *, beside_peft: bool) -> Iterator[Key]:
-        """What is left to run for a row of the table: each level with seed 0, then the best with the other seeds.
-
-        `beside_peft`: peft's own implementation too, with every seed at the level that is our best.
-        """
+    def missing(self, method: str, seeds: int) -> Iterator[Key]:
+        """What is left to run for a row of the table: each level with seed 0, then the best with the other seeds."""
         wanted = [Key(self._data, method, level, 0) for level in range(LEVELS)]
         if (best := self.chosen(method)) is not None:
             wanted += [Key(self._data, method, best, seed) for seed in range(1, seeds)]
-            wanted += [Key(self._data, method, best, seed, PEFT) for seed in range(seeds) if beside_peft]
         yield from (key for key in wanted if key not in self.cells)
+
+    def missing_beside(self, method: str, seeds: int) -> Iterator[Key]:
+        """What is left to run by peft's own implementation: every seed at the level that is our best."""
+        if (best := self.chosen(method)) is not None:
+            wanted = [Key(self._data, method, best, seed, PEFT) for seed in range(seeds)]
+            yield from (key for key in wanted if key not in self.cells)
 
     def missing_timed(self, method: str, rounds: int, *, beside_peft: bool) -> Iterator[Key]:
         """What is left to time at the best level: once, or in `rounds` pairs with peft, whose order turns around."""

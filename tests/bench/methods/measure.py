@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import Figures, emit
-from methods.tasks import BATCH, TASKS
+from methods.tasks import TASKS
 
 if TYPE_CHECKING:
     from triptych.train.batch import Batch
@@ -63,11 +63,10 @@ class Job:
         """The rows of each optimiser step: every epoch has an order of its own."""
         from triptych.data.batches import epoch_order
 
-        rows = self.rows("train")
-        epochs = (epoch_order(len(rows), self.seed, epoch) for epoch in range(TASKS[self.data].epochs))
-        cut = (
-            [rows[i] for i in order[start : start + BATCH]] for order in epochs for start in range(0, len(rows), BATCH)
-        )
+        rows, task = self.rows("train"), TASKS[self.data]
+        epochs = (epoch_order(len(rows), self.seed, epoch) for epoch in range(task.epochs))
+        starts = range(0, len(rows), task.batch)
+        cut = ([rows[i] for i in order[start : start + task.batch]] for order in epochs for start in starts)
         yield from islice(cut, self.only_steps)
 
 

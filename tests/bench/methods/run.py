@@ -2,14 +2,14 @@
 
     PYTHONPATH=tests/bench .venv/bin/python -m methods.run [--minutes 100] [--data sst2] [--methods lora ia3]
 
-SmolLM2-135M-Instruct in bfloat16, eight rows a step, one process and one thread a cell, as many cells at once as there
-are cores. A method is tried with three learning rates of its own range and one seed, and runs with all seeds at the
-best of them. How long a step takes is measured apart, by `--timed`: a few steps of each method with all cores, alone.
-For some methods peft's own implementation runs beside ours. A cell whose line is removed
-from the file is measured again.
+SmolLM2-135M-Instruct in bfloat16, one process and one thread a cell, as many cells at once as there are cores. A method
+is tried with three learning rates of its own range and one seed, and runs with all seeds at the best of them; for some
+methods peft's own implementation runs beside ours. How long a step takes is measured apart, by `--timed`: a few steps
+with all cores, one cell after another. A cell whose line is removed from the file is measured again.
 """
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -18,7 +18,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 
-from harness import Arm, machine, run_arm
+from harness import Arm, machine, run_arm, stopped_with_us
 from methods import measure_peft
 from methods.cells import PEFT, TIMED, Cell, Key, Results, code_version, read, write
 from methods.measure import Job
@@ -56,12 +56,13 @@ def fill(options: argparse.Namespace) -> None:
     seconds = dict.fromkeys(TASKS, 0.0)  # of the longest cell
     prepared = {data: prepare(data, model, SCRATCH) for data in options.data}
     running: dict[Future[Cell], tuple[Key, float]] = {}
-    threads = THREADS if options.timed else 1
-    with ThreadPoolExecutor(THREADS // threads) as pool:
+    cores = len(os.sched_getaffinity(0))
+    at_once, threads = (1, THREADS) if options.timed else (cores, 1)
+    with ThreadPoolExecutor(at_once) as pool, stopped_with_us():
         while True:
             busy = {key for key, _ in running.values()}
             waiting = (key for key in _waiting(options, prepared) if key not in busy)
-            while left and len(running) < THREADS // threads and (key := next(waiting, None)) is not None:
+            while left and len(running) < at_once and (key := next(waiting, None)) is not None:
                 if time.monotonic() + seconds[key.data] > end:
                     break
                 running[pool.submit(run, key, prepared[key.data], model, threads)] = key, time.monotonic()
@@ -77,16 +78,19 @@ def fill(options: argparse.Namespace) -> None:
 
 
 def _waiting(options: argparse.Namespace, prepared: dict[str, Prepared]) -> Iterator[Key]:
-    """The cells that are missing now, those to be measured next first."""
+    """The cells that are missing now, those to be measured next first: peft's own come last."""
     cells = read(options.out)
     for data in options.data:
         results = Results(cells, data, TASKS[data], prepared[data].digest)
+        peer = [m for m in options.methods if m in measure_peft.METHODS and TASKS[data].kind == "texts"]
+        if options.timed:
+            for method in options.methods:
+                yield from results.missing_timed(method, TIMED_ROUNDS, beside_peft=method in peer)
+            continue
         for method in options.methods:
-            beside_peft = method in measure_peft.METHODS and TASKS[data].kind == "texts"
-            if options.timed:
-                yield from results.missing_timed(method, TIMED_ROUNDS, beside_peft=beside_peft)
-            else:
-                yield from results.missing(method, options.seeds, beside_peft=beside_peft)
+            yield from results.missing(method, options.seeds)
+        for method in peer:
+            yield from results.missing_beside(method, options.seeds)
 
 
 def run(key: Key, prepared: Prepared, model: Path, threads: int) -> Cell:

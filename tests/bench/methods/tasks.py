@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
-BATCH = 8
-"""Rows of an optimiser step."""
-
 Record = dict[str, Any]
 
 
@@ -32,6 +29,8 @@ class Task:
     heldout: int
     epochs: int
     max_length: int
+    batch: int
+    """Rows of an optimizer step."""
     labels: tuple[str, ...] = ()
 
     def better(self, one: float, other: float) -> bool:
@@ -39,7 +38,8 @@ class Task:
 
     def settings(self) -> dict[str, Any]:
         """What results depend on beside the rows."""
-        return {"rows": self.rows, "heldout": self.heldout, "epochs": self.epochs, "max_length": self.max_length}
+        names = ("rows", "heldout", "epochs", "max_length", "batch")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def hotel() -> tuple[list[Record], list[Record]]:
 
 
 TASKS: dict[str, Task] = {
-    "sst2": Task("SST-2, accuracy", "texts", "accuracy", "max", sst2, 1000, 872, 2, 128, ("negative", "positive")),
+    "sst2": Task("SST-2, accuracy", "texts", "accuracy", "max", sst2, 1000, 872, 2, 128, 16, ("negative", "positive")),
     "msra": Task(
         "MSRA NER, entity F1",
         "tags",
@@ -113,11 +113,22 @@ TASKS: dict[str, Task] = {
         300,
         2,
         256,
+        8,
         ("O", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"),
     ),
-    "gsm8k": Task("gsm8k, held-out loss", "sft", "loss", "min", gsm8k, 500, 200, 1, 512),
+    "gsm8k": Task("gsm8k, held-out loss", "sft", "loss", "min", gsm8k, 500, 200, 1, 512, 8),
     "hotel": Task(
-        "ChnSentiCorp hotels, accuracy", "texts", "accuracy", "max", hotel, 500, 300, 2, 128, ("negative", "positive")
+        "ChnSentiCorp hotels, accuracy",
+        "texts",
+        "accuracy",
+        "max",
+        hotel,
+        500,
+        300,
+        2,
+        128,
+        8,
+        ("negative", "positive"),
     ),
 }
 

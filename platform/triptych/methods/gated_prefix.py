@@ -1,0 +1,63 @@
+"""A prefix whose keys and values each token scales by a gate of its own (arXiv 2110.07577, section 2.2).
+
+A token t sees g(t) K and g(t) V of the prefix in place of K and V, and the row's own as they are. The gate reads what
+the layer's attention reads.
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from triptych.methods import prefix
+from triptych.methods.base import Attachment, Export, Prefix
+from triptych.methods.beside import ModulesBeside, sublayer
+from triptych.methods.gates import Gate
+from triptych.recipe.method import GatedPrefix
+
+ARGUMENT = "prefix_gate"
+"""Under this name attention is given the gates of its tokens, [B, T, 1]."""
+
+
+class GatedPrefixAttachment(Attachment):
+    """A prefix, and a gate before the attention of each block."""
+
+    def __init__(self, inner: prefix.PrefixAttachment, gates: ModulesBeside) -> None:
+        self.prefix_length = inner.prefix_length
+        self._inner, self._gates = inner, gates
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """See Attachment."""
+        return self._inner.parameters() | self._gates.parameters()
+
+    def buffers(self) -> dict[str, Tensor]:
+        """See Attachment."""
+        return self._inner.buffers()
+
+    def activate(self, on: bool) -> None:
+        """See Attachment."""
+        self._gates.activate(on)
+
+    def prefix(self) -> Prefix:
+        """See Attachment."""
+        return self._inner.prefix()
+
+
+def attach(model: PreTrainedModel, method: GatedPrefix, role: str) -> GatedPrefixAttachment:
+    """The prefix of a role, new, and its gates.
+
+    Raises:
+        UserError: what a prefix raises, or the model's blocks have no attention that a gate could stand before.
+    """
+    inner, gates = prefix.attach(model, method, role), ModulesBeside(role)
+    for number, block in enumerate(getattr(model, model.base_model_prefix).layers):
+        host = sublayer(block, "self_attn", method.name)
+        gates.put_before(host, ARGUMENT, f"gate.{number}", Gate(model.config.hidden_size))
+    return GatedPrefixAttachment(inner, gates)
+
+
+def export(method: GatedPrefix, state: Mapping[str, Tensor]) -> Export:
+    """Keys and values alone, which load without an encoder, and the gates, for which peft has no format."""
+    gates = {name: tensor for name, tensor in state.items() if name.startswith("gate.")}
+    folded = prefix.export(method, {name: tensor for name, tensor in state.items() if name not in gates})
+    return Export(folded.method, folded.weights | gates)
