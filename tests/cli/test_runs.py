@@ -22,6 +22,9 @@ def runs(tmp_path: Path) -> Path:
     sft = tmp_path / "done" / "stages" / "sft"
     (sft / "metrics").mkdir()
     (sft / "metrics" / "step-00000002.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.5}\n')
+    peak = {"low": 2**20, "expected": 2 * 2**20, "high": 3 * 2**20}
+    planned = {"predicted": {"peak_bytes": peak, "tokens_per_second": 300}, "actual": {"tokens_per_second": 200}}
+    (sft / "plan.json").write_text(json.dumps(planned))
     (sft / "summary.json").write_text('{"kind": "sft", "metrics": {"heldout_loss": 1.25}, "registered": "done-sft@1"}')
     checkpoint = tmp_path / "done" / "stages" / "ppo" / "checkpoints" / "step-00000004"
     checkpoint.mkdir(parents=True)
@@ -51,6 +54,9 @@ def test_list(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 def test_show(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert triptych(monkeypatch, "runs", "show", "done", "--json", "--runs", str(runs)) == 0
     sft = json.loads(capsys.readouterr().out)["stages"]["sft"]
+    memory, speed = sft.pop("plan")["compared"]
+    assert (memory["predicted"], memory["high"], memory["actual"], memory["ratio"]) == (2**21, 3 * 2**20, None, None)
+    assert (speed["predicted"], speed["actual"], speed["ratio"]) == (300, 200, 1.5)
     assert sft == {
         "kind": "sft",
         "status": "done",
@@ -59,14 +65,18 @@ def test_show(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         "metrics": {"heldout_loss": 1.25},
     }
     assert triptych(monkeypatch, "runs", "show", "done", "--runs", str(runs)) == 0
-    assert "done-sft@1" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "done-sft@1" in shown
+    assert "1 MiB - 3 MiB" in shown
 
 
 def test_report(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert triptych(monkeypatch, "runs", "report", "done", "--runs", str(runs)) == 0
     path = Path(capsys.readouterr().out.strip())
     assert path == runs / "done" / "report.html"
-    assert "<svg" in path.read_text()
+    page = path.read_text()
+    assert "<svg" in page
+    assert "<td>tokens a second</td><td>300</td><td></td><td>200</td><td>1.50</td>" in page
 
 
 @pytest.mark.parametrize("name", ["dnoe", "../done", "artifacts"])

@@ -23,9 +23,10 @@ class Cli:
 
 
 @pytest.fixture
-def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Cli:
+def plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Cli:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("TRIPTYCH_CACHE", str(tmp_path / "cache"))
     return Cli(monkeypatch, capsys)
 
 
@@ -51,7 +52,8 @@ def test_json(plan: Cli, recipe_file: Path) -> None:
     code, out, err = plan(recipe_file, "--json", "--stage", "ppo", "--set", "machine=1xh100-80")
     found = json.loads(out)
     assert (code, err) == (0, "")
-    assert set(found) == {"recipe", "placement", "estimate"}
+    assert set(found) == {"recipe", "placement", "estimate", "duration"}
+    assert found["duration"]["stages"]["ppo"]["steps"] == 8
     assert found["recipe"]["stages"]["sft"]["train"]["batch"]["rows"] == 16
     assert found["placement"]["waves"] == [["ppo"]]
     assert list(found["estimate"]["stages"]) == ["ppo"]
@@ -68,6 +70,10 @@ def test_json(plan: Cli, recipe_file: Path) -> None:
         (["--set", "machine=1xh100-80", "--set", "stages.sft.train.workers.gpus=2"], "stages.sft does not fit machine"),
         (["--set", "model.base=smollm2"], "model.base: no folder and no built-in model is called `smollm2`"),
         (["--sett", "x"], "No such option"),
+        (["--memory", "8T"], "memory: `8T` is no amount of memory; allowed: a number above 0 with GB, GiB, MB or MiB"),
+        (["--plot", "x.svg"], "--plot draws one stage: give --stage; allowed: sft, reward, ppo"),
+        (["--set", "machine=1xh100-80", "--measure"], "--measure is for this machine"),
+        (["--explain-oom", "nothing"], "no run 'nothing' in runs"),
     ],
 )
 def test_what_is_wrong_goes_to_stderr_with_exit_code_2(
@@ -90,3 +96,31 @@ def test_every_error_of_the_file_is_told(plan: Cli, recipe_file: Path) -> None:
 def test_missing_recipe(plan: Cli, tmp_path: Path) -> None:
     code, out, err = plan(tmp_path / "none.yaml")
     assert (code, out, err) == (2, "", f"error: {tmp_path}/none.yaml: no such file\n")
+
+
+def test_what_auto_comes_to_and_what_it_costs(plan: Cli, recipe_file: Path) -> None:
+    auto = ("--stage", "sft", "--set", "stages.sft.train.batch.micro_tokens=auto", "--memory", "4GB")
+    code, out, _ = plan(recipe_file, *auto, "--price-per-hour", "2", "--set", "machine=1xl4-24")
+    assert code == 0
+    assert "Chosen for what is left to auto" in out
+    assert "cost" in out
+    code, out, _ = plan(recipe_file, *auto, "--json", "--set", "machine=1xl4-24")
+    choice = json.loads(out)["choices"]["sft"]
+    assert choice["best"]["fits"]
+    assert choice["best"]["peak_bytes"]["high"] <= 4 * 10**9
+
+
+def test_grid_and_plot(plan: Cli, recipe_file: Path, tmp_path: Path) -> None:
+    at = ("--stage", "sft", "--set", "machine=1xl4-24", "--grid")
+    code, out, _ = plan(recipe_file, *at, "--json", "--plot", tmp_path / "grid.svg")
+    grid = json.loads(out)["sft"]
+    assert code == 0
+    assert (tmp_path / "grid.svg").read_text().count("<circle") == len(grid) > 20
+    assert {row["checkpointing"] for row in grid} == {"none", "selective", "full"}
+    code, out, _ = plan(recipe_file, *at)
+    assert "Micro-batch, memory and speed of stages.sft" in out
+
+
+def test_nothing_to_plan(plan: Cli) -> None:
+    code, out, err = plan()
+    assert (code, out, err) == (2, "", "error: give a RECIPE, or --explain-oom RUN\n")

@@ -71,15 +71,16 @@ def test_values_and_defaults(recipe_file: Path) -> None:
 
 ALL_STAGES = "classification, ppo, question_answering, reward, sft, token_classification"
 TRAINING = (
-    "batch, checkpoint_every, early_stopping, epochs, evaluate_every, log_every, max_bad_steps, memory, optimizer, "
-    "steps, workers"
+    "auto, batch, checkpoint_every, early_stopping, epochs, evaluate_every, log_every, max_bad_steps, memory, "
+    "optimizer, steps, workers"
 )
 NAME = "1 to 64 lower case letters, digits, `.`, `_`, `-`, first and last a letter or digit"
 
 MALFORMED = [
     # (text replaced, replacement, the whole message)
     ("seed: 7", "sed: 7",
-     "2: sed: unknown key; did you mean `seed`?; allowed: machine, model, name, seed, stages, storage, trackers"),
+     "2: sed: unknown key; did you mean `seed`?; allowed: machine, memory, model, name, seed, stages, storage, "
+     "trackers"),
     ("epochs: 1", "epoch: 1", None),
     ("seed: 7", "seed: -1", "2: seed: cannot be -1; allowed: a whole number >= 0"),
     ("seed: 7", "seed: seven", '2: seed: cannot be "seven"; allowed: a whole number'),
@@ -279,7 +280,7 @@ WRONG_OVERRIDES = [
      f"stages.sft.train.epoch: unknown key; did you mean `epochs`?; allowed: {TRAINING}"),
     ("stages.sfx.train.epochs=2", "stages.sfx: no such entry; did you mean `sft`?; allowed: sft, reward, ppo"),
     ("sead=2",
-     "sead: unknown key; did you mean `seed`?; allowed: machine, model, name, seed, stages, storage, trackers"),
+     "sead: unknown key; did you mean `seed`?; allowed: machine, memory, model, name, seed, stages, storage, trackers"),
     ("seed.deep=2", "seed.deep: nothing can stand below this; allowed here: a whole number >= 0"),
     ("stages.reward.method.targets.2=x", "stages.reward.method.targets.2: no such item; allowed: 0 to 1"),
     ("stages.sft.train.epochs=-1", "stages.sft.train.epochs: cannot be -1; allowed: a number > 0 or null"),

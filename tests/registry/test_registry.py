@@ -287,6 +287,20 @@ def test_a_registry_from_a_newer_version_is_refused(registry: Registry, url: str
         Registry(url)
 
 
+def test_a_registry_from_an_older_version_is_brought_up(registry: Registry, add: Add, url: str, tmp_path: Path) -> None:
+    add()
+    with sqlite3.connect(tmp_path / "runs/registry.db") as connection:
+        connection.execute("DROP TABLE calibrations")
+        connection.execute("UPDATE meta SET value = '2' WHERE key = 'schema_version'")
+    brought_up = Registry(url)
+    assert brought_up.get("reviews").version == 1
+    for actual in (1, 2):
+        brought_up.add_calibration({"actual": actual})
+    assert Registry(url).calibrations() == [{"actual": 2}, {"actual": 1}]
+    with pytest.raises(UserError, match="calibration must be plain JSON"):
+        brought_up.add_calibration({"actual": float("nan")})
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [

@@ -131,8 +131,11 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(
     assert rows[0]["kl"] == 0.0  # policy and reference are one adapter, to the bit
     assert all(row["canary_gap"] < 1e-3 for row in rows)
 
-    version = Registry(f"sqlite:///{disturbed.parent}/registry.db").get("tiny-ppo@1")
-    assert set(version.lineage["parents"]) == {"tiny-sft@1", "tiny-reward@1"}
+    registry = Registry(f"sqlite:///{disturbed.parent}/registry.db")
+    assert set(registry.get("tiny-ppo@1").lineage["parents"]) == {"tiny-sft@1", "tiny-reward@1"}
+    planned = registry.calibrations()
+    assert sorted(record["stage"] for record in planned) == ["ppo", "reward", "sft"]
+    assert all(record["actual"] > 0 and record["tokens_per_second"]["actual"] > 0 for record in planned)
 
     again = start(recipe_file, disturbed.parent)
     # A stage is not gone on with under another recipe.

@@ -2,50 +2,192 @@
 
 import json
 import os
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from triptych.errors import UserError
 
-    from triptych.plan import Bytes, Estimate, Machine, Placement
+if TYPE_CHECKING:
+    from triptych.plan import Machine, MemoryRecord, Rates
     from triptych.recipe import Recipe
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
+    recipe: Annotated[Path | None, typer.Argument(help="Recipe, a YAML file.")] = None,
     stage: Annotated[str | None, typer.Option(help="Plan this stage only.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=value.")] = None,
+    memory: Annotated[str | None, typer.Option(metavar="8GB", help="Use no more of each device's memory.")] = None,
+    price: Annotated[
+        float | None, typer.Option("--price-per-hour", min=0, help="Of the whole machine; the cost is shown.")
+    ] = None,
+    measure: Annotated[bool, typer.Option("--measure", help="Measure this machine's speed, and keep it.")] = False,
+    grid: Annotated[bool, typer.Option("--grid", help="Micro-batch x memory x speed of all settings.")] = False,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the grid of one stage.")] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Find the micro-batch by real steps on this machine.")] = False,
+    explain_oom: Annotated[
+        str | None, typer.Option("--explain-oom", metavar="RUN", help="Say which part of a run outgrew its plan.")
+    ] = None,
+    runs: Annotated[str, typer.Option("--runs", help="With --explain-oom: folder or URL of the runs.")] = "runs",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Check a recipe; show it resolved, its placement, and its predicted memory and speed. Launches nothing.
+    """Check a recipe; show it resolved, its placement, and its predicted memory, speed and time. Launches nothing.
 
-    `machine: local` is the cluster at RAY_ADDRESS where that is set, else this machine.
+    What the recipe leaves to `auto` is chosen: the fastest that fits. `machine: local` is the cluster at RAY_ADDRESS
+    where that is set, else this machine. --probe alone trains: single steps, in processes of their own.
     """
+    if explain_oom is not None:
+        _explain(explain_oom, runs, as_json)
+        return
+    if recipe is None:
+        raise UserError("give a RECIPE, or --explain-oom RUN")
+    from triptych.recipe import load_recipe
+
+    loaded = load_recipe(recipe, [*(overrides or []), *([f"memory={memory}"] if memory else [])])
+    rates = _rates(loaded, measure)
+    machine = _machine(loaded)
+    if grid or plot is not None:
+        _grid(loaded, stage, machine, rates, plot, as_json)
+    elif probe:
+        _probe(loaded, stage, machine, rates, as_json)
+    else:
+        _plan(loaded, stage, machine, rates, price, as_json)
+
+
+def _plan(
+    recipe: "Recipe", stage: str | None, machine: "Machine", rates: "Rates | None", price: float | None, as_json: bool
+) -> None:
     from rich.console import Console
 
-    from triptych.plan import estimate, place
-    from triptych.recipe import dump_recipe, load_recipe
+    from triptych.cli import plan_tables as tables
+    from triptych.data.count import quick_count
+    from triptych.plan import choose, duration, estimate, place
+    from triptych.plan.levers import auto_levers
+    from triptych.recipe import dump_recipe
 
-    loaded = load_recipe(recipe, overrides or [])
-    machine = _machine(loaded)
-    predicted = estimate(loaded, machine=machine, stage=stage)
-    placement = place(loaded, machine, stage)
+    records = _records(recipe)
+    predicted = estimate(recipe, machine=machine, stage=stage, exact=True, records=records, rates=rates)
+    placement = place(recipe, machine, stage)
+    choices = {
+        name: choose(recipe, name, machine, rates=rates, records=records)
+        for name in predicted.stages
+        if auto_levers(recipe.stages[name])
+    }
+    rows = {name: quick_count(recipe.stages[name].data.train) for name in predicted.stages}
+    lasts = duration(recipe, predicted, placement, rows, price)
     if as_json:
         found = {
-            "recipe": loaded.model_dump(mode="json"),
+            "recipe": recipe.model_dump(mode="json"),
             "placement": placement.as_dict(),
             "estimate": predicted.as_dict(),
+            "duration": lasts.as_dict(),
         }
-        typer.echo(json.dumps(found, indent=2))
+        chosen = {name: choice.as_dict() for name, choice in choices.items()}
+        typer.echo(json.dumps(found | ({"choices": chosen} if chosen else {}), indent=2))
         return
-    typer.echo(dump_recipe(loaded))
+    typer.echo(dump_recipe(recipe))
     console = Console()
-    _print_placement(console, placement)
-    _print_memory(console, predicted)
-    _print_totals(console, predicted)
+    console.print(tables.placement_table(placement))
+    console.print(tables.memory_table(predicted))
+    if choices:
+        console.print(tables.choice_table(choices))
+    console.print(tables.totals_table(predicted, measured=rates is not None or machine.gpu is not None))
+    console.print(tables.duration_table(lasts))
+
+
+def _grid(
+    recipe: "Recipe", only: str | None, machine: "Machine", rates: "Rates | None", plot: Path | None, as_json: bool
+) -> None:
+    """Of the stages, the levers that the recipe leaves to auto, or else all of them."""
+    from rich.console import Console
+
+    from triptych.cli.plan_tables import grid_table
+    from triptych.plan import options, place
+    from triptych.plan.levers import ALL, auto_levers
+    from triptych.plan.plot import draw
+
+    names = list(place(recipe, machine, only).requests)
+    if plot is not None and len(names) > 1:
+        raise UserError(f"--plot draws one stage: give --stage; allowed: {', '.join(names)}")
+    found = {}
+    for name in names:
+        levers = None if auto_levers(recipe.stages[name]) else ALL
+        found[name] = options(recipe, name, machine, rates=rates, records=_records(recipe), levers=levers)
+    if plot is not None:
+        plot.write_text(draw(found[names[0]], f"{recipe.name}: stages.{names[0]} on {machine}"), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps({name: [option.as_dict() for option in grid] for name, grid in found.items()}, indent=2))
+        return
+    for name, grid in found.items():
+        Console().print(grid_table(name, grid))
+
+
+def _probe(recipe: "Recipe", only: str | None, machine: "Machine", rates: "Rates | None", as_json: bool) -> None:
+    from triptych.plan import place
+    from triptych.stages.probe import Try, probe
+
+    def tell(tried: Try) -> None:
+        outcome = f"{tried.tokens_per_second:,.0f} tokens/s" if tried.fits else "out of memory"
+        typer.echo(f"micro_tokens {tried.micro_tokens}: {outcome}", err=True)
+
+    with redirect_stdout(sys.stderr):
+        found = {
+            name: probe(recipe, name, machine, rates=rates, tell=tell) for name in place(recipe, machine, only).requests
+        }
+    if as_json:
+        typer.echo(json.dumps({name: probed.as_dict() for name, probed in found.items()}, indent=2))
+        return
+    for name, probed in found.items():
+        known = " (found before)" if probed.cached else ""
+        typer.echo(f"stages.{name}: micro_tokens {probed.micro_tokens}{known}")
+
+
+def _explain(name: str, runs: str, as_json: bool) -> None:
+    from rich.console import Console
+
+    from triptych.cli.plan_tables import story_table
+    from triptych.observe.memory_story import explain
+    from triptych.observe.runs import find_run
+
+    stories = explain(find_run(runs, name))
+    if as_json:
+        typer.echo(json.dumps([story.as_dict() for story in stories], indent=2))
+        return
+    Console().print(story_table(stories))
+    for story in stories:
+        if story.error is not None:
+            typer.echo(f"stages.{story.stage} ended with: {story.error}")
+
+
+def _records(recipe: "Recipe") -> "list[MemoryRecord]":
+    """Of runs that the recipe's registry knows, where there is one."""
+    from triptych.plan.calibration import memory_records
+    from triptych.registry import Registry
+    from triptych.registry.url import registry_url
+
+    try:
+        return memory_records(Registry(registry_url(recipe), create=False).calibrations())
+    except UserError:
+        return []
+
+
+def _rates(recipe: "Recipe", measure: bool) -> "Rates | None":
+    """Of this machine, where the recipe is planned for it."""
+    from triptych.plan.rates import kept_rates
+
+    if recipe.machine != "local" or os.environ.get("RAY_ADDRESS"):
+        if measure:
+            raise UserError("--measure is for this machine: `machine: local`, and no RAY_ADDRESS")
+        return None
+    if measure:
+        from triptych.stages.machine_speed import measure_apart
+
+        typer.echo("measuring this machine's speed: half a minute", err=True)
+        return measure_apart()
+    return kept_rates()
 
 
 def _machine(recipe: "Recipe") -> "Machine":
@@ -60,62 +202,3 @@ def _machine(recipe: "Recipe") -> "Machine":
 
     with connect():
         return cluster(ray.nodes(), os.environ["RAY_ADDRESS"])
-
-
-def _print_placement(console: "Console", placement: "Placement") -> None:
-    from rich.table import Table
-
-    table = Table(title=f"Placement on {placement.machine}")
-    for column, align in (
-        ("starts", "right"),
-        ("stage", "left"),
-        ("processes", "left"),
-        ("CPUs", "right"),
-        ("GPUs", "right"),
-    ):
-        table.add_column(column, justify=align)  # type: ignore[arg-type]
-    for number, wave in enumerate(placement.waves, start=1):
-        for name in wave:
-            for request in placement.requests[name]:
-                processes = f"{request.count} {request.role}{'s' * (request.count > 1)}"
-                shares = (f"{request.count} x {share:g}" for share in (request.cpus, request.gpus))
-                table.add_row(str(number), name, processes, *shares)
-    console.print(table)
-
-
-def _print_memory(console: "Console", predicted: "Estimate") -> None:
-    from rich.table import Table
-
-    table = Table(title="Memory of one process, MiB (estimates)")
-    for column in ("stage", "role", "part"):
-        table.add_column(column)
-    table.add_column("expected", justify="right")
-    table.add_column("from - to", justify="right")
-    for name, stage in predicted.stages.items():
-        for role, found in stage.roles.items():
-            for part, amount in found.parts.items():
-                table.add_row(name, role, part, *_amounts(amount))
-            table.add_row(name, role, "all parts", *_amounts(found.peak), style="bold", end_section=True)
-    console.print(table)
-
-
-def _print_totals(console: "Console", predicted: "Estimate") -> None:
-    from rich.table import Table
-
-    table = Table(title="Totals (estimates)")
-    for column in ("stage", "strategy", "device"):
-        table.add_column(column)
-    for column in ("peak MiB", "from - to", "has MiB", "tokens/s"):
-        table.add_column(column, justify="right")
-    for name, stage in predicted.stages.items():
-        for label, device in stage.devices.items():
-            style = "bold red" if device.peak.expected > device.capacity else None
-            speed = f"{stage.tokens_per_second:,.0f}"
-            amounts = (*_amounts(device.peak), f"{device.capacity / 2**20:,.0f}")
-            table.add_row(name, stage.strategy, label, *amounts, speed, style=style)
-    console.print(table)
-
-
-def _amounts(amount: "Bytes") -> tuple[str, str]:
-    low, expected, high = (f"{part / 2**20:,.0f}" for part in (amount.low, amount.expected, amount.high))
-    return expected, low if low == high else f"{low} - {high}"

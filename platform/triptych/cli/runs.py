@@ -93,7 +93,7 @@ def stop(name: Name, address: Address = None) -> None:
 @app.command()
 @on_cluster
 def show(name: Name, runs: Runs = "runs", as_json: AsJson = False) -> None:
-    """One run: each stage's state, what it registered and what was measured."""
+    """One run: each stage's state, what it registered, what was measured, and what had been predicted."""
     from rich.console import Console
     from rich.table import Table
 
@@ -107,6 +107,7 @@ def show(name: Name, runs: Runs = "runs", as_json: AsJson = False) -> None:
             "steps": stage.rows[-1]["step"] if stage.rows else 0,
             "registered": summary.get("registered"),
             "metrics": summary.get("metrics", {}),
+            "plan": stage.plan and stage.plan | {"compared": [figure.as_dict() for figure in stage.compared]},
         }
 
     run = find_run(runs, name)
@@ -115,11 +116,17 @@ def show(name: Name, runs: Runs = "runs", as_json: AsJson = False) -> None:
         typer.echo(json.dumps({"name": run.name, "url": run.url, "stages": stages}, indent=2))
         return
     table = Table("stage", "kind", "state", "steps", "registered as", "measured", title=f"{run.name}: {run.url}")
-    for stage, found in stages.items():
+    for stage_name, found in stages.items():
         measured = ", ".join(f"{key} {value:.3g}" for key, value in found["metrics"].items())
         registered = found["registered"] or ""
-        table.add_row(stage, found["kind"], found["status"], str(found["steps"]), registered, measured)
+        table.add_row(stage_name, found["kind"], found["status"], str(found["steps"]), registered, measured)
     Console().print(table)
+    planned = Table("stage", "", "predicted", "from - to", "actual", "predicted / actual", title="Predicted and actual")
+    for stage in run.stages:
+        for figure in stage.compared:
+            planned.add_row(stage.name, *figure.cells())
+    if planned.row_count:
+        Console().print(planned)
 
 
 @app.command()

@@ -163,6 +163,11 @@ def _config_file(model: Model) -> Path:
         raise UserError(f"model.base: no config.json of `{model.base}` to be had: {reason}; {allowed}") from None
 
 
+def has_known_sizes(model: Model) -> bool:
+    """Whether the base is of a family whose sizes are known."""
+    return str(read_config(model).get("model_type")) in FAMILIES
+
+
 def sizes_of(config: Mapping[str, Any], name: str) -> Sizes:
     """The sizes that a config.json describes; `name` is how errors call the model."""
     family = FAMILIES.get(str(config.get("model_type")))

@@ -12,6 +12,7 @@ import yaml
 from triptych import storage
 from triptych.errors import RunError, UserError
 from triptych.observe.log import read_metrics
+from triptych.observe.planned import FILE, Compared, actual_figures, compare
 
 Row = dict[str, Any]
 
@@ -64,6 +65,16 @@ class StageView:
     def ranks(self) -> dict[str, Any] | None:
         """Role -> module -> its rank at the end; None where ranks were not adapted."""
         return _json(storage.join(self.url, "ranks.json"))
+
+    def plan(self) -> dict[str, Any] | None:
+        """What was predicted of the stage (`predicted`), and what it came to (`actual`); None where nothing was."""
+        plan = _json(storage.join(self.url, FILE))
+        return None if plan is None else {"actual": actual_figures(self.rows)} | plan
+
+    @property
+    def compared(self) -> list[Compared]:
+        """Figures predicted and measured."""
+        return [] if self.plan is None else compare(self.plan["predicted"], self.plan["actual"])
 
     @property
     def status(self) -> str:

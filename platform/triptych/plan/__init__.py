@@ -2,34 +2,48 @@
 
 from triptych.plan.amounts import Bytes
 from triptych.plan.calibration import Calibration, MemoryRecord, calibrate, grown, machine_kind
+from triptych.plan.choose import Choice, Option, choose, nearest_that_fits, options, with_choice
 from triptych.plan.devices import DeviceEstimate, RoleEstimate
+from triptych.plan.duration import Duration, duration
 from triptych.plan.estimate import Estimate, StageEstimate, estimate
 from triptych.plan.machines import Machine, Node, cluster, local, machine
 from triptych.plan.placement import Placement, Request, place, requests
+from triptych.plan.process import worker_parts
+from triptych.plan.rates import Rates
 from triptych.plan.sharding import with_strategy
 from triptych.plan.strategy import resolve_strategy
 
 __all__ = [
     "Bytes",
     "Calibration",
+    "Choice",
     "DeviceEstimate",
+    "Duration",
     "Estimate",
     "Machine",
     "MemoryRecord",
     "Node",
+    "Option",
     "Placement",
+    "Rates",
     "Request",
     "RoleEstimate",
     "StageEstimate",
     "calibrate",
+    "choose",
     "cluster",
+    "duration",
     "estimate",
     "grown",
     "local",
     "machine",
     "machine_kind",
+    "nearest_that_fits",
+    "options",
     "place",
     "requests",
     "resolve_strategy",
+    "with_choice",
     "with_strategy",
+    "worker_parts",
 ]

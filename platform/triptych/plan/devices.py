@@ -1,5 +1,6 @@
 """Memory of each device that a stage computes on."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from triptych.plan.machines import Machine
 from triptych.plan.placement import Place, pack, requests
 from triptych.plan.sharding import StrategyName, sharding
 from triptych.recipe import PpoStage, Recipe, workers_of
+from triptych.recipe.amount import bytes_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,9 @@ def on_devices(
     offloaded = total(size for parts in learner for part, size in parts.items() if part.startswith(ON_CPU))
     places = pack(requests(name, stage), machine)
     assert places is not None
-    return {role: RoleEstimate(parts) for role, parts in roles.items()}, _devices(places, processes, offloaded, machine)
+    return {role: RoleEstimate(parts) for role, parts in roles.items()}, _devices(
+        places, processes, offloaded, machine, recipe
+    )
 
 
 def _on_device(parts: Parts) -> Parts:
@@ -86,14 +90,15 @@ def _peak_of_turns(roles: list[Parts]) -> Bytes:
 
 
 def _devices(
-    places: list[Place], processes: Mapping[str, Bytes], offloaded: Bytes, machine: Machine
+    places: list[Place], processes: Mapping[str, Bytes], offloaded: Bytes, machine: Machine, recipe: Recipe
 ) -> dict[str, DeviceEstimate]:
     """Peak of each device. Of processes on a GPU, only what is offloaded counts in the memory of their node."""
     peaks: dict[str, DeviceEstimate] = {}
+    cap = sys.maxsize if recipe.memory is None else bytes_of(recipe.memory)
 
     def add(label: str, size: Bytes, capacity: int) -> None:
         before = peaks[label].peak if label in peaks else ZERO
-        peaks[label] = DeviceEstimate(before + size, capacity)
+        peaks[label] = DeviceEstimate(before + size, min(capacity, cap))
 
     for at in places:
         node, capacity = f"node {at.node}", machine.nodes[at.node].memory

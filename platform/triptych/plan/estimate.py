@@ -8,14 +8,16 @@ from triptych.errors import UserError
 from triptych.methods import trained
 from triptych.methods.virtual import positions
 from triptych.models.sizes import Sizes, model_sizes
-from triptych.plan import speed
 from triptych.plan.amounts import Bytes
 from triptych.plan.calibration import MemoryRecord
+from triptych.plan.choose import nearest_that_fits, with_choice
 from triptych.plan.devices import DeviceEstimate, RoleEstimate, on_devices
 from triptych.plan.machines import GIB, Machine
 from triptych.plan.machines import machine as machine_named
 from triptych.plan.placement import place
+from triptych.plan.rates import Rates
 from triptych.plan.sharding import StrategyName
+from triptych.plan.speed import Speed, stage_speed
 from triptych.plan.strategy import resolve_strategy
 from triptych.recipe import PpoStage, Recipe
 
@@ -28,7 +30,11 @@ class StageEstimate:
     """What `workers.strategy` comes to."""
     roles: Mapping[str, RoleEstimate]
     devices: Mapping[str, DeviceEstimate]
-    tokens_per_second: float
+    speed: Speed
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.speed.tokens_per_second
 
     @property
     def peak(self) -> Bytes:
@@ -52,6 +58,7 @@ class StageEstimate:
             },
             "peak_bytes": self.peak_bytes,
             "tokens_per_second": self.tokens_per_second,
+            "speed": self.speed.as_dict(),
         }
 
 
@@ -89,12 +96,13 @@ def estimate(
     stage: str | None = None,
     exact: bool = False,
     records: Sequence[MemoryRecord] = (),
+    rates: Rates | None = None,
 ) -> Estimate:
     """Peak memory a device and tokens a second, from the recipe and the base's config.json.
 
     `machine` takes the place of the recipe's. Memory comes from a closed form; with `exact` what a step works with is
     traced on the learner itself, which takes seconds and imports torch. `records` of runs that have ended calibrate
-    it.
+    it; `rates` are what was measured of the machine's processors.
 
     Raises:
         UserError: unknown stage or machine, a base whose sizes are not known, or a stage that the machine cannot hold.
@@ -102,17 +110,25 @@ def estimate(
     on = machine if isinstance(machine, Machine) else machine_named(machine or recipe.machine)
     placement = place(recipe, on, stage)
     sizes = model_sizes(recipe.model)
+    chosen = {name: with_choice(recipe, name, on, rates=rates, records=records) for name in placement.requests}
+    recipe = recipe.model_copy(update={"stages": {**recipe.stages, **chosen}})
     for name in placement.requests:
         _refuse_what_the_base_cannot(recipe, name, sizes)
-    return Estimate(on, {name: _stage(recipe, name, sizes, on, exact, records) for name in placement.requests})
+    return Estimate(on, {name: _stage(recipe, name, sizes, on, exact, records, rates) for name in placement.requests})
 
 
 def _stage(
-    recipe: Recipe, name: str, sizes: Sizes, machine: Machine, exact: bool, records: Sequence[MemoryRecord]
+    recipe: Recipe,
+    name: str,
+    sizes: Sizes,
+    machine: Machine,
+    exact: bool,
+    records: Sequence[MemoryRecord],
+    rates: Rates | None,
 ) -> StageEstimate:
     strategy = resolve_strategy(recipe, name, machine, sizes)
     roles, devices = on_devices(recipe, name, sizes, machine, strategy, exact=exact, records=records)
-    found = StageEstimate(strategy, roles, devices, speed.tokens_per_second(recipe, name, sizes, machine))
+    found = StageEstimate(strategy, roles, devices, stage_speed(recipe, name, sizes, machine, strategy, rates))
     _refuse_what_cannot_fit(recipe, name, found, machine)
     return found
 
@@ -140,16 +156,8 @@ def _refuse_what_cannot_fit(recipe: Recipe, name: str, found: StageEstimate, mac
     """Only what misses even at the low end of its interval is refused."""
     for label, device in found.devices.items():
         if device.peak.low > device.capacity:
-            stage = recipe.stages[name]
-            fields = (
-                ["micro_tokens", "max_prompt_tokens", "rollout.engines", "rollout.kv_cache_gb"]
-                if isinstance(stage, PpoStage)
-                else ["train.batch.micro_tokens", "train.batch.max_length", "train.workers.count"]
-            )
-            memory = "memory.checkpointing" if isinstance(stage, PpoStage) else "train.memory.checkpointing"
             raise UserError(
                 f"stages.{name} does not fit machine {machine}: {label} needs at least "
                 f"{device.peak.low / GIB:.1f} GiB and has "
-                f"{device.capacity / GIB:.1f} GiB; lower {', '.join(f'stages.{name}.{field}' for field in fields)}, "
-                f"set stages.{name}.{memory} to full, or change `machine`"
+                f"{device.capacity / GIB:.1f} GiB; {nearest_that_fits(recipe, name, machine)}; or change `machine`"
             )

@@ -1,6 +1,7 @@
 """The hardware that a plan is made for: presets, this machine, or the nodes of a cluster."""
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -14,13 +15,6 @@ from triptych.errors import UserError
 
 GIB = 2**30
 
-CORE_FLOPS = {"bfloat16": 8e10, "float32": 4.5e10, "float16": 2e10}
-"""FLOP/s that training sustains a core, measured with SmolLM2-135M on a server core with AVX-512 bf16;
-assumed in float16, which few cores compute in."""
-
-GPU_EFFICIENCY = 0.35
-"""Share of a GPU's peak FLOP/s that training with adapters is assumed to sustain."""
-
 
 @dataclass(frozen=True)
 class Gpu:
@@ -33,6 +27,8 @@ class Gpu:
     """Peak FLOP/s by dtype; float32 runs as TF32 where the GPU has it."""
     bandwidth: float
     """Memory bandwidth, bytes a second."""
+    link: float
+    """Bytes a second to another GPU of the node, one way: NVLink, or else PCIe."""
     node_cpus: int
     node_memory: int
     """Bytes of host memory."""
@@ -42,12 +38,13 @@ _USABLE = 0.98
 """Of a GPU's nominal memory, what a process sees; the rest is the driver's."""
 
 
-def _gpu(name: str, gb: int, bf16: float, fp32: float, bandwidth: float, cpus: int, host_gb: int) -> Gpu:
+def _gpu(name: str, gb: int, bf16: float, fp32: float, bandwidth: float, link: float, cpus: int, host_gb: int) -> Gpu:
     return Gpu(
         name,
         int(gb * _USABLE * GIB),
         {"bfloat16": bf16, "float16": bf16, "float32": fp32},
         bandwidth,
+        link,
         cpus,
         host_gb * GIB,
     )
@@ -56,15 +53,15 @@ def _gpu(name: str, gb: int, bf16: float, fp32: float, bandwidth: float, cpus: i
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        _gpu("b200-180", 180, 2.25e15, 1.1e15, 8.0e12, 24, 240),
-        _gpu("h200-141", 141, 9.89e14, 4.94e14, 4.8e12, 24, 240),
-        _gpu("h100-80", 80, 9.89e14, 4.94e14, 3.35e12, 24, 240),
-        _gpu("a100-80", 80, 3.12e14, 1.56e14, 2.04e12, 12, 140),
-        _gpu("a100-40", 40, 3.12e14, 1.56e14, 1.56e12, 12, 140),
-        _gpu("l40s-48", 48, 3.62e14, 1.83e14, 8.64e11, 16, 128),
-        _gpu("a10g-24", 24, 7.0e13, 3.5e13, 6.0e11, 8, 32),
-        _gpu("l4-24", 24, 1.21e14, 6.0e13, 3.0e11, 8, 32),
-        _gpu("rtx4090-24", 24, 1.65e14, 8.26e13, 1.01e12, 16, 64),
+        _gpu("b200-180", 180, 2.25e15, 1.1e15, 8.0e12, 9e11, 24, 240),
+        _gpu("h200-141", 141, 9.89e14, 4.94e14, 4.8e12, 4.5e11, 24, 240),
+        _gpu("h100-80", 80, 9.89e14, 4.94e14, 3.35e12, 4.5e11, 24, 240),
+        _gpu("a100-80", 80, 3.12e14, 1.56e14, 2.04e12, 3e11, 12, 140),
+        _gpu("a100-40", 40, 3.12e14, 1.56e14, 1.56e12, 3e11, 12, 140),
+        _gpu("l40s-48", 48, 3.62e14, 1.83e14, 8.64e11, 3.2e10, 16, 128),
+        _gpu("a10g-24", 24, 7.0e13, 3.5e13, 6.0e11, 3.2e10, 8, 32),
+        _gpu("l4-24", 24, 1.21e14, 6.0e13, 3.0e11, 3.2e10, 8, 32),
+        _gpu("rtx4090-24", 24, 1.65e14, 8.26e13, 1.01e12, 3.2e10, 16, 64),
     )
 }
 _PRESET = re.compile(r"([1-9][0-9]{0,3})x(.+)")
@@ -141,6 +138,16 @@ def machine(name: str) -> Machine:
     return Machine(name, (node,) * (count // each), gpu)
 
 
+def processor() -> str:
+    """The name of this machine's processor."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
 def local() -> Machine:
     """This machine: the cores that this process may use, memory within its control group, NVIDIA GPUs."""
     gpus = _local_gpus()
@@ -202,4 +209,4 @@ def _by_name(name: str, memory: int | None) -> Gpu:
     if memory is None:
         return min(known, key=lambda gpu: gpu.memory) if known else GPUS["l4-24"]
     close = min(known, key=lambda gpu: abs(gpu.memory - memory)) if known else GPUS["l4-24"]
-    return Gpu(name.strip(), memory, close.flops, close.bandwidth, close.node_cpus, close.node_memory)
+    return Gpu(name.strip(), memory, close.flops, close.bandwidth, close.link, close.node_cpus, close.node_memory)

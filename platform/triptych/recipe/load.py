@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from triptych.recipe import document as documents
+from triptych.recipe.auto import name_auto
 from triptych.recipe.document import Document
 from triptych.recipe.errors import Problem, RecipeError
 from triptych.recipe.graph import faults
@@ -65,9 +66,10 @@ class _Source:
 def _load(path: str | FilePath, model: type[Model], overrides: Sequence[str]) -> tuple[Model, _Source]:
     document = documents.read(FilePath(path))
     source = _Source(document, apply(document, model, overrides))
+    data = name_auto(document.data) if model is Recipe else document.data
     try:
         # Strict as JSON: a list becomes a tuple and 1 a float, but no text a number and no number a truth value.
-        return model.model_validate_json(json.dumps(document.data), strict=True), source
+        return model.model_validate_json(json.dumps(data), strict=True), source
     except ValidationError as error:
         faults = [_explain(model, detail) for detail in error.errors(include_url=False)]
     problems = [source.problem(fault.path, fault.message) for fault in _one_a_union(faults)]

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from triptych.recipe.amount import Amount
 from triptych.recipe.base import Closed, Name
 from triptych.recipe.model import Model
 from triptych.recipe.stages import Stage
@@ -29,6 +30,8 @@ class Recipe(Closed):
     seed: int = Field(0, ge=0)
     machine: str = "local"
     """Hardware that `plan` assumes: `local`, or a preset such as `8xh100-80`."""
+    memory: Amount | None = None
+    """What the recipe may use of each device's memory, such as `8GB`; None: all of it. `plan` keeps to it."""
     model: Model
     storage: Storage = Storage()
     trackers: tuple[TrackerName, ...] = ()

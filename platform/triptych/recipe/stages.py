@@ -11,7 +11,7 @@ from triptych.recipe.matrix import Lora
 from triptych.recipe.method import Method
 from triptych.recipe.ppo import Ppo
 from triptych.recipe.rollout import Rollout, Sampling
-from triptych.recipe.training import Memory, Optimizer, Training, Workers
+from triptych.recipe.training import Lever, Memory, Optimizer, Training, Workers
 
 _OF_ENTITY = re.compile("[BIES]-.+")
 
@@ -160,6 +160,8 @@ class PpoStage(_Stage):
     """How held-out answers are sampled."""
     judge: Literal["vader"] | None = None
     """A score that training never sees, measured on the held-out answers."""
+    auto: tuple[Lever, ...] = ()
+    """What the plan chooses for the machine, the fastest that fits; `auto` in the place of a value says the same."""
 
     def parents(self) -> tuple[str, ...]:
         """Names of the stages that this one reads from or waits for."""

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from triptych.recipe.base import Closed, Count, Fraction, Positive
 
+Lever = Literal["micro_tokens", "checkpointing", "loss_chunk"]
+"""What a recipe can leave to the plan: it changes memory and speed, and nothing that is learned."""
+
 
 class Optimizer(Closed):
     """How one role's parameters are updated. Fields of another optimizer than `name` have no effect."""
@@ -127,6 +130,8 @@ class Training(Closed):
     early_stopping: EarlyStopping | None = None
     max_bad_steps: Count = 5
     """Steps in a row without a finite loss and gradient that end the stage; each is skipped, and counted."""
+    auto: tuple[Lever, ...] = ()
+    """What the plan chooses for the machine, the fastest that fits; `auto` in the place of a value says the same."""
 
     @model_validator(mode="after")
     def _one_length(self) -> "Training":

@@ -16,8 +16,8 @@ from triptych.registry.tables import SCHEMA_VERSION, Base, MetaRow
 
 _BUSY_S = 30.0
 _ADVISORY_LOCK = 0x74726970  # "trip": the key of PostgreSQL's lock around the creation of the tables
-_MIGRATIONS = ("ALTER TABLE keys ADD COLUMN admin BOOLEAN NOT NULL DEFAULT false",)
-"""What leads from schema version 1 to 2, from 2 to 3, ..."""
+_MIGRATIONS: tuple[tuple[str, ...], ...] = (("ALTER TABLE keys ADD COLUMN admin BOOLEAN NOT NULL DEFAULT false",), ())
+"""What leads from schema version 1 to 2, from 2 to 3, ...; tables that are new need no statement."""
 _UNUSABLE = {
     "not a database": "it is not a SQLite file",
     "unable to open": "it cannot be opened: check that its folder exists and is writable",
@@ -108,7 +108,9 @@ class Database:
         with self._changing_tables() as connection:
             version = text("SELECT value FROM meta WHERE key = 'schema_version'")
             for step in _MIGRATIONS[int(connection.execute(version).scalar_one()) - 1 :]:
-                connection.execute(text(step))
+                for statement in step:
+                    connection.execute(text(statement))
+            Base.metadata.create_all(connection)  # those that are not there yet
             now = update(MetaRow).where(MetaRow.key == "schema_version").values(value=str(SCHEMA_VERSION))
             connection.execute(now)
 

@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from triptych import storage
 from triptych.errors import RunError, UserError
-from triptych.registry import artifacts, keys, queries, servable
+from triptych.registry import artifacts, calibrations, keys, queries, servable
 from triptych.registry.database import Database
 from triptych.registry.records import Adapter, AdapterVersion, Key
 from triptych.registry.tables import AdapterRow, AliasMoveRow, ParentRow, VersionRow
@@ -215,6 +215,14 @@ class Registry:
     def revoke_key(self, key_id: str) -> None:
         """Every process refuses the key from now on."""
         keys.revoke_key(self._database, key_id)
+
+    def add_calibration(self, record: Mapping[str, Any]) -> None:
+        """Keep what was predicted of a stage, and what it came to: plain JSON."""
+        calibrations.add_calibration(self._database, _plain_json("calibration", record))
+
+    def calibrations(self) -> list[dict[str, Any]]:
+        """The newest such records, newest first."""
+        return calibrations.calibrations(self._database)
 
     def _artifact_root(self) -> str:
         if self._artifacts is None:

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, ForeignKeyConstraint, Index, String, TypeDecorator, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -107,3 +107,12 @@ class KeyRow(Base):
     last_used: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     admin: Mapped[bool] = mapped_column(server_default=false())
+
+
+class CalibrationRow(Base):
+    """What was predicted of a stage, and what it came to."""
+
+    __tablename__ = "calibrations"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    record: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime]

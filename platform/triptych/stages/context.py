@@ -11,6 +11,7 @@ from triptych.errors import UserError
 from triptych.models.adapter import Adapter, load_adapter
 from triptych.models.base import resolve_base
 from triptych.observe.progress import Progress
+from triptych.plan.levers import auto_levers
 from triptych.recipe import (
     Classification,
     PpoStage,
@@ -25,7 +26,16 @@ from triptych.stages.table import Table, write_table
 
 StageT = TypeVar("StageT", Sft, Classification, TokenClassification, QuestionAnswering, Reward, PpoStage)
 
-_WITHOUT_EFFECT = {"workers", "log_every", "checkpoint_every", "needs", "register_as", "max_bad_rows", "min_accuracy"}
+_WITHOUT_EFFECT = {
+    "workers",
+    "log_every",
+    "checkpoint_every",
+    "needs",
+    "register_as",
+    "max_bad_rows",
+    "min_accuracy",
+    "auto",
+}
 """Fields that change how a stage runs, or what may be done with it, not what comes out."""
 
 
@@ -95,7 +105,7 @@ def remember(ctx: StageContext[Any], digests: Mapping[str, str], parents: Mappin
     """
     fields = ctx.stage.model_dump(mode="json")
     inputs = {
-        "stage": _without(fields, _WITHOUT_EFFECT),
+        "stage": _without(fields, _WITHOUT_EFFECT | set(auto_levers(ctx.recipe.stages[ctx.name]))),
         "model": ctx.recipe.model.model_dump(mode="json"),
         "base": ctx.base_fingerprint,
         "seed": ctx.recipe.seed,

@@ -67,11 +67,11 @@ class Meter:
         """The row of the steps since the last one, up to `step`. Collective."""
         busy = max(self._whole - self._waited, 1e-9)
         device = self._learner.model.device
-        mine = [self._tokens, self._tokens / busy, self._flops, self._peak, peak_memory(device)]
-        tokens, rates, flops, peaks, memory = zip(*self._learner.group.table(mine, device), strict=True)
+        mine = [self._tokens, self._tokens / busy, self._flops, self._peak]
+        tokens, rates, flops, peaks = zip(*self._learner.group.table(mine, device), strict=True)
         row = {"step": step, "tokens": sum(tokens), "tokens_per_second": sum(tokens) / self._whole}
         row |= {"worker_tokens_per_second": list(rates), "step_seconds": self._whole / len(self._metrics)}
-        row |= _merged(self._metrics) | {"peak_memory_bytes": max(memory)}
+        row |= _merged(self._metrics) | memory(self._learner)
         if sum(flops) > 0:
             row["model_flops_per_second"] = sum(flops) / self._whole
         if sum(flops) > 0 and min(peaks) > 0:
@@ -89,6 +89,14 @@ class Meter:
     def _clear(self) -> None:
         self._metrics: list[dict[str, float]] = []
         self._whole, self._waited, self._tokens, self._flops = 0.0, 0.0, 0, 0.0
+
+
+def memory(learner: Learner) -> Row:
+    """Of the worker with most: its peak so far, and how much of that came after its base was loaded. Collective."""
+    device, loaded = learner.model.device, learner.model.loaded_bytes
+    peaks = learner.group.table([peak_memory(device), peak_memory(device) - loaded], device)
+    whole, grown = (max(column) for column in zip(*peaks, strict=True))
+    return {"peak_memory_bytes": whole, "grown_memory_bytes": grown}
 
 
 def _merged(steps: Sequence[dict[str, float]]) -> dict[str, float]:

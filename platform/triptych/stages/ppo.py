@@ -26,6 +26,7 @@ from triptych.registry import AdapterVersion
 from triptych.rollout.pool import RolloutPool
 from triptych.rollout.record import SampleRequest
 from triptych.stages.context import StageContext, begin, finish, measured, parent
+from triptych.stages.meter import memory
 from triptych.stages.models import tokenizer_of
 from triptych.stages.ppo_evaluation import evaluate, write_rollouts
 from triptych.stages.ppo_run import CRITIC, POLICY, REFERENCE, Run, request, resume, save, start
@@ -38,7 +39,6 @@ from triptych.stages.table import Table
 from triptych.train.clock import Clock
 from triptych.train.on_ray import launch
 from triptych.train.tasks import PolicyUpdate, ValueUpdate, response_values
-from triptych.train.usage import peak_memory
 
 
 def run(ctx: StageContext[PpoStage]) -> AdapterVersion:
@@ -118,7 +118,7 @@ def ppo_step(run: Run, step: int) -> dict[str, float]:
 
     if learner.group.rank == 0:
         write_rollouts(run.ctx, step, samples, scores)
-    gap, device = (old_logprobs - samples.rollout_logprobs).abs()[mask], learner.model.device
+    gap = (old_logprobs - samples.rollout_logprobs).abs()[mask]
     clock.lap("record")
     return (
         {
@@ -132,8 +132,8 @@ def ppo_step(run: Run, step: int) -> dict[str, float]:
             "logprob_gap": gap.mean().item(),
             "logprob_gap_max": gap.max().item(),
             "tokens": float(mask.sum()),
-            "peak_memory_bytes": max(row[0] for row in learner.group.table([peak_memory(device)], device)),
         }
+        | memory(learner)
         | updates
         | canary
         | {f"seconds_{phase}": seconds for phase, seconds in clock.seconds.items()}

@@ -14,12 +14,15 @@ from triptych.errors import UserError
 from triptych.models.base import fingerprint, resolve_base
 from triptych.observe.progress import Progress
 from triptych.observe.trackers import check_trackers
-from triptych.plan import Machine, cluster, place, requests, resolve_strategy, with_strategy
+from triptych.plan import Machine, cluster, place, requests, with_choice
+from triptych.plan.calibration import memory_records
 from triptych.plan.placement import pack
+from triptych.plan.rates import kept_rates
 from triptych.recipe import Recipe, dump_recipe, ready, stage_order
 from triptych.registry.url import registry_url
 from triptych.stages import classification, ppo, question_answering, reward, sft, token_classification
 from triptych.stages.context import StageContext, summary
+from triptych.stages.prediction import fail, predict, settle
 
 RUNNERS: dict[str, Callable[[StageContext[Any]], Any]] = {
     "sft": sft.run,
@@ -57,7 +60,8 @@ def run_recipe(recipe: Recipe, progress: Progress, only: str | None = None) -> d
     for name in wanted:
         if name not in done:
             place(recipe, machine, name)
-            contexts[name] = _with_strategy(contexts[name], machine)
+            contexts[name] = _chosen(contexts[name], machine)
+            predict(contexts[name], machine)
     storage.write_bytes(storage.join(run, "recipe.yaml"), dump_recipe(recipe).encode())
 
     ended: queue.Queue[Ended] = queue.Queue()
@@ -103,10 +107,11 @@ def _context(recipe: Recipe, name: str, progress: Progress) -> StageContext[Any]
     )
 
 
-def _with_strategy(ctx: StageContext[Any], machine: Machine) -> StageContext[Any]:
-    """`auto` replaced by what the machine has room for."""
-    strategy = resolve_strategy(ctx.recipe, ctx.name, machine)
-    return dataclasses.replace(ctx, stage=with_strategy(ctx.stage, strategy))
+def _chosen(ctx: StageContext[Any], machine: Machine) -> StageContext[Any]:
+    """`auto` replaced by the fastest that the machine has room for."""
+    known = memory_records(ctx.registry().calibrations())
+    stage = with_choice(ctx.recipe, ctx.name, machine, rates=kept_rates(), records=known)
+    return dataclasses.replace(ctx, stage=stage)
 
 
 def _wanted(recipe: Recipe, only: str | None, done: list[str]) -> list[str]:
@@ -129,6 +134,8 @@ def _run_stage(ctx: StageContext[Any], ended: "queue.Queue[Ended]") -> None:
     error: Exception | None = None
     try:
         RUNNERS[ctx.stage.kind](ctx)
+        settle(ctx)
     except Exception as raised:  # noqa: BLE001 - the driver raises it
         error = raised
+        fail(ctx, raised)
     ended.put(Ended(ctx.name, error))

@@ -25,6 +25,7 @@ from triptych.train.attention import PACKED, PADDED
 from triptych.train.checkpointing import Checkpointing, checkpoint_blocks
 from triptych.train.fused_lora import fuse_lora
 from triptych.train.passes import before_rows, packed_states, padded_states
+from triptych.train.usage import resident_memory
 
 T = TypeVar("T")
 
@@ -59,6 +60,8 @@ class RoleModel(nn.Module):
         super().__init__()
         base.requires_grad_(False)
         self.lm = base
+        self.loaded_bytes = resident_memory(base.device)
+        """Memory that was held with the base and nothing else."""
         self.heads = nn.ModuleDict()
         self.trainable: dict[str, bool] = {}
         self.attached: dict[str, dict[str, Attachment]] = {}

@@ -1,0 +1,143 @@
+"""The tables of `triptych plan`."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from triptych.observe.memory_story import Story
+    from triptych.plan import Bytes, Choice, Duration, Estimate, Option, Placement
+
+_SHOWN = 5
+"""Settings that were not chosen."""
+
+
+def placement_table(placement: "Placement") -> Table:
+    """What each stage asks of Ray, and what starts together."""
+    table = Table(title=f"Placement on {placement.machine}")
+    for column, align in (
+        ("starts", "right"),
+        ("stage", "left"),
+        ("processes", "left"),
+        ("CPUs", "right"),
+        ("GPUs", "right"),
+    ):
+        table.add_column(column, justify=align)  # type: ignore[arg-type]
+    for number, wave in enumerate(placement.waves, start=1):
+        for name in wave:
+            for request in placement.requests[name]:
+                processes = f"{request.count} {request.role}{'s' * (request.count > 1)}"
+                shares = (f"{request.count} x {share:g}" for share in (request.cpus, request.gpus))
+                table.add_row(str(number), name, processes, *shares)
+    return table
+
+
+def memory_table(predicted: "Estimate") -> Table:
+    """By role and part."""
+    table = Table(title="Memory of one process, MiB (estimates)")
+    for column in ("stage", "role", "part"):
+        table.add_column(column)
+    table.add_column("expected", justify="right")
+    table.add_column("from - to", justify="right")
+    for name, stage in predicted.stages.items():
+        for role, found in stage.roles.items():
+            for part, amount in found.parts.items():
+                table.add_row(name, role, part, *_amounts(amount))
+            table.add_row(name, role, "all parts", *_amounts(found.peak), style="bold", end_section=True)
+    return table
+
+
+def totals_table(predicted: "Estimate", *, measured: bool) -> Table:
+    """Each device and the speed of each stage."""
+    table = Table(
+        title="Totals (estimates)",
+        caption=None if measured else "Speed at assumed rates; --measure measures this machine's.",
+    )
+    for column in ("stage", "strategy", "device"):
+        table.add_column(column)
+    for column in ("peak MiB", "from - to", "has MiB", "tokens/s", "s/step"):
+        table.add_column(column, justify="right")
+    for name, stage in predicted.stages.items():
+        for label, device in stage.devices.items():
+            style = "bold red" if device.peak.expected > device.capacity else None
+            speed = (f"{stage.tokens_per_second:,.0f}", f"{stage.speed.step_seconds:.2g}")
+            amounts = (*_amounts(device.peak), f"{device.capacity / 2**20:,.0f}")
+            table.add_row(name, stage.strategy, label, *amounts, *speed, style=style)
+    return table
+
+
+def duration_table(found: "Duration") -> Table:
+    """Time, device-hours and cost."""
+    cost = "" if found.cost is None else f", cost {found.cost:,.2f}"
+    table = Table(title=f"Training in all: {_time(found.seconds)}, {found.device_hours:.2g} device-hours{cost}")
+    table.add_column("stage")
+    for column in ("rows", "steps", "time", "device-hours"):
+        table.add_column(column, justify="right")
+    for name, stage in found.stages.items():
+        rows = "1,000 (assumed)" if stage.rows is None else f"{stage.rows:,}"
+        table.add_row(name, rows, f"{stage.steps:,}", _time(stage.seconds), f"{stage.device_hours:.2g}")
+    return table
+
+
+def choice_table(choices: Mapping[str, "Choice"]) -> Table:
+    """What was chosen, what would do too, and what would be faster but does not fit."""
+    table = _options_table("Chosen for what is left to auto")
+    for name, choice in choices.items():
+        _add(table, name, choice.best, "chosen", "bold green")
+        for option in choice.runners_up[:_SHOWN]:
+            _add(table, name, option, "fits", None)
+        for option in choice.refused[:_SHOWN]:
+            _add(table, name, option, option.why_not, "dim")
+    return table
+
+
+def grid_table(name: str, options: Sequence["Option"]) -> Table:
+    """Every setting, by micro-batch."""
+    table = _options_table(f"Micro-batch, memory and speed of stages.{name}")
+    for option in sorted(options, key=lambda option: option.levers.micro_tokens):
+        _add(table, name, option, "fits" if option.fits else "may not fit", None if option.fits else "red")
+    return table
+
+
+def story_table(stories: Sequence["Story"]) -> Table:
+    """Predicted parts beside what is known of the end."""
+    table = Table(title="Out of memory: plan and end")
+    for column in ("stage", "planned MiB", "reached MiB", "had MiB", "part", "why", "what to change"):
+        table.add_column(column)
+    for story in stories:
+        reached = "unknown" if story.actual_bytes is None else f"{story.actual_bytes / 2**20:,.0f}"
+        sizes = (f"{story.predicted_bytes / 2**20:,.0f}", reached, f"{story.room_bytes / 2**20:,.0f}")
+        table.add_row(story.stage, *sizes, story.outgrew, story.why, story.advice)
+    return table
+
+
+def _options_table(title: str) -> Table:
+    table = Table(title=title)
+    table.add_column("stage")
+    table.add_column("micro_tokens", justify="right")
+    for column in ("checkpointing", "loss_chunk", "strategy"):
+        table.add_column(column)
+    for column in ("peak MiB", "to MiB", "tokens/s"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    return table
+
+
+def _add(table: Table, name: str, option: "Option", word: str, style: str | None) -> None:
+    levers = option.levers
+    chunk = "all" if levers.loss_chunk is None else str(levers.loss_chunk)
+    sizes = (f"{size / 2**20:,.0f}" for size in (option.peak.expected, option.peak.high))
+    setting = (f"{levers.micro_tokens:,}", levers.checkpointing, chunk, levers.strategy)
+    table.add_row(name, *setting, *sizes, f"{option.tokens_per_second:,.0f}", word, style=style)
+
+
+def _amounts(amount: "Bytes") -> tuple[str, str]:
+    low, expected, high = (f"{part / 2**20:,.0f}" for part in (amount.low, amount.expected, amount.high))
+    return expected, low if low == high else f"{low} - {high}"
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -1,0 +1,175 @@
+"""The fastest setting of a stage's levers that fits the memory there is."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from triptych.errors import UserError
+from triptych.models.sizes import Sizes, model_sizes
+from triptych.plan.amounts import TRANSIENT, Bytes, total
+from triptych.plan.calibration import MemoryRecord
+from triptych.plan.devices import DeviceEstimate, RoleEstimate, on_devices
+from triptych.plan.levers import ALL, Levers, Pulled, auto_levers, settings
+from triptych.plan.machines import GIB, Machine
+from triptych.plan.rates import Rates
+from triptych.plan.speed import stage_speed
+from triptych.plan.strategy import resolve_strategy
+from triptych.recipe import Recipe, Stage, workers_of
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting, what it needs and how fast it is."""
+
+    levers: Levers
+    peak: Bytes
+    """Of the fullest device."""
+    room: int
+    """What that device has for the recipe."""
+    device: str
+    largest: str
+    """The part that needs most of a worker's memory, of those that come and go."""
+    tokens_per_second: float
+
+    @property
+    def fits(self) -> bool:
+        """At the high end of the interval."""
+        return self.peak.high <= self.room
+
+    @property
+    def why_not(self) -> str:
+        """What is in the way, where it does not fit."""
+        return (
+            f"{self.device} may need {self.peak.high / GIB:.1f} GiB of {self.room / GIB:.1f}, most of it {self.largest}"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        levers = {name: getattr(self.levers, name) for name in Levers.__dataclass_fields__}
+        found = {"peak_bytes": self.peak.as_dict(), "room_bytes": self.room, "fits": self.fits}
+        return levers | found | {"tokens_per_second": self.tokens_per_second}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen of a stage's settings, and what was not."""
+
+    best: Option
+    runners_up: tuple[Option, ...]
+    """That fit too, fastest first."""
+    refused: tuple[Option, ...]
+    """That do not fit and would be faster than the best, fastest first."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "best": self.best.as_dict(),
+            "runners_up": [option.as_dict() for option in self.runners_up],
+            "refused": [option.as_dict() | {"why": option.why_not} for option in self.refused],
+        }
+
+
+def choose(
+    recipe: Recipe,
+    stage: str,
+    machine: Machine,
+    *,
+    rates: Rates | None = None,
+    records: Sequence[MemoryRecord] = (),
+    levers: Collection[Pulled] | None = None,
+) -> Choice:
+    """The fastest of the settings that fit; of equally fast ones (within 1%) the one that needs least.
+
+    `levers`: what may be changed; None: what the recipe leaves to `auto`. The global batch stays.
+
+    Raises:
+        UserError: nothing fits.
+    """
+    found = options(recipe, stage, machine, rates=rates, records=records, levers=levers)
+    fitting = sorted((option for option in found if option.fits), key=lambda o: o.tokens_per_second, reverse=True)
+    if not fitting:
+        raise UserError(f"stages.{stage}: {_nothing(found)}")
+    fastest = fitting[0].tokens_per_second
+    best = min((o for o in fitting if o.tokens_per_second >= 0.99 * fastest), key=lambda o: o.peak.high)
+    faster = [o for o in found if not o.fits and o.tokens_per_second > best.tokens_per_second]
+    return Choice(
+        best,
+        tuple(option for option in fitting if option != best),
+        tuple(sorted(faster, key=lambda o: o.tokens_per_second, reverse=True)),
+    )
+
+
+def options(
+    recipe: Recipe,
+    stage: str,
+    machine: Machine,
+    *,
+    rates: Rates | None = None,
+    records: Sequence[MemoryRecord] = (),
+    levers: Collection[Pulled] | None = None,
+) -> list[Option]:
+    """All settings of the levers with memory and speed, those of one strategy, checkpointing and chunk together."""
+    sizes = model_sizes(recipe.model)
+    own = Levers.of(recipe.stages[stage], resolve_strategy(recipe, stage, machine, sizes))
+    if levers is None:
+        auto = auto_levers(recipe.stages[stage])
+        levers = (*auto, "strategy") if workers_of(recipe.stages[stage]).strategy == "auto" else auto
+    tried = settings(recipe, stage, own, levers)
+    return [_option(recipe, stage, sizes, machine, rates, records, setting) for setting in tried]
+
+
+def with_choice(
+    recipe: Recipe,
+    name: str,
+    machine: Machine,
+    *,
+    rates: Rates | None = None,
+    records: Sequence[MemoryRecord] = (),
+) -> Stage:
+    """The stage with everything that it leaves to `auto` chosen."""
+    stage = recipe.stages[name]
+    if not auto_levers(stage):
+        return Levers.of(stage, resolve_strategy(recipe, name, machine)).on(stage)
+    return choose(recipe, name, machine, rates=rates, records=records).best.levers.on(stage)
+
+
+def nearest_that_fits(recipe: Recipe, name: str, machine: Machine) -> str:
+    """Of a stage that does not fit: the fastest setting of its levers that does, in words; else the least there is."""
+    found = options(recipe, name, machine, levers=ALL)
+    fitting = [option for option in found if option.fits]
+    if not fitting:
+        return _nothing(found)
+    best = max(fitting, key=lambda option: option.tokens_per_second)
+    needs = f"{best.peak.expected / GIB:.1f} GiB, {best.tokens_per_second:,.0f} tokens/s"
+    return f"nearest that fits: {best.levers} ({needs})"
+
+
+def _nothing(found: Sequence[Option]) -> str:
+    least = min(found, key=lambda option: option.peak.high)
+    return f"no setting fits: with {least.levers}, {least.why_not}"
+
+
+def _option(
+    recipe: Recipe,
+    name: str,
+    sizes: Sizes,
+    machine: Machine,
+    rates: Rates | None,
+    records: Sequence[MemoryRecord],
+    levers: Levers,
+) -> Option:
+    changed = recipe.model_copy(update={"stages": {**recipe.stages, name: levers.on(recipe.stages[name])}})
+    roles, devices = on_devices(changed, name, sizes, machine, levers.strategy, records=records)
+    label, device = _fullest(devices)
+    speed = stage_speed(changed, name, sizes, machine, levers.strategy, rates)
+    return Option(levers, device.peak, device.capacity, label, _largest(list(roles.values())), speed.tokens_per_second)
+
+
+def _fullest(devices: dict[str, DeviceEstimate]) -> tuple[str, DeviceEstimate]:
+    return max(devices.items(), key=lambda item: item[1].peak.high / item[1].capacity)
+
+
+def _largest(roles: Sequence[RoleEstimate]) -> str:
+    sums = {part: total(r.parts[part] for r in roles if part in r.parts) for r in roles for part in r.parts}
+    coming = {part: size for part, size in sums.items() if part in TRANSIENT} or sums
+    return max(coming, key=lambda part: coming[part].expected)

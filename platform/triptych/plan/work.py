@@ -1,0 +1,160 @@
+"""What an optimiser step of one worker works through, by kind: what machines are fast or slow at apart.
+
+Products of matrices cost arithmetic, reading, and a fixed time each; what stands between them costs bytes; attention,
+logits and small operations have rates of their own.
+"""
+
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, fields
+
+from triptych.methods.table import adapted, added, trained
+from triptych.models.sizes import Sizes
+from triptych.plan.activations import BYTES, FP32
+from triptych.recipe import Memory, Method
+from triptych.recipe.method import trains_base
+
+_AGAIN = {"none": 0.0, "selective": 0.5, "full": 1.0}
+"""Share of the blocks' forward pass that checkpointing computes a second time."""
+_ATTENTION_BACKWARD = 2.5
+"""FLOPs of attention's backward pass over those of its forward pass: the scores are computed again (Dao 2023,
+arXiv 2307.08691, section 4.1)."""
+_BLOCK_OPERATIONS, _ADAPTER_OPERATIONS = 100, 6
+"""Small operations of a forward pass through a block, and of an adapted layer in it; twice as many backward."""
+_UPDATE_BYTES = 40
+"""Bytes a parameter that AdamW reads and writes, in float32."""
+_FORWARD_SHARE = 1 / 3
+"""Of what a forward and a backward pass read and write between products."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Amounts; with a second for each of them, `seconds` is their product."""
+
+    product_flops: float = 0.0
+    product_bytes: float = 0.0
+    products: float = 0.0
+    attention_flops: float = 0.0
+    stream_bytes: float = 0.0
+    """Read and written by operations on single elements, by norms, and by the optimizer."""
+    logits: float = 0.0
+    """Elements of the softmax over the vocabulary."""
+    operations: float = 0.0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __mul__(self, times: float) -> "Work":
+        return Work(*(amount * times for amount in astuple(self)))
+
+
+AMOUNTS = tuple(field.name for field in fields(Work))
+
+
+@dataclass(frozen=True)
+class Micro:
+    """The micro-batches of a worker's step."""
+
+    count: float
+    tokens: float
+    """Of each, padding included."""
+    length: float
+    """Of its rows."""
+    learned: float
+    """Tokens of each that have logits."""
+
+
+@dataclass(frozen=True)
+class Computation:
+    """How a role is computed."""
+
+    sizes: Sizes
+    method: Method
+    dtype: str
+    memory: Memory
+
+    def step(self, micro: Micro) -> Work:
+        """Forward and backward passes, and the update."""
+        return self.passes(micro) + self.update()
+
+    def passes(self, micro: Micro) -> Work:
+        """Forward and backward passes."""
+        again = _AGAIN[self.memory.checkpointing]
+        whole = trains_base(self.method)
+        linears, thin = self._linears(micro.tokens), self._thin(micro.tokens)
+        blocks = linears * (2 + again + whole) + thin * (3 + again)
+        blocks += self._attention(micro) * (1 + again + _ATTENTION_BACKWARD)
+        blocks += self._between(micro.tokens) * (1 + again * _FORWARD_SHARE)
+        layer = blocks * self.sizes.layers + self._small(again)
+        return (layer + self._logits(micro, backward=True) + self._casts()) * micro.count
+
+    def forward(self, micro: Micro) -> Work:
+        """A pass that only computes."""
+        blocks = self._linears(micro.tokens) + self._thin(micro.tokens) + self._attention(micro)
+        blocks += self._between(micro.tokens) * _FORWARD_SHARE
+        layer = blocks * self.sizes.layers + Work(operations=self.sizes.layers * _BLOCK_OPERATIONS)
+        return (layer + self._logits(micro, backward=False)) * micro.count
+
+    def update(self) -> Work:
+        """Of the optimizer."""
+        values = sum(tensor.numel for tensor in trained(self.method, self.sizes))
+        return Work(stream_bytes=_UPDATE_BYTES * values)
+
+    def _product(self, tokens: float, inputs: float, outputs: float) -> Work:
+        moved = tokens * inputs + inputs * outputs + tokens * outputs
+        return Work(2 * tokens * inputs * outputs, BYTES[self.dtype] * moved, 1)
+
+    def _linears(self, tokens: float) -> Work:
+        """One product with each weight of a block."""
+        shapes = self.sizes.linears.values()
+        return _sum(self._product(tokens, inputs, outputs) for inputs, outputs, _ in shapes)
+
+    def _thin(self, tokens: float) -> Work:
+        """One product with each of an adapter's matrices in a block; other methods' elements as one matrix."""
+        sizes, ranks = self.sizes, {name: rank for name, rank in adapted(self.method, self.sizes).items() if rank}
+        if ranks:
+            shapes = [(rank, sizes.linears[name][:2]) for name, rank in ranks.items()]
+            pairs = (self._product(tokens, i, r) + self._product(tokens, r, o) for r, (i, o) in shapes)
+            return _sum(pairs)
+        extra = added(self.method, sizes) / sizes.layers
+        return self._product(tokens, sizes.hidden, extra / sizes.hidden) if extra > sizes.hidden else Work()
+
+    def _attention(self, micro: Micro) -> Work:
+        """Of causal rows: each token sees half of its own on average."""
+        seen = micro.tokens * (micro.length + 1) / 2
+        return Work(attention_flops=4 * self.sizes.heads * self.sizes.head_dim * seen)
+
+    def _between(self, tokens: float) -> Work:
+        """Norms in float32 (each about 27 elements read and written, both passes), residuals, the rotation of queries
+        and keys, the gate: elements read and written a token of a block, both passes."""
+        sizes, size = self.sizes, BYTES[self.dtype]
+        width = sizes.heads * sizes.head_dim + 2 * sizes.kv_heads * sizes.head_dim
+        return Work(
+            stream_bytes=tokens
+            * (FP32 * 54 * sizes.hidden + size * (12 * sizes.hidden + 14 * sizes.intermediate + 30 * width))
+        )
+
+    def _small(self, again: float) -> Work:
+        layers = sum(rank > 0 for rank in adapted(self.method, self.sizes).values())
+        each = _BLOCK_OPERATIONS + _ADAPTER_OPERATIONS * layers
+        return Work(operations=self.sizes.layers * each * (3 + again))
+
+    def _logits(self, micro: Micro, *, backward: bool) -> Work:
+        if not micro.learned:
+            return Work()
+        chunks = max(1.0, micro.learned / (self.memory.loss_chunk or micro.learned))
+        product = self._product(micro.learned / chunks, self.sizes.hidden, self.sizes.vocab) * chunks
+        times = 1 + backward * (1 + trains_base(self.method))
+        return product * times + Work(logits=micro.learned * self.sizes.vocab * (1 if backward else 0.5))
+
+    def _casts(self) -> Work:
+        """Of float32 weights to the precision of the computation, and of their gradients back."""
+        if not trains_base(self.method) or BYTES[self.dtype] == FP32:
+            return Work()
+        return Work(stream_bytes=2 * (FP32 + BYTES[self.dtype]) * self.sizes.total)
+
+
+def _sum(parts: Iterable[Work]) -> Work:
+    total = Work()
+    for part in parts:
+        total += part
+    return total

@@ -1,0 +1,38 @@
+"""`auto` in the place of a value that the plan can choose, before a recipe is checked."""
+
+import copy
+from typing import Any, get_args
+
+from triptych.recipe.training import Lever
+
+
+def name_auto(data: Any) -> Any:
+    """A recipe's plain data, where `auto` in the place of a lever is the lever's name in the field `auto` beside it.
+
+    The strategy's `auto` is a value like any other.
+    """
+    data = copy.deepcopy(data)
+    stages = data.get("stages") if isinstance(data, dict) else None
+    for stage in stages.values() if isinstance(stages, dict) else ():
+        if not isinstance(stage, dict):
+            continue
+        holder = stage if stage.get("kind") == "ppo" else stage.get("train")
+        if isinstance(holder, dict):
+            _take(holder)
+    return data
+
+
+def _take(holder: dict[str, Any]) -> None:
+    chosen = [lever for lever in get_args(Lever) for place in _places(holder) if place.get(lever) == "auto"]
+    for place in _places(holder):
+        for lever in chosen:
+            if place.get(lever) == "auto":
+                del place[lever]
+    if chosen:
+        holder["auto"] = [*(holder.get("auto") or ()), *chosen]
+
+
+def _places(holder: dict[str, Any]) -> list[dict[str, Any]]:
+    """Where levers stand: in the stage of PPO itself, in `batch`, in `memory`."""
+    below = (holder.get(name) for name in ("batch", "memory"))
+    return [holder, *(place for place in below if isinstance(place, dict))]

@@ -1,0 +1,150 @@
+"""How fast this machine trains, measured once: short steps of small random models, fitted to what they work through."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from triptych.errors import RunError
+from triptych.models.sizes import model_sizes
+from triptych.plan.rates import CPU, Rates, keep_rates, kept_rates
+from triptych.plan.rehearsal import random_base, rehearse
+from triptych.plan.work import AMOUNTS, Computation, Micro, Work
+from triptych.plan.worker import ANSWER_SHARE, MicroBatch
+from triptych.recipe import Recipe, Sft
+
+DTYPES = ("float32", "bfloat16")
+_REPEATS = 3
+_TRUST = 0.03
+"""Weight of the assumed costs in the fit: that of so many measurements each."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step to measure: two blocks of a Llama-shaped model."""
+
+    tokens: int
+    length: int
+    hidden: int = 576
+    vocab: int = 2048
+    method: dict[str, Any] = field(default_factory=lambda: {"name": "lora", "r": 8})
+    checkpointing: str = "none"
+
+    def recipe(self, folder: Path, dtype: str) -> Recipe:
+        """A recipe of one SFT stage on such a model, whose config.json is put into the folder."""
+        config = {
+            "model_type": "llama",
+            "vocab_size": self.vocab,
+            "hidden_size": self.hidden,
+            "intermediate_size": 64 * round(self.hidden / 24),
+            "num_hidden_layers": 2,
+            "num_attention_heads": self.hidden // 64,
+            "num_key_value_heads": self.hidden // 192 or 1,
+            "tie_word_embeddings": True,
+        }
+        (folder / "config.json").write_text(json.dumps(config))
+        batch = {"rows": self.tokens // self.length, "micro_tokens": self.tokens, "max_length": self.length}
+        stage = {
+            "kind": "sft",
+            "method": self.method,
+            "data": {"train": {"path": "none.jsonl"}},
+            "train": {"steps": 1, "batch": batch, "memory": {"checkpointing": self.checkpointing}},
+        }
+        model = {"base": str(folder), "dtype": dtype}
+        return Recipe.model_validate({"name": "speed", "model": model, "stages": {"only": stage}})
+
+
+CASES = (
+    Case(16, 16),
+    Case(64, 64),
+    Case(256, 64),
+    Case(1024, 64),
+    Case(1024, 1024),
+    Case(512, 128, method={"name": "lora", "r": 64}),
+    Case(512, 512, checkpointing="full"),
+    Case(256, 128, method={"name": "ln_tuning"}),
+    Case(256, 128, method={"name": "full"}),
+    Case(512, 256, vocab=49152),
+    Case(256, 128, hidden=1152),
+    Case(64, 64, hidden=1152, method={"name": "full"}),
+)
+
+
+def measure_rates(cases: Sequence[Case] = CASES, dtypes: Sequence[str] = DTYPES) -> Rates:
+    """Measure this machine's processor, about half a minute, and keep the rates in the cache folder."""
+    cores = len(os.sched_getaffinity(0))
+    with _threads(1):
+        costs = {dtype: _fit([measure(case, dtype) for case in cases], CPU.costs[dtype]) for dtype in dtypes}
+        alone = measure(cases[-1], dtypes[0])[1]
+    with _threads(cores):
+        together = measure(cases[-1], dtypes[0])[1]
+    rates = Rates({**CPU.costs, **costs}, {1: 1.0} | ({cores: max(1.0, alone / together)} if cores > 1 else {}))
+    keep_rates(rates)
+    return rates
+
+
+def measure_apart() -> Rates:
+    """`measure_rates` in a process whose allocator is set as those of workers are."""
+    from triptych.train.on_ray import ALLOCATOR
+
+    command = [sys.executable, "-m", "triptych.stages.machine_speed"]
+    done = subprocess.run(command, env=os.environ | ALLOCATOR, capture_output=True, text=True)
+    rates = kept_rates()
+    if done.returncode or rates is None:
+        raise RunError(f"this machine's speed could not be measured: {done.stderr.strip()[-500:]}")
+    return rates
+
+
+def measure(case: Case, dtype: str) -> tuple[Work, float]:
+    """What a step works through, and its seconds: of the processor's time, which others on the machine take none of."""
+    with TemporaryDirectory() as folder:
+        recipe = case.recipe(Path(folder), dtype)
+        stage = recipe.stages["only"]
+        assert isinstance(stage, Sft)
+        sizes = model_sizes(recipe.model)
+        rehearsal = rehearse(recipe, "only", random_base(recipe.model), "single")
+    limit = MicroBatch(case.tokens, case.length)
+    rehearsal.step(limit)  # the first one makes buffers
+    seconds = []
+    for _ in range(_REPEATS):
+        started = time.process_time()
+        rehearsal.step(limit)
+        seconds.append((time.process_time() - started) / torch.get_num_threads())
+    micro = Micro(1, case.tokens, case.length, ANSWER_SHARE[1] * case.tokens)
+    return Computation(sizes, stage.method, dtype, stage.train.memory).step(micro), min(seconds)
+
+
+def _fit(measured: Sequence[tuple[Work, float]], assumed: Any) -> dict[str, float]:
+    """Costs with the least squared relative error, drawn to the assumed ones where the measurements say little."""
+    scale = np.array([assumed[name] for name in AMOUNTS])
+    rows: NDArray[np.float64] = np.array([np.array(astuple(work)) * scale / seconds for work, seconds in measured])
+    pull = np.sqrt(_TRUST) * np.eye(len(scale))
+    found, *_ = np.linalg.lstsq(
+        np.vstack([rows, pull]), np.concatenate([np.ones(len(rows)), np.diag(pull)]), rcond=None
+    )
+    return dict(zip(AMOUNTS, (np.maximum(found, 0.05) * scale).tolist(), strict=True))
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+if __name__ == "__main__":
+    measure_rates()

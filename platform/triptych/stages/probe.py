@@ -1,0 +1,209 @@
+"""The largest and the fastest micro-batch by real steps at the worst-case length, each try in processes of its own.
+
+What runs out of memory is the try. It counts as fitting where all ranks got through: the least of them decides.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from triptych import __version__, storage
+from triptych.errors import RunError
+from triptych.models.cache import cache_dir
+from triptych.models.sizes import read_config
+from triptych.plan import Machine, Option, options
+from triptych.plan.levers import Levers, Pulled
+from triptych.plan.machines import processor
+from triptych.plan.rates import Rates
+from triptych.recipe import Recipe, workers_of
+from triptych.recipe.amount import bytes_of
+
+_SIGNS = ("out of memory", "outofmemory", "can't allocate memory", "memoryerror", "bad_alloc", "could not create a")
+MICRO_TOKENS: tuple[Pulled, ...] = ("micro_tokens",)
+_SIGNALS = (-6, -9, -11)
+"""Abort, kill and fault: how a process ends that gets no memory where nothing asks whether it does."""
+
+
+@dataclass(frozen=True)
+class Try:
+    """Two steps with one size of micro-batch."""
+
+    micro_tokens: int
+    fits: bool
+    tokens_per_second: float = 0.0
+    """Of the second step, all ranks together."""
+    peak_bytes: int = 0
+    """Of the rank with most."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What was found; `tries` in their order."""
+
+    micro_tokens: int
+    """The fastest of those that fit."""
+    tries: tuple[Try, ...]
+    cached: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def probe(
+    recipe: Recipe,
+    name: str,
+    machine: Machine,
+    *,
+    rates: Rates | None = None,
+    tell: Callable[[Try], None] = lambda tried: None,
+) -> Probed:
+    """Bisect from the largest micro-batch that should fit; what was found before comes from the cache folder.
+
+    Runs on this machine, all ranks of it. `recipe.memory` limits the ranks together.
+
+    Raises:
+        RunError: not even one longest row fits, or a try failed for another reason.
+    """
+    kept = _file(recipe, name, machine)
+    if kept.is_file():
+        content = json.loads(kept.read_text(encoding="utf-8"))
+        return Probed(content["micro_tokens"], tuple(Try(**tried) for tried in content["tries"]), cached=True)
+    own = options(recipe, name, machine, rates=rates, levers=())[0].levers
+    found = options(recipe, name, machine, rates=rates, levers=MICRO_TOKENS)
+    sized = sorted(found, key=lambda option: option.levers.micro_tokens)
+    tries: list[Try] = []
+    fits, fails, number = -1, len(sized), _expected(sized)
+    while fails - fits > 1:
+        tried = attempt(recipe, name, replace(own, micro_tokens=sized[number].levers.micro_tokens))
+        tell(tried)
+        tries.append(tried)
+        fits, fails = (number, fails) if tried.fits else (fits, number)
+        number = (fits + fails) // 2
+    if fits < 0:
+        raise RunError(f"stages.{name}: not even a micro-batch of {sized[0].levers.micro_tokens} tokens fits")
+    best = max((tried for tried in tries if tried.fits), key=lambda tried: tried.tokens_per_second)
+    probed = Probed(best.micro_tokens, tuple(tries))
+    kept.write_text(json.dumps(probed.as_dict(), indent=2), encoding="utf-8")
+    return probed
+
+
+def _expected(sized: list[Option]) -> int:
+    """Where to begin: the largest whose expected peak has room."""
+    return max((n for n, option in enumerate(sized) if option.peak.expected <= option.room), default=0)
+
+
+def _file(recipe: Recipe, name: str, machine: Machine) -> Path:
+    """By all that the outcome depends on."""
+    stage = recipe.stages[name].model_dump(mode="json")
+    for field in ("data", "register_as", "needs"):
+        stage.pop(field, None)
+    about = [
+        __version__,
+        stage,
+        recipe.model.model_dump(mode="json"),
+        read_config(recipe.model),
+        recipe.memory,
+        processor(),
+        str(machine),
+    ]
+    return cache_dir("probes") / f"{storage.digest_of(about)[:24]}.json"
+
+
+def attempt(recipe: Recipe, name: str, setting: Levers) -> Try:
+    """Two steps with one setting, in one fresh process for each rank."""
+    from triptych.train.on_ray import ALLOCATOR
+
+    stage = recipe.stages[name]
+    changed = recipe.model_copy(update={"stages": {**recipe.stages, name: setting.on(stage)}})
+    ranks = workers_of(stage).count
+    with tempfile.TemporaryDirectory() as folder:
+        job = {"recipe": changed.model_dump(mode="json"), "stage": name, "strategy": setting.strategy, "folder": folder}
+        Path(folder, "job.json").write_text(json.dumps(job), encoding="utf-8")
+        command = [sys.executable, "-m", "triptych.stages.probe", str(Path(folder, "job.json"))]
+        with ExitStack() as stack:
+            logs = [stack.enter_context(Path(folder, f"{rank}.err").open("wb")) for rank in range(ranks)]
+            env = os.environ | ALLOCATOR
+            codes = _ends(
+                [subprocess.Popen([*command, str(rank)], env=env, stderr=log) for rank, log in enumerate(logs)]
+            )
+        if any(codes):
+            _refuse_other_ends(codes, [Path(folder, f"{rank}.err").read_text() for rank in range(ranks)])
+            return Try(setting.micro_tokens, fits=False)
+        found = [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(ranks)]
+    speed = sum(one["tokens"] for one in found) / max(one["seconds"] for one in found)
+    return Try(setting.micro_tokens, True, speed, max(one["peak_bytes"] for one in found))
+
+
+def _ends(started: list["subprocess.Popen[bytes]"]) -> list[int]:
+    """Exit codes. Once a rank fails the others, which may wait for it, are ended."""
+    try:
+        while all(process.poll() in (None, 0) for process in started):
+            if all(process.poll() == 0 for process in started):
+                return [0] * len(started)
+            time.sleep(0.1)
+        return [process.poll() or 0 for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def _refuse_other_ends(codes: list[int], errors: list[str]) -> None:
+    """RunError where a rank failed for another reason than memory."""
+    for code, error in zip(codes, errors, strict=True):
+        if code in _SIGNALS or any(sign in error.lower() for sign in _SIGNS):
+            return
+    text = "\n".join(error.strip()[-1000:] for code, error in zip(codes, errors, strict=True) if code)
+    raise RunError(f"a probe failed, and not for memory: {text}")
+
+
+def _rank(job: dict[str, Any], rank: int) -> None:
+    """One rank of a try: two steps of its share of the global batch, at the worst."""
+    import torch
+    import torch.distributed as dist
+
+    from triptych.plan.memory import micro_batch
+    from triptych.plan.rehearsal import accumulated, random_base, rehearse
+    from triptych.train.usage import peak_memory
+
+    recipe = Recipe.model_validate(job["recipe"])
+    stage, name = recipe.stages[job["stage"]], job["stage"]
+    workers = workers_of(stage)
+    if recipe.memory is not None and not workers.gpus:
+        limit = bytes_of(recipe.memory) // workers.count
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    torch.set_num_threads(workers.threads or int(-(-workers.cpus // 1)))
+    device = torch.device("cuda", rank) if workers.gpus else torch.device("cpu")
+    if workers.gpus and recipe.memory is not None:
+        whole = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, bytes_of(recipe.memory) / whole), device)
+    if workers.count > 1:
+        meeting = f"file://{job['folder']}/meeting"
+        backend = "nccl" if workers.gpus else "gloo"
+        dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=workers.count)
+    rehearsal = rehearse(recipe, name, random_base(recipe.model).to(device), job["strategy"])
+    limits, count = micro_batch(stage), accumulated(stage)
+    rehearsal.step(limits, count)
+    started = time.perf_counter()
+    rehearsal.step(limits, count)
+    if workers.gpus:
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - started
+    found = {"tokens": limits.tokens * count, "seconds": seconds, "peak_bytes": peak_memory(device)}
+    Path(job["folder"], f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    if workers.count > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    _rank(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), int(sys.argv[2]))
