@@ -4,7 +4,7 @@ from triptych.recipe.base import Closed, Count, Fraction, Name, Positive
 from triptych.recipe.data import Data, Source
 from triptych.recipe.errors import Problem, RecipeError
 from triptych.recipe.graph import ready, stage_order
-from triptych.recipe.load import dump_recipe, load_recipe, load_yaml
+from triptych.recipe.load import dump_recipe, load_recipe, load_recipe_text, load_yaml
 from triptych.recipe.matrix import Lora
 from triptych.recipe.method import Full, Method
 from triptych.recipe.model import Dtype, Model
@@ -71,6 +71,7 @@ __all__ = [
     "Workers",
     "dump_recipe",
     "load_recipe",
+    "load_recipe_text",
     "load_yaml",
     "overrides_of",
     "ready",

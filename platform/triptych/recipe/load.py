@@ -35,11 +35,16 @@ def load_recipe(path: str | FilePath, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
+def load_recipe_text(text: str, file: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a text that `dump_recipe` wrote; `file`: where it lies, for errors."""
+    root, data = documents.parse(text, file)
+    assert root is not None
+    return _recipe(Document(file, data, root), overrides)[0]
+
+
 def recipe_with(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     """A recipe with further overrides. RecipeError: as `load_recipe`, the lines being those of the resolved recipe."""
-    root, data = documents.parse(dump_recipe(recipe), recipe.name)
-    assert root is not None
-    return _recipe(Document(recipe.name, data, root), overrides)[0]
+    return load_recipe_text(dump_recipe(recipe), recipe.name, overrides)
 
 
 def load_yaml(path: str | FilePath, model: type[Model], overrides: Sequence[str] = ()) -> Model:
