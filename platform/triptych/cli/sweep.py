@@ -31,6 +31,7 @@ def sweep(
     from triptych.observe.progress import ProgressDisplay
     from triptych.observe.report.sweep import write_sweep_report
     from triptych.recipe import load_recipe
+    from triptych.tune.importance import importance
     from triptych.tune.sweep import check_sweep, run_sweep
     from triptych.tune.winner import train_best
 
@@ -48,7 +49,7 @@ def sweep(
         except KeyboardInterrupt:
             typer.echo("stopped; the same command goes on from the trials' last checkpoints", err=True)
             leave(130)
-    page = write_sweep_report(found)
+    page = write_sweep_report(found, importance(found))
     if as_json:
         typer.echo(json.dumps(found.as_dict() | {"report": page, "winner": registered}, indent=2))
         return
@@ -65,7 +66,7 @@ def _print(found: "SweepView", registered: dict[str, Any] | None, page: str) -> 
     console = Console()
     objectives = [objective.metric for objective in found.sweep.objectives]
     keys = list(found.sweep.space)
-    table = Table("trial", "state", "steps", *map(short(keys).get, keys), *objectives, title=f"{found.name}: {found.url}")
+    table = Table("trial", "state", "steps", *short(keys).values(), *objectives, title=f"{found.name}: {found.url}")
     for trial in found.trials:
         if trial.launched:
             values = [_shown(trial.values.get(key)) for key in keys]
@@ -91,7 +92,9 @@ def short(keys: list[str]) -> dict[str, str]:
     for key in keys:
         parts = key.split(".")
         count = 1
-        while count < len(parts) and any(other != key and other.split(".")[-count:] == parts[-count:] for other in keys):
+        while count < len(parts) and any(
+            other != key and other.split(".")[-count:] == parts[-count:] for other in keys
+        ):
             count += 1
         names[key] = ".".join(parts[-count:])
     return names

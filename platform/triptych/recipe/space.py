@@ -73,7 +73,9 @@ def _value_fault(recipe: Recipe, sweep: Sweep, key: str, dimension: Dimension) -
             with_values(recipe, _context(sweep, dimension) | {key: value})
         except RecipeError as error:
             first = error.problems[0]
-            return Fault(path, f"{json.dumps(value)}: {f'{first.field}: ' if first.field != key else ''}{first.message}")
+            return Fault(
+                path, f"{json.dumps(value)}: {f'{first.field}: ' if first.field != key else ''}{first.message}"
+            )
     return None
 
 

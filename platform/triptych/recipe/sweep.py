@@ -67,7 +67,7 @@ class Objective(Closed):
     """A number that the stage reports, and which way it gets better."""
 
     metric: str
-    """A held-out metric as it is logged (`heldout_loss`), or what a trial costs (`peak_memory_bytes`, `step_seconds`)."""
+    """A held-out metric as it is logged (`heldout_loss`), or a cost (`peak_memory_bytes`, `step_seconds`)."""
     mode: Literal["min", "max"]
 
 

@@ -184,7 +184,8 @@ def parent(ctx: StageContext[Any], ref: str, kind: str) -> tuple[Adapter, Adapte
 def _register(
     ctx: StageContext[Any], registry: Registry, inputs: Mapping[str, Any], kind: str, metrics: Mapping[str, float]
 ) -> AdapterVersion:
-    lineage = dict(inputs) | {"run": ctx.run, "stage_name": ctx.name, "code": __version__} | ctx.about() | dict(ctx.origin)
+    lineage = dict(inputs) | {"run": ctx.run, "stage_name": ctx.name, "code": __version__}
+    lineage |= {**ctx.about(), **ctx.origin}
     return registry.register(
         ctx.adapter_name,
         ctx.artifact,

@@ -63,7 +63,7 @@ def _pass_on(recipe: Recipe, assignment: Assignment, report: Report) -> None:
     """Returns when the trial may go on; where it may not, this process ends here."""
     assert recipe.sweep is not None
     score = report.metrics.get(recipe.sweep.objectives[0].metric, worst(_mode(recipe)))
-    told = {"step": report.step, "score": score if score == score else worst(_mode(recipe))}
+    told: dict[str, Any] = {"step": report.step, "score": score if score == score else worst(_mode(recipe))}
     told |= {"report": json.dumps(dataclasses.asdict(report)), "run": assignment.run}
     with tempfile.TemporaryDirectory() as folder:
         pointer = {"run": assignment.run, "step": report.step, "device_seconds": report.device_seconds}

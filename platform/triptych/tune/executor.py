@@ -91,14 +91,12 @@ class OnRayTrain:
         return min(side_by_side(recipe, stage, machine) for recipe in recipes)
 
     def run(self, trial: Trial) -> Iterator[Report]:
-        gate = ray.remote(num_cpus=0)(_Gate).remote()
+        gate: Any = ray.remote(num_cpus=0)(_Gate).remote()
         ctx = context_of(trial, self.progress)
         clock = Clock(trial, ctx)
         yield from _unreported(ctx, trial, clock)
         ended: queue.Queue[Exception | None] = queue.Queue()
-        threading.Thread(
-            target=_run_stage, args=(replace(ctx, monitor=GateMonitor(gate)), ended), daemon=True
-        ).start()
+        threading.Thread(target=_run_stage, args=(replace(ctx, monitor=GateMonitor(gate)), ended), daemon=True).start()
         arrived = gate.arrived.remote()
         while ended.empty():
             if ray.wait([arrived], timeout=_POLL_S)[0]:

@@ -68,7 +68,8 @@ class Generations(PopulationBasedTraining):
     def _get_new_config(self, trial: TuneTrial, trial_to_clone: TuneTrial) -> tuple[dict[str, Any], dict[str, Any]]:
         """Copy the donor's checkpoint into a new run of the trial, and say what it is to be trained with."""
         number, donor = number_of(trial), number_of(trial_to_clone)
-        pointer = read_pointer(self._trial_state[trial_to_clone].last_checkpoint)
+        checkpoint: Any = self._trial_state[trial_to_clone].last_checkpoint
+        pointer = read_pointer(checkpoint)
         values = self._explored(number, self._ledger.record.trials[donor].values, pointer["step"])
         began = self._ledger.record.exploit(number, donor, pointer["step"], values)
         source, target = (

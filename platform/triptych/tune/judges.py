@@ -22,7 +22,17 @@ class Standing:
     trial_id: str
 
 
-class Judge(FIFOScheduler):  # type: ignore[misc]
+class _Nobody:
+    """What the schedulers see of Tune's controller: no trial that waits for one to be paused."""
+
+    def get_live_trials(self) -> list[TuneTrial]:
+        return []
+
+
+_NOBODY: Any = _Nobody()
+
+
+class Judge(FIFOScheduler):
     """Asks a scheduler of Tune whether a trial goes on."""
 
     def __init__(self, sweep: Sweep, ledger: Ledger, evaluate_every: int | None) -> None:
@@ -55,27 +65,25 @@ class Judge(FIFOScheduler):  # type: ignore[misc]
     def _judge(self, name: str, result: dict[str, Any]) -> str:
         if self._inner is None:
             return TrialScheduler.CONTINUE
-        standing = Standing(name)
+        standing: Any = Standing(name)
         if name not in self._added:
             self._added.add(name)
-            self._inner.on_trial_add(None, standing)
-        return self._inner.on_trial_result(None, standing, dict(result))
+            self._inner.on_trial_add(_NOBODY, standing)
+        return self._inner.on_trial_result(_NOBODY, standing, dict(result))
 
 
 def _scheduler(sweep: Sweep, evaluate_every: int | None) -> TrialScheduler | None:
-    about = {"time_attr": "step", "metric": "score", "mode": sweep.objectives[0].mode}
+    about: dict[str, Any] = {"time_attr": "step", "metric": "score", "mode": sweep.objectives[0].mode}
     if sweep.scheduler == "asha":
         grace = sweep.asha.grace or evaluate_every or 1
         return AsyncHyperBandScheduler(
             **about, grace_period=grace, reduction_factor=sweep.asha.reduction, max_t=_ENDLESS
         )
     if sweep.scheduler == "median":
-        # A time slice without end: a trial is never paused to let others catch up.
         return MedianStoppingRule(
             **about,
             grace_period=sweep.median.grace or evaluate_every or 1,
             min_samples_required=sweep.median.min_trials,
-            min_time_slice=_ENDLESS,
         )
     return None
 

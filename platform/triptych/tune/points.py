@@ -6,6 +6,7 @@ would have asked undisturbed.
 
 import itertools
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from triptych import storage
@@ -29,11 +31,9 @@ class Points:
     """Asks Optuna for points; learns from trials as they end."""
 
     def __init__(self, sweep: Sweep, seed: int) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._sweep, self._seed = sweep, seed
         self._grid = list(grid(sweep)) if sweep.search == "grid" else None
-        directions = ["minimize" if o.mode == "min" else "maximize" for o in sweep.objectives]
-        self.study = optuna.create_study(directions=directions, sampler=RandomSampler())
+        self.study = _study(sweep, RandomSampler())
         self._asked: dict[int, optuna.Trial] = {}
 
     def ask(self, number: int) -> dict[str, Any] | None:
@@ -56,12 +56,12 @@ class Points:
         if self._grid is not None:
             return
         results = [[r["metrics"].get(o.metric) for o in self._sweep.objectives] for r in trial.reports]
-        complete = [values for values in results if None not in values]
+        complete = [values for values in results if all(v is not None and math.isfinite(v) for v in values)]
         state = _STATES.get(trial.status, TrialState.FAIL) if complete else TrialState.FAIL
         one = len(self._sweep.objectives) == 1
         if state is TrialState.PRUNED and not one:
             state = TrialState.FAIL  # Optuna prunes by one objective only
-        steps = {int(r["step"]): values[0] for r, values in zip(trial.reports, results, strict=True) if one}
+        steps = {int(r["step"]): v[0] for r, v in zip(trial.reports, results, strict=True) if one and v in complete}
         if asked := self._asked.pop(trial.number, None):
             for step, value in steps.items():
                 asked.report(value, step)
@@ -97,7 +97,7 @@ def draw(sweep: Sweep, seed: int, count: int) -> list[dict[str, Any]]:
     """Points at random; all of a grid."""
     if sweep.search == "grid":
         return list(grid(sweep))
-    study = optuna.create_study(sampler=RandomSampler(seed=seed))
+    study = _study(sweep, RandomSampler(seed=seed))
     return [_suggest(sweep, study.ask()) for _ in range(count)]
 
 
@@ -110,6 +110,12 @@ def distribution(dimension: Dimension) -> BaseDistribution:
     wholes = dimension.int or dimension.logint
     assert wholes is not None
     return IntDistribution(*wholes, log=dimension.logint is not None)
+
+
+def _study(sweep: Sweep, sampler: BaseSampler) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    ways = [StudyDirection.MINIMIZE if o.mode == "min" else StudyDirection.MAXIMIZE for o in sweep.objectives]
+    return optuna.create_study(directions=ways, sampler=sampler)
 
 
 def _suggest(sweep: Sweep, trial: optuna.Trial) -> dict[str, Any]:

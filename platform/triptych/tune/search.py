@@ -41,7 +41,7 @@ class Search(Searcher):
         """Tune's: all is known already."""
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+    def suggest(self, trial_id: str) -> Any:
         """Tune's: the next trial's config."""
         trial = self.next()
         if trial is None:

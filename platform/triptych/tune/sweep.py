@@ -31,6 +31,9 @@ _QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # the record is ours
 }
 _SCRATCH = "tune"
+_ON_HEAD = {"node:__internal_head__": 0.001}
+"""What a trial's driver asks for: no CPU, which its workers need, and a node that does not go away. Not nothing,
+which Tune refuses."""
 
 
 def sweep_folder(recipe: Recipe) -> str:
@@ -72,7 +75,7 @@ def check_sweep(recipe: Recipe) -> Sweep:
     stage = recipe.stages[sweep.stage]
     if isinstance(stage, PpoStage):
         raise UserError(
-            f"sweep.stage: {sweep.stage} is of kind ppo, which starts from other stages; allowed: a stage of another kind"
+            f"sweep.stage: {sweep.stage} is of kind ppo, which starts from other stages; allowed: another kind of stage"
         )
     allowed = reported_metrics(stage)
     for objective in sweep.objectives:
@@ -106,14 +109,14 @@ def _check_population(sweep: Sweep) -> None:
 _PBT_KEYS = ("method.lr", "method.dropout")
 
 
-def _tune(
-    recipe: Recipe, sweep: Sweep, record: Record, executor: Executor, machine: Machine, at_once: int
-) -> None:
+def _tune(recipe: Recipe, sweep: Sweep, record: Record, executor: Executor, machine: Machine, at_once: int) -> None:
     """Run Tune until nothing is left to do."""
     budget = Budget(recipe, record)
     slots = Slots(at_once) if sweep.scheduler == "pbt" else None
     ledger = Ledger(record, budget, executor, slots)
-    every: int | None = getattr(recipe.stages[sweep.stage], "train").evaluate_every
+    stage = recipe.stages[sweep.stage]
+    assert not isinstance(stage, PpoStage)
+    every = stage.train.evaluate_every
     judge = None if slots else Judge(sweep, ledger, every)  # before the search: it may end trials on record
     search = Search(recipe, record, budget, machine)
     if slots:
@@ -134,7 +137,7 @@ def _tune(
 def _fit(job: Job, space: dict[str, Any], config: tune.TuneConfig, budget: Budget, ledger: Ledger) -> None:
     storage.remove(storage.join(job.folder, _SCRATCH))
     os.environ.update(_QUIET)
-    driver = tune.with_resources(tune.with_parameters(drive, job=job), {"cpu": 0})
+    driver = tune.with_resources(tune.with_parameters(drive, job=job), tune.PlacementGroupFactory([_ON_HEAD]))
     run_config = tune.RunConfig(
         name=_SCRATCH, storage_path=job.folder, stop=budget, callbacks=[Deaths(ledger)], verbose=0
     )
