@@ -41,7 +41,7 @@ def test_points_without_room_are_counted_and_never_given_out(make_recipe: Make) 
     assert {values[TOKENS] for values in feasible_points(recipe, small)} == {256}
     record = Record(recipe, sweep_folder(recipe))
     search = Search(recipe, record, Budget(recipe, record), small)
-    given = [trial for trial in iter(search.next, None)]
+    given = list(iter(search.next, None))
     assert [trial.values[TOKENS] for trial in given] == [256] * 5
     left_out = [trial for trial in record.trials.values() if trial.status == "infeasible"]
     assert left_out
@@ -88,7 +88,7 @@ def test_a_scheduler_needs_evaluations(make_recipe: Make) -> None:
     recipe = make_recipe(scheduler="asha")
     stage = recipe.stages["sft"]
     train = stage.train.model_copy(update={"evaluate_every": None})
-    with pytest.raises(UserError, match="asha judges evaluations within a trial; set stages.sft.train.evaluate_every"):
+    with pytest.raises(UserError, match=r"asha judges evaluations within a trial; set stages\.sft\.train\.evaluate_every"):
         check_sweep(recipe.model_copy(update={"stages": {"sft": stage.model_copy(update={"train": train})}}))
     data = stage.data.model_copy(update={"heldout": None})
     without = stage.model_copy(update={"data": data})
