@@ -79,7 +79,8 @@ NAME = "1 to 64 lower case letters, digits, `.`, `_`, `-`, first and last a lett
 MALFORMED = [
     # (text replaced, replacement, the whole message)
     ("seed: 7", "sed: 7",
-     "2: sed: unknown key; did you mean `seed`?; allowed: machine, model, name, seed, stages, storage, sweep, trackers"),
+     "2: sed: unknown key; did you mean `seed`?; allowed: machine, model, name, seed, stages, storage, sweep, "
+     "trackers"),
     ("epochs: 1", "epoch: 1", None),
     ("seed: 7", "seed: -1", "2: seed: cannot be -1; allowed: a whole number >= 0"),
     ("seed: 7", "seed: seven", '2: seed: cannot be "seven"; allowed: a whole number'),

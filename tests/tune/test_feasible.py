@@ -88,7 +88,7 @@ def test_a_scheduler_needs_evaluations(make_recipe: Make) -> None:
     recipe = make_recipe(scheduler="asha")
     stage = recipe.stages["sft"]
     train = stage.train.model_copy(update={"evaluate_every": None})
-    with pytest.raises(UserError, match=r"asha judges evaluations within a trial; set stages\.sft\.train\.evaluate_every"):
+    with pytest.raises(UserError, match="asha judges evaluations within a trial"):
         check_sweep(recipe.model_copy(update={"stages": {"sft": stage.model_copy(update={"train": train})}}))
     data = stage.data.model_copy(update={"heldout": None})
     without = stage.model_copy(update={"data": data})

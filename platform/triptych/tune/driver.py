@@ -8,15 +8,17 @@ import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
 from triptych.errors import RunError, UserError
 from triptych.recipe import Recipe
-from triptych.tune.executor import Executor
 from triptych.tune.slots import Slots
 from triptych.tune.trial import Assignment, Report, worst
+
+if TYPE_CHECKING:
+    from triptych.tune.executor import Executor  # what it needs, as torch, a driver loads with the executor it is given
 
 POINTER = "pointer.json"
 
@@ -27,7 +29,7 @@ class Job:
 
     recipe: Recipe
     folder: str
-    executor: Executor
+    executor: "Executor"
     slots: Slots | None
     """Where more trials are begun than run at once."""
 

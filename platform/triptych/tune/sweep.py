@@ -1,5 +1,6 @@
 """A whole sweep: one run of Ray Tune whose trials are drivers of Ray Train runs."""
 
+import logging
 import os
 from dataclasses import asdict
 from typing import Any
@@ -29,6 +30,7 @@ _QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the command's
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # the record is ours
+    "RAY_AIR_NEW_OUTPUT": "0",
 }
 _SCRATCH = "tune"
 _ON_HEAD = {"node:__internal_head__": 0.001}
@@ -137,6 +139,7 @@ def _tune(recipe: Recipe, sweep: Sweep, record: Record, executor: Executor, mach
 def _fit(job: Job, space: dict[str, Any], config: tune.TuneConfig, budget: Budget, ledger: Ledger) -> None:
     storage.remove(storage.join(job.folder, _SCRATCH))
     os.environ.update(_QUIET)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files of loggers that are switched off
     driver = tune.with_resources(tune.with_parameters(drive, job=job), tune.PlacementGroupFactory([_ON_HEAD]))
     run_config = tune.RunConfig(
         name=_SCRATCH, storage_path=job.folder, stop=budget, callbacks=[Deaths(ledger)], verbose=0
