@@ -53,12 +53,14 @@ def test_a_point_is_a_recipe_of_its_own(recipe: dict[str, Any], tmp_path: Path) 
     loaded = load(recipe, tmp_path)
     assert load_recipe_text(dump_recipe(loaded), "again") == loaded
     same = with_values(loaded, {LR: 1e-4, NAME: "lora", RANK: 8})
-    assert (same.sweep, same.stages["sft"].method.r, same.stages["sft"].method.alpha) == (None, 8, 8.0)
+    stage: Any = same.stages["sft"]
+    assert (same.sweep, stage.method.r, stage.method.alpha) == (None, 8, 8.0)
     # Another method than the recipe's knows nothing of its alpha, and comes before its own fields.
     point = {TOKENS: 7, LR: 1e-4, NAME: "p_tuning_v2"}
     other = with_values(loaded, point)
-    assert (other.stages["sft"].method.name, other.stages["sft"].method.num_virtual_tokens) == ("p_tuning_v2", 7)
-    assert other.stages["sft"].train.optimizer.lr == 1e-4
+    stage = other.stages["sft"]
+    assert (stage.method.name, stage.method.num_virtual_tokens) == ("p_tuning_v2", 7)
+    assert stage.train.optimizer.lr == 1e-4
     assert overrides_of(loaded, point)[0] == 'stages.sft.method={"name": "p_tuning_v2"}'
     assert load_recipe(tmp_path / "recipe.yaml", overrides_of(loaded, point)).stages == other.stages
 

@@ -27,7 +27,7 @@ def machine(memory: int, cpus: int = 4) -> Machine:
 
 def with_rows(recipe: Recipe, **batch: int) -> Recipe:
     """So many rows a step that a micro-batch can be as large as it may."""
-    stage = recipe.stages["sft"]
+    stage: Any = recipe.stages["sft"]
     larger = stage.train.batch.model_copy(update={"rows": 100_000, **batch})
     train = stage.train.model_copy(update={"batch": larger})
     return recipe.model_copy(update={"stages": {"sft": stage.model_copy(update={"train": train})}})
@@ -86,7 +86,7 @@ def test_sweeps_that_the_stage_cannot_do(make_recipe: Make, change: dict[str, An
 
 def test_a_scheduler_needs_evaluations(make_recipe: Make) -> None:
     recipe = make_recipe(scheduler="asha")
-    stage = recipe.stages["sft"]
+    stage: Any = recipe.stages["sft"]
     train = stage.train.model_copy(update={"evaluate_every": None})
     with pytest.raises(UserError, match="asha judges evaluations within a trial"):
         check_sweep(recipe.model_copy(update={"stages": {"sft": stage.model_copy(update={"train": train})}}))
