@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -145,8 +146,10 @@ class SweepView:
 
 
 def signed(objective: Objective, trial: TrialView) -> float:
-    """A trial's value of an objective, less being better."""
+    """A trial's value of an objective, less being better; what is no number is the worst."""
     value = trial.metrics[objective.metric]
+    if math.isnan(value):
+        return math.inf
     return value if objective.mode == "min" else -value
 
 
