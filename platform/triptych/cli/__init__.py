@@ -16,6 +16,7 @@ from triptych.cli.methods import methods
 from triptych.cli.plan import plan
 from triptych.cli.run import run
 from triptych.cli.serve import serve
+from triptych.cli.sweep import sweep
 from triptych.errors import RunError, UserError
 
 app = typer.Typer(
@@ -46,6 +47,7 @@ app.command("doctor")(doctor)
 app.command("plan")(plan)
 app.command("methods")(methods)
 app.command("run")(run)
+app.command("sweep")(sweep)
 app.command("serve")(serve)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(keys.app, name="keys")

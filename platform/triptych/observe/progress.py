@@ -52,17 +52,21 @@ class _Board:
 class Progress:
     """Picklable handle that workers report to."""
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
+    def __init__(self, actor: Any, label: str | None = None) -> None:
+        self._actor, self._label = actor, label
 
     @classmethod
     def start(cls) -> "Progress":
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # other nodes may go
         return cls(ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote())
 
+    def labelled(self, label: str) -> "Progress":
+        """The same board, where everything that is reported stands under this label."""
+        return Progress(self._actor, label)
+
     def update(self, stage: str, step: int, total: int, metrics: dict[str, float]) -> None:
         """Fire and forget."""
-        self._actor.update.remote(stage, step, total, metrics)
+        self._actor.update.remote(self._label or stage, step, total, metrics)
 
     def snapshot(self) -> dict[str, StageState]:
         states: dict[str, StageState] = ray.get(self._actor.snapshot.remote(), timeout=ANSWER_WITHIN_S)

@@ -27,16 +27,30 @@ def load_recipe(path: str | FilePath, overrides: Sequence[str] = ()) -> Recipe:
 
     RecipeError: all that is wrong, a line each, with file, line, field and what is allowed.
     """
-    recipe, source = _load(path, Recipe, overrides)
-    problems = [source.problem(fault.path, fault.message) for fault in faults(recipe)]
-    if problems:
-        raise RecipeError(*problems)
+    from triptych.recipe.space import space_faults  # it makes recipes of its own
+
+    recipe, source = _recipe(documents.read(FilePath(path)), overrides)
+    found = list(space_faults(recipe, recipe.sweep)) if recipe.sweep else []
+    if found:
+        raise RecipeError(*(source.problem(fault.path, fault.message) for fault in found))
     return recipe
+
+
+def load_recipe_text(text: str, file: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a text that `dump_recipe` wrote; `file`: where it lies, for errors."""
+    root, data = documents.parse(text, file)
+    assert root is not None
+    return _recipe(Document(file, data, root), overrides)[0]
+
+
+def recipe_with(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """A recipe with further overrides. RecipeError: as `load_recipe`, the lines being those of the resolved recipe."""
+    return load_recipe_text(dump_recipe(recipe), recipe.name, overrides)
 
 
 def load_yaml(path: str | FilePath, model: type[Model], overrides: Sequence[str] = ()) -> Model:
     """Any closed model out of a YAML file; errors as `load_recipe`."""
-    return _load(path, model, overrides)[0]
+    return _load(documents.read(FilePath(path)), model, overrides)[0]
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -63,8 +77,16 @@ class _Source:
         return Problem(self.document.file, line, dotted(path), message)
 
 
-def _load(path: str | FilePath, model: type[Model], overrides: Sequence[str]) -> tuple[Model, _Source]:
-    document = documents.read(FilePath(path))
+def _recipe(document: Document, overrides: Sequence[str]) -> tuple[Recipe, _Source]:
+    """A recipe whose graph of stages is checked."""
+    recipe, source = _load(document, Recipe, overrides)
+    problems = [source.problem(fault.path, fault.message) for fault in faults(recipe)]
+    if problems:
+        raise RecipeError(*problems)
+    return recipe, source
+
+
+def _load(document: Document, model: type[Model], overrides: Sequence[str]) -> tuple[Model, _Source]:
     source = _Source(document, apply(document, model, overrides))
     data = name_auto(document.data) if model is Recipe else document.data
     try:

@@ -8,6 +8,7 @@ from triptych.recipe.amount import Amount
 from triptych.recipe.base import Closed, Name
 from triptych.recipe.model import Model
 from triptych.recipe.stages import Stage
+from triptych.recipe.sweep import Sweep
 
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 
@@ -37,6 +38,8 @@ class Recipe(Closed):
     trackers: tuple[TrackerName, ...] = ()
     """Where metrics go beside the run's folder; `mlflow` and `wandb` are extras of the package."""
     stages: dict[Name, Stage] = Field(min_length=1)
+    sweep: Sweep | None = None
+    """Trials of one stage over a space of this recipe's keys, for `triptych sweep`."""
 
     @model_validator(mode="after")
     def _each_tracker_once(self) -> "Recipe":

@@ -16,7 +16,13 @@ Path = tuple[str | int, ...]
 _NAME_PATTERN = next(m.pattern for f in get_args(Name)[1:] for m in f.metadata if hasattr(m, "pattern"))
 _NAME_WORDS = "1 to 64 lower case letters, digits, `.`, `_`, `-`, first and last a letter or digit"
 _BOUNDS = (("ge", ">= {}"), ("gt", "> {}"), ("le", "<= {}"), ("lt", "< {}"))
-_SCALARS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+_SCALARS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    bool: "true or false",
+    Any: "any value",
+}
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from triptych import __version__, storage
 from triptych.errors import UserError
@@ -39,6 +39,13 @@ _WITHOUT_EFFECT = {
 """Fields that change how a stage runs, or what may be done with it, not what comes out."""
 
 
+class Monitor(Protocol):
+    """Follows a stage from outside, as a sweep does. Picklable."""
+
+    def evaluated(self, step: int) -> None:
+        """An evaluation within the stage, its row and its checkpoint committed; returns when the stage may go on."""
+
+
 @dataclass(frozen=True)
 class StageContext(Generic[StageT]):
     """A stage of a run. Picklable: workers get the same."""
@@ -54,6 +61,11 @@ class StageContext(Generic[StageT]):
     registry_url: str
     artifacts: str
     progress: Progress
+    monitor: Monitor | None = None
+    forked_at: int | None = None
+    """The step of another stage's checkpoint that this one begins from; it is measured there first."""
+    origin: Mapping[str, Any] = field(default_factory=dict)
+    """What the lineage says beside the inputs: the sweep that chose them."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Nodes have folders of their own: one that does not have the base yet gets it."""
@@ -182,7 +194,8 @@ def parent(ctx: StageContext[Any], ref: str, kind: str) -> tuple[Adapter, Adapte
 def _register(
     ctx: StageContext[Any], registry: Registry, inputs: Mapping[str, Any], kind: str, metrics: Mapping[str, float]
 ) -> AdapterVersion:
-    lineage = dict(inputs) | {"run": ctx.run, "stage_name": ctx.name, "code": __version__} | ctx.about()
+    lineage = dict(inputs) | {"run": ctx.run, "stage_name": ctx.name, "code": __version__}
+    lineage |= {**ctx.about(), **ctx.origin}
     return registry.register(
         ctx.adapter_name,
         ctx.artifact,

@@ -63,6 +63,10 @@ def fit(ctx: StageContext[Any], learner: Learner, objective: Objective, train: R
     done, meter = _resume(ctx, learner, stopper), Meter(ctx, learner)
     shown = ("loss", "tokens_per_second")
     with Recorder(ctx, TrainMetrics, learner.group.rank, shown, done=done, total=total) as recorder:
+        if heldout and done and done == ctx.forked_at:
+            recorder.record({"step": done} | evaluate(ctx, learner, objective, heldout))
+            recorder.flush(done)
+            _pause(ctx, learner, writer, done)
         for step in range(done + 1, total + 1):
             if stopper and stopper.stops:
                 break
@@ -73,12 +77,15 @@ def fit(ctx: StageContext[Any], learner: Learner, objective: Objective, train: R
                     measured = evaluate(ctx, learner, objective, heldout)
             best = bool(measured) and stopper is not None and stopper.judge(step, measured)
             stops = stopper is not None and stopper.stops
-            saves = best or stops or step % training.checkpoint_every == 0 or step == total
+            pauses = bool(measured) and ctx.monitor is not None and step < total and not stops
+            saves = best or stops or pauses or step % training.checkpoint_every == 0 or step == total
             if measured or saves or step % training.log_every == 0:
                 recorder.record(meter.row(step) | measured)
             if saves:
                 with meter.timed("checkpoint"):
                     _save(learner, recorder, writer, step, stopper)
+            if pauses:
+                _pause(ctx, learner, writer, step)
         with meter.timed("checkpoint"):
             writer.wait()
         recorder.count(meter.spent())
@@ -129,6 +136,13 @@ def _save(learner: Learner, recorder: Recorder, writer: checkpoint.Writer, step:
     state = learner.state()
     numbers = {"learner": state.numbers, "stopper": stopper.state() if stopper else None}
     writer.save(step, state.slices, numbers, best=stopper.best_step if stopper else None)
+
+
+def _pause(ctx: StageContext[Any], learner: Learner, writer: checkpoint.Writer, step: int) -> None:
+    """Let the stage's monitor say when to go on; the other ranks wait for rank 0 in their next collective."""
+    writer.wait()
+    if ctx.monitor is not None and learner.group.rank == 0:
+        ctx.monitor.evaluated(step)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

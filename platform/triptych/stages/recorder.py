@@ -50,7 +50,8 @@ class Recorder:
             self._log.add(dict(row))
             self._gauges.record(row)
             self._trackers.record(row)
-            self._ctx.progress.update(self._ctx.name, row["step"], self._total, {key: row[key] for key in self._shown})
+            shown = {key: row[key] for key in self._shown if key in row}
+            self._ctx.progress.update(self._ctx.name, row["step"], self._total, shown)
 
     def count(self, seconds: Mapping[str, float]) -> None:
         """`seconds_<part>` that no row will have, for Prometheus alone."""

@@ -3,7 +3,7 @@
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,17 +42,20 @@ class Ended:
     error: Exception | None
 
 
-def run_recipe(recipe: Recipe, progress: Progress, only: str | None = None) -> dict[str, dict[str, Any]]:
+def run_recipe(
+    recipe: Recipe, progress: Progress, only: str | None = None, origin: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
     """Run the stages that are not done yet, side by side where the cluster has room; every stage's summary.
 
-    Needs a connection to Ray. A stage that fails lets those already running end, and is then raised.
+    Needs a connection to Ray. A stage that fails lets those already running end, and is then raised. `origin`: what
+    the lineage of all that is registered says beside its inputs.
 
     Raises:
         UserError: a stage can never be placed, `only` waits for a stage that is not done, or a tracker cannot be used.
         RunError: a stage failed.
     """
     check_trackers(recipe)
-    contexts = {name: _context(recipe, name, progress) for name in stage_order(recipe)}
+    contexts = {name: stage_context(recipe, name, progress) for name in stage_order(recipe)}
     run = next(iter(contexts.values())).run
     done = [name for name in contexts if summary(run, name) is not None]
     wanted = _wanted(recipe, only, done)
@@ -60,7 +63,7 @@ def run_recipe(recipe: Recipe, progress: Progress, only: str | None = None) -> d
     for name in wanted:
         if name not in done:
             place(recipe, machine, name)
-            contexts[name] = _chosen(contexts[name], machine)
+            contexts[name] = dataclasses.replace(chosen(contexts[name], machine), origin=dict(origin or {}))
             predict(contexts[name], machine)
     storage.write_bytes(storage.join(run, "recipe.yaml"), dump_recipe(recipe).encode())
 
@@ -91,7 +94,8 @@ def run_folder(recipe: Recipe) -> str:
     return storage.join(storage.absolute(recipe.storage.runs), recipe.name)
 
 
-def _context(recipe: Recipe, name: str, progress: Progress) -> StageContext[Any]:
+def stage_context(recipe: Recipe, name: str, progress: Progress) -> StageContext[Any]:
+    """What a stage of a run is given."""
     runs = storage.absolute(recipe.storage.runs)
     base = resolve_base(recipe.model)
     return StageContext(
@@ -107,7 +111,7 @@ def _context(recipe: Recipe, name: str, progress: Progress) -> StageContext[Any]
     )
 
 
-def _chosen(ctx: StageContext[Any], machine: Machine) -> StageContext[Any]:
+def chosen(ctx: StageContext[Any], machine: Machine) -> StageContext[Any]:
     """`auto` replaced by the fastest that the machine has room for."""
     known = memory_records(ctx.registry().calibrations())
     stage = with_choice(ctx.recipe, ctx.name, machine, rates=kept_rates(), records=known)

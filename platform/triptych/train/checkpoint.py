@@ -6,6 +6,7 @@ name as flat pieces, so that any strategy on any number of ranks can go on from 
 """
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -117,6 +118,16 @@ def load(folder: str, step: int) -> Checkpoint:
             raise RunError(f"{url}: missing, or not the share that step {step} was committed with")
         shares.append(str(storage.local_copy(url) / _FILE))
     return Checkpoint(step, _Tensors(shares), content["state"])
+
+
+def copy(source: str, target: str, step: int) -> None:
+    """The same committed checkpoint in another folder of checkpoints; one that is there already stays."""
+    content = json.loads(storage.read_bytes(storage.join(source, _name(step), "state.json")))
+    folders = [*((_SHARES, share) for share in content["shares"]), (_name(step),)]
+    for names in folders:
+        if storage.read_manifest(storage.join(target, *names)) is None:
+            with storage.committed(storage.join(target, *names)) as staging:
+                shutil.copytree(storage.local_copy(storage.join(source, *names)), staging, dirs_exist_ok=True)
 
 
 class _Tensors(Mapping[str, Tensor]):

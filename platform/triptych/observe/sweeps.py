@@ -1,0 +1,194 @@
+"""A sweep's folder as a reader sees it: its recipe, and every trial as the record of events tells it.
+
+`<runs>/<recipe>-sweep` holds `sweep.yaml`, one small file for each event, and a run's folder for each trial.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from triptych import storage
+from triptych.errors import RunError, UserError
+from triptych.recipe import load_recipe_text
+from triptych.recipe.recipe import Recipe
+from triptych.recipe.sweep import Objective, Sweep
+
+RECIPE = "sweep.yaml"
+EVENTS = "events"
+
+Event = dict[str, Any]
+
+
+@dataclass
+class TrialView:
+    """One trial so far."""
+
+    number: int
+    values: dict[str, Any]
+    """Its point of the space; PBT changes it."""
+    run: str
+    """Name of the run that it is in; each time that PBT lets it go on from another's weights begins one."""
+    status: str = "running"
+    """`running`, `done`, `stopped` (by the scheduler), `cut` (the budget was used up), `failed`, `infeasible`."""
+    reason: str = ""
+    reports: list[Event] = field(default_factory=list)
+    """Its evaluations in order: step, run, metrics."""
+    exploits: list[Event] = field(default_factory=list)
+    """Where PBT let it go on from another trial: step, donor, values, run."""
+    device_seconds: float = 0.0
+    tokens: int = 0
+
+    @property
+    def name(self) -> str:
+        return trial_name(self.number)
+
+    @property
+    def launched(self) -> bool:
+        return self.status != "infeasible"
+
+    @property
+    def step(self) -> int:
+        """Of its last evaluation; 0 before the first."""
+        return int(self.reports[-1]["step"]) if self.reports else 0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of its last evaluation."""
+        return dict(self.reports[-1]["metrics"]) if self.reports else {}
+
+
+def trial_name(number: int) -> str:
+    """What a trial is called everywhere."""
+    return f"trial-{number:03d}"
+
+
+def apply_event(trials: dict[int, TrialView], event: Event) -> None:
+    """Bring the trials up to date with one event."""
+    number = event["trial"]
+    if event["event"] == "begun":
+        trials[number] = TrialView(number, event["values"], trial_name(number))
+        return
+    trial = trials[number]
+    if event["event"] == "report":
+        trial.reports.append({key: event[key] for key in ("step", "run", "metrics")})
+        trial.device_seconds, trial.tokens = event["device_seconds"], event["tokens"]
+    elif event["event"] == "exploit":
+        trial.exploits.append(event)
+        trial.values, trial.run = event["values"], event["run"]
+    else:
+        trial.status, trial.reason = event["status"], event["reason"]
+        trial.device_seconds = max(trial.device_seconds, event["device_seconds"])
+
+
+@dataclass(frozen=True)
+class SweepView:
+    """One sweep."""
+
+    name: str
+    url: str
+    recipe_text: str
+    events: list[Event]
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return load_recipe_text(self.recipe_text, f"{self.url}/{RECIPE}")
+
+    @property
+    def sweep(self) -> Sweep:
+        assert self.recipe.sweep is not None
+        return self.recipe.sweep
+
+    @cached_property
+    def trials(self) -> list[TrialView]:
+        """By number."""
+        found: dict[int, TrialView] = {}
+        for event in self.events:
+            apply_event(found, event)
+        return [found[number] for number in sorted(found)]
+
+    @cached_property
+    def best(self) -> TrialView | None:
+        """The best by the first objective, of those trained to their end if there are any; None before the first."""
+        ended = self.comparable
+        objective = self.sweep.objectives[0]
+        return min(ended, key=lambda trial: signed(objective, trial), default=None)
+
+    @property
+    def comparable(self) -> list[TrialView]:
+        """Trials with all objectives measured; where some were trained to their end, only those."""
+        measured = [t for t in self.trials if all(o.metric in t.metrics for o in self.sweep.objectives)]
+        return [trial for trial in measured if trial.status == "done"] or measured
+
+    @property
+    def front(self) -> list[TrialView]:
+        """The trials that no other is at least as good as in every objective, and better in one."""
+        scores = {t.number: [signed(o, t) for o in self.sweep.objectives] for t in self.comparable}
+        return [t for t in self.comparable if not any(_beats(other, scores[t.number]) for other in scores.values())]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The final table as plain data."""
+        best = self.best
+        several = len(self.sweep.objectives) > 1
+        return {
+            "name": self.name,
+            "url": self.url,
+            "objectives": [objective.model_dump() for objective in self.sweep.objectives],
+            "trials": [_row(trial) for trial in self.trials],
+            "infeasible": sum(not trial.launched for trial in self.trials),
+            "device_seconds": sum(trial.device_seconds for trial in self.trials),
+            "tokens": sum(trial.tokens for trial in self.trials),
+            "best": None if best is None or several else best.name,
+            "front": [trial.name for trial in self.front] if several else [],
+        }
+
+
+def signed(objective: Objective, trial: TrialView) -> float:
+    """A trial's value of an objective, less being better; what is no number is the worst."""
+    value = trial.metrics[objective.metric]
+    if math.isnan(value):
+        return math.inf
+    return value if objective.mode == "min" else -value
+
+
+def read_sweep(url: str) -> SweepView:
+    """The sweep in a folder; UserError where there is none."""
+    recipe = storage.join(url, RECIPE)
+    if not storage.exists(recipe):
+        raise UserError(f"{url} is not a sweep: it has no {RECIPE}")
+    return SweepView(url.rstrip("/").rsplit("/", 1)[-1], url, storage.read_bytes(recipe).decode(), read_events(url))
+
+
+def read_events(url: str) -> list[Event]:
+    """All events of a sweep's folder, in order."""
+    folder = storage.join(url, EVENTS)
+    return list(_parsed(storage.join(folder, name) for name in storage.list_files(folder)))
+
+
+def _parsed(urls: Iterable[str]) -> Iterable[Event]:
+    for url in urls:
+        try:
+            event = json.loads(storage.read_bytes(url))
+        except ValueError as error:
+            raise RunError(f"{url} is damaged: {error}") from error
+        yield event
+
+
+def _beats(one: list[float], other: list[float]) -> bool:
+    return one != other and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
+
+
+def _row(trial: TrialView) -> dict[str, Any]:
+    return {
+        "trial": trial.name,
+        "status": trial.status,
+        "reason": trial.reason,
+        "step": trial.step,
+        "values": trial.values,
+        "metrics": trial.metrics,
+        "tokens": trial.tokens,
+        "device_seconds": trial.device_seconds,
+        "exploits": [{key: e[key] for key in ("step", "donor", "values")} for e in trial.exploits],
+    }

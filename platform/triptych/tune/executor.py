@@ -1,0 +1,169 @@
+"""What trains trials. The one here launches a trial's stage on Ray Train, exactly as `triptych run` does."""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import ray
+
+from triptych import storage
+from triptych.observe.log import read_metrics
+from triptych.observe.progress import Progress
+from triptych.plan import Machine, cluster
+from triptych.recipe import Recipe, dump_recipe, workers_of
+from triptych.stages.context import StageContext, summary
+from triptych.stages.run import RUNNERS, chosen, stage_context
+from triptych.train import checkpoint
+from triptych.tune.feasible import side_by_side
+from triptych.tune.trial import Report, Trial, plain_metrics
+
+_POLL_S = 0.2
+
+
+class Executor(Protocol):
+    """Trains trials for a sweep. Picklable: it travels into each trial's driver, an actor of 0 CPUs."""
+
+    def concurrency(self, recipes: list[Recipe], stage: str, machine: Machine) -> int:
+        """How many trials, of the likes of these recipes, run at once."""
+
+    def run(self, trial: Trial) -> Iterator[Report]:
+        """In the trial's driver: go on from what lies in the trial's folder, to the end.
+
+        The trial rests between a report and the request for the next. A trial that is stopped is never asked again:
+        its driver is killed there.
+
+        Raises:
+            UserError, RunError: the trial failed.
+        """
+
+    def stop(self, name: str) -> None:
+        """In the sweep's process: the trial was stopped or paused, or has failed. More than once is once."""
+
+    def close(self) -> None:
+        """In the sweep's process: nothing more will come."""
+
+
+def executor_for(recipe: Recipe, progress: Progress) -> Executor:
+    """What trains the trials of a recipe's sweep."""
+    return OnRayTrain(progress)
+
+
+class _Gate:
+    """An actor between a stage's rank 0, which waits at each evaluation, and the trial's driver."""
+
+    def __init__(self) -> None:
+        self._arrived: asyncio.Queue[int] = asyncio.Queue(1)
+        self._open: asyncio.Queue[None] = asyncio.Queue(1)
+
+    async def evaluated(self, step: int) -> None:
+        await self._arrived.put(step)
+        await self._open.get()
+
+    async def arrived(self) -> int:
+        return await self._arrived.get()
+
+    async def open(self) -> None:
+        await self._open.put(None)
+
+
+@dataclass(frozen=True)
+class GateMonitor:
+    """A stage's `Monitor` that waits at a gate."""
+
+    gate: Any
+
+    def evaluated(self, step: int) -> None:
+        """Returns when the trial's driver has opened the gate."""
+        ray.get(self.gate.evaluated.remote(step))
+
+
+@dataclass(frozen=True)
+class OnRayTrain:
+    """Every trial is a Ray Train run of its own; it belongs to the trial's driver, and dies with it."""
+
+    progress: Progress
+
+    def concurrency(self, recipes: list[Recipe], stage: str, machine: Machine) -> int:
+        return min(side_by_side(recipe, stage, machine) for recipe in recipes)
+
+    def run(self, trial: Trial) -> Iterator[Report]:
+        gate: Any = ray.remote(num_cpus=0)(_Gate).remote()
+        ctx = context_of(trial, self.progress)
+        clock = Clock(trial, ctx)
+        yield from _unreported(ctx, trial, clock)
+        ended: queue.Queue[Exception | None] = queue.Queue()
+        threading.Thread(target=_run_stage, args=(replace(ctx, monitor=GateMonitor(gate)), ended), daemon=True).start()
+        arrived = gate.arrived.remote()
+        while ended.empty():
+            if ray.wait([arrived], timeout=_POLL_S)[0]:
+                yield report_at(ctx, clock, ray.get(arrived))
+                ray.get(gate.open.remote())
+                arrived = gate.arrived.remote()
+        if error := ended.get():
+            raise error
+        yield final_report(ctx, clock)
+
+    def stop(self, name: str) -> None:
+        """Its Ray Train run went with its driver."""
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+
+def context_of(trial: Trial, progress: Progress) -> StageContext[Any]:
+    """What a trial's stage is given; its run's folder is begun."""
+    ctx = stage_context(trial.recipe, trial.stage, progress.labelled(trial.name))
+    storage.write_bytes(storage.join(ctx.run, "recipe.yaml"), dump_recipe(trial.recipe).encode())
+    return replace(chosen(ctx, cluster(ray.nodes())), forked_at=trial.forked_at)
+
+
+class Clock:
+    """What a trial has spent: devices x seconds, and tokens by its metrics log."""
+
+    def __init__(self, trial: Trial, ctx: StageContext[Any]) -> None:
+        workers = workers_of(ctx.stage)
+        self._devices = workers.count * (workers.gpus or 1.0)
+        self._before, self._tokens, self._started = trial.device_seconds, trial.tokens, time.monotonic()
+
+    def report(self, rows: list[dict[str, Any]], metrics: dict[str, float], *, final: bool = False) -> Report:
+        """The report of the last of these rows."""
+        seconds = self._before + (time.monotonic() - self._started) * self._devices
+        tokens = self._tokens + sum(int(row.get("tokens", 0)) for row in rows)
+        return Report(int(rows[-1]["step"]), metrics, seconds, tokens, final)
+
+
+def report_at(ctx: StageContext[Any], clock: Clock, step: int) -> Report:
+    """The report of the evaluation at `step`, whose row is in the metrics log."""
+    rows = [row for row in read_metrics(ctx.folder) if row["step"] <= step]
+    return clock.report(rows, plain_metrics(rows[-1]))
+
+
+def final_report(ctx: StageContext[Any], clock: Clock) -> Report:
+    """The report of a stage that is done."""
+    done = summary(ctx.run, ctx.name)
+    assert done is not None
+    rows = read_metrics(ctx.folder)
+    return clock.report(rows, plain_metrics(rows[-1] | done["metrics"]), final=True)
+
+
+def _unreported(ctx: StageContext[Any], trial: Trial, clock: Clock) -> Iterator[Report]:
+    """Evaluations that were committed before the sweep ended, but had not reached its record."""
+    last = checkpoint.latest(ctx.checkpoints)
+    if last is None or summary(ctx.run, ctx.name) is not None:
+        return
+    for row in read_metrics(ctx.folder):
+        if trial.reported < row["step"] <= last.step and any(key.startswith("heldout_") for key in row):
+            yield report_at(ctx, clock, row["step"])
+
+
+def _run_stage(ctx: StageContext[Any], ended: "queue.Queue[Exception | None]") -> None:
+    try:
+        RUNNERS[ctx.stage.kind](ctx)
+    except Exception as error:  # noqa: BLE001 - the driver raises it
+        ended.put(error)
+    else:
+        ended.put(None)

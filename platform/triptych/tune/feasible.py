@@ -1,0 +1,94 @@
+"""What of a space the cluster has room for, by the plan, before anything is launched."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from triptych.errors import UserError
+from triptych.plan import Machine, estimate, requests
+from triptych.plan.placement import pack
+from triptych.recipe import PpoStage, Recipe, RecipeError, Values, with_values
+from triptych.tune.points import draw
+
+DRAWN = 64
+"""Points that stand for a whole space that is no grid."""
+_MOST = 64
+"""Trials side by side."""
+
+
+def misfit(recipe: Recipe, values: Values, machine: Machine) -> str | None:
+    """Why a point cannot be launched; None where it can."""
+    assert recipe.sweep is not None
+    try:
+        estimate(with_values(recipe, values), machine=machine, stage=recipe.sweep.stage)
+    except RecipeError as error:
+        return "; ".join(problem.message for problem in error.problems)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def feasible_points(recipe: Recipe, machine: Machine) -> list[dict[str, Any]]:
+    """Those of the points that stand for a space that can be launched.
+
+    Raises:
+        UserError: none can; the nearest recipe that could is shown.
+    """
+    assert recipe.sweep is not None
+    points = draw(recipe.sweep, recipe.seed, DRAWN)
+    reasons = [misfit(recipe, values, machine) for values in points]
+    fitting = [values for values, reason in zip(points, reasons, strict=True) if reason is None]
+    if not fitting:
+        raise UserError(
+            f"sweep.space: none of {len(points)} points can be launched: {reasons[0]}; "
+            f"{_nearest(recipe, points, machine)}"
+        )
+    return fitting
+
+
+def side_by_side(recipe: Recipe, stage: str, machine: Machine) -> int:
+    """How many runs of a stage the machine has room for at once: CPUs, GPUs, and memory where they share it."""
+    asked = requests(stage, recipe.stages[stage])
+    count = 1
+    while count < _MOST and pack(asked * (count + 1), machine) is not None:
+        count += 1
+    if any(request.gpus >= 1 for request in asked):
+        return count
+    device = max(
+        estimate(recipe, machine=machine, stage=stage).stages[stage].devices.values(),
+        key=lambda device: device.peak.expected / device.capacity,
+    )
+    places = sum(node.gpus for node in machine.nodes) if asked[0].gpus else len(machine.nodes)
+    return max(1, min(count, places * (device.capacity // max(device.peak.expected, 1))))
+
+
+def _nearest(recipe: Recipe, points: list[dict[str, Any]], machine: Machine) -> str:
+    """The first change, of those that cost the least, with which some point fits."""
+    for change in _changes(recipe):
+        for values in points:
+            if misfit(recipe, {**values, **change}, machine) is None:
+                shown = ", ".join(f"{key}={value}" for key, value in {**change, **values}.items())
+                return f"the nearest that fits: {shown}"
+    return "nor does any with a smaller micro-batch and full checkpointing fit"
+
+
+def _changes(recipe: Recipe) -> Iterator[dict[str, Any]]:
+    """Ways to need less, the mildest first."""
+    assert recipe.sweep is not None
+    name = recipe.sweep.stage
+    stage, where = recipe.stages[name], f"stages.{name}"
+    if isinstance(stage, PpoStage):
+        budget, part = (stage.micro_tokens, 1), where
+    else:
+        budget, part = (stage.train.batch.micro_tokens, stage.train.batch.max_length), f"{where}.train"
+    field = f"{where}.micro_tokens" if isinstance(stage, PpoStage) else f"{part}.batch.micro_tokens"
+    for checkpointing in ({}, {f"{part}.memory.checkpointing": "full"}):
+        tokens = budget[0] if checkpointing else budget[0] // 2
+        while tokens >= budget[1]:
+            yield {field: tokens, **checkpointing}
+            tokens //= 2
+    if isinstance(stage, PpoStage):
+        return
+    length = stage.train.batch.max_length // 2
+    while length >= 16:
+        yield {f"{part}.batch.max_length": length, field: length, f"{part}.memory.checkpointing": "full"}
+        length //= 2

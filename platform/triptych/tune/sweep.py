@@ -1,0 +1,147 @@
+"""A whole sweep: one run of Ray Tune whose trials are drivers of Ray Train runs."""
+
+import logging
+import os
+from dataclasses import asdict
+from typing import Any
+
+import ray
+from ray import tune
+
+from triptych import storage
+from triptych.errors import RunError, UserError
+from triptych.observe.progress import Progress
+from triptych.observe.sweeps import SweepView, read_sweep
+from triptych.plan import Machine, cluster
+from triptych.recipe import PpoStage, Recipe, Sweep, with_values
+from triptych.tune.budget import Budget
+from triptych.tune.driver import Job, drive
+from triptych.tune.executor import Executor, executor_for
+from triptych.tune.feasible import feasible_points
+from triptych.tune.generations import Generations
+from triptych.tune.judges import Judge
+from triptych.tune.ledger import Deaths, Ledger
+from triptych.tune.metrics import reported_metrics
+from triptych.tune.record import Record
+from triptych.tune.search import Search, assignment_of
+from triptych.tune.slots import Slots
+
+_QUIET = {
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the command's
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # the record is ours
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+_SCRATCH = "tune"
+_ON_HEAD = {"node:__internal_head__": 0.001}
+"""What a trial's driver asks for: no CPU, which its workers need, and a node that does not go away. Not nothing,
+which Tune refuses."""
+
+
+def sweep_folder(recipe: Recipe) -> str:
+    """URL of the sweep's folder."""
+    return storage.join(storage.absolute(recipe.storage.runs), f"{recipe.name}-sweep")
+
+
+def run_sweep(recipe: Recipe, progress: Progress) -> SweepView:
+    """Run a recipe's sweep, or go on with it: trials that ended are not repeated. Needs a connection to Ray.
+
+    Raises:
+        UserError: the sweep cannot be as it is written, or none of its points fits the cluster.
+        RunError: every trial failed.
+    """
+    sweep = check_sweep(recipe)
+    machine = cluster(ray.nodes())
+    fitting = feasible_points(recipe, machine)
+    folder = sweep_folder(recipe)
+    record = Record(recipe, folder)
+    executor = executor_for(recipe, progress)
+    recipes = [with_values(recipe, values) for values in fitting]
+    at_once = sweep.concurrency or executor.concurrency(recipes, sweep.stage, machine)
+    try:
+        _tune(recipe, sweep, record, executor, machine, at_once)
+    finally:
+        executor.close()
+        storage.remove(storage.join(folder, _SCRATCH))
+    failed = [trial for trial in record.trials.values() if trial.status == "failed"]
+    if failed and len(failed) == record.launched:
+        raise RunError(f"every trial failed; {failed[0].name}: {failed[0].reason}")
+    return read_sweep(folder)
+
+
+def check_sweep(recipe: Recipe) -> Sweep:
+    """The recipe's sweep. UserError where it has none, or one that its stage cannot do."""
+    sweep = recipe.sweep
+    if sweep is None:
+        raise UserError(f"{recipe.name} has no `sweep:`; add one with stage, space, objective and budget")
+    stage = recipe.stages[sweep.stage]
+    if isinstance(stage, PpoStage):
+        raise UserError(
+            f"sweep.stage: {sweep.stage} is of kind ppo, which starts from other stages; allowed: another kind of stage"
+        )
+    allowed = reported_metrics(stage)
+    for objective in sweep.objectives:
+        if objective.metric not in allowed:
+            without = "" if stage.data.heldout else f" (stages.{sweep.stage}.data.heldout would give more)"
+            raise UserError(
+                f"sweep.objective.metric: stage {sweep.stage} reports no {objective.metric!r}; allowed: "
+                f"{', '.join(allowed)}{without}"
+            )
+    if sweep.scheduler != "none" and stage.train.evaluate_every is None:
+        raise UserError(
+            f"sweep.scheduler: {sweep.scheduler} judges evaluations within a trial; "
+            f"set stages.{sweep.stage}.train.evaluate_every"
+        )
+    if sweep.scheduler == "pbt":
+        _check_population(sweep)
+    return sweep
+
+
+def _check_population(sweep: Sweep) -> None:
+    """UserError where weights of one point cannot be those of another."""
+    for key in sweep.space:
+        below = key.removeprefix(f"stages.{sweep.stage}.")
+        if not below.startswith(("train.optimizer.", "train.batch.")) and below not in _PBT_KEYS:
+            raise UserError(
+                f"sweep.space.{key}: under pbt a trial goes on from another's weights, which {key} may shape; allowed: "
+                f"keys below train.optimizer and train.batch, {', '.join(_PBT_KEYS)}"
+            )
+
+
+_PBT_KEYS = ("method.lr", "method.dropout")
+
+
+def _tune(recipe: Recipe, sweep: Sweep, record: Record, executor: Executor, machine: Machine, at_once: int) -> None:
+    """Run Tune until nothing is left to do."""
+    budget = Budget(recipe, record)
+    slots = Slots(at_once) if sweep.scheduler == "pbt" else None
+    ledger = Ledger(record, budget, executor, slots)
+    stage = recipe.stages[sweep.stage]
+    assert not isinstance(stage, PpoStage)
+    every = stage.train.evaluate_every
+    judge = None if slots else Judge(sweep, ledger, every)  # before the search: it may end trials on record
+    search = Search(recipe, record, budget, machine)
+    if slots:
+        population = [asdict(assignment_of(trial)) for trial in iter(search.next, None)]
+        if not population:
+            return
+        space: dict[str, Any] = {"assignment": tune.grid_search(population)}
+        config = tune.TuneConfig(scheduler=Generations(recipe, ledger, machine, sweep.pbt.every or every or 1))
+    else:
+        space = {}
+        config = tune.TuneConfig(search_alg=search, scheduler=judge, num_samples=-1, max_concurrent_trials=at_once)
+    _fit(Job(recipe, record.url, executor, slots), space, config, budget, ledger)
+    for trial in record.trials.values():
+        if trial.status == "running" and budget.spent:
+            ledger.end(trial.number, "cut", "the budget was used up")
+
+
+def _fit(job: Job, space: dict[str, Any], config: tune.TuneConfig, budget: Budget, ledger: Ledger) -> None:
+    storage.remove(storage.join(job.folder, _SCRATCH))
+    os.environ.update(_QUIET)
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files of loggers that are switched off
+    driver = tune.with_resources(tune.with_parameters(drive, job=job), tune.PlacementGroupFactory([_ON_HEAD]))
+    run_config = tune.RunConfig(
+        name=_SCRATCH, storage_path=job.folder, stop=budget, callbacks=[Deaths(ledger)], verbose=0
+    )
+    tune.Tuner(driver, param_space=space, tune_config=config, run_config=run_config).fit()

@@ -1,0 +1,110 @@
+"""What passes between a sweep and whatever trains its trials."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from triptych import storage
+from triptych.recipe import Data, Recipe, Source, Storage, Values, with_values
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial as an executor is given it. Plain data."""
+
+    name: str
+    """Its run's folder below the sweep's, and what progress shows."""
+    recipe: Recipe
+    """Complete, with the swept stage alone; run folder, registry and artifacts lie within the sweep's folder."""
+    stage: str
+    forked_at: int | None = None
+    """The step of the checkpoint of another trial that lies in its folder, where it begins from one."""
+    reported: int = 0
+    """The last step that the sweep has on record: what came later is reported again."""
+    device_seconds: float = 0.0
+    """What it had spent before it was given out."""
+    tokens: int = 0
+    """What it had trained on before this run began."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One evaluation of a trial; its row and checkpoint are committed."""
+
+    step: int
+    metrics: Mapping[str, float]
+    """Held-out metrics and what steps cost, by the names of the metrics log."""
+    device_seconds: float
+    """Spent by the trial so far."""
+    tokens: int
+    """Trained on by the trial so far."""
+    final: bool = False
+    """The stage is done: its artifact and summary lie in the run's folder."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Where a trial stands when it is given out. `Trial` is made of it; travels as a Tune config."""
+
+    number: int
+    values: dict[str, Any]
+    run: str
+    forked_at: int | None = None
+    reported: int = 0
+    device_seconds: float = 0.0
+    tokens: int = 0
+
+    def trial(self, recipe: Recipe, folder: str) -> Trial:
+        """The trial of a sweep's recipe in its folder."""
+        assert recipe.sweep is not None
+        return Trial(
+            self.run,
+            trial_recipe(recipe, self.values, self.run, folder),
+            recipe.sweep.stage,
+            self.forked_at,
+            self.reported,
+            self.device_seconds,
+            self.tokens,
+        )
+
+
+def trial_recipe(recipe: Recipe, values: Values, name: str, folder: str) -> Recipe:
+    """The swept stage alone with a point's values, as a run `name` in `folder`. RecipeError: it cannot have them."""
+    assert recipe.sweep is not None
+    with_point = with_values(recipe, values)
+    only = recipe.sweep.stage
+    stage = with_point.stages[only].model_copy(
+        update={"needs": (), "register_as": None, "data": _placed(with_point.stages[only].data)}
+    )
+    model = with_point.model
+    if Path(model.base).expanduser().is_dir():
+        model = model.model_copy(update={"base": str(Path(model.base).expanduser().resolve())})
+    return with_point.model_copy(
+        update={"name": name, "storage": Storage(runs=folder), "stages": {only: stage}, "model": model}
+    )
+
+
+def _placed(data: Data) -> Data:
+    """Paths that hold wherever a trial's driver runs: it has another working directory."""
+    return Data(train=_absolute(data.train), heldout=_absolute(data.heldout) if data.heldout else None)
+
+
+def _absolute(source: Source) -> Source:
+    path = source.path if source.path.startswith("hf://") else storage.absolute(source.path)
+    return source.model_copy(update={"path": path})
+
+
+def plain_metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """What a sweep keeps of a row of the metrics log: its numbers, the seconds of parts aside."""
+    return {
+        key: float(value)
+        for key, value in row.items()
+        if isinstance(value, int | float) and key not in ("step", "tokens") and not key.startswith("seconds_")
+    }
+
+
+def worst(mode: str) -> float:
+    """What stands for a value that is no number."""
+    return math.inf if mode == "min" else -math.inf

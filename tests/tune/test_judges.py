@@ -1,0 +1,177 @@
+"""Early stopping, budgets and the record, without a cluster: reports in, decisions and files out."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.tune.schedulers import TrialScheduler
+
+from triptych import storage
+from triptych.errors import UserError
+from triptych.observe.sweeps import read_sweep
+from triptych.recipe import Recipe
+from triptych.tune.budget import Budget
+from triptych.tune.judges import Judge
+from triptych.tune.ledger import Ledger
+from triptych.tune.record import Record
+from triptych.tune.search import assignment_of
+from triptych.tune.sweep import sweep_folder
+from triptych.tune.trial import Report
+
+Make = Callable[..., Recipe]
+
+
+class Stopped:
+    """An executor that trains nothing."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def stop(self, name: str) -> None:
+        self.names.append(name)
+
+
+class Sitting:
+    """A sweep's parts as `run_sweep` puts them together, and trials that report what a test says."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        assert recipe.sweep is not None
+        self.record, self.executor = Record(recipe, sweep_folder(recipe)), Stopped()
+        self.budget = Budget(recipe, self.record)
+        executor: Any = self.executor
+        self.ledger = Ledger(self.record, self.budget, executor, None)
+        self.judge = Judge(recipe.sweep, self.ledger, 2)
+
+    def report(self, number: int, step: int, loss: float, *, final: bool = False) -> str:
+        report = Report(step, {"heldout_loss": loss}, device_seconds=1.0 * step, tokens=10 * step, final=final)
+        result = {"step": step, "score": loss, "report": json.dumps(asdict(report)), "run": f"trial-{number:03d}"}
+        trial: Any = SimpleNamespace(config={"assignment": {"number": number}})
+        return self.judge.on_trial_result(None, trial, result)
+
+
+def begin(sitting: Sitting, count: int) -> None:
+    for number in range(1, count + 1):
+        sitting.record.begin({"stages.sft.train.optimizer.lr": 10.0**-number, "stages.sft.method.r": 2})
+
+
+ASHA = {"scheduler": "asha", "asha": {"grace": 2, "reduction": 2}, "budget": {"trials": 6}}
+
+
+def test_asha_stops_the_worse_half_and_writes_it_down(make_recipe: Make) -> None:
+    recipe = make_recipe(**ASHA)
+    sitting = Sitting(recipe)
+    begin(sitting, 3)
+    assert sitting.report(1, 2, 1.0) == TrialScheduler.CONTINUE
+    assert sitting.report(1, 4, 0.9) == TrialScheduler.CONTINUE
+    assert sitting.report(1, 6, 0.8, final=True) == TrialScheduler.CONTINUE
+    assert sitting.report(2, 2, 3.0) == TrialScheduler.STOP
+    assert sitting.report(3, 2, 0.5) == TrialScheduler.CONTINUE
+    assert sitting.executor.names == ["trial-001", "trial-002"]
+    view = read_sweep(sweep_folder(recipe))
+    assert [trial.status for trial in view.trials] == ["done", "stopped", "running"]
+    assert [trial.step for trial in view.trials] == [6, 2, 2]
+    assert view.trials[1].reason == "asha, at step 2"
+    assert view.best is not None
+    assert view.best.name == "trial-001", "trial 3 is better so far, and has not come as far"
+    assert view.as_dict()["tokens"] == 60 + 20 + 20
+
+
+@pytest.mark.parametrize("scheduler", ["asha", "median"])
+def test_a_later_sitting_decides_as_the_same_one_would(make_recipe: Make, scheduler: str) -> None:
+    recipe = make_recipe(**ASHA | {"scheduler": scheduler, "median": {"min_trials": 2}})
+    losses = {1: (1.0, 0.9), 2: (3.0, 2.0), 3: (0.5, 0.4), 4: (2.0, 1.9), 5: (0.6, 5.0), 6: (0.7, 0.3)}
+    turns = [(n, s, losses[n][s // 2 - 1]) for s in (2, 4) for n in losses]
+
+    def play(restart_after: int) -> list[tuple[str, int]]:
+        storage.remove(sweep_folder(recipe))
+        sitting = Sitting(recipe)
+        begin(sitting, 6)
+        for turn, (number, step, loss) in enumerate(turns):
+            if turn == restart_after:
+                sitting = Sitting(recipe)
+            if sitting.record.trials[number].status == "running":
+                sitting.report(number, step, loss)
+        return [(trial.status, trial.step) for trial in read_sweep(sweep_folder(recipe)).trials]
+
+    undisturbed = play(-1)
+    assert {status for status, _ in undisturbed} == {"running", "stopped"}
+    for after in range(len(turns)):
+        assert play(after) == undisturbed
+
+
+def test_a_stop_that_was_decided_but_not_written_is_made_up_for(make_recipe: Make) -> None:
+    recipe = make_recipe(**ASHA)
+    sitting = Sitting(recipe)
+    begin(sitting, 2)
+    sitting.report(1, 2, 1.0)
+    sitting.report(2, 2, 3.0)
+    events = Path(sweep_folder(recipe)) / "events"
+    (events / max(storage.list_files(str(events)))).unlink()
+    assert read_sweep(sweep_folder(recipe)).trials[1].status == "running"
+    Sitting(recipe)
+    assert read_sweep(sweep_folder(recipe)).trials[1].status == "stopped"
+
+
+def test_what_is_on_record_is_not_judged_again(make_recipe: Make) -> None:
+    recipe = make_recipe(**ASHA)
+    sitting = Sitting(recipe)
+    begin(sitting, 2)
+    sitting.report(1, 2, 1.0)
+    sitting.report(1, 4, 0.9)
+    again = Sitting(recipe)
+    assert again.report(1, 4, 0.9) == TrialScheduler.CONTINUE
+    assert len(again.record.trials[1].reports) == 2
+    standing = assignment_of(again.record.trials[1])
+    assert (standing.run, standing.reported, standing.device_seconds) == ("trial-001", 4, 4.0)
+
+
+def test_a_number_that_is_none_is_the_worst(make_recipe: Make) -> None:
+    recipe = make_recipe(**ASHA)
+    sitting = Sitting(recipe)
+    begin(sitting, 2)
+    sitting.report(1, 2, 1.0)
+    assert sitting.report(2, 2, float("inf")) == TrialScheduler.STOP
+    trial: Any = SimpleNamespace(config={"assignment": {"number": 1}})
+    assert sitting.judge.on_trial_result(None, trial, {"step": 2, "failed": "rows are wrong"}) == "CONTINUE"
+    view = read_sweep(sweep_folder(recipe))
+    assert (view.trials[0].status, view.trials[0].reason) == ("failed", "rows are wrong")
+
+
+@pytest.mark.parametrize("limit", [{"tokens": 70}, {"device_seconds": 7}])
+def test_budgets_count_over_all_trials(make_recipe: Make, limit: dict[str, float]) -> None:
+    sitting = Sitting(make_recipe(budget=limit))
+    begin(sitting, 2)
+    sitting.report(1, 4, 1.0)
+    assert not sitting.budget.stop_all()
+    sitting.report(2, 4, 1.0)
+    assert sitting.budget.stop_all()
+    assert sitting.budget.full
+
+
+def test_a_trial_under_way_spends_before_it_reports(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    sitting = Sitting(make_recipe(budget={"device_seconds": 50}))
+    begin(sitting, 1)
+    clock = [0.0]
+    monkeypatch.setattr("triptych.tune.budget.time.monotonic", lambda: clock[0])
+    sitting.budget.started(1)
+    clock[0] = 40.0
+    assert not sitting.budget.stop_all()
+    clock[0] = 51.0
+    assert sitting.budget.stop_all()
+    sitting.ledger.end(1, "cut", "the budget was used up")
+    assert sitting.record.device_seconds == 51.0
+    assert sitting.budget.stop_all(), "the same when it goes on"
+
+
+def test_another_sweep_in_the_same_folder_is_refused(make_recipe: Make) -> None:
+    recipe = make_recipe()
+    Record(recipe, sweep_folder(recipe)).begin({"stages.sft.method.r": 2})
+    changed = make_recipe(space={"stages.sft.method.r": {"choice": [2, 8]}})
+    with pytest.raises(UserError, match=r"begun from another recipe \(sweep.space.stages.sft.method.r.choice: "):
+        Record(changed, sweep_folder(changed))
+    larger = make_recipe(budget={"trials": 9})
+    assert Record(larger, sweep_folder(larger)).launched == 1
