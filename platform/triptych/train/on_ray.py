@@ -16,7 +16,7 @@ from triptych.recipe import Workers
 
 PLACEMENT_TIMEOUT_S = 120.0
 
-_ALLOCATOR = {
+ALLOCATOR = {
     # glibc maps and unmaps every large tensor afresh, and each page is then faulted in again: keep freed memory.
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
@@ -60,7 +60,7 @@ def launch(
             failure_config=FailureConfig(
                 max_failures=workers.max_restarts, controller_failure_limit=workers.max_restarts
             ),
-            worker_runtime_env={"env_vars": _ALLOCATOR},
+            worker_runtime_env={"env_vars": ALLOCATOR},
         ),
     )
     try:
