@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 def start_trainer(workers: Workers) -> Any:
     """The actor, with what one worker asks for. Where it dies, the trials go on from their checkpoints in another."""
-    actor = ray.remote(_Trainer).options(
+    actor = ray.remote(Trainer).options(
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
         max_restarts=workers.max_restarts,
@@ -65,7 +65,7 @@ class _Parking:
         self.member.gate = self.gate.evaluated.remote(step)
 
 
-class _Trainer:
+class Trainer:
     """The actor's state. Calls leave word for the thread that trains, and wait for its answer."""
 
     def __init__(self, threads: int, device: str) -> None:
