@@ -124,7 +124,7 @@ def test_a_start_from_the_first_batches(context: Callable[[str], StageContext[An
         model = RoleModel(load_causal_lm(ctx.base_dir, torch.float32))
         model.add("policy", method, trainable=True)
         before = {name: a.clone() for name, a in model.adapter("policy").items() if "lora_A" in name}
-        after = learner_for(ctx, model, ["policy"], {"train": rows()}).weights("policy")
+        after = learner_for(ctx, model, {"policy": "policy"}, {"train": rows()}).weights("policy")
         return before, {name: after[name] for name in before}
 
     (random, first), (_, second) = start(), start()
@@ -139,7 +139,7 @@ def test_ranks_of_adalora_are_written_for_the_report(context: Callable[[str], St
     ctx = replace(ctx, stage=ctx.stage.model_copy(update={"method": method}))
     model = RoleModel(load_causal_lm(ctx.base_dir, torch.float32))
     model.add("policy", method, trainable=True)
-    save(ctx, learner_for(ctx, model, ["policy"], {"train": rows()}), "policy", "lora", {})
+    save(ctx, learner_for(ctx, model, {"policy": "policy"}, {"train": rows()}), "policy", "lora", {})
     written = json.loads((Path(ctx.folder) / "ranks.json").read_text())
     assert written == {"policy": {f"model.layers.{layer}.self_attn.q_proj": 3 for layer in (0, 1)}}
 

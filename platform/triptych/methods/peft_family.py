@@ -82,6 +82,15 @@ class PeftAttachment(Attachment):
             if on:
                 layer._active_adapter = self._adapters
 
+    def remove(self) -> None:
+        """Take the adapters out of their layers, which stay wrapped."""
+        for _, layer in self.layers:
+            for adapter in self._adapters:
+                flags = {parameter: parameter.requires_grad for parameter in layer.parameters()}
+                layer.delete_adapter(adapter)
+                for parameter, trains in flags.items():  # peft trains another adapter from now on
+                    parameter.requires_grad_(trains)
+
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name, layer in self.layers:
             for kind in (*layer.adapter_layer_names, *_FIXED):

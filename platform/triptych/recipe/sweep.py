@@ -143,6 +143,8 @@ class Sweep(Closed):
     pbt: Pbt = Pbt()
     concurrency: Count | None = None
     """Trials side by side; None: as many as the cluster has room for."""
+    shared_base: bool | Literal["auto"] = False
+    """Trials train side by side in one process on one copy of the base; auto: where the space allows it."""
     winner: Winner = Winner()
 
     @model_validator(mode="after")

@@ -13,16 +13,18 @@ from triptych.recipe import Classification
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext
 from triptych.stages.encoding import TOKENS, Examples
-from triptych.stages.labelling import CLASSIFIER, label, learn
+from triptych.stages.labelling import CLASSIFIER, label, learn_labels
 from triptych.stages.supervised import open_rows
 from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch
+from triptych.train.roles import RoleModel
+from triptych.train.side_by_side import Steps
 from triptych.train.tasks import TextClassification
 
 
 def run(ctx: StageContext[Classification]) -> AdapterVersion:
     """Texts -> tables -> training -> registered classifier. Goes on from where an earlier call stopped."""
-    return label(ctx, texts(ctx.stage), _train)
+    return label(ctx, texts(ctx.stage), learn)
 
 
 def texts(stage: Classification) -> Examples:
@@ -49,7 +51,6 @@ def _batch(rows: list[dict[str, Any]], pad: int) -> Batch:
     return {"ids": ids, "mask": mask, "label": torch.tensor([row["label"] for row in rows])}
 
 
-def _train(config: dict[str, Any]) -> None:
-    """On every worker of the Ray Train group."""
-    ctx: StageContext[Classification] = config["ctx"]
-    learn(ctx, TextClassification(CLASSIFIER, ctx.stage.labels), open_rows(ctx, texts(ctx.stage)))
+def learn(ctx: StageContext[Classification], model: RoleModel, role: str = CLASSIFIER) -> Steps[None]:
+    """On every worker."""
+    yield from learn_labels(ctx, model, TextClassification(role, ctx.stage.labels), open_rows(ctx, texts(ctx.stage)))

@@ -1,7 +1,7 @@
 """What every stage is given, and how its folder remembers what it was made from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -46,6 +46,13 @@ class Monitor(Protocol):
         """An evaluation within the stage, its row and its checkpoint committed; returns when the stage may go on."""
 
 
+class Trainer(Protocol):
+    """Trains stages elsewhere than on a Ray Train group of their own. Picklable."""
+
+    def train(self, ctx: "StageContext[Any]", learn: Callable[..., Any]) -> None:
+        """Run a stage's `learn` (stages/supervised.py) to its end; as `launch` raises what it raised."""
+
+
 @dataclass(frozen=True)
 class StageContext(Generic[StageT]):
     """A stage of a run. Picklable: workers get the same."""
@@ -66,6 +73,8 @@ class StageContext(Generic[StageT]):
     """The step of another stage's checkpoint that this one begins from; it is measured there first."""
     origin: Mapping[str, Any] = field(default_factory=dict)
     """What the lineage says beside the inputs: the sweep that chose them."""
+    trainer: Trainer | None = None
+    """Who trains the stage in place of a Ray Train group of its own."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Nodes have folders of their own: one that does not have the base yet gets it."""

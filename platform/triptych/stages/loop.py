@@ -18,6 +18,7 @@ from triptych.stages.recorder import Recorder
 from triptych.train import checkpoint
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner, Objective
+from triptych.train.side_by_side import Ask, Steps, take
 from triptych.train.stopping import Stopper
 
 
@@ -56,6 +57,13 @@ def total_steps(stage: Supervised, rows: int) -> int:
 
 def fit(ctx: StageContext[Any], learner: Learner, objective: Objective, train: Rows, heldout: Rows | None) -> None:
     """Train from the last checkpoint to the end. Every rank calls it; rank 0 writes the metrics."""
+    take(fitting(ctx, learner, objective, train, heldout))
+
+
+def fitting(
+    ctx: StageContext[Any], learner: Learner, objective: Objective, train: Rows, heldout: Rows | None
+) -> Steps[None]:
+    """`fit`, whose steps are taken by whoever iterates it."""
     training = ctx.stage.train
     total = total_steps(ctx.stage, len(train.sequences))
     writer = checkpoint.Writer(ctx.checkpoints, learner.group)
@@ -70,7 +78,7 @@ def fit(ctx: StageContext[Any], learner: Learner, objective: Objective, train: R
         for step in range(done + 1, total + 1):
             if stopper and stopper.stops:
                 break
-            _step(ctx, learner, objective, train, step - 1, meter)
+            yield from _step(ctx, learner, objective, train, step - 1, meter)
             measured: dict[str, float] = {}
             if heldout and training.evaluate_every and step % training.evaluate_every == 0:
                 with meter.timed("evaluate"):
@@ -109,7 +117,9 @@ def step_rows(rows: int, batch: int, seed: int, step: int) -> Sequence[int]:
     return epoch_order(rows, seed, epoch)[position * batch : (position + 1) * batch]
 
 
-def _step(ctx: StageContext[Any], learner: Learner, objective: Objective, train: Rows, step: int, meter: Meter) -> None:
+def _step(
+    ctx: StageContext[Any], learner: Learner, objective: Objective, train: Rows, step: int, meter: Meter
+) -> Steps[None]:
     """One optimiser step, and its time."""
     training = ctx.stage.train
     started = time.perf_counter()
@@ -117,7 +127,7 @@ def _step(ctx: StageContext[Any], learner: Learner, objective: Objective, train:
     rows = step_rows(len(train.sequences), training.batch.rows, ctx.recipe.seed, step)
     batches = train.micro_batches(rows, training.batch.micro_tokens, learner)
     loading = time.perf_counter() - started
-    report = learner.step(objective, batches)
+    report = yield Ask(learner, objective, batches)
     meter.step(report, batches, started, loading)
 
 

@@ -1,8 +1,7 @@
-"""The tokenizer and the base model of a stage's workers, on the device that Ray gave them."""
+"""The tokenizer and the base model of a stage's workers."""
 
 from typing import Any
 
-import ray.train.torch
 import torch
 from transformers import PreTrainedTokenizerBase
 
@@ -17,7 +16,7 @@ def tokenizer_of(ctx: StageContext[Any]) -> PreTrainedTokenizerBase:
     return load_tokenizer(ctx.base_dir, trust_remote_code=ctx.recipe.model.trust_remote_code)
 
 
-def role_model(ctx: StageContext[Any], memory: Memory) -> RoleModel:
+def role_model(ctx: StageContext[Any], memory: Memory, device: torch.device) -> RoleModel:
     """The base, no role on it yet; what is initialised next is the same on every rank."""
     torch.manual_seed(ctx.recipe.seed)
     settings = ctx.recipe.model
@@ -26,7 +25,7 @@ def role_model(ctx: StageContext[Any], memory: Memory) -> RoleModel:
         ctx.base_dir, dtype, trust_remote_code=settings.trust_remote_code, quantization=settings.quantization
     )
     return RoleModel(
-        base.to(ray.train.torch.get_device()),
+        base.to(device),
         dtype,
         packing=settings.packing,
         checkpointing=memory.checkpointing,

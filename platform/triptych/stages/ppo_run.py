@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from ray.train.torch import get_device
 from torch import Tensor
 
 from triptych import storage
@@ -82,7 +83,7 @@ def start(config: dict[str, Any]) -> Run:
     stage = ctx.stage
     policy: Adapter = config["policy"]
     reward: Adapter = config["reward"]
-    model = role_model(ctx, stage.memory)
+    model = role_model(ctx, stage.memory, get_device())
     reward_roles = add_roles(model, policy, reward)
     updates = stage.steps * stage.ppo.epochs * stage.ppo.minibatches
     optimizers = {POLICY: stage.policy_optimizer, CRITIC: stage.value_optimizer}

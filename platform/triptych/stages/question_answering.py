@@ -22,19 +22,21 @@ from triptych.recipe import QuestionAnswering
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext
 from triptych.stages.encoding import TOKENS, Examples
-from triptych.stages.labelling import CLASSIFIER, label, learn
+from triptych.stages.labelling import CLASSIFIER, label, learn_labels
 from triptych.stages.loop import Rows
 from triptych.stages.supervised import open_rows
 from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch
 from triptych.train.labelling import SpanSelection
+from triptych.train.roles import RoleModel
+from triptych.train.side_by_side import Steps
 
 _NUMBERS = ("context_start", "start", "end")
 
 
 def run(ctx: StageContext[QuestionAnswering]) -> AdapterVersion:
     """Questions -> tables -> training -> registered classifier. Goes on from where an earlier call stopped."""
-    return label(ctx, questions(ctx.stage), _train)
+    return label(ctx, questions(ctx.stage), learn)
 
 
 def questions(stage: QuestionAnswering) -> Examples:
@@ -83,11 +85,10 @@ def numbered(rows: Rows) -> Rows:
     return Rows(rows.sequences, batch)
 
 
-def _train(config: dict[str, Any]) -> None:
-    """On every worker of the Ray Train group."""
-    ctx: StageContext[QuestionAnswering] = config["ctx"]
+def learn(ctx: StageContext[QuestionAnswering], model: RoleModel, role: str = CLASSIFIER) -> Steps[None]:
+    """On every worker."""
     rows, judge = open_rows(ctx, questions(ctx.stage)), None
     if "heldout" in rows:
         rows["heldout"] = numbered(rows["heldout"])
         judge = Judge(StoredTable(storage.join(ctx.folder, "data", "heldout")))
-    learn(ctx, SpanSelection(CLASSIFIER, ctx.stage.max_answer_tokens, judge), rows)
+    yield from learn_labels(ctx, model, SpanSelection(role, ctx.stage.max_answer_tokens, judge), rows)

@@ -24,13 +24,14 @@ from triptych.recipe import Reward
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext, finish, measured
 from triptych.stages.encoding import TOKENS, Examples
-from triptych.stages.loop import fit
-from triptych.stages.models import role_model
+from triptych.stages.loop import fitting
 from triptych.stages.reward_evaluation import Pairs, measure_normalization, reward_report, score_pairs, shared_prompts
 from triptych.stages.supervised import adapter_of, learner_for, open_rows, prepare, train, write_ranks
 from triptych.stages.table import StoredTable, read_table
 from triptych.train.batch import Batch, pair_batch
 from triptych.train.learner import Learner, Objective, StepReport
+from triptych.train.roles import RoleModel
+from triptych.train.side_by_side import Steps
 from triptych.train.tasks import PairwiseReward, member_roles
 
 REWARD = "reward"
@@ -44,7 +45,7 @@ def run(ctx: StageContext[Reward]) -> AdapterVersion:
     """Pairs -> tables -> training -> gate -> registered reward model. Goes on from where an earlier call stopped."""
     prepared = prepare(ctx, pairs(ctx.stage))
     _warn_of_shared_prompts(ctx)
-    train(ctx, _train)
+    train(ctx, learn)
     metrics = measured(ctx)
     check_gate(ctx.name, ctx.stage, metrics)
     return finish(ctx, prepared.inputs, "reward", metrics, prepared.data)
@@ -116,24 +117,23 @@ class Ensemble(Learner):
         return dataclasses.replace(steps[0], metrics=metrics, seconds=seconds)
 
 
-def _train(config: dict[str, Any]) -> None:
-    """On every worker of the Ray Train group."""
-    ctx: StageContext[Reward] = config["ctx"]
+def learn(ctx: StageContext[Reward], model: RoleModel, role: str = REWARD) -> Steps[None]:
+    """On every worker."""
     stage = ctx.stage
     rows = open_rows(ctx, pairs(stage))
-    model = role_model(ctx, stage.train.memory)
-    roles = member_roles(REWARD, stage.members)
-    for role in roles:  # each draws its own adapter and head
-        model.add(role, stage.method, trainable=True, head=ScalarHead(model.hidden_size))
+    roles = dict(zip(member_roles(role, stage.members), member_roles(REWARD, stage.members), strict=True))
+    for member in roles:  # each draws its own adapter and head
+        model.add(member, stage.method, trainable=True, head=ScalarHead(model.hidden_size))
     learner = learner_for(ctx, model, roles, rows, Ensemble)
-    objective = PairwiseReward(roles[0], stage.centering, roles[1:])
+    objective = PairwiseReward(role, stage.centering, tuple(roles)[1:])
 
-    fit(ctx, learner, objective, rows["train"], rows.get("heldout"))
+    yield from fitting(ctx, learner, objective, rows["train"], rows.get("heldout"))
 
     budget = stage.train.batch.micro_tokens
-    normalization = measure_normalization(score_pairs(learner, roles, rows["train"], budget, NORMALIZED_PAIRS))
-    scores = score_pairs(learner, roles, rows["heldout"], budget) if "heldout" in rows else None
-    adapter = _adapter(ctx, learner, roles, normalization)
+    members = list(roles)
+    normalization = measure_normalization(score_pairs(learner, members, rows["train"], budget, NORMALIZED_PAIRS))
+    scores = score_pairs(learner, members, rows["heldout"], budget) if "heldout" in rows else None
+    adapter = _adapter(ctx, learner, members, normalization)
     if learner.group.rank == 0:
         metrics = {} if scores is None else _measured(ctx, objective, scores, normalization)
         with storage.committed(ctx.artifact) as folder:

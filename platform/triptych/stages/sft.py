@@ -12,10 +12,11 @@ from triptych.recipe.method import trains_base
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext, finish, measured
 from triptych.stages.encoding import TOKENS, Examples
-from triptych.stages.models import role_model
 from triptych.stages.supervised import fit_and_evaluate, learner_for, open_rows, prepare, save, train
 from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch, language_batch
+from triptych.train.roles import RoleModel
+from triptych.train.side_by_side import Steps
 from triptych.train.tasks import LanguageModeling
 
 POLICY = "policy"
@@ -24,7 +25,7 @@ POLICY = "policy"
 def run(ctx: StageContext[Sft]) -> AdapterVersion:
     """Chats -> tables -> training -> registered adapter. Goes on from where an earlier call stopped."""
     prepared = prepare(ctx, chats(ctx.stage))
-    train(ctx, _train)
+    train(ctx, learn)
     return finish(ctx, prepared.inputs, kind(ctx.stage), measured(ctx), prepared.data)
 
 
@@ -51,12 +52,10 @@ def _batch(rows: list[dict[str, Any]], pad: int) -> Batch:
     return language_batch([(row["input_ids"], row["labels"]) for row in rows], pad)
 
 
-def _train(config: dict[str, Any]) -> None:
-    """On every worker of the Ray Train group."""
-    ctx: StageContext[Sft] = config["ctx"]
+def learn(ctx: StageContext[Sft], model: RoleModel, role: str = POLICY) -> Steps[None]:
+    """On every worker: an adapter, or the model, trained, measured and saved."""
     rows = open_rows(ctx, chats(ctx.stage))
-    model = role_model(ctx, ctx.stage.train.memory)
-    model.add(POLICY, ctx.stage.method, trainable=True)
-    learner = learner_for(ctx, model, [POLICY], rows)
-    metrics = fit_and_evaluate(ctx, learner, LanguageModeling(POLICY), rows)
-    save(ctx, learner, POLICY, kind(ctx.stage), metrics)
+    model.add(role, ctx.stage.method, trainable=True)
+    learner = learner_for(ctx, model, {role: POLICY}, rows)
+    metrics = yield from fit_and_evaluate(ctx, learner, LanguageModeling(role), rows)
+    save(ctx, learner, role, kind(ctx.stage), metrics)

@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from ray.train.torch import get_device
 from torch import Tensor
 
 from triptych import storage
@@ -23,8 +24,8 @@ from triptych.recipe.matrix import AdaLora
 from triptych.recipe.method import Freeze, parts_of, trains_base
 from triptych.stages.context import StageContext, remember
 from triptych.stages.encoding import Examples, encode
-from triptych.stages.loop import Rows, evaluate, fit, step_rows, total_steps
-from triptych.stages.models import tokenizer_of
+from triptych.stages.loop import Rows, evaluate, fitting, step_rows, total_steps
+from triptych.stages.models import role_model, tokenizer_of
 from triptych.stages.table import StoredTable
 from triptych.train import checkpoint
 from triptych.train.batch import Batch
@@ -33,6 +34,14 @@ from triptych.train.group import Group
 from triptych.train.learner import Learner, Objective
 from triptych.train.on_ray import launch
 from triptych.train.roles import HEAD, RoleModel
+from triptych.train.side_by_side import Steps, take
+
+
+class Learn(Protocol):
+    """A stage's training, which ends with the committed artifact."""
+
+    def __call__(self, ctx: StageContext[Any], model: RoleModel, role: str = ..., /) -> Steps[None]:
+        """On a model that may have other roles; `role`: where it is not the stage's own."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +80,21 @@ def check_budget(ctx: StageContext[Any], split: str, longest: int) -> None:
         )
 
 
-def train(ctx: StageContext[Any], worker: Callable[[dict[str, Any]], None]) -> None:
-    """Run `worker({"ctx": ctx})` on the stage's Ray Train group, unless the artifact is there."""
-    if storage.read_manifest(ctx.artifact) is None:
-        launch(ctx.name, worker, {"ctx": ctx}, ctx.stage.train.workers, storage.join(ctx.folder, "ray"))
+def train(ctx: StageContext[Any], learn: Learn) -> None:
+    """Run `learn` on the stage's Ray Train group, or where the context says, unless the artifact is there."""
+    if storage.read_manifest(ctx.artifact) is not None:
+        return
+    if ctx.trainer is not None:
+        ctx.trainer.train(ctx, learn)
+    else:
+        config = {"ctx": ctx, "learn": learn}
+        launch(ctx.name, _work, config, ctx.stage.train.workers, storage.join(ctx.folder, "ray"))
+
+
+def _work(config: dict[str, Any]) -> None:
+    """On every worker of the Ray Train group."""
+    ctx: StageContext[Any] = config["ctx"]
+    take(config["learn"](ctx, role_model(ctx, ctx.stage.train.memory, get_device())))
 
 
 def open_rows(ctx: StageContext[Any], examples: Examples) -> dict[str, Rows]:
@@ -86,14 +106,14 @@ def open_rows(ctx: StageContext[Any], examples: Examples) -> dict[str, Rows]:
 def learner_for(
     ctx: StageContext[Any],
     model: RoleModel,
-    roles: Sequence[str],
+    roles: Mapping[str, str],
     rows: Mapping[str, Rows],
     kind: type[Learner] = Learner,
 ) -> Learner:
-    """A learner of these roles, alike for all, over the whole stage."""
+    """A learner of these roles, alike for all, over the whole stage; `roles`: what checkpoints call each."""
     training = ctx.stage.train
     if reads_inputs(ctx.stage.method):
-        start_from_inputs(model, roles, _first_batches(ctx, model, rows["train"]), Group())
+        start_from_inputs(model, list(roles), _first_batches(ctx, model, rows["train"]), Group())
     steps = total_steps(ctx.stage, len(rows["train"].sequences))
     return kind(
         model,
@@ -103,6 +123,7 @@ def learner_for(
         strategy=training.workers.strategy,
         offload=training.workers.offload,
         max_bad_steps=training.max_bad_steps,
+        names=roles,
     )
 
 
@@ -118,10 +139,10 @@ def _first_batches(ctx: StageContext[Any], model: RoleModel, train: Rows) -> Ite
 
 def fit_and_evaluate(
     ctx: StageContext[Any], learner: Learner, objective: Objective, rows: Mapping[str, Rows]
-) -> dict[str, float]:
+) -> Steps[dict[str, float]]:
     """Train to the end; the metrics on held-out rows, none where there are none."""
     heldout = rows.get("heldout")
-    fit(ctx, learner, objective, rows["train"], heldout)
+    yield from fitting(ctx, learner, objective, rows["train"], heldout)
     return evaluate(ctx, learner, objective, heldout) if heldout else {}
 
 

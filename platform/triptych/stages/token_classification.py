@@ -17,16 +17,18 @@ from triptych.recipe import TokenClassification
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext
 from triptych.stages.encoding import TOKENS, Examples
-from triptych.stages.labelling import CLASSIFIER, label, learn
+from triptych.stages.labelling import CLASSIFIER, label, learn_labels
 from triptych.stages.supervised import open_rows
 from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch
 from triptych.train.labelling import TokenTagging
+from triptych.train.roles import RoleModel
+from triptych.train.side_by_side import Steps
 
 
 def run(ctx: StageContext[TokenClassification]) -> AdapterVersion:
     """Words -> tables -> training -> registered classifier. Goes on from where an earlier call stopped."""
-    return label(ctx, words(ctx.stage), _train)
+    return label(ctx, words(ctx.stage), learn)
 
 
 def words(stage: TokenClassification) -> Examples:
@@ -60,8 +62,7 @@ def batch_of_tags(rows: list[dict[str, Any]], pad: int) -> Batch:
     return {"ids": ids, "mask": mask, "tags": tags}
 
 
-def _train(config: dict[str, Any]) -> None:
-    """On every worker of the Ray Train group."""
-    ctx: StageContext[TokenClassification] = config["ctx"]
-    objective = TokenTagging(CLASSIFIER, ctx.stage.labels, ctx.stage.mark_entities)
-    learn(ctx, objective, open_rows(ctx, words(ctx.stage)))
+def learn(ctx: StageContext[TokenClassification], model: RoleModel, role: str = CLASSIFIER) -> Steps[None]:
+    """On every worker."""
+    objective = TokenTagging(role, ctx.stage.labels, ctx.stage.mark_entities)
+    yield from learn_labels(ctx, model, objective, open_rows(ctx, words(ctx.stage)))

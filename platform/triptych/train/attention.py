@@ -8,6 +8,7 @@ A prefix of trained keys and values stands before every row of either kind.
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -57,6 +58,8 @@ class Layout:
     None if there is no prefix and nothing is shared: then it counts up."""
     prefix: Prefix | None = None
     """Gives the keys and values that stand before every row."""
+    apart: frozenset[int] = frozenset()
+    """Numbers of rows that no product may take together with the row before: another role's."""
 
     @cached_property
     def query_borders(self) -> Tensor:
@@ -110,6 +113,24 @@ def lay_out(
     )
 
 
+def joined(layouts: Sequence[Layout]) -> Layout:
+    """Layouts without a prefix end to end; they share nothing with each other."""
+    starts = list(itertools.accumulate((len(layout.ids) for layout in layouts), initial=0))
+    keys = None
+    if any(layout.keys is not None for layout in layouts):
+        own = [torch.arange(len(x.ids), device=x.ids.device) if x.keys is None else x.keys for x in layouts]
+        keys = torch.cat([start + found for start, found in zip(starts, own, strict=False)])
+    return Layout(
+        ids=torch.cat([layout.ids for layout in layouts]),
+        positions=torch.cat([layout.positions for layout in layouts]),
+        places=torch.cat([start + layout.places for start, layout in zip(starts, layouts, strict=False)]),
+        new=[count for layout in layouts for count in layout.new],
+        whole=[count for layout in layouts for count in layout.whole],
+        keys=keys,
+        apart=frozenset(itertools.accumulate(len(layout.new) for layout in layouts)),
+    )
+
+
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -136,7 +157,7 @@ def packed_attention(
         key, value = gather(key, 2, layout.keys), gather(value, 2, layout.keys)
     if query.is_cuda and query.dtype in _HALF and not dropout:
         return _flash(query, key, value, layout, scaling, sliding_window), None
-    spans = _spans(tuple(layout.new), tuple(layout.whole), sliding_window, query.device)
+    spans = _spans(tuple(layout.new), tuple(layout.whole), layout.apart, sliding_window, query.device)
     news, wholes = [span.new for span in spans], [span.whole for span in spans]
     parts = zip(query.split(news, 2), key.split(wholes, 2), value.split(wholes, 2), spans, strict=True)
     out = [_attend(q, k, v, span, scaling, dropout) for q, k, v, span in parts]
@@ -165,15 +186,17 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: _Span, scaling: flo
 
 
 @lru_cache(maxsize=8)
-def _spans(new: tuple[int, ...], whole: tuple[int, ...], window: int | None, device: torch.device) -> list[_Span]:
+def _spans(
+    new: tuple[int, ...], whole: tuple[int, ...], apart: frozenset[int], window: int | None, device: torch.device
+) -> list[_Span]:
     """Rows by their queries and keys, as many at once as have `QUERIES` keys: calls cost more than masked keys.
 
     Kept, since every layer asks for the same.
     """
     spans: list[list[tuple[int, int]]] = []
     keys = 0
-    for row in zip(new, whole, strict=True):
-        if spans and keys + row[1] <= QUERIES:
+    for number, row in enumerate(zip(new, whole, strict=True)):
+        if spans and keys + row[1] <= QUERIES and number not in apart:
             spans[-1].append(row)
             keys += row[1]
         else:

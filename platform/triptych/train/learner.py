@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -84,8 +84,11 @@ class Learner:
         strategy: StrategyName = "auto",
         offload: bool = False,
         max_bad_steps: int = MAX_BAD_STEPS,
+        names: Mapping[str, str] | None = None,
     ) -> None:
         """`total_steps`: optimiser steps of each role over the whole run, for its schedule.
+
+        `names`: what checkpoints call the roles, where it is not their names on this model.
 
         `dropout` acts in `accumulate` alone. PPO trains without: its ratios compare two passes over one batch.
         """
@@ -97,7 +100,8 @@ class Learner:
         self._steps = dict.fromkeys(optimizers, 0)
         self._bad_steps = dict.fromkeys(optimizers, 0)
         self._max_bad_steps = max_bad_steps
-        self._dropout = dropout
+        self._names = {role: role for role in optimizers} | dict(names or {})
+        self.dropout = dropout
 
     def step(self, objective: Objective, micro_batches: Sequence[Batch | None]) -> StepReport:
         """One optimiser step. None stands for an empty micro-batch: ranks have equally many.
@@ -107,8 +111,11 @@ class Learner:
         Raises:
             RunError: `max_bad_steps` such steps in a row.
         """
-        role, clock = objective.role, Clock(self.model.device)
-        metrics = self.accumulate(objective, micro_batches, clock)
+        clock = Clock(self.model.device)
+        return self.update(objective.role, self.accumulate(objective, micro_batches, clock), clock)
+
+    def update(self, role: str, metrics: Mapping[str, float], clock: Clock) -> StepReport:
+        """The part of a step behind `accumulate`, which gave the metrics."""
         adaptive = self._adaptive(role)
         gradients = self.strategy.gradients(role) if adaptive else {}
         rate = learning_rate(self._config[role], self._steps[role], self._total[role])
@@ -118,29 +125,28 @@ class Learner:
         self._steps[role] += 1
         self._count_bad(role, update.norm, update.bad)
         clock.lap("optimizer")
-        metrics |= {"grad_norm": update.norm, "learning_rate": rate, "skipped": float(not math.isfinite(update.norm))}
-        metrics |= {name: value for part in adaptive.values() for name, value in part.metrics().items()}
-        return StepReport(metrics, clock.seconds)
+        own = {"grad_norm": update.norm, "learning_rate": rate, "skipped": float(not math.isfinite(update.norm))}
+        own |= {name: value for part in adaptive.values() for name, value in part.metrics().items()}
+        return StepReport({**metrics, **own}, clock.seconds)
 
     def accumulate(
         self, objective: Objective, micro_batches: Sequence[Batch | None], clock: Clock | None = None
     ) -> dict[str, float]:
         """The global gradient into the role's parameters, or this rank's share of it; global metrics back."""
         clock, role = clock or Clock(), objective.role
-        placed = [None if batch is None else self._placed(batch) for batch in micro_batches]
-        self.model.train(self._dropout)
+        placed = [None if batch is None else self.placed(batch) for batch in micro_batches]
+        self.model.train(self.dropout)
         for part in self.model.attached[role].values():
             part.begin(self._steps[role])
         clock.lap("data")
-        denominators = self._sum_over_all((objective.denominators(batch) for batch in placed if batch is not None), 1)
+        denominators = self.denominators(objective, [batch for batch in placed if batch is not None])
         batches = self._lockstep(placed)
         metrics: list[Metrics] = []
         self._penalize(role, self._penalty_share(role, batches))
         clock.lap("communication")
         for number, (batch, real) in enumerate(batches):
             with self.model.use(role):  # the backward pass too: it may compute activations again
-                sums, measured = self._forward(role, partial(objective.loss, self.model, batch))
-                loss = torch.stack([total / denominators[name].to(total) for name, total in sums.items()]).sum()
+                loss, measured = self.loss(objective, batch, denominators)
                 clock.lap("forward")
                 self.strategy.backward(role, loss if real else loss * 0, last=number == len(batches) - 1)
                 clock.lap("backward")
@@ -149,28 +155,37 @@ class Learner:
             if real:
                 metrics.append(measured)
         self.strategy.reduce_gradients(role)
-        found = self._reduced(metrics)
+        found = self.reduced(metrics)
         clock.lap("communication")
         return found
+
+    def denominators(self, objective: Objective, batches: Iterable[Batch]) -> Sums:
+        """What the sums of a step's loss are divided by, over all micro-batches and ranks."""
+        return self._sum_over_all((objective.denominators(batch) for batch in batches), 1)
+
+    def loss(self, objective: Objective, batch: Batch, denominators: Sums) -> tuple[Tensor, Metrics]:
+        """A micro-batch's share of a step's loss, and its metrics; the objective's role is in use."""
+        sums, measured = self._forward(objective.role, partial(objective.loss, self.model, batch))
+        return torch.stack([total / denominators[name].to(total) for name, total in sums.items()]).sum(), measured
 
     @torch.no_grad()
     def evaluate(self, objective: Objective, micro_batches: Sequence[Batch | None]) -> dict[str, float]:
         """The objective's metrics over all ranks' batches, nothing updated."""
         metrics: list[Metrics] = []
-        placed = [None if batch is None else self._placed(batch) for batch in micro_batches]
+        placed = [None if batch is None else self.placed(batch) for batch in micro_batches]
         with self.evaluating():
             for batch, real in self._lockstep(placed):
                 with self.model.use(objective.role):
                     measured = self._forward(objective.role, partial(objective.loss, self.model, batch))[1]
                 if real:
                     metrics.append(measured)
-        return self._reduced(metrics)
+        return self.reduced(metrics)
 
     @torch.no_grad()
     def forward(self, role: str, compute: Callable[[RoleModel, Batch], Tensor], batch: Batch) -> Tensor:
         """`compute` of one batch as `role`, without gradients."""
         with self.evaluating(), self.model.use(role):
-            return self._forward(role, partial(compute, self.model, self._placed(batch)))
+            return self._forward(role, partial(compute, self.model, self.placed(batch)))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -195,14 +210,18 @@ class Learner:
     def state(self) -> LearnerState:
         """This rank's tensors, and counters, from which `load_state` goes on exactly."""
         beside = [Slice(name, tuple(b.shape), 0, b.reshape(-1)) for name, b in self._buffers() if self.group.rank == 0]
-        return LearnerState([*self.strategy.slices(), *beside], {"steps": dict(self._steps)})
+        slices = [replace(own, name=_renamed(own.name, self._names)) for own in (*self.strategy.slices(), *beside)]
+        return LearnerState(slices, {"steps": {self._names[role]: count for role, count in self._steps.items()}})
 
     def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Go on from whole tensors, whatever strategy and however many ranks wrote them."""
+        roles = {name: role for role, name in self._names.items()}
+        if any(name != role for name, role in roles.items()):
+            tensors = {_renamed(name, roles): tensor for name, tensor in tensors.items()}
         self.strategy.load(tensors)
         for name, buffer in self._buffers():
             buffer.copy_(tensors[name])
-        self._steps = dict(numbers["steps"])
+        self._steps = {roles[name]: count for name, count in numbers["steps"].items()}
 
     def _adaptive(self, role: str) -> dict[str, Attachment]:
         """The parts of a role's method that follow its training, by what stands before their names."""
@@ -242,7 +261,7 @@ class Learner:
 
         return self.strategy.run(role, in_precision)
 
-    def _placed(self, batch: Batch) -> Batch:
+    def placed(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.model.device) for name, tensor in batch.items()}
 
     def _lockstep(self, batches: Sequence[Batch | None]) -> list[tuple[Batch, bool]]:
@@ -256,7 +275,7 @@ class Learner:
         filler = next(batch for batch in self.group.gather(own) if batch is not None)
         return [(filler, False) if batch is None else (batch, True) for batch in batches]
 
-    def _reduced(self, metrics: Iterable[Metrics]) -> dict[str, float]:
+    def reduced(self, metrics: Iterable[Metrics]) -> dict[str, float]:
         """Sum over weight of each metric, over micro-batches and ranks."""
         pairs = [
             {name: torch.stack([total.detach().double(), weight.double()]) for name, (total, weight) in m.items()}
@@ -287,3 +306,9 @@ class Learner:
                 f"{role}: {self._bad_steps[role]} steps in a row had a gradient that is not finite{first}; "
                 "lower the learning rate, or train in float32"
             )
+
+
+def _renamed(name: str, roles: Mapping[str, str]) -> str:
+    """A tensor's name in a checkpoint, under its role's other name."""
+    role, _, rest = name.partition("/")
+    return f"{roles[role]}/{rest}"

@@ -1,15 +1,20 @@
 """Hidden states of rows, laid end to end or padded, behind what a method puts before every row."""
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from triptych.methods.base import Attachment, Prefix
-from triptych.train.attention import RowPrefix, lay_out
+from triptych.train.attention import Layout, RowPrefix, joined, lay_out
 from triptych.train.gather import gather
+
+Tokens = tuple[Tensor, Tensor]
+"""ids and mask [B, T]."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +45,7 @@ def packed_states(decoder: Any, ids: Tensor, mask: Tensor, before: Before) -> Te
     layout = lay_out(ids, mask, virtual=virtual, prefix=before.prefix, prefix_length=before.prefix_length)
     tokens = _inputs(decoder, layout.ids[None, virtual:], before.prompt)
     output = decoder(**tokens, position_ids=layout.positions[None], use_cache=False, layout=layout)
-    packed = output.last_hidden_state[0]
-    padded = packed.new_zeros(ids.numel(), packed.shape[1])
-    real = mask.flatten().nonzero()[:, 0]
-    return padded.index_copy(0, real, gather(packed, 0, layout.places)).view(*ids.shape, -1)
+    return _padded(output.last_hidden_state[0], layout, mask)
 
 
 def padded_states(decoder: Any, ids: Tensor, mask: Tensor, before: Before) -> Tensor:
@@ -58,6 +60,39 @@ def padded_states(decoder: Any, ids: Tensor, mask: Tensor, before: Before) -> Te
         tokens["row_prefix"] = RowPrefix(before.prefix, before.prefix_length, positions)
     output = decoder(**tokens, attention_mask=mask, position_ids=positions, use_cache=False)
     return output.last_hidden_state if places is None else _take(output.last_hidden_state, places)
+
+
+def packed_together(decoder: Any, batches: Mapping[str, Tokens], rows: dict[str, slice]) -> dict[str, Tensor]:
+    """`packed_states` of each role's tokens, from one pass; `rows` is told before it which of its rows are whose."""
+    layouts = {role: lay_out(ids, mask) for role, (ids, mask) in batches.items()}
+    rows |= _spans({role: len(layout.ids) for role, layout in layouts.items()})
+    layout = joined(list(layouts.values()))
+    ids, positions = layout.ids[None], layout.positions[None]
+    packed = decoder(input_ids=ids, position_ids=positions, use_cache=False, layout=layout).last_hidden_state[0]
+    return {role: _padded(packed[rows[role]], layouts[role], mask) for role, (_, mask) in batches.items()}
+
+
+def padded_together(decoder: Any, batches: Mapping[str, Tokens], rows: dict[str, slice]) -> dict[str, Tensor]:
+    """`padded_states` of each role's tokens, from one pass; `rows` is told before it which of its rows are whose."""
+    width = max(ids.shape[1] for ids, _ in batches.values())
+    wide = [[pad(side, (0, width - side.shape[1])) for side in tokens] for tokens in batches.values()]
+    ids, mask = (torch.cat(side) for side in zip(*wide, strict=True))
+    rows |= _spans({role: len(ids) * width for role, (ids, _) in batches.items()})
+    pieces = padded_states(decoder, ids, mask, Before()).split([len(ids) for ids, _ in batches.values()])
+    return {role: piece[:, : tokens[0].shape[1]] for (role, tokens), piece in zip(batches.items(), pieces, strict=True)}
+
+
+def _spans(sizes: Mapping[str, int]) -> dict[str, slice]:
+    """One behind the other."""
+    ends = itertools.accumulate(sizes.values())
+    return {role: slice(end - size, end) for (role, size), end in zip(sizes.items(), ends, strict=True)}
+
+
+def _padded(packed: Tensor, layout: Layout, mask: Tensor) -> Tensor:
+    """Hidden states [N, d] of a layout -> [B, T, d]."""
+    padded = packed.new_zeros(mask.numel(), packed.shape[1])
+    real = mask.flatten().nonzero()[:, 0]
+    return padded.index_copy(0, real, gather(packed, 0, layout.places)).view(*mask.shape, -1)
 
 
 def _inputs(decoder: Any, ids: Tensor, prompt: Tensor | None) -> dict[str, Any]:

@@ -23,8 +23,8 @@ from triptych.objectives.language import chunked_logprobs, token_entropy, token_
 from triptych.recipe.method import Method, parts_of, trains_base
 from triptych.train.attention import PACKED, PADDED
 from triptych.train.checkpointing import Checkpointing, checkpoint_blocks
-from triptych.train.fused_lora import fuse_lora
-from triptych.train.passes import before_rows, packed_states, padded_states
+from triptych.train.fused_lora import fuse_lora, is_fused
+from triptych.train.passes import Tokens, before_rows, packed_states, packed_together, padded_states, padded_together
 from triptych.train.usage import resident_memory
 
 T = TypeVar("T")
@@ -69,6 +69,9 @@ class RoleModel(nn.Module):
         self.dtype = dtype or base.dtype
         self.packing = packing and base._supports_attention_backend
         self._current = BASE
+        self._rows: dict[str, slice] = {}
+        self._together: dict[str, tuple[Tensor, Tensor]] = {}
+        """Of roles that compute side by side: the ids of a batch, and its hidden states."""
         self._whole = False
         self._rates: dict[str, dict[str, float]] = {}
         self._loss_chunk = loss_chunk
@@ -135,6 +138,16 @@ class RoleModel(nn.Module):
         self._settle_layers()
         self._activate(self._current)
 
+    def remove(self, role: str) -> None:
+        """Take away what `add` has attached to the model for a role of plain LoRA."""
+        for part in self.attached.pop(role).values():
+            if not isinstance(part, PeftAttachment):
+                raise ValueError(f"{role}: only peft's adapters can be removed")
+            part.remove()
+        del self.trainable[role], self._rates[role]
+        if role in self.heads:
+            del self.heads[role]
+
     def load_adapter(self, role: str, weights: Mapping[str, Tensor]) -> None:
         """Replace what a role's method holds; every tensor must be there, and no other."""
         own = self.adapter(role)
@@ -178,12 +191,40 @@ class RoleModel(nn.Module):
         finally:
             self._activate(before)
 
+    @contextmanager
+    def side_by_side(self, batches: Mapping[str, Tokens]) -> Iterator[None]:
+        """Hidden states of each role's tokens from one pass: inside, `hidden` gives a role its own.
+
+        The backward pass belongs inside too. The roles are plain LoRAs (`can_stand_beside`); their dropout is none.
+        """
+        if wrong := [role for role in batches if not self.can_stand_beside(role)]:
+            raise ValueError(f"{', '.join(wrong)}: only plain LoRA computes side by side")
+        pass_over = packed_together if self.packing else padded_together
+        try:
+            with self.autocast():
+                states = pass_over(self._decoder(), batches, self._rows)
+            self._together = {role: (ids, states[role]) for role, (ids, _) in batches.items()}
+            yield
+        finally:
+            self._rows.clear()
+            self._together = {}
+
+    def can_stand_beside(self, role: str) -> bool:
+        """Whether the role can compute in one pass with others."""
+        parts = self.attached[role].values()
+        return all(isinstance(p, PeftAttachment) and all(is_fused(layer) for _, layer in p.layers) for p in parts)
+
     def autocast(self) -> torch.autocast:
         """The precision of a forward pass."""
         return torch.autocast(self.device.type, self.dtype if self.dtype in HALF else None, self.dtype in HALF)
 
     def hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Last hidden states [B, T, d] of tokens [B, T]; padding (mask 0) may stand on either side."""
+        if self._together:
+            own, computed = self._together[self._current]
+            if own is not ids:
+                raise ValueError(f"{self._current}: other tokens than were computed side by side")
+            return computed
         before = before_rows(self.attached.get(self._current, {}).values())
         states = packed_states if self.packing else padded_states
         return states(self._decoder(), ids, mask, before)
@@ -249,4 +290,4 @@ class RoleModel(nn.Module):
             layer.__dict__["cast_input_dtype_enabled"] = self.dtype not in HALF
             layer.__dict__.pop("forward", None)
             if layer not in special:
-                fuse_lora(layer)
+                fuse_lora(layer, self._rows)

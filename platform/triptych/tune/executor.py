@@ -4,7 +4,7 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -47,11 +47,6 @@ class Executor(Protocol):
         """In the sweep's process: nothing more will come."""
 
 
-def executor_for(recipe: Recipe, progress: Progress) -> Executor:
-    """What trains the trials of a recipe's sweep."""
-    return OnRayTrain(progress)
-
-
 class _Gate:
     """An actor between a stage's rank 0, which waits at each evaluation, and the trial's driver."""
 
@@ -91,27 +86,31 @@ class OnRayTrain:
         return min(side_by_side(recipe, stage, machine) for recipe in recipes)
 
     def run(self, trial: Trial) -> Iterator[Report]:
-        gate: Any = ray.remote(num_cpus=0)(_Gate).remote()
         ctx = context_of(trial, self.progress)
-        clock = Clock(trial, ctx)
-        yield from _unreported(ctx, trial, clock)
-        ended: queue.Queue[Exception | None] = queue.Queue()
-        threading.Thread(target=_run_stage, args=(replace(ctx, monitor=GateMonitor(gate)), ended), daemon=True).start()
-        arrived = gate.arrived.remote()
-        while ended.empty():
-            if ray.wait([arrived], timeout=_POLL_S)[0]:
-                yield report_at(ctx, clock, ray.get(arrived))
-                ray.get(gate.open.remote())
-                arrived = gate.arrived.remote()
-        if error := ended.get():
-            raise error
-        yield final_report(ctx, clock)
+        yield from follow(trial, ctx, Clock(trial, ctx))
 
     def stop(self, name: str) -> None:
         """Its Ray Train run went with its driver."""
 
     def close(self) -> None:
         """Nothing is left."""
+
+
+def follow(trial: Trial, ctx: StageContext[Any], clock: "Clock") -> Iterator[Report]:
+    """Run a trial's stage, and report each of its evaluations; the stage rests until the next is asked for."""
+    gate: Any = ray.remote(num_cpus=0)(_Gate).remote()
+    yield from _unreported(ctx, trial, clock)
+    ended: queue.Queue[Exception | None] = queue.Queue()
+    threading.Thread(target=_run_stage, args=(replace(ctx, monitor=GateMonitor(gate)), ended), daemon=True).start()
+    arrived = gate.arrived.remote()
+    while ended.empty():
+        if ray.wait([arrived], timeout=_POLL_S)[0]:
+            yield report_at(ctx, clock, ray.get(arrived))
+            ray.get(gate.open.remote())
+            arrived = gate.arrived.remote()
+    if error := ended.get():
+        raise error
+    yield final_report(ctx, clock)
 
 
 def context_of(trial: Trial, progress: Progress) -> StageContext[Any]:
@@ -129,9 +128,13 @@ class Clock:
         self._devices = workers.count * (workers.gpus or 1.0)
         self._before, self._tokens, self._started = trial.device_seconds, trial.tokens, time.monotonic()
 
+    def seconds(self, rows: Sequence[Mapping[str, Any]]) -> float:
+        """Device-seconds since this run of the trial began; `rows`: of its metrics log."""
+        return (time.monotonic() - self._started) * self._devices
+
     def report(self, rows: list[dict[str, Any]], metrics: dict[str, float], *, final: bool = False) -> Report:
         """The report of the last of these rows."""
-        seconds = self._before + (time.monotonic() - self._started) * self._devices
+        seconds = self._before + self.seconds(rows)
         tokens = self._tokens + sum(int(row.get("tokens", 0)) for row in rows)
         return Report(int(rows[-1]["step"]), metrics, seconds, tokens, final)
 

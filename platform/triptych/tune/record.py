@@ -12,7 +12,7 @@ from triptych.observe.sweeps import EVENTS, RECIPE, Event, TrialView, apply_even
 from triptych.recipe import Recipe, dump_recipe, load_recipe_text
 from triptych.tune.trial import Report
 
-_MAY_CHANGE = ("budget", "concurrency", "winner")
+_MAY_CHANGE = ("budget", "concurrency", "shared_base", "winner")
 """Fields of a sweep that may differ when it goes on."""
 
 

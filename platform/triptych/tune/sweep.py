@@ -16,7 +16,7 @@ from triptych.plan import Machine, cluster
 from triptych.recipe import PpoStage, Recipe, Sweep, with_values
 from triptych.tune.budget import Budget
 from triptych.tune.driver import Job, drive
-from triptych.tune.executor import Executor, executor_for
+from triptych.tune.executor import Executor
 from triptych.tune.feasible import feasible_points
 from triptych.tune.generations import Generations
 from triptych.tune.judges import Judge
@@ -24,6 +24,7 @@ from triptych.tune.ledger import Deaths, Ledger
 from triptych.tune.metrics import reported_metrics
 from triptych.tune.record import Record
 from triptych.tune.search import Search, assignment_of
+from triptych.tune.shared_base import executor_for
 from triptych.tune.slots import Slots
 
 _QUIET = {
@@ -55,8 +56,8 @@ def run_sweep(recipe: Recipe, progress: Progress) -> SweepView:
     fitting = feasible_points(recipe, machine)
     folder = sweep_folder(recipe)
     record = Record(recipe, folder)
-    executor = executor_for(recipe, progress)
     recipes = [with_values(recipe, values) for values in fitting]
+    executor = executor_for(recipe, recipes, progress)
     at_once = sweep.concurrency or executor.concurrency(recipes, sweep.stage, machine)
     try:
         _tune(recipe, sweep, record, executor, machine, at_once)

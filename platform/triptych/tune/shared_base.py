@@ -1,0 +1,177 @@
+"""Trials of one base in one process: the driver of each sends its stage to one trainer, which trains all side by side.
+
+What trials leave behind, and how they are stopped and go on, is as where each has a Ray Train run of its own.
+"""
+
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from triptych.errors import RunError, UserError
+from triptych.observe.progress import Progress
+from triptych.plan import Machine, estimate
+from triptych.recipe import Lora, PpoStage, Recipe, Reward, Training, with_values
+from triptych.stages.context import StageContext
+from triptych.stages.supervised import Learn
+from triptych.train import checkpoint
+from triptych.tune.executor import Clock, Executor, OnRayTrain, context_of, follow
+from triptych.tune.trainer import start_trainer
+from triptych.tune.trial import Report, Trial
+
+_MOST = 8
+"""Trials side by side: passes are full by then, and more at once would know less of each other."""
+_INITS = ("default", "gaussian", "orthogonal")
+_OWN = ("adapter", "gradients", "optimizer")
+"""Parts of a stage's memory that each trial has for itself."""
+
+
+_WAITED = ("seconds_beside", "seconds_other")
+"""The other trials' time, and what passed until the sweep had decided."""
+
+log = logging.getLogger(__name__)
+
+
+def executor_for(recipe: Recipe, recipes: Sequence[Recipe], progress: Progress) -> Executor:
+    """What a recipe's sweep asks for; `recipes`: points that stand for its space.
+
+    Raises:
+        UserError: it asks for a shared base, and its trials cannot have one.
+    """
+    sweep = recipe.sweep
+    assert sweep is not None
+    reason = why_apart(recipes, sweep.stage) if sweep.shared_base else None
+    if sweep.shared_base is True and reason:
+        raise UserError(f"sweep.shared_base: {reason}")
+    if reason:
+        log.info("each trial has a base of its own: %s", reason)
+    if reason or not sweep.shared_base:
+        return OnRayTrain(progress)
+    return SharedBase.start(recipes[0], sweep.stage, progress)
+
+
+def why_apart(recipes: Sequence[Recipe], stage: str) -> str | None:
+    """Why these trials cannot share a base in one process; None where they can."""
+    first = recipes[0]
+    for recipe in recipes:
+        if reason := _why_alone(recipe, stage):
+            return reason
+        if recipe.model != first.model:
+            return "the trials differ in `model`; allowed: one base in one precision"
+        own, others = _training(recipe, stage), _training(first, stage)
+        if (own.memory, own.workers) != (others.memory, others.workers):
+            return f"the trials differ in stages.{stage}.train.memory or workers; allowed: one of both for all"
+    return None
+
+
+def _why_alone(recipe: Recipe, name: str) -> str | None:
+    stage = recipe.stages[name]
+    if isinstance(stage, PpoStage):
+        return f"stages.{name}: ppo has engines of its own; allowed: stages that learn from rows"
+    method, workers = stage.method, stage.train.workers
+    where = f"stages.{name}.method"
+    if not isinstance(method, Lora):
+        return f"{where}: {getattr(method, 'name', 'a list')} changes more than rows of its own; allowed: lora"
+    if method.dropout:
+        return f"{where}.dropout {method.dropout:g}: its masks would depend on the other trials; allowed: 0"
+    if method.init not in _INITS:
+        return f"{where}.init {method.init}: allowed: {', '.join(_INITS)}"
+    if method.freeze_a:
+        return f"{where}.freeze_a: allowed: false"
+    if isinstance(stage, Reward) and stage.members > 1:
+        return f"stages.{name}.members {stage.members}: allowed: 1"
+    if recipe.model.quantization:
+        return f"model.quantization {recipe.model.quantization}: allowed: none"
+    if workers.count > 1 or workers.strategy not in ("auto", "single"):
+        return f"stages.{name}.train.workers: one process has the base; allowed: count 1, strategy auto or single"
+    return None
+
+
+@dataclass(frozen=True)
+class SharedBase:
+    """An executor whose trials train in one actor."""
+
+    progress: Progress
+    trainer: Any
+    """Handle of the actor."""
+
+    @classmethod
+    def start(cls, recipe: Recipe, stage: str, progress: Progress) -> "SharedBase":
+        """For trials of which this recipe is one. The actor waits for its CPUs and GPUs."""
+        return cls(progress, start_trainer(_training(recipe, stage).workers))
+
+    def concurrency(self, recipes: list[Recipe], stage: str, machine: Machine) -> int:
+        """See Executor."""
+        return min(at_once(recipe, stage, machine) for recipe in recipes)
+
+    def run(self, trial: Trial) -> Iterator[Report]:
+        """See Executor."""
+        if reason := why_apart([trial.recipe], trial.stage):
+            raise UserError(f"sweep.shared_base: {reason}")
+        ctx = replace(context_of(trial, self.progress), trainer=OnActor(self.trainer))
+        yield from follow(trial, ctx, ShareClock(trial, ctx))
+
+    def stop(self, name: str) -> None:
+        """See Executor."""
+        with contextlib.suppress(RayActorError):  # then its trials are told
+            ray.get(self.trainer.drop.remote(name))
+
+    def close(self) -> None:
+        """See Executor."""
+        ray.kill(self.trainer)
+
+
+@dataclass(frozen=True)
+class OnActor:
+    """A stage's `Trainer` that hands it to the actor."""
+
+    actor: Any
+
+    def train(self, ctx: StageContext[Any], learn: Learn) -> None:
+        """See Trainer."""
+        try:
+            ray.get(self.actor.train.remote(ctx, learn))
+        except RayTaskError as error:
+            if isinstance(error.cause, UserError | RunError):
+                raise error.cause from error
+            raise RunError(f"stage {ctx.name}: {error.cause}") from error
+        except RayActorError as error:
+            raise RunError(f"stage {ctx.name}: the process with the shared base died: {error}") from error
+
+
+class ShareClock(Clock):
+    """A trial's share of the device's time: what its rows, evaluations and checkpoints took."""
+
+    def __init__(self, trial: Trial, ctx: StageContext[Any]) -> None:
+        super().__init__(trial, ctx)
+        last = checkpoint.latest(ctx.checkpoints)
+        self._begun = last.step if last else 0
+
+    def seconds(self, rows: Sequence[Mapping[str, Any]]) -> float:
+        """See Clock."""
+        own = (row for row in rows if row["step"] > self._begun)
+        parts = (item for row in own for item in row.items())
+        return sum(value for key, value in parts if key.startswith("seconds_") and key not in _WAITED)
+
+
+def _training(recipe: Recipe, stage: str) -> Training:
+    found = recipe.stages[stage]
+    assert not isinstance(found, PpoStage)
+    return found.train
+
+
+def at_once(recipe: Recipe, stage: str, machine: Machine) -> int:
+    """How many trials like this one memory has room for: passes as full as they get, and what each has for itself."""
+    rows = _training(recipe, stage).batch.rows * _MOST
+    try:
+        full = with_values(recipe, {f"stages.{stage}.train.batch.rows": rows})
+        planned = estimate(full, machine=machine, stage=stage).stages[stage]
+    except UserError:  # no room for passes of several
+        return 1
+    own = sum(size.expected for role in planned.roles.values() for part, size in role.parts.items() if part in _OWN)
+    room = min(device.capacity - device.peak.expected for device in planned.devices.values())
+    return max(1, min(_MOST, 1 + room // max(own, 1)))

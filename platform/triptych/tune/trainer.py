@@ -1,0 +1,176 @@
+"""The actor of a shared base: one model, one thread that trains, and trials that come and go."""
+
+import asyncio
+import logging
+import math
+import os
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import RayError
+
+from triptych.errors import UserError
+from triptych.recipe import Workers
+from triptych.stages.context import StageContext
+from triptych.stages.models import role_model
+from triptych.stages.supervised import Learn
+from triptych.train.on_ray import ALLOCATOR
+from triptych.train.roles import RoleModel
+from triptych.train.side_by_side import SideBySide
+from triptych.tune.executor import GateMonitor
+
+_POLL_S = 0.05
+
+log = logging.getLogger(__name__)
+
+
+def start_trainer(workers: Workers) -> Any:
+    """The actor, with what one worker asks for. Where it dies, the trials go on from their checkpoints in another."""
+    actor = ray.remote(Trainer).options(
+        num_cpus=workers.cpus,
+        num_gpus=workers.gpus,
+        max_restarts=workers.max_restarts,
+        max_task_retries=workers.max_restarts,
+        runtime_env={"env_vars": ALLOCATOR},
+    )
+    return actor.remote(workers.threads or math.ceil(workers.cpus), "cuda" if workers.gpus else "cpu")
+
+
+@dataclass
+class _Member:
+    """A trial that trains here."""
+
+    ctx: StageContext[Any]
+    learn: Learn
+    done: "Future[None]" = field(default_factory=Future)
+    gate: Any = None
+    """The answer that it waits for before it may go on."""
+
+
+@dataclass(frozen=True)
+class _Parking:
+    """A stage's `Monitor` that does not wait: its member does."""
+
+    gate: Any
+    member: _Member
+
+    def evaluated(self, step: int) -> None:
+        """See Monitor."""
+        self.member.gate = self.gate.evaluated.remote(step)
+
+
+class Trainer:
+    """The actor's state. Calls leave word for the thread that trains, and wait for its answer."""
+
+    def __init__(self, threads: int, device: str) -> None:
+        self._device = torch.device(device)
+        self._model: RoleModel | None = None
+        self._side = SideBySide()
+        self._members: dict[str, _Member] = {}
+        self._news: queue.Queue[Callable[[], None]] = queue.Queue()
+        threading.Thread(target=self._run, args=(threads,), daemon=True).start()
+
+    async def train(self, ctx: StageContext[Any], learn: Learn) -> None:
+        """Train a stage to its end. Raises what it raised; ends quietly where it is dropped."""
+        member = _Member(ctx, learn)
+        self._news.put(lambda: self._join(member))
+        await asyncio.wrap_future(member.done)
+
+    async def drop(self, name: str) -> None:
+        """Let go of a trial; returns when nothing of it is left."""
+        gone: Future[None] = Future()
+
+        def leave() -> None:
+            self._leave(name)
+            gone.set_result(None)
+
+        self._news.put(leave)
+        await asyncio.wrap_future(gone)
+
+    def _run(self, threads: int) -> None:
+        """Of the thread that trains. What goes wrong in it ends the process: trials go on in another."""
+        torch.set_num_threads(threads)
+        try:
+            while True:
+                self._turn()
+        except BaseException:
+            log.exception("the trainer of a shared base")
+            os._exit(1)
+
+    def _turn(self) -> None:
+        """One step of every trial that may take one."""
+        self._hear()
+        ready = [name for name, member in self._members.items() if self._may_go_on(name, member)]
+        if ready:
+            most = max(self._members[name].ctx.stage.train.batch.micro_tokens for name in ready)
+            self._side.step(ready, most)
+        self._settle()
+
+    def _hear(self) -> None:
+        """Do what calls asked for; wait for one, or a while, where nobody can go on."""
+        waiting = [member.gate for member in self._members.values()]
+        if not self._members:
+            self._news.get()()
+        elif None not in waiting:
+            ray.wait(waiting, timeout=_POLL_S)
+        while not self._news.empty():
+            self._news.get()()
+
+    def _join(self, member: _Member) -> None:
+        ctx, name = member.ctx, member.ctx.recipe.name
+        self._leave(name)
+        self._members[name] = member
+        if isinstance(ctx.monitor, GateMonitor):
+            ctx = replace(ctx, monitor=_Parking(ctx.monitor.gate, member))
+        if self._model is None:
+            self._model = role_model(ctx, ctx.stage.train.memory, self._device)
+        torch.manual_seed(ctx.recipe.seed)  # as a model of its own begins
+        self._side.start(name, member.learn(ctx, self._model, name))
+        if name in self._model.trainable and not self._model.can_stand_beside(name):
+            base = ctx.recipe.model.base
+            self._end(name, UserError(f"sweep.shared_base: {base} has layers that cannot be shared"))
+
+    def _may_go_on(self, name: str, member: _Member) -> bool:
+        """Whether a trial has a step to take, and the answer that it waited for; one whose driver is gone ends."""
+        if name in self._side.ended:
+            return False
+        if member.gate is None:
+            return True
+        if not ray.wait([member.gate], timeout=0)[0]:
+            return False
+        try:
+            ray.get(member.gate)
+        except RayError:
+            self._end(name, None)
+            return False
+        member.gate = None
+        return True
+
+    def _end(self, name: str, error: Exception | None) -> None:
+        self._side.stop(name)
+        self._side.ended[name] = error
+
+    def _settle(self) -> None:
+        """Answer for trainings that have ended."""
+        for name, error in list(self._side.ended.items()):
+            self._leave(name, error)
+
+    def _leave(self, name: str, error: Exception | None = None) -> None:
+        """Forget a trial, if there is one, and answer the call that brought it."""
+        self._side.stop(name)
+        self._side.ended.pop(name, None)
+        if self._model is not None and name in self._model.trainable:
+            self._model.remove(name)
+        member = self._members.pop(name, None)
+        if member is None or member.done.done():
+            return
+        if error is None:
+            member.done.set_result(None)
+        else:
+            member.done.set_exception(error)
