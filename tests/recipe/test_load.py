@@ -280,7 +280,8 @@ WRONG_OVERRIDES = [
      f"stages.sft.train.epoch: unknown key; did you mean `epochs`?; allowed: {TRAINING}"),
     ("stages.sfx.train.epochs=2", "stages.sfx: no such entry; did you mean `sft`?; allowed: sft, reward, ppo"),
     ("sead=2",
-     "sead: unknown key; did you mean `seed`?; allowed: machine, memory, model, name, seed, stages, storage, sweep, trackers"),
+     "sead: unknown key; did you mean `seed`?; allowed: machine, memory, model, name, seed, stages, storage, sweep, "
+     "trackers"),
     ("seed.deep=2", "seed.deep: nothing can stand below this; allowed here: a whole number >= 0"),
     ("stages.reward.method.targets.2=x", "stages.reward.method.targets.2: no such item; allowed: 0 to 1"),
     ("stages.sft.train.epochs=-1", "stages.sft.train.epochs: cannot be -1; allowed: a number > 0 or null"),
