@@ -66,6 +66,7 @@ class StageView:
         """Role -> module -> its rank at the end; None where ranks were not adapted."""
         return _json(storage.join(self.url, "ranks.json"))
 
+    @cached_property
     def plan(self) -> dict[str, Any] | None:
         """What was predicted of the stage (`predicted`), and what it came to (`actual`); None where nothing was."""
         plan = _json(storage.join(self.url, FILE))

@@ -4,8 +4,9 @@ Tensors are predicted. Allocators keep more, and how much more depends on the ma
 """
 
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from triptych.plan.amounts import Bytes, Parts, total
 from triptych.plan.machines import Machine
@@ -29,6 +30,12 @@ class MemoryRecord:
     """Bytes, `grown` of what was predicted before any calibration."""
     actual: int
     """Bytes at the process's peak (reserved ones on a GPU) less those that it held when the base was loaded."""
+
+
+def memory_records(stored: Iterable[Mapping[str, Any]]) -> list[MemoryRecord]:
+    """From what a registry keeps, which may have more fields."""
+    names = [field.name for field in fields(MemoryRecord)]
+    return [MemoryRecord(**{name: record[name] for name in names}) for record in stored]
 
 
 @dataclass(frozen=True)
