@@ -124,4 +124,20 @@ def _fused(
     query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: dict[str, Any], hidden: Tensor | None
 ) -> Tensor:
     """Attention that keeps its output and log-sum-exp, as a GPU's does; a CPU's in 16 bits has a way of its own."""
-    return F.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=True, **causal)
+    out: Tensor = _Fused.apply(query, key, value, scaling, causal)
+    return out
+
+
+class _Fused(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: dict[str, Any]
+    ) -> Tensor:
+        out = F.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=True, **causal)
+        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value, *_ = ctx.saved_tensors
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None, None
