@@ -17,6 +17,7 @@ from triptych.models.sizes import Sizes, Tensors, sizes_of
 from triptych.plan.activations import Pass
 from triptych.plan.worker import optimizer_bytes
 from triptych.recipe import Full, Lora, Memory, Method, Optimizer
+from triptych.train.attention import _spans
 from triptych.train.optimizer import build_optimizer
 from triptych.train.roles import RoleModel
 from triptych.train.tasks import LanguageModeling
@@ -84,6 +85,7 @@ def measured(settings: LlamaConfig, method: Method, dtype: str, memory: Memory, 
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     known = [*model.parameters(), *model.buffers(), *(p.grad for p in trained if p.grad is not None)]
+    _spans.cache_clear()  # masks that attention keeps for the next pass are new in this one
     with Alive(known) as alive, model.use("policy"):
         with model.autocast():
             sums, _ = LanguageModeling("policy").loss(model, {"ids": ids, "mask": mask, "labels": labels})
@@ -111,8 +113,10 @@ def test_what_a_block_keeps(dtype: str, checkpointing: Any, method: Method) -> N
     copies = casts(config(1), method, dtype) if checkpointing == "none" else 0
     # On a CPU, attention in 16 bits keeps neither its output nor the log-sum-exp of its 6 heads.
     without = 2 * 96 + 4 * 6 if dtype == "bfloat16" and checkpointing == "none" else 0
+    # In float32 it keeps the masks of two rows that it takes at once: little beside a block of a real width.
+    masks = 4 * ((2 * LENGTH) ** 2 + (2 * LENGTH - 3) ** 2) if dtype == "float32" and checkpointing == "none" else 0
     tokens = ROWS * LENGTH - 3
-    assert three.kept - two.kept == pytest.approx((work.checkpoint() - without) * tokens + copies, rel=0.03)
+    assert three.kept - two.kept == pytest.approx((work.checkpoint() - without) * tokens + copies + masks, rel=0.03)
 
 
 def test_padded_rows_keep_a_mask_and_keys_and_values_for_every_head() -> None:

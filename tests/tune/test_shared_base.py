@@ -52,7 +52,7 @@ def test_auto_falls_back(make_recipe: Make) -> None:
 
 def test_memory_bounds_the_trials_at_once(make_recipe: Make) -> None:
     recipe = make_recipe()
-    roomy, tight = (Machine("one", (Node(2, 0, memory),)) for memory in (64 << 30, 0))
+    roomy, tight = (Machine("one", (Node(2, 0, memory),)) for memory in (64 << 30, 1 << 20))
     assert at_once(recipe, "sft", roomy) == 8
     assert at_once(recipe, "sft", tight) == 1
 

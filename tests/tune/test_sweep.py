@@ -60,7 +60,7 @@ def test_a_killed_sweep_goes_on_to_the_same_table(make_recipe: Make, tmp_path: P
     assert undisturbed.best is not None
     assert not storage.exists(storage.join(undisturbed.url, "tune"))
 
-    command = [sys.executable, "-m", "triptych", "sweep", str(tmp_path / "recipe.yaml"), "--json"]
+    command = [str(Path(sys.executable).with_name("triptych")), "sweep", str(tmp_path / "recipe.yaml"), "--json"]
     command += ["--set", "name=disturbed", "--train-winner"]
     env = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     folder = sweep_folder(recipe.model_copy(update={"name": "disturbed"}))

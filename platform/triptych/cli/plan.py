@@ -25,6 +25,9 @@ def plan(
         float | None, typer.Option("--price-per-hour", min=0, help="Of the whole machine; the cost is shown.")
     ] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Measure this machine's speed, and keep it.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Trace memory on the learner's own step: seconds a stage.")
+    ] = False,
     grid: Annotated[bool, typer.Option("--grid", help="Micro-batch x memory x speed of all settings.")] = False,
     plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the grid of one stage.")] = None,
     probe: Annotated[bool, typer.Option("--probe", help="Find the micro-batch by real steps on this machine.")] = False,
@@ -54,11 +57,17 @@ def plan(
     elif probe:
         _probe(loaded, stage, machine, rates, as_json)
     else:
-        _plan(loaded, stage, machine, rates, price, as_json)
+        _plan(loaded, stage, machine, rates, price, exact, as_json)
 
 
 def _plan(
-    recipe: "Recipe", stage: str | None, machine: "Machine", rates: "Rates | None", price: float | None, as_json: bool
+    recipe: "Recipe",
+    stage: str | None,
+    machine: "Machine",
+    rates: "Rates | None",
+    price: float | None,
+    exact: bool,
+    as_json: bool,
 ) -> None:
     from rich.console import Console
 
@@ -69,7 +78,7 @@ def _plan(
     from triptych.recipe import dump_recipe
 
     records = _records(recipe)
-    predicted = estimate(recipe, machine=machine, stage=stage, exact=True, records=records, rates=rates)
+    predicted = estimate(recipe, machine=machine, stage=stage, exact=exact, records=records, rates=rates)
     placement = place(recipe, machine, stage)
     choices = {
         name: choose(recipe, name, machine, rates=rates, records=records)

@@ -97,12 +97,14 @@ def estimate(
     exact: bool = False,
     records: Sequence[MemoryRecord] = (),
     rates: Rates | None = None,
+    advise: bool = True,
 ) -> Estimate:
     """Peak memory a device and tokens a second, from the recipe and the base's config.json.
 
     `machine` takes the place of the recipe's. Memory comes from a closed form; with `exact` what a step works with is
     traced on the learner itself, which takes seconds and imports torch. `records` of runs that have ended calibrate
-    it; `rates` are what was measured of the machine's processors.
+    it; `rates` are what was measured of the machine's processors. `advise`: a refusal names the nearest setting that
+    fits, which takes a second to find.
 
     Raises:
         UserError: unknown stage or machine, a base whose sizes are not known, or a stage that the machine cannot hold.
@@ -114,7 +116,12 @@ def estimate(
     recipe = recipe.model_copy(update={"stages": {**recipe.stages, **chosen}})
     for name in placement.requests:
         _refuse_what_the_base_cannot(recipe, name, sizes)
-    return Estimate(on, {name: _stage(recipe, name, sizes, on, exact, records, rates) for name in placement.requests})
+    found = {name: _stage(recipe, name, sizes, on, exact, records, rates) for name in placement.requests}
+    for name, planned in found.items():
+        if too_little := _shortage(planned):
+            nearest = f"{nearest_that_fits(recipe, name, on)}; or " if advise else ""
+            raise UserError(f"stages.{name} does not fit machine {on}: {too_little}; {nearest}change `machine`")
+    return Estimate(on, found)
 
 
 def _stage(
@@ -128,9 +135,7 @@ def _stage(
 ) -> StageEstimate:
     strategy = resolve_strategy(recipe, name, machine, sizes)
     roles, devices = on_devices(recipe, name, sizes, machine, strategy, exact=exact, records=records)
-    found = StageEstimate(strategy, roles, devices, stage_speed(recipe, name, sizes, machine, strategy, rates))
-    _refuse_what_cannot_fit(recipe, name, found, machine)
-    return found
+    return StageEstimate(strategy, roles, devices, stage_speed(recipe, name, sizes, machine, strategy, rates))
 
 
 def _refuse_what_the_base_cannot(recipe: Recipe, name: str, sizes: Sizes) -> None:
@@ -152,12 +157,10 @@ def _refuse_what_the_base_cannot(recipe: Recipe, name: str, sizes: Sizes) -> Non
         raise UserError(f"stages.{name}.{field}: {length} tokens; allowed: up to {sizes.max_length - taken} {why}")
 
 
-def _refuse_what_cannot_fit(recipe: Recipe, name: str, found: StageEstimate, machine: Machine) -> None:
-    """Only what misses even at the low end of its interval is refused."""
+def _shortage(found: StageEstimate) -> str | None:
+    """What a device lacks. Only what misses even at the low end of its interval counts."""
     for label, device in found.devices.items():
         if device.peak.low > device.capacity:
-            raise UserError(
-                f"stages.{name} does not fit machine {machine}: {label} needs at least "
-                f"{device.peak.low / GIB:.1f} GiB and has "
-                f"{device.capacity / GIB:.1f} GiB; {nearest_that_fits(recipe, name, machine)}; or change `machine`"
-            )
+            needed, has = device.peak.low / GIB, device.capacity / GIB
+            return f"{label} needs at least {needed:.1f} GiB and has {has:.1f} GiB"
+    return None

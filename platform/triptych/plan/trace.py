@@ -20,11 +20,13 @@ from triptych.plan.memory import method_of, micro_batch
 from triptych.plan.rehearsal import Rehearsal, accumulated, random_base, rehearse
 from triptych.plan.sharding import Sharding
 from triptych.plan.worker import MicroBatch
-from triptych.recipe import Method, PpoStage, Recipe, Stage
+from triptych.recipe import PpoStage, Recipe, Stage
 from triptych.recipe.method import Freeze, parts_of
 from triptych.train import attention
 from triptych.train.strategies.base import LOSS_SCALE, VALUE
 
+UNTRACED = ("vblora", "shira")
+"""Methods whose own numbers say what they compute: a step without numbers is none of theirs."""
 DEPTHS = (2, 3)
 WARM = MicroBatch(tokens=64, length=32)
 """A first small step, which makes the optimizer's state."""
@@ -36,8 +38,8 @@ def traced(
     recipe: Recipe, name: str, roles: dict[str, Parts], sizes: Sizes, spread: Sharding, *, on_gpu: bool
 ) -> dict[str, Parts]:
     """The roles with what a step works with as it was traced; what lasts, and what a strategy adds, stays as it is."""
-    if spread.float32_base:  # another model than the one that is traced
-        return roles
+    if spread.float32_base or any(part.name in UNTRACED for part in _parts(recipe, recipe.stages[name])):
+        return roles  # another model than the one that is traced, or numbers decide what a step works with
     found = trace(recipe, name, sizes.layers, on_gpu=on_gpu)
     return {role: _replaced(parts, found[role], spread) if role in found else parts for role, parts in roles.items()}
 
@@ -54,22 +56,24 @@ def trace(recipe: Recipe, name: str, layers: int, *, on_gpu: bool = False) -> di
 
 def _depths(recipe: Recipe, stage: Stage, layers: int) -> tuple[int, ...]:
     """Depths to trace: all blocks where the method tells one from another."""
-    refs = (stage.policy, stage.reward) if isinstance(stage, PpoStage) else ()
-    methods = [method_of(recipe, ref) for ref in refs] or [stage.method]  # type: ignore[union-attr]
-    if layers <= DEPTHS[-1] or any(_names_blocks(method) for method in methods):
+    parts = _parts(recipe, stage)
+    if layers <= DEPTHS[-1] or any(_names_blocks(part) for part in parts):
         return (layers,)
-    last = max((part.layers for method in methods for part in parts_of(method) if isinstance(part, Freeze)), default=0)
+    last = max((part.layers for part in parts if isinstance(part, Freeze)), default=0)
     return DEPTHS if last < DEPTHS[0] else (last + 1, last + 2) if last + 2 <= layers else (layers,)
 
 
-def _names_blocks(method: Method) -> bool:
-    for part in parts_of(method):
-        if isinstance(part, Freeze):
-            if part.train:
-                return True
-        elif any(getattr(part, field, None) for field in ("layers", "rank_pattern", "alpha_pattern", "drop_layers")):
-            return True
-    return False
+def _parts(recipe: Recipe, stage: Stage) -> list[Any]:
+    """What the methods of a stage's trained roles consist of."""
+    refs = (stage.policy, stage.reward) if isinstance(stage, PpoStage) else ()
+    methods = [method_of(recipe, ref) for ref in refs] or [stage.method]  # type: ignore[union-attr]
+    return [part for method in methods for part in parts_of(method)]
+
+
+def _names_blocks(part: Any) -> bool:
+    if isinstance(part, Freeze):
+        return bool(part.train)
+    return any(getattr(part, field, None) for field in ("layers", "rank_pattern", "alpha_pattern", "drop_layers"))
 
 
 def _moments(recipe: Recipe, name: str, depth: int) -> dict[str, Moments]:

@@ -19,7 +19,7 @@ def misfit(recipe: Recipe, values: Values, machine: Machine) -> str | None:
     """Why a point cannot be launched; None where it can."""
     assert recipe.sweep is not None
     try:
-        estimate(with_values(recipe, values), machine=machine, stage=recipe.sweep.stage)
+        estimate(with_values(recipe, values), machine=machine, stage=recipe.sweep.stage, advise=False)
     except RecipeError as error:
         return "; ".join(problem.message for problem in error.problems)
     except UserError as error:
