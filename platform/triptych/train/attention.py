@@ -157,7 +157,8 @@ def packed_attention(
         key, value = gather(key, 2, layout.keys), gather(value, 2, layout.keys)
     if query.is_cuda and query.dtype in _HALF and not dropout:
         return _flash(query, key, value, layout, scaling, sliding_window), None
-    spans = _spans(tuple(layout.new), tuple(layout.whole), layout.apart, sliding_window, query.device)
+    most = QUERIES if query.dtype in _HALF else 0
+    spans = _spans(tuple(layout.new), tuple(layout.whole), layout.apart, most, sliding_window, query.device)
     news, wholes = [span.new for span in spans], [span.whole for span in spans]
     parts = zip(query.split(news, 2), key.split(wholes, 2), value.split(wholes, 2), spans, strict=True)
     out = [_attend(q, k, v, span, scaling, dropout) for q, k, v, span in parts]
@@ -187,16 +188,22 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: _Span, scaling: flo
 
 @lru_cache(maxsize=8)
 def _spans(
-    new: tuple[int, ...], whole: tuple[int, ...], apart: frozenset[int], window: int | None, device: torch.device
+    new: tuple[int, ...],
+    whole: tuple[int, ...],
+    apart: frozenset[int],
+    most: int,
+    window: int | None,
+    device: torch.device,
 ) -> list[_Span]:
-    """Rows by their queries and keys, as many at once as have `QUERIES` keys: calls cost more than masked keys.
+    """Rows by their queries and keys, as many at once as have `most` keys: a call costs more than masked keys.
 
-    Kept, since every layer asks for the same.
+    In 32 bits torch's kernel would round differently with a mask than without (1e-5 in place of 1e-6), and keep the
+    mask for each layer. Kept, since every layer asks for the same.
     """
     spans: list[list[tuple[int, int]]] = []
     keys = 0
     for number, row in enumerate(zip(new, whole, strict=True)):
-        if spans and keys + row[1] <= QUERIES and number not in apart:
+        if spans and keys + row[1] <= most and number not in apart:
             spans[-1].append(row)
             keys += row[1]
         else:
