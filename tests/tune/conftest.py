@@ -1,7 +1,7 @@
 """A recipe with a sweep that is small enough for a test."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,16 @@ from triptych.recipe import Recipe, dump_recipe, load_recipe
 WORDS = ("warm", "dull", "funny", "flat", "lovely", "slow", "great", "long")
 LR = "stages.sft.train.optimizer.lr"
 RANK = "stages.sft.method.r"
+
+
+@pytest.fixture(scope="module")
+def ray_cluster() -> Iterator[None]:
+    """As `triptych sweep` starts one: with the dashboard, by which the CPUs of stopped trials come free."""
+    import ray
+
+    ray.init(num_cpus=2, num_gpus=0, include_dashboard=True)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture

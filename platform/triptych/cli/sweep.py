@@ -39,7 +39,7 @@ def sweep(
     wanted = check_sweep(loaded)
     registered: dict[str, Any] | None = None
     # Ray and libraries print to stdout, which is the results'.
-    with redirect_stdout(sys.stderr), connect(cpus, metrics_port):
+    with redirect_stdout(sys.stderr), connect(cpus, metrics_port, dashboard=True):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray sets its own when it starts
         try:
             with ProgressDisplay() as display:

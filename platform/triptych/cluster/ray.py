@@ -16,12 +16,13 @@ from triptych.errors import RunError, UserError
 
 
 @contextmanager
-def connect(cpus: int | None = None, metrics_port: int | None = None) -> Iterator[None]:
+def connect(cpus: int | None = None, metrics_port: int | None = None, *, dashboard: bool = False) -> Iterator[None]:
     """A connection to Ray for the time of the block.
 
     Inside a process that is connected already, that connection is used and left as it is. Otherwise joins the cluster
     that `RAY_ADDRESS` names, or else starts one on this machine, with token authentication, `cpus` logical CPUs (None:
-    as many as the machine has) and its metrics for Prometheus on `metrics_port`; it ends with the block.
+    as many as the machine has) and its metrics for Prometheus on `metrics_port`; it ends with the block. Without a
+    `dashboard` Ray Train cannot see that a run's driver was stopped, and keeps the CPUs of its workers.
 
     Errors: UserError where nothing answers at `RAY_ADDRESS`; RunError where Ray does not start.
     """
@@ -38,7 +39,7 @@ def connect(cpus: int | None = None, metrics_port: int | None = None) -> Iterato
         else:
             # Ray Train would watch in a process of its own whether its nodes are about to be taken away.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            ray.init("local", num_cpus=cpus, include_dashboard=False, _metrics_export_port=metrics_port, **quiet)
+            ray.init("local", num_cpus=cpus, include_dashboard=dashboard, _metrics_export_port=metrics_port, **quiet)
     except (OSError, RuntimeError, ValueError, RayError) as error:
         ray.shutdown()
         if address:
