@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import ray
+from ray.exceptions import RayActorError
 
 from triptych import storage
 from triptych.observe.log import read_metrics
@@ -73,7 +74,12 @@ class GateMonitor:
 
     def evaluated(self, step: int) -> None:
         """Returns when the trial's driver has opened the gate."""
-        ray.get(self.gate.evaluated.remote(step))
+        try:
+            ray.get(self.gate.evaluated.remote(step))
+        except RayActorError:
+            # The driver was stopped, and its run ends after it. A failure here would be tried again meanwhile, with
+            # CPUs that nobody gives back.
+            threading.Event().wait()
 
 
 @dataclass(frozen=True)
