@@ -23,7 +23,7 @@ def _write(path: Path, rows: Sequence[Mapping[str, object]]) -> str:
 
 @pytest.fixture
 def recipe_file(tiny_model_dir: Path, tmp_path: Path) -> Path:
-    """SFT and reward of 60 short steps, PPO of 8 steps with two engines; fp32."""
+    """SFT and reward of 60 short steps, PPO of 4 steps with two engines; fp32."""
     return _recipe(tiny_model_dir, tmp_path)
 
 
@@ -80,7 +80,7 @@ def _recipe(model: Path, folder: Path) -> Path:
                     "train": {"path": _write(folder / "prompts.jsonl", prompts)},
                     "heldout": {"path": _write(folder / "prompts.heldout.jsonl", prompts[:3])},
                 },
-                "steps": 8,
+                "steps": 4,
                 "prompts_per_step": 4,
                 "samples_per_prompt": 4,
                 "micro_tokens": 512,

@@ -20,7 +20,7 @@ from triptych.registry import Registry
 pytestmark = pytest.mark.slow
 
 TRIPTYCH = str(Path(sys.executable).parent / "triptych")
-STEPS = 8
+STEPS = 4
 SAMPLES = 16
 
 
@@ -122,14 +122,12 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(
         assert len(set(found_step["lease"])) == len(found_step["lease"]) == SAMPLES
         for column in ("lease", "prompt_ids", "seed"):
             assert found_step[column] == expected_step[column]
-    assert [set(map(tuple, step["versions"])) and step["versions"][0][0] for step in found_rollouts] == list(
-        range(STEPS)
-    )
+    assert [set(map(tuple, step["versions"])) and step["versions"][0][0] for step in found_rollouts] == [0, 1, 2, 3]
     # The same weights and seeds sample the same answers, so the runs also learn the same.
     assert [step["response_ids"] for step in found_rollouts] == [step["response_ids"] for step in expected_rollouts]
 
     rows = read_metrics(str(disturbed / "stages/ppo"))
-    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[0]["kl"] == 0.0  # policy and reference are one adapter, to the bit
     assert all(row["canary_gap"] < 1e-3 for row in rows)
 
