@@ -1,17 +1,13 @@
 """The page of a run, from what lies in its folder."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from triptych import __version__, storage
+from triptych import storage
 from triptych.observe.report import lineage, ranks, reward, samples, series, svg
+from triptych.observe.report.template import filled
 from triptych.observe.runs import RunView, StageView, read_run
 
-_ASSETS = files("triptych.observe.report")
 _FIRST_TILES = (
     "heldout_reward",
     "heldout_judge",
@@ -54,25 +50,14 @@ def write_report(run_url: str) -> str:
 
 def render(run: RunView) -> str:
     """The whole page. Everything that comes from the run is escaped."""
-    environment = Environment(
-        loader=PackageLoader("triptych.observe.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(draw=svg.draw, hover=svg.hover_data, number=svg.number, colors=svg.COLORS)
     model = run.recipe.get("model") or {}
-    return environment.get_template("page.html.j2").render(
+    return filled(
+        "page.html.j2",
         run=run,
         base=str(model.get("base", "?")),
         seed=run.recipe.get("seed"),
-        css=_ASSETS.joinpath("page.css").read_text(),
-        js=_ASSETS.joinpath("page.js").read_text(),
         lineage=lineage.draw(lineage.nodes(run)),
         stages=[_stage(stage) for stage in run.stages],
-        version=__version__,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 

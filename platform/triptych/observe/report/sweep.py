@@ -3,21 +3,17 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from html import escape
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from triptych import __version__, storage
+from triptych import storage
 from triptych.observe.report import svg
 from triptych.observe.report.series import Chart, Series
+from triptych.observe.report.template import filled
 from triptych.observe.sweeps import SweepView, TrialView, signed
 from triptych.recipe import Dimension
 from triptych.recipe.sweep import Objective
 
-_ASSETS = files("triptych.observe.report")
 _WIDTH, _HEIGHT, _TOP, _BOTTOM, _SIDE = 900, 300, 28, 24, 60
 
 
@@ -30,17 +26,10 @@ def write_sweep_report(found: SweepView, importance: Mapping[str, float]) -> str
 
 def render_sweep(found: SweepView, importance: Mapping[str, float]) -> str:
     """The whole page. Everything that comes from the sweep is escaped."""
-    environment = Environment(
-        loader=PackageLoader("triptych.observe.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(draw=svg.draw, hover=svg.hover_data, number=svg.number, colors=svg.COLORS)
     objectives = found.sweep.objectives
     chosen = found.front if len(objectives) > 1 else [found.best] if found.best else []
-    return environment.get_template("sweep.html.j2").render(
+    return filled(
+        "sweep.html.j2",
         sweep=found,
         objectives=objectives,
         keys=list(found.sweep.space),
@@ -50,10 +39,6 @@ def render_sweep(found: SweepView, importance: Mapping[str, float]) -> str:
         coordinates=parallel_coordinates(found),
         importance=importance_bars(importance),
         front=pareto(found) if len(objectives) > 1 else "",
-        css=_ASSETS.joinpath("page.css").read_text(),
-        js=_ASSETS.joinpath("page.js").read_text(),
-        version=__version__,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 
