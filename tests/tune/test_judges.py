@@ -12,6 +12,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from triptych import storage
 from triptych.errors import UserError
+from triptych.observe.report.sweep import render_sweep
 from triptych.observe.sweeps import read_sweep
 from triptych.recipe import Recipe
 from triptych.tune.budget import Budget
@@ -139,6 +140,7 @@ def test_a_number_that_is_none_is_the_worst(make_recipe: Make) -> None:
     assert sitting.judge.on_trial_result(None, trial, {"step": 2, "failed": "rows are wrong"}) == "CONTINUE"
     view = read_sweep(sweep_folder(recipe))
     assert (view.trials[0].status, view.trials[0].reason) == ("failed", "rows are wrong")
+    assert "<td>inf</td>" in render_sweep(view, {})
 
 
 @pytest.mark.parametrize("limit", [{"tokens": 70}, {"device_seconds": 7}])

@@ -118,8 +118,9 @@ class SweepView:
 
     @property
     def comparable(self) -> list[TrialView]:
-        """Trials with all objectives measured; where some were trained to their end, only those."""
-        measured = [t for t in self.trials if all(o.metric in t.metrics for o in self.sweep.objectives)]
+        """Trials with a number for every objective; where some were trained to their end, only those."""
+        wanted = [objective.metric for objective in self.sweep.objectives]
+        measured = [t for t in self.trials if all(math.isfinite(t.metrics.get(name, math.nan)) for name in wanted)]
         return [trial for trial in measured if trial.status == "done"] or measured
 
     @property

@@ -108,6 +108,8 @@ def ticks(low: float, high: float, count: int) -> list[float]:
 
 def number(value: float) -> str:
     """Short text of a number: at most four significant digits."""
+    if not math.isfinite(value):
+        return str(value)
     if value == 0:
         return "0"
     if abs(value) >= 1e6 or abs(value) < 1e-3:

@@ -184,7 +184,7 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _has(report: Mapping[str, Any], objective: Objective) -> bool:
-    return objective.metric in report["metrics"]
+    return math.isfinite(report["metrics"].get(objective.metric, math.nan))
 
 
 def _svg(label: str, inner: str, height: int = _HEIGHT) -> str:
