@@ -26,6 +26,7 @@ from triptych.plan.machines import processor
 from triptych.plan.rates import Rates
 from triptych.recipe import Recipe, workers_of
 from triptych.recipe.amount import bytes_of
+from triptych.train.allocator import allocator_variables
 
 _SIGNS = ("out of memory", "outofmemory", "can't allocate memory", "memoryerror", "bad_alloc", "could not create a")
 MICRO_TOKENS: tuple[Pulled, ...] = ("micro_tokens",)
@@ -121,8 +122,6 @@ def _file(recipe: Recipe, name: str, machine: Machine) -> Path:
 
 def attempt(recipe: Recipe, name: str, setting: Levers) -> Try:
     """Two steps with one setting, in one fresh process for each rank."""
-    from triptych.train.on_ray import ALLOCATOR
-
     stage = recipe.stages[name]
     changed = recipe.model_copy(update={"stages": {**recipe.stages, name: setting.on(stage)}})
     ranks = workers_of(stage).count
@@ -132,7 +131,7 @@ def attempt(recipe: Recipe, name: str, setting: Levers) -> Try:
         command = [sys.executable, "-m", "triptych.stages.probe", str(Path(folder, "job.json"))]
         with ExitStack() as stack:
             logs = [stack.enter_context(Path(folder, f"{rank}.err").open("wb")) for rank in range(ranks)]
-            env = os.environ | ALLOCATOR
+            env = os.environ | allocator_variables()
             codes = _ends(
                 [subprocess.Popen([*command, str(rank)], env=env, stderr=log) for rank, log in enumerate(logs)]
             )

@@ -13,15 +13,9 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from triptych.errors import RunError, UserError
 from triptych.recipe import Workers
+from triptych.train.allocator import allocator_variables
 
 PLACEMENT_TIMEOUT_S = 120.0
-
-ALLOCATOR = {
-    # glibc maps and unmaps every large tensor afresh, and each page is then faulted in again: keep freed memory.
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
-    "MALLOC_TOP_PAD_": str(256 << 20),
-}
 
 
 def launch(
@@ -60,7 +54,7 @@ def launch(
             failure_config=FailureConfig(
                 max_failures=workers.max_restarts, controller_failure_limit=workers.max_restarts
             ),
-            worker_runtime_env={"env_vars": ALLOCATOR},
+            worker_runtime_env={"env_vars": allocator_variables()},
         ),
     )
     try:
