@@ -36,6 +36,10 @@ class Prometheus:
         lines = [(one["metric"], [(at, float(text)) for at, text in one["values"] if text != "NaN"]) for one in found]
         return [line for line in lines if line[1]]
 
+    def firing(self) -> set[str]:
+        """The alerts that fire now."""
+        return {one["labels"]["alertname"] for one in self.ask("alerts")["alerts"] if one["state"] == "firing"}
+
 
 @contextmanager
 def prometheus(folder: Path, metrics_port: int, every: str) -> Iterator[Prometheus | None]:
