@@ -20,10 +20,10 @@ from triptych import __version__, storage
 from triptych.errors import RunError
 from triptych.models.cache import cache_dir
 from triptych.models.sizes import read_config
-from triptych.plan import Machine, Option, options
+from triptych.plan import Known, Machine, Option, options
+from triptych.plan.known import NOTHING
 from triptych.plan.levers import Levers, Pulled
 from triptych.plan.machines import processor
-from triptych.plan.rates import Rates
 from triptych.recipe import Recipe, workers_of
 from triptych.recipe.amount import bytes_of
 from triptych.train.allocator import allocator_variables
@@ -65,7 +65,7 @@ def probe(
     name: str,
     machine: Machine,
     *,
-    rates: Rates | None = None,
+    known: Known = NOTHING,
     tell: Callable[[Try], None] = lambda tried: None,
 ) -> Probed:
     """Bisect from the largest micro-batch that should fit; what was found before comes from the cache folder.
@@ -79,8 +79,8 @@ def probe(
     if kept.is_file():
         content = json.loads(kept.read_text(encoding="utf-8"))
         return Probed(content["micro_tokens"], tuple(Try(**tried) for tried in content["tries"]), cached=True)
-    own = options(recipe, name, machine, rates=rates, levers=())[0].levers
-    found = options(recipe, name, machine, rates=rates, levers=MICRO_TOKENS)
+    own = options(recipe, name, machine, known=known, levers=())[0].levers
+    found = options(recipe, name, machine, known=known, levers=MICRO_TOKENS)
     sized = sorted(found, key=lambda option: option.levers.micro_tokens)
     tries: list[Try] = []
     fits, fails, number = -1, len(sized), _expected(sized)
