@@ -18,6 +18,10 @@ from triptych.train.allocator import allocator_variables
 PLACEMENT_TIMEOUT_S = 120.0
 
 
+class WorkerFailedError(RunError):
+    """A worker died, or raised what is neither the user's mistake nor a run that cannot go on."""
+
+
 def launch(
     name: str,
     train: Callable[[dict[str, Any]], None],
@@ -33,7 +37,8 @@ def launch(
 
     Raises:
         UserError: `train` raised one, or the cluster lacks the resources for good.
-        RunError: it failed otherwise, or could not be placed in time.
+        WorkerFailedError: a worker died more often than it may.
+        RunError: `train` raised one, or could not be placed in time.
     """
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
     least = workers.min_count or workers.count
@@ -93,4 +98,4 @@ def _cause(name: str, failures: list[BaseException]) -> Exception:
             if isinstance(inner, UserError | RunError):
                 return inner
             inner = getattr(inner, "cause", None) or inner.__cause__
-    return RunError(f"stage {name}: a worker failed: {failures[0] if failures else 'no reason given'}")
+    return WorkerFailedError(f"stage {name}: a worker failed: {failures[0] if failures else 'no reason given'}")

@@ -11,7 +11,7 @@ from ray import tune
 from triptych import storage
 from triptych.errors import RunError, UserError
 from triptych.observe.progress import Progress
-from triptych.observe.sweeps import SweepView, read_sweep
+from triptych.observe.sweeps import SweepView, read_sweep, sweep_name
 from triptych.plan import Machine, cluster
 from triptych.recipe import PpoStage, Recipe, Sweep, with_values
 from triptych.tune.budget import Budget
@@ -41,7 +41,7 @@ which Tune refuses."""
 
 def sweep_folder(recipe: Recipe) -> str:
     """URL of the sweep's folder."""
-    return storage.join(storage.absolute(recipe.storage.runs), f"{recipe.name}-sweep")
+    return storage.join(storage.absolute(recipe.storage.runs), sweep_name(recipe))
 
 
 def run_sweep(recipe: Recipe, progress: Progress) -> SweepView:
