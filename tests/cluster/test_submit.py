@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import requests
+import yaml
 
 from kubernetes_stand_in import calls, stand_in
 from three_nodes import NEWER, Cluster, Laptop, assert_no_token, free_port, until
@@ -124,4 +125,34 @@ def test_a_run_goes_on_without_its_laptop_and_without_a_node(laptop: Laptop, tmp
     assert (code, json.loads(out)) == (0, runs)
     assert "the port-forward ended (error: lost connection to pod), and is renewed" in err
     assert all(laptop.cluster.token not in word for call in calls(tmp_path) for word in call["words"])
+    assert_no_token(laptop)
+
+
+def test_a_sweep_goes_on_without_its_laptop(laptop: Laptop, tmp_path: Path) -> None:
+    recipe = yaml.safe_load((laptop.folder / "recipe.yaml").read_text())
+    recipe["stages"]["sft"]["train"] |= {"steps": 4, "checkpoint_every": 2}
+    recipe["sweep"] = {
+        "stage": "sft",
+        "space": {"stages.sft.method.r": {"choice": [2, 4]}},
+        "objective": {"metric": "loss", "mode": "min"},
+        "search": "grid",
+        "budget": {"trials": 2},
+    }
+    (laptop.folder / "sweep.yaml").write_text(yaml.safe_dump(recipe))
+    command = ("sweep", "sweep.yaml", "--set", f"storage.runs={tmp_path / 'shared'}")
+    assert laptop.call(*command, "--detach")[:2] == (0, "tiny-sweep\n")
+    code, _, err = laptop.call(*command)
+    assert (code, "sweep tiny-sweep is going on" in err) == (2, True), err
+
+    code, out, err = laptop.call("runs", "follow", "tiny-sweep", "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    assert [(trial["status"], trial["step"]) for trial in found["trials"]] == [("done", 4), ("done", 4)]
+    [best] = found["settings"]
+    assert best == found["best"]
+
+    code, out, _ = laptop.call("runs", "show", "tiny-sweep")
+    assert f"{best}: --set 'stages.sft.method.r=" in out
+    assert laptop.call("runs", "report", "tiny-sweep")[:2] == (0, "tiny-sweep-report.html\n")
+    assert best in (laptop.folder / "tiny-sweep-report.html").read_text()
     assert_no_token(laptop)

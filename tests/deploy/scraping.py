@@ -36,6 +36,17 @@ class Prometheus:
         lines = [(one["metric"], [(at, float(text)) for at, text in one["values"] if text != "NaN"]) for one in found]
         return [line for line in lines if line[1]]
 
+    def wait_for(self, expression: str) -> None:
+        """Returns once it has numbers: an increase is seen only between two scrapes."""
+        started = time.time()
+        while not self.lines(expression, started - 60, time.time(), 1):
+            assert time.time() < started + 60, f"no data: {expression}"
+            time.sleep(0.2)
+
+    def firing(self) -> set[str]:
+        """The alerts that fire now."""
+        return {one["labels"]["alertname"] for one in self.ask("alerts")["alerts"] if one["state"] == "firing"}
+
 
 @contextmanager
 def prometheus(folder: Path, metrics_port: int, every: str) -> Iterator[Prometheus | None]:

@@ -5,13 +5,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from panels import assert_shown
+from scraping import Prometheus, free_port, prometheus
 
 from triptych import storage
 from triptych.observe.log import read_metrics
@@ -22,6 +25,16 @@ pytestmark = pytest.mark.slow
 TRIPTYCH = str(Path(sys.executable).parent / "triptych")
 STEPS = 4
 SAMPLES = 16
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """An undisturbed run, and the Prometheus that scraped it, if there is one."""
+
+    run: Path
+    summary: dict[str, Any]
+    prometheus: Prometheus | None
+    since: float
 
 
 def start(recipe: Path, runs: Path, *more: str) -> "subprocess.Popen[str]":
@@ -84,39 +97,56 @@ def rollouts(run: Path) -> list[dict[str, list[Any]]]:
     return [pq.read_table(file).to_pydict() for file in files]
 
 
-@pytest.fixture
-def runs(recipe_file: Path, tmp_path: Path) -> tuple[Path, Path, dict[str, Any], dict[str, Any]]:
-    """(undisturbed run's folder, disturbed run's folder, and their summaries)."""
-    straight = finish(start(recipe_file, tmp_path / "straight"))
+@pytest.fixture(scope="module")
+def undisturbed(module_recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
+    """It goes through with Prometheus beside it."""
+    folder, port, since = tmp_path_factory.mktemp("straight"), free_port(), time.time()
+    with prometheus(folder, port, "1s") as server:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("RAY_metrics_report_interval_ms", "1000")
+            process = start(module_recipe_file, folder / "runs", "--metrics-port", str(port))
+        summary = finish(process)
+        yield Undisturbed(folder / "runs" / "tiny", summary, server, since)
 
-    disturbed = tmp_path / "disturbed" / "tiny"
-    process = start(recipe_file, disturbed.parent)
-    interrupt_when(process, lambda: has_checkpoint(disturbed, "sft") and has_checkpoint(disturbed, "reward"))
-    assert not finished(disturbed, "sft")
-    assert not finished(disturbed, "reward")
-    process = start(recipe_file, disturbed.parent)
-    interrupt_when(process, lambda: has_checkpoint(disturbed, "ppo"))
-    assert not finished(disturbed, "ppo")
-    process = start(recipe_file, disturbed.parent)
-    kill_an_engine(process, disturbed)
-    return tmp_path / "straight" / "tiny", disturbed, straight, finish(process)
+
+@pytest.mark.timeout(900)
+def test_every_panel_shows_what_a_run_does(undisturbed: Undisturbed) -> None:
+    assert_shown(undisturbed.prometheus, ("training", "ppo", "cluster"), undisturbed.since)
+    assert undisturbed.prometheus is not None
+    assert undisturbed.prometheus.firing() == set()
+
+
+@pytest.fixture
+def disturbed(module_recipe_file: Path, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """Stopped in every stage, and with an engine killed: the run's folder and its summary."""
+    run = tmp_path / "tiny"
+    process = start(module_recipe_file, tmp_path)
+    interrupt_when(process, lambda: has_checkpoint(run, "sft") and has_checkpoint(run, "reward"))
+    assert not finished(run, "sft")
+    assert not finished(run, "reward")
+    process = start(module_recipe_file, tmp_path)
+    interrupt_when(process, lambda: has_checkpoint(run, "ppo"))
+    assert not finished(run, "ppo")
+    process = start(module_recipe_file, tmp_path)
+    kill_an_engine(process, run)
+    return run, finish(process)
 
 
 @pytest.mark.timeout(1800)
 def test_a_disturbed_run_ends_like_an_undisturbed_one(
-    runs: tuple[Path, Path, dict[str, Any], dict[str, Any]], recipe_file: Path
+    undisturbed: Undisturbed, disturbed: tuple[Path, dict[str, Any]], module_recipe_file: Path
 ) -> None:
-    straight, disturbed, straight_summary, disturbed_summary = runs
+    straight, (run, summary) = undisturbed.run, disturbed
 
     for stage in ("sft", "reward"):
-        expected, found = (read_metrics(str(run / "stages" / stage)) for run in (straight, disturbed))
+        expected, found = (read_metrics(str(folder / "stages" / stage)) for folder in (straight, run))
         assert [row["step"] for row in found] == list(range(1, 61))
         assert [row["loss"] for row in found] == pytest.approx([row["loss"] for row in expected], abs=1e-5)
-    assert straight_summary["sft"]["metrics"] == pytest.approx(disturbed_summary["sft"]["metrics"], abs=1e-5)
+    assert undisturbed.summary["sft"]["metrics"] == pytest.approx(summary["sft"]["metrics"], abs=1e-5)
     losses = [row["loss"] for row in read_metrics(str(straight / "stages/sft"))]
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
 
-    expected_rollouts, found_rollouts = rollouts(straight), rollouts(disturbed)
+    expected_rollouts, found_rollouts = rollouts(straight), rollouts(run)
     assert len(found_rollouts) == len(expected_rollouts) == STEPS
     for expected_step, found_step in zip(expected_rollouts, found_rollouts, strict=True):
         assert len(set(found_step["lease"])) == len(found_step["lease"]) == SAMPLES
@@ -126,22 +156,22 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(
     # The same weights and seeds sample the same answers, so the runs also learn the same.
     assert [step["response_ids"] for step in found_rollouts] == [step["response_ids"] for step in expected_rollouts]
 
-    rows = read_metrics(str(disturbed / "stages/ppo"))
+    rows = read_metrics(str(run / "stages/ppo"))
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[0]["kl"] == 0.0  # policy and reference are one adapter, to the bit
     assert all(row["canary_gap"] < 1e-3 for row in rows)
 
-    registry = Registry(f"sqlite:///{disturbed.parent}/registry.db")
+    registry = Registry(f"sqlite:///{run.parent}/registry.db")
     assert set(registry.get("tiny-ppo@1").lineage["parents"]) == {"tiny-sft@1", "tiny-reward@1"}
     planned = registry.calibrations()
     assert sorted(record["stage"] for record in planned) == ["ppo", "reward", "sft"]
     assert all(record["actual"] > 0 and record["tokens_per_second"]["actual"] > 0 for record in planned)
 
-    again = start(recipe_file, disturbed.parent)
+    again = start(module_recipe_file, run.parent)
     # A stage is not gone on with under another recipe.
     (straight / "stages/sft/summary.json").unlink()
-    process = start(recipe_file, straight.parent, "--stage", "sft", "--set", "stages.sft.train.optimizer.lr=0.5")
-    assert finish(again) == disturbed_summary
+    process = start(module_recipe_file, straight.parent, "--stage", "sft", "--set", "stages.sft.train.optimizer.lr=0.5")
+    assert finish(again) == summary
     out, err = process.communicate(timeout=280)
     assert process.returncode == 2
     assert "stage.train.optimizer.lr: 0.002 -> 0.5" in err

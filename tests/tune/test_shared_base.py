@@ -4,13 +4,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from ray.util import placement_group_table
+from ray.util.state import list_actors
 
 from triptych.errors import UserError
 from triptych.observe.progress import Progress
+from triptych.observe.sweeps import SweepView
 from triptych.plan.machines import Machine, Node
 from triptych.recipe import Recipe, with_values
 from triptych.tune.executor import OnRayTrain
 from triptych.tune.shared_base import at_once, executor_for, why_apart
+from triptych.tune.sweep import run_sweep
 
 Make = Callable[..., Recipe]
 LR, RANK = "stages.sft.train.optimizer.lr", "stages.sft.method.r"
@@ -51,3 +55,27 @@ def test_memory_bounds_the_trials_at_once(make_recipe: Make) -> None:
     roomy, tight = (Machine("one", (Node(2, 0, memory),)) for memory in (64 << 30, 1 << 20))
     assert at_once(recipe, "sft", roomy) == 8
     assert at_once(recipe, "sft", tight) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_sweep_comes_to_the_same_table(make_recipe: Make) -> None:
+    def found(**sweep: Any) -> SweepView:
+        return run_sweep(make_recipe(search="grid", **sweep), Progress.start())
+
+    space = {LR: {"choice": [0.0003, 0.003]}, RANK: {"choice": [2, 4]}}
+    shared = found(space=space, shared_base=True, concurrency=4)
+    assert [(trial.status, trial.step) for trial in shared.trials] == [("done", 6)] * 4
+    assert not [key for key, group in placement_group_table().items() if group["state"] != "REMOVED"]
+    left = [actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")])]
+    assert "Trainer" not in left
+
+    recipe = make_recipe(search="grid", space=space)
+    alone = run_sweep(recipe.model_copy(update={"name": "alone"}), Progress.start())
+    for one, other in zip(shared.trials, alone.trials, strict=True):
+        assert one.values == other.values
+        assert one.tokens == other.tokens
+        assert [r["step"] for r in one.reports] == [r["step"] for r in other.reports]
+        for mine, theirs in zip(one.reports, other.reports, strict=True):
+            assert mine["metrics"]["heldout_loss"] == pytest.approx(theirs["metrics"]["heldout_loss"], abs=1e-4)

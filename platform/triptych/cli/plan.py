@@ -12,7 +12,7 @@ import typer
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
-    from triptych.plan import Machine, MemoryRecord, Rates
+    from triptych.plan import Known, Machine, Rates
     from triptych.recipe import Recipe
 
 
@@ -50,21 +50,21 @@ def plan(
     from triptych.recipe import load_recipe
 
     loaded = load_recipe(recipe, [*(overrides or []), *([f"memory={memory}"] if memory else [])])
-    rates = _rates(loaded, measure)
+    known = _known(loaded, measure)
     machine = _machine(loaded)
     if grid or plot is not None:
-        _grid(loaded, stage, machine, rates, plot, as_json)
+        _grid(loaded, stage, machine, known, plot, as_json)
     elif probe:
-        _probe(loaded, stage, machine, rates, as_json)
+        _probe(loaded, stage, machine, known, as_json)
     else:
-        _plan(loaded, stage, machine, rates, price, exact, as_json)
+        _plan(loaded, stage, machine, known, price, exact, as_json)
 
 
 def _plan(
     recipe: "Recipe",
     stage: str | None,
     machine: "Machine",
-    rates: "Rates | None",
+    known: "Known",
     price: float | None,
     exact: bool,
     as_json: bool,
@@ -77,11 +77,10 @@ def _plan(
     from triptych.plan.levers import auto_levers
     from triptych.recipe import dump_recipe
 
-    records = _records(recipe)
-    predicted = estimate(recipe, machine=machine, stage=stage, exact=exact, records=records, rates=rates)
+    predicted = estimate(recipe, machine=machine, stage=stage, exact=exact, known=known)
     placement = place(recipe, machine, stage)
     choices = {
-        name: choose(recipe, name, machine, rates=rates, records=records)
+        name: choose(recipe, name, machine, known=known)
         for name in predicted.stages
         if auto_levers(recipe.stages[name])
     }
@@ -103,12 +102,12 @@ def _plan(
     console.print(tables.memory_table(predicted))
     if choices:
         console.print(tables.choice_table(choices))
-    console.print(tables.totals_table(predicted, measured=rates is not None or machine.gpu is not None))
+    console.print(tables.totals_table(predicted, measured=known.rates is not None or machine.gpu is not None))
     console.print(tables.duration_table(lasts))
 
 
 def _grid(
-    recipe: "Recipe", only: str | None, machine: "Machine", rates: "Rates | None", plot: Path | None, as_json: bool
+    recipe: "Recipe", only: str | None, machine: "Machine", known: "Known", plot: Path | None, as_json: bool
 ) -> None:
     """Of the stages, the levers that the recipe leaves to auto, or else all of them."""
     from rich.console import Console
@@ -124,7 +123,7 @@ def _grid(
     found = {}
     for name in names:
         levers = None if auto_levers(recipe.stages[name]) else ALL
-        found[name] = options(recipe, name, machine, rates=rates, records=_records(recipe), levers=levers)
+        found[name] = options(recipe, name, machine, known=known, levers=levers)
     if plot is not None:
         plot.write_text(draw(found[names[0]], f"{recipe.name}: stages.{names[0]} on {machine}"), encoding="utf-8")
     if as_json:
@@ -134,7 +133,7 @@ def _grid(
         Console().print(grid_table(name, grid))
 
 
-def _probe(recipe: "Recipe", only: str | None, machine: "Machine", rates: "Rates | None", as_json: bool) -> None:
+def _probe(recipe: "Recipe", only: str | None, machine: "Machine", known: "Known", as_json: bool) -> None:
     from triptych.plan import place
     from triptych.stages.probe import Try, probe
 
@@ -144,14 +143,14 @@ def _probe(recipe: "Recipe", only: str | None, machine: "Machine", rates: "Rates
 
     with redirect_stdout(sys.stderr):
         found = {
-            name: probe(recipe, name, machine, rates=rates, tell=tell) for name in place(recipe, machine, only).requests
+            name: probe(recipe, name, machine, known=known, tell=tell) for name in place(recipe, machine, only).requests
         }
     if as_json:
         typer.echo(json.dumps({name: probed.as_dict() for name, probed in found.items()}, indent=2))
         return
     for name, probed in found.items():
-        known = " (found before)" if probed.cached else ""
-        typer.echo(f"stages.{name}: micro_tokens {probed.micro_tokens}{known}")
+        before = " (found before)" if probed.cached else ""
+        typer.echo(f"stages.{name}: micro_tokens {probed.micro_tokens}{before}")
 
 
 def _explain(name: str, runs: str, as_json: bool) -> None:
@@ -171,16 +170,18 @@ def _explain(name: str, runs: str, as_json: bool) -> None:
             typer.echo(f"stages.{story.stage} ended with: {story.error}")
 
 
-def _records(recipe: "Recipe") -> "list[MemoryRecord]":
-    """Of runs that the recipe's registry knows, where there is one."""
+def _known(recipe: "Recipe", measure: bool) -> "Known":
+    """The machine's rates, and runs that the recipe's registry knows, where there is one."""
+    from triptych.plan import Known
     from triptych.plan.calibration import memory_records
     from triptych.registry import Registry
     from triptych.registry.url import registry_url
 
+    rates = _rates(recipe, measure)
     try:
-        return memory_records(Registry(registry_url(recipe), create=False).calibrations())
+        return Known(rates, memory_records(Registry(registry_url(recipe), create=False).calibrations()))
     except UserError:
-        return []
+        return Known(rates)
 
 
 def _rates(recipe: "Recipe", measure: bool) -> "Rates | None":

@@ -5,17 +5,12 @@ import signal
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from triptych.cli.address import Address, addressed, reach, say
-from triptych.cli.on_cluster import terminal_width
-from triptych.errors import UserError
-
-if TYPE_CHECKING:
-    from triptych.cluster.client import Client
-    from triptych.cluster.submitted import Submitted
+from triptych.cli.address import Address, addressed
+from triptych.cli.submission import Cpus, Detach, Dev, MetricsPort, RuntimeEnv, check_place, follow, submit
 
 
 @addressed
@@ -23,62 +18,29 @@ def run(
     recipe: Annotated[Path, typer.Argument(help="Recipe, a YAML file.")],
     stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=value.")] = None,
-    cpus: Annotated[int | None, typer.Option(help="Logical CPUs of a cluster started here; all if not given.")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Port for Prometheus, on a cluster started here.")] = None,
+    cpus: Cpus = None,
+    metrics_port: MetricsPort = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the stages' summaries as JSON.")] = False,
     address: Address = None,
-    detach: Annotated[bool, typer.Option("--detach", help="With --address: return once it is submitted.")] = False,
-    dev: Annotated[bool, typer.Option("--dev", help="With --address: run this machine's triptych there.")] = False,
-    runtime_env: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With --address: Ray's runtime environment, a YAML file.")
-    ] = None,
+    detach: Detach = False,
+    dev: Dev = False,
+    runtime_env: RuntimeEnv = None,
 ) -> None:
     """Run a recipe's stages. The same command again goes on where it stopped; finished stages are not done again.
 
     With --address the recipe and its local files go to a cluster, and the run is shown until Ctrl-C, which leaves it
     going; `triptych runs` follows, shows and stops it.
     """
+    check_place(address, detach=detach, dev=dev, runtime_env=runtime_env, cpus=cpus, metrics_port=metrics_port)
     if address is None:
-        if detach or dev or runtime_env is not None:
-            raise UserError("--detach, --dev and --runtime-env are for a run on a cluster: give --address")
         _run_here(recipe, stage, overrides or [], cpus, metrics_port, as_json)
         return
-    if cpus is not None or metrics_port is not None:
-        raise UserError("--cpus and --metrics-port are for a cluster started here; the one at --address has its own")
-    from triptych.cluster.environment import Environment, read_runtime_env
-    from triptych.cluster.submit import submit_run
-    from triptych.recipe import load_recipe
-
-    loaded = load_recipe(recipe, overrides or [])
-    environment = Environment(read_runtime_env(runtime_env), dev)
-    client = reach(address)
     only = () if stage is None else ("--stage", stage)
-    submitted = submit_run(client, loaded, only, environment, terminal_width(), say)
+    client, submitted = submit("run", address, recipe, overrides or [], only, dev=dev, runtime_env=runtime_env)
     if detach:
-        typer.echo(loaded.name)
+        typer.echo(submitted.run)
         return
-    follow_run(client, submitted, as_json)
-
-
-def follow_run(client: "Client", submitted: "Submitted", as_json: bool) -> None:
-    """Show a run on a cluster to its end, and its summaries; Ctrl-C leaves it going. Exits as the run did."""
-    from triptych.cluster.submit import follow
-
-    name = submitted.run
-    signal.signal(signal.SIGINT, _interrupt)
-    try:
-        answer = follow(client, submitted.job)
-    except KeyboardInterrupt:
-        say(f"detached; {name} goes on. `triptych runs follow {name}` shows it, `triptych runs stop {name}` ends it")
-        raise
-    if answer.code:
-        raise typer.Exit(answer.code)
-    _print(f"{name}: {submitted.url}", json.loads(answer.stdout), as_json)
-
-
-def _interrupt(*_: object) -> None:
-    """For Ctrl-C. asyncio replaces Python's own handler by one that cancels a task, which may be ending just then."""
-    raise KeyboardInterrupt
+    print_run(f"{submitted.run}: {submitted.url}", follow(client, submitted), as_json)
 
 
 def _run_here(
@@ -99,10 +61,10 @@ def _run_here(
         except KeyboardInterrupt:
             typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
             leave(130)
-    _print(f"{loaded.name}: {run_folder(loaded)}", summaries, as_json)
+    print_run(f"{loaded.name}: {run_folder(loaded)}", summaries, as_json)
 
 
-def _print(title: str, summaries: dict[str, Any], as_json: bool) -> None:
+def print_run(title: str, summaries: dict[str, Any], as_json: bool) -> None:
     """The stages' summaries."""
     from rich.console import Console
     from rich.table import Table

@@ -7,14 +7,16 @@ import typer
 
 from triptych.cli.address import Address, addressed, given, reach
 from triptych.cli.on_cluster import ask, on_cluster
-from triptych.cli.run import follow_run
+from triptych.cli.run import print_run
+from triptych.cli.submission import follow as follow_to_its_end
+from triptych.cli.sweep import print_sweep
 from triptych.errors import UserError
 
 app = typer.Typer(help="Look at runs: list, show, report; on a cluster also follow and stop.", no_args_is_help=True)
 
 Runs = Annotated[str, typer.Option("--runs", help="Folder or URL of the runs (a recipe's storage.runs).")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Name = Annotated[str, typer.Argument(help="Name of the run: its recipe's `name`.")]
+Name = Annotated[str, typer.Argument(help="Name of the run, its recipe's `name`; of a sweep: with `-sweep`.")]
 
 
 @app.command("list")
@@ -70,34 +72,44 @@ def _runs_there(address: str, runs: str | None) -> list[dict[str, Any]]:
 @app.command()
 @addressed
 def follow(name: Name, address: Address = None, as_json: AsJson = False) -> None:
-    """Show a run on a cluster from its beginning to its end, as `triptych run` does; Ctrl-C leaves it going."""
+    """Show a run or a sweep on a cluster from its beginning to its end; Ctrl-C leaves it going."""
     from triptych.cluster.submitted import find
 
     client = reach(address)
-    follow_run(client, find(client, name), as_json)
+    submitted = find(client, name)
+    found = follow_to_its_end(client, submitted)
+    if submitted.verb == "sweep":
+        print_sweep(found, as_json)
+    else:
+        print_run(f"{name}: {submitted.url}", found, as_json)
 
 
 @app.command()
 @addressed
 def stop(name: Name, address: Address = None) -> None:
-    """Stop a run on a cluster; run again, it goes on from its last checkpoint."""
+    """Stop a run or a sweep on a cluster; the same command again goes on from its last checkpoint."""
     from triptych.cluster.submitted import find
 
     client = reach(address)
     submitted = find(client, name)
     if not submitted.running:
-        raise UserError(f"run {name} is not going on: its last job ended as {submitted.status}")
+        raise UserError(f"{name} is not going on: its last job ended as {submitted.status}")
     typer.echo(f"{name}: {client.stop(submitted.job).status.value.lower()}")
 
 
 @app.command()
 @on_cluster
 def show(name: Name, runs: Runs = "runs", as_json: AsJson = False) -> None:
-    """One run: each stage's state, what it registered, what was measured, and what had been predicted."""
+    """One run or sweep: each stage's state, what it registered, what was measured, and what had been predicted."""
     from rich.console import Console
     from rich.table import Table
 
     from triptych.observe.runs import StageView, find_run
+    from triptych.observe.sweeps import find_sweep
+
+    if sweep := find_sweep(runs, name):
+        print_sweep(sweep.as_dict(), as_json)
+        return
 
     def record(stage: StageView) -> dict[str, Any]:
         summary = stage.summary or {}
@@ -132,11 +144,18 @@ def show(name: Name, runs: Runs = "runs", as_json: AsJson = False) -> None:
 @app.command()
 @on_cluster(brings_file=True)
 def report(name: Name, runs: Runs = "runs") -> None:
-    """Write the run's report.html, one page that needs nothing else, and print where it lies.
+    """Write the report.html of a run or a sweep, one page that needs nothing else, and print where it lies.
 
     With --address the page comes back, into this folder.
     """
     from triptych.observe.report import write_report
     from triptych.observe.runs import find_run
+    from triptych.observe.sweeps import find_sweep
 
+    if sweep := find_sweep(runs, name):
+        from triptych.observe.report.sweep import write_sweep_report
+        from triptych.tune.importance import importance
+
+        typer.echo(write_sweep_report(sweep, importance(sweep)))
+        return
     typer.echo(write_report(find_run(runs, name).url))

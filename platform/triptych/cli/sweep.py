@@ -5,28 +5,50 @@ import signal
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from triptych.observe.sweeps import SweepView, TrialView
+from triptych.cli.address import Address, addressed
+from triptych.cli.submission import Cpus, Detach, Dev, MetricsPort, RuntimeEnv, check_place, follow, submit
 
 
+@addressed
 def sweep(
     recipe: Annotated[Path, typer.Argument(help="Recipe with a `sweep:`, a YAML file.")],
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=value.")] = None,
     train_winner: Annotated[
         bool, typer.Option("--train-winner", help="Train the best point in full, and register what comes out.")
     ] = False,
-    cpus: Annotated[int | None, typer.Option(help="Logical CPUs of a cluster started here; all if not given.")] = None,
-    metrics_port: Annotated[int | None, typer.Option(help="Port for Prometheus, on a cluster started here.")] = None,
+    cpus: Cpus = None,
+    metrics_port: MetricsPort = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the final table as JSON.")] = False,
+    address: Address = None,
+    detach: Detach = False,
+    dev: Dev = False,
+    runtime_env: RuntimeEnv = None,
 ) -> None:
     """Search a recipe's space for the best values of a stage. The same command again goes on where it stopped.
 
-    Trials that ended are not repeated; those under way go on from their checkpoints.
+    Trials that ended are not repeated; those under way go on from their checkpoints. With --address all of it happens
+    on a cluster; `triptych runs` follows, shows, reports and stops it, under the recipe's name with `-sweep`.
     """
+    check_place(address, detach=detach, dev=dev, runtime_env=runtime_env, cpus=cpus, metrics_port=metrics_port)
+    if address is None:
+        print_sweep(_sweep_here(recipe, overrides or [], train_winner, cpus, metrics_port), as_json)
+        return
+    more = ("--train-winner",) if train_winner else ()
+    client, submitted = submit("sweep", address, recipe, overrides or [], more, dev=dev, runtime_env=runtime_env)
+    if detach:
+        typer.echo(submitted.run)
+        return
+    print_sweep(follow(client, submitted), as_json)
+
+
+def _sweep_here(
+    recipe: Path, overrides: list[str], train_winner: bool, cpus: int | None, metrics_port: int | None
+) -> dict[str, Any]:
+    """The final table, the report's place, and what the winner came to."""
     from triptych.cluster.ray import connect, leave
     from triptych.observe.progress import ProgressDisplay
     from triptych.observe.report.sweep import write_sweep_report
@@ -35,7 +57,7 @@ def sweep(
     from triptych.tune.sweep import check_sweep, run_sweep
     from triptych.tune.winner import train_best
 
-    loaded = load_recipe(recipe, overrides or [])
+    loaded = load_recipe(recipe, overrides)
     wanted = check_sweep(loaded)
     registered: dict[str, Any] | None = None
     # Ray and libraries print to stdout, which is the results'.
@@ -49,41 +71,40 @@ def sweep(
         except KeyboardInterrupt:
             typer.echo("stopped; the same command goes on from the trials' last checkpoints", err=True)
             leave(130)
-    page = write_sweep_report(found, importance(found))
-    if as_json:
-        typer.echo(json.dumps(found.as_dict() | {"report": page, "winner": registered}, indent=2))
-        return
-    _print(found, registered, page)
+    return found.as_dict() | {"report": write_sweep_report(found, importance(found)), "winner": registered}
 
 
-def _print(found: "SweepView", registered: dict[str, Any] | None, page: str) -> None:
-    """The final table, and the best point as `--set` takes it."""
+def print_sweep(found: dict[str, Any], as_json: bool) -> None:
+    """The table of a sweep, and the best point as `--set` takes it. `found`: of a SweepView, as JSON has it."""
     from rich.console import Console
     from rich.table import Table
 
-    from triptych.recipe import overrides_of
-
-    console = Console()
-    objectives = [objective.metric for objective in found.sweep.objectives]
-    keys = list(found.sweep.space)
-    table = Table("trial", "state", "steps", *short(keys).values(), *objectives, title=f"{found.name}: {found.url}")
-    for trial in found.trials:
-        if trial.launched:
-            values = [_shown(trial.values.get(key)) for key in keys]
-            measured = [_shown(trial.metrics.get(metric)) for metric in objectives]
-            table.add_row(trial.name, trial.status, str(trial.step), *values, *measured)
-    console.print(table)
-    without_room = [trial for trial in found.trials if not trial.launched]
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    objectives = [objective["metric"] for objective in found["objectives"]]
+    table = Table("trial", "state", "steps", *short(found["space"]).values(), *objectives, title=_title(found))
+    without_room = [trial for trial in found["trials"] if trial["status"] == "infeasible"]
+    for trial in found["trials"]:
+        if trial not in without_room:
+            values = [_shown(trial["values"].get(key)) for key in found["space"]]
+            measured = [_shown(trial["metrics"].get(metric)) for metric in objectives]
+            table.add_row(trial["trial"], trial["status"], str(trial["step"]), *values, *measured)
+    Console().print(table)
     if without_room:
-        typer.echo(f"{len(without_room)} points were never launched, the first because {without_room[0].reason}")
-    best: list[TrialView] = found.front if len(objectives) > 1 else [found.best] if found.best else []
+        typer.echo(f"{len(without_room)} points were never launched, the first because {without_room[0]['reason']}")
     typer.echo("no other beats:" if len(objectives) > 1 else "best:")
-    for trial in best:
-        settings = " ".join(f"--set '{text}'" for text in overrides_of(found.recipe, trial.values))
-        typer.echo(f"  {trial.name}: {settings}")
-    if registered:
-        typer.echo(f"registered as {registered['registered']}")
-    typer.echo(page)
+    for name, settings in found["settings"].items():
+        words = " ".join(f"--set '{text}'" for text in settings)
+        typer.echo(f"  {name}: {words}")
+    if found.get("winner"):
+        typer.echo(f"registered as {found['winner']['registered']}")
+    if "report" in found:
+        typer.echo(found["report"])
+
+
+def _title(found: dict[str, Any]) -> str:
+    return f"{found['name']}: {found['url']}"
 
 
 def short(keys: list[str]) -> dict[str, str]:

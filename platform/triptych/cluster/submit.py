@@ -16,8 +16,9 @@ from triptych.cluster.bundle import Bundle, archive, bundle_recipe, readable
 from triptych.cluster.client import Client
 from triptych.cluster.environment import Environment, is_from_wheel
 from triptych.cluster.errands import ENTRYPOINT, MARK, RECIPE, Answer, Errand, heard, recipe_format
-from triptych.cluster.submitted import Submitted, find, runs_of
+from triptych.cluster.submitted import Submitted, Verb, find, runs_of
 from triptych.errors import RunError, UserError
+from triptych.observe.sweeps import sweep_name
 from triptych.recipe import Recipe
 
 Say = Callable[[str], None]
@@ -30,23 +31,30 @@ class NoTriptychError(UserError):
     """The cluster has no triptych that knows errands."""
 
 
-def submit_run(
-    client: Client, recipe: Recipe, arguments: tuple[str, ...], environment: Environment, width: int, say: Say
+def submit_recipe(
+    client: Client,
+    recipe: Recipe,
+    verb: Verb,
+    arguments: tuple[str, ...],
+    environment: Environment,
+    width: int,
+    say: Say,
 ) -> Submitted:
-    """Start a recipe's run on the cluster.
+    """Start a recipe's run, or its sweep, on the cluster.
 
     Raises:
-        UserError: the run is going on already, versions differ too much, a place to write is not one that all nodes
+        UserError: it is going on already, versions differ too much, a place to write is not one that all nodes
             see, or too much would travel. Nothing was started then.
     """
     check_storage(recipe)
-    bundle = bundle_recipe(recipe, Errand(("run", RECIPE, "--json", *arguments), width))
+    name = sweep_name(recipe) if verb == "sweep" else recipe.name
+    bundle = bundle_recipe(recipe, Errand((verb, RECIPE, "--json", *arguments), width))
     with archive(bundle) as packed:
-        before = runs_of(client).get(recipe.name, [])
+        before = runs_of(client).get(name, [])
         if before and before[-1].running:
             raise UserError(
-                f"run {recipe.name} is going on at {client.address}: `triptych runs follow {recipe.name}` shows it, "
-                f"`triptych runs stop {recipe.name}` ends it; run again then, it goes on from its last checkpoint"
+                f"{verb} {name} is going on at {client.address}: `triptych runs follow {name}` shows it, "
+                f"`triptych runs stop {name}` ends it; the same command again goes on from the last checkpoint"
             )
         place = None if "://" in recipe.storage.runs else recipe.storage.runs
         environment, facts = agree(client, environment, place, say)
@@ -54,16 +62,16 @@ def submit_run(
         check_shared("storage.runs", recipe.storage.runs, facts, store)
         sent = f"{len(bundle.files)} files, {readable(bundle.size)}" if bundle.files else "no files"
         say(f"sending the recipe and {sent} ({readable(packed.stat().st_size)} compressed) to {client.address}")
-        job = f"triptych-run-{recipe.name}-{len(before) + 1}"
+        job = f"triptych-run-{name}-{len(before) + 1}"
         about = {
-            "triptych": "run",
-            "run": recipe.name,
+            "triptych": verb,
+            "run": name,
             "runs": recipe.storage.runs,
             "version": triptych.__version__,
             "sends_code": "yes" if environment.sends_code else "no",
         }
         client.submit(job, ENTRYPOINT, environment.resolve(working_dir=packed), about)
-    return find(client, recipe.name)
+    return find(client, name)
 
 
 def check_storage(recipe: Recipe) -> None:
@@ -165,8 +173,8 @@ def _unanswered(client: Client, details: JobDetails, output: str) -> Exception:
     return RunError(f"the job on {client.address} failed: {(last or [details.message or 'no reason given'])[-1]}")
 
 
-def follow(client: Client, job: str) -> Answer:
-    """Show what a run prints on stderr until its end; its answer. RunError where it ended without one."""
+def follow_job(client: Client, job: str) -> Answer:
+    """Show what a job prints on stderr until its end; its answer. RunError where it ended without one."""
 
     def show(line: str) -> None:
         if _is_told(line):
@@ -175,7 +183,7 @@ def follow(client: Client, job: str) -> Answer:
     details = client.follow(job, show)
     answer = heard(client.output(job))
     if answer is None:
-        raise RunError(f"the run ended as {details.status.value}: {details.message or 'no reason given'}")
+        raise RunError(f"it ended as {details.status.value}: {details.message or 'no reason given'}")
     return answer
 
 

@@ -2,6 +2,7 @@
 
 import difflib
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from ray.dashboard.modules.job.pydantic_models import JobDetails
 
@@ -10,13 +11,17 @@ from triptych.cluster.client import Client, is_running
 from triptych.cluster.environment import OURS, Environment
 from triptych.errors import UserError
 
+Verb = Literal["run", "sweep"]
+"""What a cluster does with a recipe that is sent to it."""
+
 
 @dataclass(frozen=True)
 class Submitted:
-    """A run's job, as the cluster remembers it."""
+    """The job of a run or a sweep, as the cluster remembers it."""
 
+    verb: Verb
     run: str
-    """Name of the run."""
+    """Name of the run's or the sweep's folder."""
     runs: str
     """Its recipe's storage.runs."""
     job: str
@@ -27,16 +32,16 @@ class Submitted:
 
     @property
     def url(self) -> str:
-        """URL of the run's folder."""
+        """URL of that folder."""
         return storage.join(self.runs, self.run)
 
 
 def runs_of(client: Client) -> dict[str, list[Submitted]]:
-    """Name of each run that was submitted to the cluster -> its jobs, the oldest first."""
+    """Name of each run and sweep that was submitted to the cluster -> its jobs, the oldest first."""
     found: dict[str, list[Submitted]] = {}
     for job in client.jobs():
         about = job.metadata or {}
-        if about.get("triptych") == "run":
+        if about.get("triptych") in get_args(Verb):
             found.setdefault(about["run"], []).append(_submitted(job, about))
     return found
 
@@ -44,6 +49,7 @@ def runs_of(client: Client) -> dict[str, list[Submitted]]:
 def _submitted(job: JobDetails, about: dict[str, str]) -> Submitted:
     kept = {k: v for k, v in (job.runtime_env or {}).items() if k not in OURS and not k.startswith("_")}
     return Submitted(
+        verb="sweep" if about["triptych"] == "sweep" else "run",
         run=about["run"],
         runs=about["runs"],
         job=job.submission_id or "",

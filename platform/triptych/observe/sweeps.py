@@ -12,7 +12,7 @@ from typing import Any
 
 from triptych import storage
 from triptych.errors import RunError, UserError
-from triptych.recipe import load_recipe_text
+from triptych.recipe import load_recipe_text, overrides_of
 from triptych.recipe.recipe import Recipe
 from triptych.recipe.sweep import Objective, Sweep
 
@@ -20,6 +20,11 @@ RECIPE = "sweep.yaml"
 EVENTS = "events"
 
 Event = dict[str, Any]
+
+
+def sweep_name(recipe: Recipe) -> str:
+    """Name of the sweep's folder, beside those of runs."""
+    return f"{recipe.name}-sweep"
 
 
 @dataclass
@@ -136,6 +141,7 @@ class SweepView:
         return {
             "name": self.name,
             "url": self.url,
+            "space": list(self.sweep.space),
             "objectives": [objective.model_dump() for objective in self.sweep.objectives],
             "trials": [_row(trial) for trial in self.trials],
             "infeasible": sum(not trial.launched for trial in self.trials),
@@ -143,7 +149,15 @@ class SweepView:
             "tokens": sum(trial.tokens for trial in self.trials),
             "best": None if best is None or several else best.name,
             "front": [trial.name for trial in self.front] if several else [],
+            "settings": {trial.name: overrides_of(self.recipe, trial.values) for trial in self.chosen},
         }
+
+    @property
+    def chosen(self) -> list[TrialView]:
+        """The front of several objectives, or else the best, once there is one."""
+        if len(self.sweep.objectives) > 1:
+            return self.front
+        return [self.best] if self.best else []
 
 
 def signed(objective: Objective, trial: TrialView) -> float:
@@ -160,6 +174,12 @@ def read_sweep(url: str) -> SweepView:
     if not storage.exists(recipe):
         raise UserError(f"{url} is not a sweep: it has no {RECIPE}")
     return SweepView(url.rstrip("/").rsplit("/", 1)[-1], url, storage.read_bytes(recipe).decode(), read_events(url))
+
+
+def find_sweep(runs: str, name: str) -> SweepView | None:
+    """The sweep of that name in a folder of runs, if there is one."""
+    url = storage.join(runs, name)
+    return read_sweep(url) if storage.exists(storage.join(url, RECIPE)) else None
 
 
 def read_events(url: str) -> list[Event]:

@@ -6,6 +6,7 @@ from triptych.plan.choose import Choice, Option, choose, nearest_that_fits, opti
 from triptych.plan.devices import DeviceEstimate, RoleEstimate
 from triptych.plan.duration import Duration, duration
 from triptych.plan.estimate import Estimate, StageEstimate, estimate
+from triptych.plan.known import Known, known_here
 from triptych.plan.machines import Machine, Node, cluster, local, machine
 from triptych.plan.placement import Placement, Request, place, requests
 from triptych.plan.process import worker_parts
@@ -20,6 +21,7 @@ __all__ = [
     "DeviceEstimate",
     "Duration",
     "Estimate",
+    "Known",
     "Machine",
     "MemoryRecord",
     "Node",
@@ -35,6 +37,7 @@ __all__ = [
     "duration",
     "estimate",
     "grown",
+    "known_here",
     "local",
     "machine",
     "machine_kind",

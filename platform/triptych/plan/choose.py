@@ -7,11 +7,10 @@ from typing import Any
 from triptych.errors import UserError
 from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan.amounts import TRANSIENT, Bytes, total
-from triptych.plan.calibration import MemoryRecord
 from triptych.plan.devices import DeviceEstimate, RoleEstimate, on_devices
+from triptych.plan.known import NOTHING, Known
 from triptych.plan.levers import ALL, Levers, Pulled, auto_levers, settings
 from triptych.plan.machines import GIB, Machine
-from triptych.plan.rates import Rates
 from triptych.plan.speed import stage_speed
 from triptych.plan.strategy import resolve_strategy
 from triptych.recipe import Recipe, Stage, workers_of
@@ -74,8 +73,7 @@ def choose(
     stage: str,
     machine: Machine,
     *,
-    rates: Rates | None = None,
-    records: Sequence[MemoryRecord] = (),
+    known: Known = NOTHING,
     levers: Collection[Pulled] | None = None,
 ) -> Choice:
     """The fastest of the settings that fit; of equally fast ones (within 1%) the one that needs least.
@@ -85,7 +83,7 @@ def choose(
     Raises:
         UserError: nothing fits.
     """
-    found = options(recipe, stage, machine, rates=rates, records=records, levers=levers)
+    found = options(recipe, stage, machine, known=known, levers=levers)
     fitting = sorted((option for option in found if option.fits), key=lambda o: o.tokens_per_second, reverse=True)
     if not fitting:
         raise UserError(f"stages.{stage}: {_nothing(found)}")
@@ -104,8 +102,7 @@ def options(
     stage: str,
     machine: Machine,
     *,
-    rates: Rates | None = None,
-    records: Sequence[MemoryRecord] = (),
+    known: Known = NOTHING,
     levers: Collection[Pulled] | None = None,
 ) -> list[Option]:
     """All settings of the levers with memory and speed, those of one strategy, checkpointing and chunk together."""
@@ -115,7 +112,7 @@ def options(
         auto = auto_levers(recipe.stages[stage])
         levers = (*auto, "strategy") if workers_of(recipe.stages[stage]).strategy == "auto" else auto
     tried = settings(recipe, stage, own, levers)
-    return [_option(recipe, stage, sizes, machine, rates, records, setting) for setting in tried]
+    return [_option(recipe, stage, sizes, machine, known, setting) for setting in tried]
 
 
 def with_choice(
@@ -123,14 +120,13 @@ def with_choice(
     name: str,
     machine: Machine,
     *,
-    rates: Rates | None = None,
-    records: Sequence[MemoryRecord] = (),
+    known: Known = NOTHING,
 ) -> Stage:
     """The stage with everything that it leaves to `auto` chosen."""
     stage = recipe.stages[name]
     if not auto_levers(stage):
         return Levers.of(stage, resolve_strategy(recipe, name, machine)).on(stage)
-    return choose(recipe, name, machine, rates=rates, records=records).best.levers.on(stage)
+    return choose(recipe, name, machine, known=known).best.levers.on(stage)
 
 
 def nearest_that_fits(recipe: Recipe, name: str, machine: Machine) -> str:
@@ -154,14 +150,13 @@ def _option(
     name: str,
     sizes: Sizes,
     machine: Machine,
-    rates: Rates | None,
-    records: Sequence[MemoryRecord],
+    known: Known,
     levers: Levers,
 ) -> Option:
     changed = recipe.model_copy(update={"stages": {**recipe.stages, name: levers.on(recipe.stages[name])}})
-    roles, devices = on_devices(changed, name, sizes, machine, levers.strategy, records=records)
+    roles, devices = on_devices(changed, name, sizes, machine, levers.strategy, records=known.records)
     label, device = _fullest(devices)
-    speed = stage_speed(changed, name, sizes, machine, levers.strategy, rates)
+    speed = stage_speed(changed, name, sizes, machine, levers.strategy, known.rates)
     return Option(levers, device.peak, device.capacity, label, _largest(list(roles.values())), speed.tokens_per_second)
 
 

@@ -1,6 +1,6 @@
 """Memory and speed of a recipe, predicted before anything is launched."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +9,12 @@ from triptych.methods import trained
 from triptych.methods.virtual import positions
 from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan.amounts import Bytes
-from triptych.plan.calibration import MemoryRecord
 from triptych.plan.choose import nearest_that_fits, with_choice
 from triptych.plan.devices import DeviceEstimate, RoleEstimate, on_devices
+from triptych.plan.known import NOTHING, Known
 from triptych.plan.machines import GIB, Machine
 from triptych.plan.machines import machine as machine_named
 from triptych.plan.placement import place
-from triptych.plan.rates import Rates
 from triptych.plan.sharding import StrategyName
 from triptych.plan.speed import Speed, stage_speed
 from triptych.plan.strategy import resolve_strategy
@@ -95,16 +94,14 @@ def estimate(
     machine: str | Machine | None = None,
     stage: str | None = None,
     exact: bool = False,
-    records: Sequence[MemoryRecord] = (),
-    rates: Rates | None = None,
+    known: Known = NOTHING,
     advise: bool = True,
 ) -> Estimate:
     """Peak memory a device and tokens a second, from the recipe and the base's config.json.
 
     `machine` takes the place of the recipe's. Memory comes from a closed form; with `exact` what a step works with is
-    traced on the learner itself, which takes seconds and imports torch. `records` of runs that have ended calibrate
-    it; `rates` are what was measured of the machine's processors. `advise`: a refusal names the nearest setting that
-    fits, which takes a second to find.
+    traced on the learner itself, which takes seconds and imports torch. What is `known` of
+    the machine calibrates both. `advise`: a refusal names the nearest setting that fits, which takes a second to find.
 
     Raises:
         UserError: unknown stage or machine, a base whose sizes are not known, or a stage that the machine cannot hold.
@@ -112,11 +109,11 @@ def estimate(
     on = machine if isinstance(machine, Machine) else machine_named(machine or recipe.machine)
     placement = place(recipe, on, stage)
     sizes = model_sizes(recipe.model)
-    chosen = {name: with_choice(recipe, name, on, rates=rates, records=records) for name in placement.requests}
+    chosen = {name: with_choice(recipe, name, on, known=known) for name in placement.requests}
     recipe = recipe.model_copy(update={"stages": {**recipe.stages, **chosen}})
     for name in placement.requests:
         _refuse_what_the_base_cannot(recipe, name, sizes)
-    found = {name: _stage(recipe, name, sizes, on, exact, records, rates) for name in placement.requests}
+    found = {name: _stage(recipe, name, sizes, on, exact, known) for name in placement.requests}
     for name, planned in found.items():
         if too_little := _shortage(planned):
             nearest = f"{nearest_that_fits(recipe, name, on)}; or " if advise else ""
@@ -130,12 +127,11 @@ def _stage(
     sizes: Sizes,
     machine: Machine,
     exact: bool,
-    records: Sequence[MemoryRecord],
-    rates: Rates | None,
+    known: Known,
 ) -> StageEstimate:
     strategy = resolve_strategy(recipe, name, machine, sizes)
-    roles, devices = on_devices(recipe, name, sizes, machine, strategy, exact=exact, records=records)
-    return StageEstimate(strategy, roles, devices, stage_speed(recipe, name, sizes, machine, strategy, rates))
+    roles, devices = on_devices(recipe, name, sizes, machine, strategy, exact=exact, records=known.records)
+    return StageEstimate(strategy, roles, devices, stage_speed(recipe, name, sizes, machine, strategy, known.rates))
 
 
 def _refuse_what_the_base_cannot(recipe: Recipe, name: str, sizes: Sizes) -> None:

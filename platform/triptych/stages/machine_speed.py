@@ -23,6 +23,7 @@ from triptych.plan.rehearsal import random_base, rehearse
 from triptych.plan.work import AMOUNTS, Computation, Micro, Work
 from triptych.plan.worker import ANSWER_SHARE, MicroBatch
 from triptych.recipe import Recipe, Sft
+from triptych.train.allocator import allocator_variables
 
 DTYPES = ("float32", "bfloat16")
 _REPEATS = 3
@@ -96,10 +97,8 @@ def measure_rates(cases: Sequence[Case] = CASES, dtypes: Sequence[str] = DTYPES)
 
 def measure_apart() -> Rates:
     """`measure_rates` in a process whose allocator is set as those of workers are."""
-    from triptych.train.on_ray import ALLOCATOR
-
     command = [sys.executable, "-m", "triptych.stages.machine_speed"]
-    done = subprocess.run(command, env=os.environ | ALLOCATOR, capture_output=True, text=True)
+    done = subprocess.run(command, env=os.environ | allocator_variables(), capture_output=True, text=True)
     rates = kept_rates()
     if done.returncode or rates is None:
         raise RunError(f"this machine's speed could not be measured: {done.stderr.strip()[-500:]}")

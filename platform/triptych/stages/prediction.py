@@ -7,10 +7,8 @@ from triptych import storage
 from triptych.models.sizes import has_known_sizes
 from triptych.observe.log import read_metrics
 from triptych.observe.planned import FILE, actual_figures
-from triptych.plan import Machine, estimate, grown, machine_kind, worker_parts
+from triptych.plan import Machine, estimate, grown, known_here, machine_kind, worker_parts
 from triptych.plan.amounts import total
-from triptych.plan.calibration import memory_records
-from triptych.plan.rates import kept_rates
 from triptych.recipe import PpoStage
 from triptych.recipe.method import names_of
 from triptych.stages.context import StageContext
@@ -32,8 +30,7 @@ def predict(ctx: StageContext[Any], machine: Machine) -> None:
         ctx.recipe,
         machine=machine,
         stage=ctx.name,
-        rates=kept_rates(),
-        records=memory_records(ctx.registry().calibrations()),
+        known=known_here(ctx.registry().calibrations()),
     ).stages[ctx.name]
     parts, stage = worker_parts(found), ctx.stage
     predicted = {

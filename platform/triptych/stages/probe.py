@@ -20,12 +20,13 @@ from triptych import __version__, storage
 from triptych.errors import RunError
 from triptych.models.cache import cache_dir
 from triptych.models.sizes import read_config
-from triptych.plan import Machine, Option, options
+from triptych.plan import Known, Machine, Option, options
+from triptych.plan.known import NOTHING
 from triptych.plan.levers import Levers, Pulled
 from triptych.plan.machines import processor
-from triptych.plan.rates import Rates
 from triptych.recipe import Recipe, workers_of
 from triptych.recipe.amount import bytes_of
+from triptych.train.allocator import allocator_variables
 
 _SIGNS = ("out of memory", "outofmemory", "can't allocate memory", "memoryerror", "bad_alloc", "could not create a")
 MICRO_TOKENS: tuple[Pulled, ...] = ("micro_tokens",)
@@ -64,7 +65,7 @@ def probe(
     name: str,
     machine: Machine,
     *,
-    rates: Rates | None = None,
+    known: Known = NOTHING,
     tell: Callable[[Try], None] = lambda tried: None,
 ) -> Probed:
     """Bisect from the largest micro-batch that should fit; what was found before comes from the cache folder.
@@ -78,8 +79,8 @@ def probe(
     if kept.is_file():
         content = json.loads(kept.read_text(encoding="utf-8"))
         return Probed(content["micro_tokens"], tuple(Try(**tried) for tried in content["tries"]), cached=True)
-    own = options(recipe, name, machine, rates=rates, levers=())[0].levers
-    found = options(recipe, name, machine, rates=rates, levers=MICRO_TOKENS)
+    own = options(recipe, name, machine, known=known, levers=())[0].levers
+    found = options(recipe, name, machine, known=known, levers=MICRO_TOKENS)
     sized = sorted(found, key=lambda option: option.levers.micro_tokens)
     tries: list[Try] = []
     fits, fails, number = -1, len(sized), _expected(sized)
@@ -121,8 +122,6 @@ def _file(recipe: Recipe, name: str, machine: Machine) -> Path:
 
 def attempt(recipe: Recipe, name: str, setting: Levers) -> Try:
     """Two steps with one setting, in one fresh process for each rank."""
-    from triptych.train.on_ray import ALLOCATOR
-
     stage = recipe.stages[name]
     changed = recipe.model_copy(update={"stages": {**recipe.stages, name: setting.on(stage)}})
     ranks = workers_of(stage).count
@@ -132,7 +131,7 @@ def attempt(recipe: Recipe, name: str, setting: Levers) -> Try:
         command = [sys.executable, "-m", "triptych.stages.probe", str(Path(folder, "job.json"))]
         with ExitStack() as stack:
             logs = [stack.enter_context(Path(folder, f"{rank}.err").open("wb")) for rank in range(ranks)]
-            env = os.environ | ALLOCATOR
+            env = os.environ | allocator_variables()
             codes = _ends(
                 [subprocess.Popen([*command, str(rank)], env=env, stderr=log) for rank, log in enumerate(logs)]
             )

@@ -14,10 +14,8 @@ from triptych.errors import UserError
 from triptych.models.base import fingerprint, resolve_base
 from triptych.observe.progress import Progress
 from triptych.observe.trackers import check_trackers
-from triptych.plan import Machine, cluster, place, requests, with_choice
-from triptych.plan.calibration import memory_records
+from triptych.plan import Machine, cluster, known_here, place, requests, with_choice
 from triptych.plan.placement import pack
-from triptych.plan.rates import kept_rates
 from triptych.recipe import Recipe, dump_recipe, ready, stage_order
 from triptych.registry.url import registry_url
 from triptych.stages import classification, ppo, question_answering, reward, sft, token_classification
@@ -113,8 +111,7 @@ def stage_context(recipe: Recipe, name: str, progress: Progress) -> StageContext
 
 def chosen(ctx: StageContext[Any], machine: Machine) -> StageContext[Any]:
     """`auto` replaced by the fastest that the machine has room for."""
-    known = memory_records(ctx.registry().calibrations())
-    stage = with_choice(ctx.recipe, ctx.name, machine, rates=kept_rates(), records=known)
+    stage = with_choice(ctx.recipe, ctx.name, machine, known=known_here(ctx.registry().calibrations()))
     return dataclasses.replace(ctx, stage=stage)
 
 

@@ -13,15 +13,13 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from triptych.errors import RunError, UserError
 from triptych.recipe import Workers
+from triptych.train.allocator import allocator_variables
 
 PLACEMENT_TIMEOUT_S = 120.0
 
-ALLOCATOR = {
-    # glibc maps and unmaps every large tensor afresh, and each page is then faulted in again: keep freed memory.
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
-    "MALLOC_TOP_PAD_": str(256 << 20),
-}
+
+class WorkerFailedError(RunError):
+    """A worker died, or raised what is neither the user's mistake nor a run that cannot go on."""
 
 
 def launch(
@@ -39,7 +37,8 @@ def launch(
 
     Raises:
         UserError: `train` raised one, or the cluster lacks the resources for good.
-        RunError: it failed otherwise, or could not be placed in time.
+        WorkerFailedError: a worker died more often than it may.
+        RunError: `train` raised one, or could not be placed in time.
     """
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
     least = workers.min_count or workers.count
@@ -60,7 +59,7 @@ def launch(
             failure_config=FailureConfig(
                 max_failures=workers.max_restarts, controller_failure_limit=workers.max_restarts
             ),
-            worker_runtime_env={"env_vars": ALLOCATOR},
+            worker_runtime_env={"env_vars": allocator_variables()},
         ),
     )
     try:
@@ -99,4 +98,4 @@ def _cause(name: str, failures: list[BaseException]) -> Exception:
             if isinstance(inner, UserError | RunError):
                 return inner
             inner = getattr(inner, "cause", None) or inner.__cause__
-    return RunError(f"stage {name}: a worker failed: {failures[0] if failures else 'no reason given'}")
+    return WorkerFailedError(f"stage {name}: a worker failed: {failures[0] if failures else 'no reason given'}")

@@ -15,10 +15,11 @@ from triptych import storage
 from triptych.observe.log import read_metrics
 from triptych.observe.progress import Progress
 from triptych.plan import Machine, cluster
-from triptych.recipe import Recipe, dump_recipe, workers_of
+from triptych.recipe import Recipe, dump_recipe, with_values, workers_of
 from triptych.stages.context import StageContext, summary
 from triptych.stages.run import RUNNERS, chosen, stage_context
 from triptych.train import checkpoint
+from triptych.train.on_ray import WorkerFailedError
 from triptych.tune.feasible import side_by_side
 from triptych.tune.trial import Report, Trial, plain_metrics
 
@@ -107,7 +108,9 @@ def follow(trial: Trial, ctx: StageContext[Any], clock: "Clock") -> Iterator[Rep
     gate: Any = ray.remote(num_cpus=0)(_Gate).remote()
     yield from _unreported(ctx, trial, clock)
     ended: queue.Queue[Exception | None] = queue.Queue()
-    threading.Thread(target=_run_stage, args=(replace(ctx, monitor=GateMonitor(gate)), ended), daemon=True).start()
+    restarts = workers_of(trial.recipe.stages[trial.stage]).max_restarts
+    work = (replace(ctx, monitor=GateMonitor(gate)), restarts, ended)
+    threading.Thread(target=_run_stage, args=work, daemon=True).start()
     arrived = gate.arrived.remote()
     while ended.empty():
         if ray.wait([arrived], timeout=_POLL_S)[0]:
@@ -120,8 +123,13 @@ def follow(trial: Trial, ctx: StageContext[Any], clock: "Clock") -> Iterator[Rep
 
 
 def context_of(trial: Trial, progress: Progress) -> StageContext[Any]:
-    """What a trial's stage is given; its run's folder is begun."""
-    ctx = stage_context(trial.recipe, trial.stage, progress.labelled(trial.name))
+    """What a trial's stage is given; its run's folder is begun.
+
+    Ray Train shall not start workers again: a controller that is being killed, as those of stopped trials are, takes
+    the death of its workers for a fault, and with its last breath reserves CPUs that nobody gives back.
+    """
+    once = with_values(trial.recipe, {f"stages.{trial.stage}.train.workers.max_restarts": 0})
+    ctx = stage_context(once, trial.stage, progress.labelled(trial.name))
     storage.write_bytes(storage.join(ctx.run, "recipe.yaml"), dump_recipe(trial.recipe).encode())
     return replace(chosen(ctx, cluster(ray.nodes())), forked_at=trial.forked_at)
 
@@ -169,9 +177,16 @@ def _unreported(ctx: StageContext[Any], trial: Trial, clock: Clock) -> Iterator[
             yield report_at(ctx, clock, row["step"])
 
 
-def _run_stage(ctx: StageContext[Any], ended: "queue.Queue[Exception | None]") -> None:
+def _run_stage(ctx: StageContext[Any], restarts: int, ended: "queue.Queue[Exception | None]") -> None:
+    """To its end. Where workers fail it begins again from its last checkpoint, so many times."""
     try:
-        RUNNERS[ctx.stage.kind](ctx)
+        for left in range(restarts, -1, -1):
+            try:
+                RUNNERS[ctx.stage.kind](ctx)
+                break
+            except WorkerFailedError:
+                if not left:
+                    raise
     except Exception as error:  # noqa: BLE001 - the driver raises it
         ended.put(error)
     else:

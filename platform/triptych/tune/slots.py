@@ -42,3 +42,7 @@ class Slots:
     def release(self, trial: int) -> None:
         """Its turn is over, if it had one."""
         ray.get(self._actor.release.remote(trial))
+
+    def close(self) -> None:
+        """No more turns. What Tune keeps of its trials would hold the actor."""
+        ray.kill(self._actor)

@@ -11,7 +11,7 @@ from ray import tune
 from triptych import storage
 from triptych.errors import RunError, UserError
 from triptych.observe.progress import Progress
-from triptych.observe.sweeps import SweepView, read_sweep
+from triptych.observe.sweeps import SweepView, read_sweep, sweep_name
 from triptych.plan import Machine, cluster
 from triptych.recipe import PpoStage, Recipe, Sweep, with_values
 from triptych.tune.budget import Budget
@@ -41,7 +41,7 @@ which Tune refuses."""
 
 def sweep_folder(recipe: Recipe) -> str:
     """URL of the sweep's folder."""
-    return storage.join(storage.absolute(recipe.storage.runs), f"{recipe.name}-sweep")
+    return storage.join(storage.absolute(recipe.storage.runs), sweep_name(recipe))
 
 
 def run_sweep(recipe: Recipe, progress: Progress) -> SweepView:
@@ -59,10 +59,13 @@ def run_sweep(recipe: Recipe, progress: Progress) -> SweepView:
     recipes = [with_values(recipe, values) for values in fitting]
     executor = executor_for(recipe, recipes, progress)
     at_once = sweep.concurrency or executor.concurrency(recipes, sweep.stage, machine)
+    slots = Slots(at_once) if sweep.scheduler == "pbt" else None
     try:
-        _tune(recipe, sweep, record, executor, machine, at_once)
+        _tune(recipe, sweep, record, executor, slots, machine, at_once)
     finally:
         executor.close()
+        if slots:
+            slots.close()
         storage.remove(storage.join(folder, _SCRATCH))
     failed = [trial for trial in record.trials.values() if trial.status == "failed"]
     if failed and len(failed) == record.launched:
@@ -112,10 +115,17 @@ def _check_population(sweep: Sweep) -> None:
 _PBT_KEYS = ("method.lr", "method.dropout")
 
 
-def _tune(recipe: Recipe, sweep: Sweep, record: Record, executor: Executor, machine: Machine, at_once: int) -> None:
-    """Run Tune until nothing is left to do."""
+def _tune(
+    recipe: Recipe,
+    sweep: Sweep,
+    record: Record,
+    executor: Executor,
+    slots: Slots | None,
+    machine: Machine,
+    at_once: int,
+) -> None:
+    """Run Tune until nothing is left to do. `slots`: a population is begun at once, and takes turns."""
     budget = Budget(recipe, record)
-    slots = Slots(at_once) if sweep.scheduler == "pbt" else None
     ledger = Ledger(record, budget, executor, slots)
     stage = recipe.stages[sweep.stage]
     assert not isinstance(stage, PpoStage)

@@ -20,7 +20,7 @@ from triptych.recipe import Workers
 from triptych.stages.context import StageContext
 from triptych.stages.models import role_model
 from triptych.stages.supervised import Learn
-from triptych.train.on_ray import ALLOCATOR
+from triptych.train.allocator import allocator_variables
 from triptych.train.roles import RoleModel
 from triptych.train.side_by_side import SideBySide
 from triptych.tune.executor import GateMonitor
@@ -37,7 +37,7 @@ def start_trainer(workers: Workers) -> Any:
         num_gpus=workers.gpus,
         max_restarts=workers.max_restarts,
         max_task_retries=workers.max_restarts,
-        runtime_env={"env_vars": ALLOCATOR},
+        runtime_env={"env_vars": allocator_variables()},
     )
     return actor.remote(workers.threads or math.ceil(workers.cpus), "cuda" if workers.gpus else "cpu")
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import machine
-from triptych.plan import choose, local, options
+from triptych.plan import Known, choose, local, options
 from triptych.plan.levers import Levers, Pulled
 from triptych.plan.rates import kept_rates
 from triptych.recipe import Recipe
@@ -60,13 +60,13 @@ def main() -> None:
     for case in CASES[: given.recipes]:
         recipe, name = recipe_of(*case), json.dumps(case)
         tries = done.setdefault(name, {})
-        for option in options(recipe, "sft", local(), rates=rates, levers=PULLED):
+        for option in options(recipe, "sft", local(), known=Known(rates), levers=PULLED):
             key = str(option.levers)
             if key not in tries:
                 tries[key] = asdict(attempt(recipe, "sft", option.levers))
                 given.out.parent.mkdir(parents=True, exist_ok=True)
                 given.out.write_text(json.dumps({"machine": machine(), "tries": done}, indent=2) + "\n")
-        met &= add(table, case, choose(recipe, "sft", local(), rates=rates, levers=PULLED).best.levers, tries)
+        met &= add(table, case, choose(recipe, "sft", local(), known=Known(rates), levers=PULLED).best.levers, tries)
     Console().print(table, f"within {1 - TARGET:.0%} everywhere, never out of memory: {'met' if met else 'MISSED'}")
 
 

@@ -18,7 +18,7 @@ from methods.cells import code_version
 from plan.cells import Cell, read, write
 from plan.configurations import Configuration, configurations
 from training import VARIABLES
-from triptych.train.on_ray import ALLOCATOR
+from triptych.train.allocator import allocator_variables
 
 REFUSED = "triptych.errors.UserError"
 
@@ -50,14 +50,8 @@ def measured(configuration: Configuration) -> Cell:
         job.write_text(json.dumps(values))
         command = [sys.executable, "-m", "plan.ranks", str(job), f"{folder}/meeting"]
         try:
-            figures = run_arm(
-                Arm(
-                    configuration.name,
-                    command,
-                    VARIABLES | ALLOCATOR | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ["PYTHONPATH"]},
-                    1800,
-                )
-            )
+            own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.environ["PYTHONPATH"]}
+            figures = run_arm(Arm(configuration.name, command, VARIABLES | allocator_variables() | own, 1800))
         except RuntimeError as failed:
             reason = next((line for line in str(failed).splitlines() if line.startswith(REFUSED)), None)
             if reason is None:

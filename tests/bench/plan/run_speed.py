@@ -29,7 +29,7 @@ from triptych.plan import local
 from triptych.plan.rates import Rates, kept_rates
 from triptych.plan.speed import stage_speed
 from triptych.stages.machine_speed import measure_apart
-from triptych.train.on_ray import ALLOCATOR
+from triptych.train.allocator import allocator_variables
 
 TARGET_ERROR, TARGET_RANK = 0.15, 0.95
 
@@ -63,7 +63,7 @@ def measured(configuration: Configuration) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         job = Path(folder, "job.json")
         job.write_text(json.dumps(asdict(configuration)))
-        env = VARIABLES | ALLOCATOR | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        env = VARIABLES | allocator_variables() | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         command = [sys.executable, "-m", "plan.measure_speed", str(job)]
         return run_arm(Arm(configuration.name, command, env, 1800))
 

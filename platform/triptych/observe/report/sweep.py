@@ -27,13 +27,12 @@ def write_sweep_report(found: SweepView, importance: Mapping[str, float]) -> str
 def render_sweep(found: SweepView, importance: Mapping[str, float]) -> str:
     """The whole page. Everything that comes from the sweep is escaped."""
     objectives = found.sweep.objectives
-    chosen = found.front if len(objectives) > 1 else [found.best] if found.best else []
     return filled(
         "sweep.html.j2",
         sweep=found,
         objectives=objectives,
         keys=list(found.sweep.space),
-        names={trial.name for trial in chosen},
+        names={trial.name for trial in found.chosen},
         shown=shown,
         curves=[chart for objective in objectives if (chart := curve(found, objective)).series],
         coordinates=parallel_coordinates(found),

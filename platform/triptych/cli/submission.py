@@ -1,0 +1,85 @@
+"""Recipes as jobs of a cluster: the options, sending one, and showing it to its end."""
+
+import json
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from triptych.cli.address import reach, say
+from triptych.cli.on_cluster import terminal_width
+from triptych.errors import UserError
+
+if TYPE_CHECKING:
+    from triptych.cluster.client import Client
+    from triptych.cluster.submitted import Submitted, Verb
+
+Detach = Annotated[bool, typer.Option("--detach", help="With --address: return once it is submitted.")]
+Dev = Annotated[bool, typer.Option("--dev", help="With --address: run this machine's triptych there.")]
+RuntimeEnv = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="With --address: Ray's runtime environment, a YAML file.")
+]
+Cpus = Annotated[int | None, typer.Option(help="Logical CPUs of a cluster started here; all if not given.")]
+MetricsPort = Annotated[int | None, typer.Option(help="Port for Prometheus, on a cluster started here.")]
+
+
+def check_place(
+    address: str | None,
+    *,
+    detach: bool,
+    dev: bool,
+    runtime_env: Path | None,
+    cpus: int | None,
+    metrics_port: int | None,
+) -> None:
+    """UserError where options of a cluster elsewhere and of one that is started here are mixed."""
+    if address is None and (detach or dev or runtime_env is not None):
+        raise UserError("--detach, --dev and --runtime-env are for a cluster elsewhere: give --address")
+    if address is not None and (cpus is not None or metrics_port is not None):
+        raise UserError("--cpus and --metrics-port are for a cluster started here; the one at --address has its own")
+
+
+def submit(
+    verb: "Verb",
+    address: str,
+    recipe: Path,
+    overrides: list[str],
+    arguments: tuple[str, ...],
+    *,
+    dev: bool,
+    runtime_env: Path | None,
+) -> "tuple[Client, Submitted]":
+    """Send the recipe to the cluster, for a verb to act on it there."""
+    from triptych.cluster.environment import Environment, read_runtime_env
+    from triptych.cluster.submit import submit_recipe
+    from triptych.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    environment = Environment(read_runtime_env(runtime_env), dev)
+    client = reach(address)
+    return client, submit_recipe(client, loaded, verb, arguments, environment, terminal_width(), say)
+
+
+def follow(client: "Client", submitted: "Submitted") -> Any:
+    """Show a job on a cluster to its end; what its verb printed as JSON. Ctrl-C leaves it going.
+
+    Exits as the verb did where it failed.
+    """
+    from triptych.cluster.submit import follow_job
+
+    name = submitted.run
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        answer = follow_job(client, submitted.job)
+    except KeyboardInterrupt:
+        say(f"detached; {name} goes on. `triptych runs follow {name}` shows it, `triptych runs stop {name}` ends it")
+        raise
+    if answer.code:
+        raise typer.Exit(answer.code)
+    return json.loads(answer.stdout)
+
+
+def _interrupt(*_: object) -> None:
+    """For Ctrl-C. asyncio replaces Python's own handler by one that cancels a task, which may be ending just then."""
+    raise KeyboardInterrupt
