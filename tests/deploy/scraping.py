@@ -37,7 +37,7 @@ class Prometheus:
         return [line for line in lines if line[1]]
 
     def wait_for(self, expression: str) -> None:
-        """Returns once it has numbers: an increase is seen only between two scrapes."""
+        """Returns once it has numbers."""
         started = time.time()
         while not self.lines(expression, started - 60, time.time(), 1):
             assert time.time() < started + 60, f"no data: {expression}"

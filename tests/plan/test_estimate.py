@@ -41,8 +41,10 @@ def test_reward_model_has_a_head_and_no_logits(reviews: Reviews) -> None:
 
 def test_every_weight_in_float32(reviews: Reviews) -> None:
     parts = sft(reviews("stages.sft.method={name: full}", "stages.ppo.policy=a@1")).parts
-    exact = {name: parts[name].expected // WEIGHTS for name in ("weights", "gradients", "optimizer", "casts")}
-    assert exact == {"weights": 4, "gradients": 4, "optimizer": 8, "casts": 2}
+    exact = {
+        name: parts[name].expected // WEIGHTS for name in ("weights", "masters", "gradients", "optimizer", "casts")
+    }
+    assert exact == {"weights": 2, "masters": 2, "gradients": 4, "optimizer": 8, "casts": 2}
     assert "adapter" not in parts
 
 
@@ -77,8 +79,9 @@ def test_what_four_workers_share(reviews: Reviews, strategy: str, weights: int, 
         f"stages.sft.train.workers={{count: 4, strategy: {strategy}}}",
     )
     parts = sft(recipe).parts
-    found = [round(parts[name].expected / WEIGHTS, 3) for name in ("weights", "gradients", "optimizer")]
-    assert found == [weights, gradients, optimizer]
+    names = ("weights", "masters", "gradients", "optimizer")
+    found = [round(parts[name].expected / WEIGHTS, 3) for name in names]
+    assert found == [weights / 2, weights / 2, gradients, optimizer]
     assert ("gathered" in parts) == (strategy in ("fsdp", "zero3"))
     assert ("message" in parts) == (strategy == "ddp")
 

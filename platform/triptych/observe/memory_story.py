@@ -13,6 +13,7 @@ _ADVICE = {
     "gathered": "spread the model over more workers, or use bfloat16",
     "casts": "set memory.checkpointing to full, or train fewer layers",
     "weights": "use model.quantization, or strategy fsdp over more workers",
+    "masters": "use a method that trains less, or strategy fsdp over more workers",
     "optimizer": "use optimizer adamw_8bit or lion, or a strategy that shards it (zero1, fsdp)",
     "gradients": "use a method that trains less, or a strategy that shards gradients (zero2, fsdp)",
     "adapter": "use a lower rank, or fewer targets",

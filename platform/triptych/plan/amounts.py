@@ -38,8 +38,9 @@ def total(amounts: Iterable[Bytes]) -> Bytes:
 
 
 Parts = dict[str, Bytes]
-"""Memory of a role by part: weights, adapter, gradients, optimizer, gathered, casts, message, bucket, activations,
-logits, kv_cache, runtime; those with `cpu_` before lie in CPU memory where the process is on a GPU."""
+"""Memory of a role by part: weights as they are read, masters (what float32 adds to those that are trained), adapter,
+gradients, optimizer, gathered, casts, message, bucket, activations, logits, kernels, kv_cache, runtime; those with
+`cpu_` before lie in CPU memory where the process is on a GPU."""
 
 TRANSIENT = ("gathered", "casts", "message", "activations", "logits")
 """Parts that exist while a role is at work; roles of one process take turns."""

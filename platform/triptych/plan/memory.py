@@ -23,15 +23,16 @@ def roles(recipe: Recipe, stage: Stage, sizes: Sizes, strategy: StrategyName, gp
     `gpu` is the kind of GPU that an engine gets a share of; None: engines run on CPU.
     """
     spread = sharding(workers_of(stage), strategy)
+    on_cpu = workers_of(stage).gpus == 0
     if not isinstance(stage, PpoStage):
-        learner = Worker(recipe.model, stage.train.memory, micro_batch(stage), sizes, spread)
+        learner = Worker(recipe.model, stage.train.memory, micro_batch(stage), sizes, spread, on_cpu)
         trained = learner.trained(
             stage.method, head_of(sizes, stage), stage.train.optimizer, logits=stage.kind == "sft"
         )
         found = dict.fromkeys(_role_names(stage), trained)
         first = next(iter(found))
         return found | {first: learner.base(stage.method) | trained}
-    learner = Worker(recipe.model, stage.memory, micro_batch(stage), sizes, spread)
+    learner = Worker(recipe.model, stage.memory, micro_batch(stage), sizes, spread, on_cpu)
     policy, reward = method_of(recipe, stage.policy), method_of(recipe, stage.reward)
     scored = recipe.stages.get(stage.reward)
     members = scored.members if isinstance(scored, Reward) else 1

@@ -38,7 +38,7 @@ def sharding(workers: Workers, strategy: StrategyName) -> Sharding:
     whole = strategy in ("fsdp", "zero3")
     offloaded: tuple[str, ...] = ()
     if workers.offload and workers.gpus:
-        offloaded = ("gradients", "optimizer") + (("weights", "adapter") if whole else ())
+        offloaded = ("gradients", "optimizer") + (("weights", "masters", "adapter") if whole else ())
     return Sharding(
         weights=count if whole else 1,
         gradients=count if whole or zero == 2 else 1,

@@ -29,6 +29,8 @@ ZERO3_LIVE = 1_000_000_000
 """Weights that DeepSpeed keeps gathered where they are soon used again: its default."""
 RUNTIME = (int(0.5 * GIB), int(0.9 * GIB), int(1.5 * GIB))
 """Interpreter, libraries and Ray on a CPU; the CUDA context and libraries on a GPU are of the same order."""
+KERNELS = {2: (0.04, 0.065, 0.09), 4: (0.03, 0.045, 0.07)}
+"""GB that a first step adds on a CPU, by bytes of a number: what torch loads then, and what it compiles for 16 bits."""
 _CODE_BLOCK, _SMALL = 64, 4096
 """Of 8-bit AdamW: values that share a scale, and how many a parameter must have."""
 
@@ -52,14 +54,18 @@ class Worker:
     batch: MicroBatch
     sizes: Sizes
     spread: Sharding
+    on_cpu: bool
 
     def base(self, method: Method) -> Parts:
         """The weights that all roles share, this worker's share of them, and what is gathered of others' for a pass."""
-        whole = self._base(method)
-        parts = {"weights": Bytes.scaled(1 / self.spread.weights, (whole.low, whole.expected, whole.high))}
+        loaded, share = self._loaded(), 1 / self.spread.weights
+        parts = {"weights": Bytes.scaled(share, (loaded.low, loaded.expected, loaded.high))}
+        if widened := self._base(method).expected - loaded.expected:
+            parts["masters"] = Bytes.exactly(int(share * widened))
         if self.spread.bucket:
             parts["bucket"] = Bytes.exactly(ZERO_BUCKET)
-        return self._placed(parts) | {"runtime": Bytes(*RUNTIME)}
+        kernels = {"kernels": Bytes.scaled(1e9, KERNELS[BYTES[self.model.dtype]])} if self.on_cpu else {}
+        return self._placed(parts) | kernels | {"runtime": Bytes(*RUNTIME)}
 
     def trained(self, method: Method, head: Sequence[Tensors], optimizer: Optimizer, *, logits: bool) -> Parts:
         """A role that is updated."""
@@ -132,13 +138,18 @@ class Worker:
         return Bytes(tables + block, tables + 2 * block, tables + 3 * block)
 
     def _base(self, method: Method) -> Bytes:
-        """All weights of the base, whole."""
+        """All weights of the base, whole, as they are trained on."""
         sizes, model = self.sizes, self.model
         if isinstance(method, Full) or self.spread.float32_base:
             return Bytes.exactly(FP32 * sizes.total)
         if isinstance(method, Freeze):  # what is trained is widened
             widened = (FP32 - BYTES[model.dtype]) * sum(tensor.numel for tensor in trained(method, sizes))
             return Bytes.exactly(BYTES[model.dtype] * sizes.total + widened)
+        return self._loaded()
+
+    def _loaded(self) -> Bytes:
+        """All weights of the base, whole, as they are read."""
+        sizes, model = self.sizes, self.model
         if model.quantization is None:
             return Bytes.exactly(BYTES[model.dtype] * sizes.total)
         linear = sizes.layers * sum(inputs * outputs for inputs, outputs, _ in sizes.linears.values())

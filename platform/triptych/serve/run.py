@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from triptych.errors import RunError
 from triptych.plan import cluster
 from triptych.recipe.serve import ServeConfig
 from triptych.serve.preflight import check, check_port, check_room
@@ -27,6 +28,7 @@ def start(config: ServeConfig, progress: Callable[[str], None] = lambda _: None)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import ray
     from ray import serve
+    from ray.exceptions import RayError
     from ray.serve.config import HTTPOptions
 
     from triptych.serve.app import application
@@ -34,12 +36,14 @@ def start(config: ServeConfig, progress: Callable[[str], None] = lambda _: None)
     check_room(checked, cluster(ray.nodes()))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     target = serve.RunTarget(application(checked, base), name=APP, route_prefix="/")
-    serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=config.host, port=config.port))
     try:
+        serve.start(proxy_location="HeadOnly", http_options=HTTPOptions(host=config.host, port=config.port))
         serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
         _wait(progress)
-    except BaseException:
+    except BaseException as error:
         stop()
+        if isinstance(error, RayError | TimeoutError):
+            raise RunError(f"Ray Serve did not start; is this machine busy? ({error})") from error
         raise
     host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104
     return f"http://{host}:{config.port}/v1"

@@ -5,6 +5,7 @@ Tune's checkpoint of a trial is a small JSON file that says where the trial stan
 
 import dataclasses
 import json
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ class Job:
 
     recipe: Recipe
     folder: str
+    working_dir: str
+    """Of the sweep's process: what relative paths of the recipe start from. Tune gives each driver another."""
     executor: "Executor"
     slots: Slots | None
     """Where more trials are begun than run at once."""
@@ -36,6 +39,7 @@ class Job:
 
 def drive(config: dict[str, Any], job: Job) -> None:
     """Train the trial that `config` assigns, and report each evaluation; returns at its end or its failure."""
+    os.chdir(job.working_dir)
     assignment = standing(Assignment(**config["assignment"]), tune.get_checkpoint())
     if job.slots:
         job.slots.acquire(config["assignment"]["number"])

@@ -3,6 +3,7 @@
 import logging
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -141,7 +142,7 @@ def _tune(
     else:
         space = {}
         config = tune.TuneConfig(search_alg=search, scheduler=judge, num_samples=-1, max_concurrent_trials=at_once)
-    _fit(Job(recipe, record.url, executor, slots), space, config, budget, ledger)
+    _fit(Job(recipe, record.url, str(Path.cwd()), executor, slots), space, config, budget, ledger)
     for trial in record.trials.values():
         if trial.status == "running" and budget.spent:
             ledger.end(trial.number, "cut", "the budget was used up")
