@@ -164,7 +164,7 @@ SERVING = Dashboard(
         Panel(
             "Prompt tokens found in the prefix cache",
             {
-                "": f"sum(rate(ray_vllm_prefix_cache_hits_total{_WINDOW}))"
+                "": f"(sum(rate(ray_vllm_prefix_cache_hits_total{_WINDOW})) or vector(0))"
                 f" / sum(rate(ray_vllm_prefix_cache_queries_total{_WINDOW}))"
             },
             "percentunit",
