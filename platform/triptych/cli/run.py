@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from triptych.cli.address import Address, addressed
-from triptych.cli.submission import Cpus, Detach, Dev, MetricsPort, RuntimeEnv, check_place, follow, submit
+from triptych.cli.submission import Cpus, Detach, Dev, MetricsPort, RuntimeEnv, check_place, outcome, submit
 
 
 @addressed
@@ -40,7 +40,7 @@ def run(
     if detach:
         typer.echo(submitted.run)
         return
-    print_run(f"{submitted.run}: {submitted.url}", follow(client, submitted), as_json)
+    print_run(f"{submitted.run}: {submitted.url}", outcome(client, submitted), as_json)
 
 
 def _run_here(

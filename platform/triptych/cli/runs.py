@@ -8,7 +8,7 @@ import typer
 from triptych.cli.address import Address, addressed, given, reach
 from triptych.cli.on_cluster import ask, on_cluster
 from triptych.cli.run import print_run
-from triptych.cli.submission import follow as follow_to_its_end
+from triptych.cli.submission import outcome
 from triptych.cli.sweep import print_sweep
 from triptych.errors import UserError
 
@@ -77,7 +77,7 @@ def follow(name: Name, address: Address = None, as_json: AsJson = False) -> None
 
     client = reach(address)
     submitted = find(client, name)
-    found = follow_to_its_end(client, submitted)
+    found = outcome(client, submitted)
     if submitted.verb == "sweep":
         print_sweep(found, as_json)
     else:

@@ -61,7 +61,7 @@ def submit(
     return client, submit_recipe(client, loaded, verb, arguments, environment, terminal_width(), say)
 
 
-def follow(client: "Client", submitted: "Submitted") -> Any:
+def outcome(client: "Client", submitted: "Submitted") -> Any:
     """Show a job on a cluster to its end; what its verb printed as JSON. Ctrl-C leaves it going.
 
     Exits as the verb did where it failed.

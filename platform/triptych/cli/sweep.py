@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from triptych.cli.address import Address, addressed
-from triptych.cli.submission import Cpus, Detach, Dev, MetricsPort, RuntimeEnv, check_place, follow, submit
+from triptych.cli.submission import Cpus, Detach, Dev, MetricsPort, RuntimeEnv, check_place, outcome, submit
 
 
 @addressed
@@ -42,7 +42,7 @@ def sweep(
     if detach:
         typer.echo(submitted.run)
         return
-    print_sweep(follow(client, submitted), as_json)
+    print_sweep(outcome(client, submitted), as_json)
 
 
 def _sweep_here(
@@ -83,7 +83,14 @@ def print_sweep(found: dict[str, Any], as_json: bool) -> None:
         typer.echo(json.dumps(found, indent=2))
         return
     objectives = [objective["metric"] for objective in found["objectives"]]
-    table = Table("trial", "state", "steps", *short(found["space"]).values(), *objectives, title=_title(found))
+    table = Table(
+        "trial",
+        "state",
+        "steps",
+        *short(found["space"]).values(),
+        *objectives,
+        title=f"{found['name']}: {found['url']}",
+    )
     without_room = [trial for trial in found["trials"] if trial["status"] == "infeasible"]
     for trial in found["trials"]:
         if trial not in without_room:
@@ -101,10 +108,6 @@ def print_sweep(found: dict[str, Any], as_json: bool) -> None:
         typer.echo(f"registered as {found['winner']['registered']}")
     if "report" in found:
         typer.echo(found["report"])
-
-
-def _title(found: dict[str, Any]) -> str:
-    return f"{found['name']}: {found['url']}"
 
 
 def short(keys: list[str]) -> dict[str, str]:

@@ -100,8 +100,8 @@ def estimate(
     """Peak memory a device and tokens a second, from the recipe and the base's config.json.
 
     `machine` takes the place of the recipe's. Memory comes from a closed form; with `exact` what a step works with is
-    traced on the learner itself, which takes seconds and imports torch. What is `known` of
-    the machine calibrates both. `advise`: a refusal names the nearest setting that fits, which takes a second to find.
+    traced on the learner itself, which takes seconds and imports torch. What is `known` of the machine calibrates
+    memory and speed. `advise`: a refusal names the nearest setting that fits, which takes a second to find.
 
     Raises:
         UserError: unknown stage or machine, a base whose sizes are not known, or a stage that the machine cannot hold.

@@ -60,8 +60,8 @@ class Worker:
         """The weights that all roles share, this worker's share of them, and what is gathered of others' for a pass."""
         loaded, share = self._loaded(), 1 / self.spread.weights
         parts = {"weights": Bytes.scaled(share, (loaded.low, loaded.expected, loaded.high))}
-        if widened := self._base(method).expected - loaded.expected:
-            parts["masters"] = Bytes.exactly(int(share * widened))
+        if masters := self._masters(method):
+            parts["masters"] = Bytes.exactly(int(share * masters))
         if self.spread.bucket:
             parts["bucket"] = Bytes.exactly(ZERO_BUCKET)
         kernels = {"kernels": Bytes.scaled(1e9, KERNELS[BYTES[self.model.dtype]])} if self.on_cpu else {}
@@ -127,7 +127,7 @@ class Worker:
 
     def _gathered(self, method: Method, values: int) -> Bytes:
         """Weights of the units at work: the tables, and one, two or three blocks; with gradients where they train."""
-        base = self._base(method).expected
+        base = self._loaded().expected + self._masters(method)
         tables = (1 if self.sizes.tied else 2) * self.sizes.embedding * base // self.sizes.total
         block = (base - tables + 2 * values) // self.sizes.layers
         if trains_base(method):
@@ -137,15 +137,13 @@ class Worker:
             return Bytes(min(tables + block, live), live, live)
         return Bytes(tables + block, tables + 2 * block, tables + 3 * block)
 
-    def _base(self, method: Method) -> Bytes:
-        """All weights of the base, whole, as they are trained on."""
-        sizes, model = self.sizes, self.model
+    def _masters(self, method: Method) -> int:
+        """What float32 adds to the weights that are widened: to those that train, or to all of them."""
         if isinstance(method, Full) or self.spread.float32_base:
-            return Bytes.exactly(FP32 * sizes.total)
-        if isinstance(method, Freeze):  # what is trained is widened
-            widened = (FP32 - BYTES[model.dtype]) * sum(tensor.numel for tensor in trained(method, sizes))
-            return Bytes.exactly(BYTES[model.dtype] * sizes.total + widened)
-        return self._loaded()
+            return FP32 * self.sizes.total - self._loaded().expected
+        if isinstance(method, Freeze):
+            return (FP32 - BYTES[self.model.dtype]) * sum(tensor.numel for tensor in trained(method, self.sizes))
+        return 0
 
     def _loaded(self) -> Bytes:
         """All weights of the base, whole, as they are read."""
