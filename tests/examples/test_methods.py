@@ -79,6 +79,18 @@ def test_a_row_is_filled_level_by_level_then_seed_by_seed(bench: None) -> None:
     assert [key.arm for key in found.missing_beside("lora", 3)] == ["peft"] * 3
 
 
+def test_methods_are_timed_in_pairs_whose_order_turns_around(bench: None) -> None:
+    from methods.cells import Cell, Results
+    from methods.tasks import TASKS
+
+    cells = [Cell("sst2", "lora", level, 0, figures={"accuracy": 0.5}, digest="d") for level in range(3)]
+    order = []
+    while key := next(Results(cells, "sst2", TASKS["sst2"], "d").missing_timed("lora", 2, beside_peft=True), None):
+        order.append((key.seed, key.arm))
+        cells.append(Cell("sst2", "lora", key.level, key.seed, key.arm, digest="d"))
+    assert order == [(0, "triptych, timed"), (0, "peft, timed"), (1, "peft, timed"), (1, "triptych, timed")]
+
+
 def test_pages_show_what_there_is(bench: None, tmp_path: Path) -> None:
     from methods.cells import Cell, write
     from methods.table import BEGIN, END, publish

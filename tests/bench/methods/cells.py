@@ -110,9 +110,7 @@ class Results:
         for number in range(rounds if beside_peft else 1):
             arms = [OURS, PEFT][: 1 + beside_peft]
             keys = [Key(self._data, method, best, number, TIMED[arm]) for arm in arms]
-            if any(key not in self.cells for key in keys):
-                yield from keys if number % 2 == 0 else reversed(keys)  # both again: a pair is measured at one time
-                return
+            yield from (key for key in (keys if number % 2 == 0 else keys[::-1]) if key not in self.cells)
 
 
 def code_version() -> str:
