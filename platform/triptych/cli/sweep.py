@@ -77,14 +77,16 @@ def _sweep_here(
 def print_sweep(found: dict[str, Any], as_json: bool) -> None:
     """The table of a sweep, and the best point as `--set` takes it. `found`: of a SweepView, as JSON has it."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
+
+    from triptych.observe.sweeps import trial_name
 
     if as_json:
         typer.echo(json.dumps(found, indent=2))
         return
     objectives = [objective["metric"] for objective in found["objectives"]]
     table = Table(
-        "trial",
+        Column("trial", min_width=len(trial_name(0))),  # a name that is cut short is no name
         "state",
         "steps",
         *short(found["space"]).values(),

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
 from optuna.importance import PedAnovaImportanceEvaluator
 
 from triptych.observe.sweeps import SweepView
@@ -28,7 +27,7 @@ def importance(found: SweepView) -> Mapping[str, float]:
     for trial in found.comparable:
         points.tell(replace(trial, status="done"))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
+        warnings.simplefilter("ignore")  # the evaluator is called experimental, and few trials are said to be few
         evaluator = PedAnovaImportanceEvaluator(target_quantile=0.25)
         shares: dict[str, float] = optuna.importance.get_param_importances(points.study, evaluator=evaluator)
     return shares
