@@ -1,16 +1,20 @@
-"""Int8 base weights, and the optimizers that torch lacks, on the device."""
+"""Base weights in 8 and 4 bits, and the optimizers that torch lacks, on the device."""
 
+import importlib.util
+import itertools
+import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from gradient_cases import CASES, TOLERANCE, gradients, worst_error
 from gradient_cases import make_learner as make_tiny_learner
 from torch import nn
 
-from result import Figures, Result, Verdict, attempt
+from result import Figures, Result, Verdict, attempt, release
 from shapes import (
     METHODS,
     OBJECTIVE,
@@ -26,7 +30,11 @@ from shapes import (
 )
 from triptych.models.base import load_causal_lm
 from triptych.models.quantize import Int8Linear, quantize_linears
-from triptych.recipe import Optimizer
+from triptych.recipe import Method, Optimizer
+from triptych.recipe.bottleneck import Pfeiffer
+from triptych.recipe.matrix import AdaLora
+from triptych.recipe.model import Quantization
+from triptych.recipe.virtual import PTuningV2
 from triptych.train.roles import RoleModel
 from triptych.train.usage import peak_memory
 
@@ -39,14 +47,20 @@ OPTIMIZERS = {
     "muon": Optimizer(name="muon", lr=1e-3, momentum=0.95),
     "adamw_schedule_free": Optimizer(name="adamw_schedule_free", lr=1e-3),
 }
+ON_BASE: dict[str, Method] = {
+    "lora": METHODS["lora"],
+    "adalora": AdaLora(),
+    "p_tuning_v2": PTuningV2(init="random"),
+    "pfeiffer": Pfeiffer(),
+}
 AS_ON_CPU = 1e-3
 """Largest relative difference of a loss of the tiny model from the CPU's, in float32."""
 
 
-def check_int8_gradient(folder: Path, device: torch.device) -> tuple[Verdict, Figures]:
-    """Adapters on an int8 base have the gradients that they have on its widened weights."""
+def check_gradient(folder: Path, device: torch.device, quantization: Quantization) -> tuple[Verdict, Figures]:
+    """Adapters on a quantised base have the gradients that they have on its widened weights."""
     objective, make = CASES["language"]
-    bases = [load_causal_lm(folder, torch.float32, quantization="int8") for _ in range(2)]
+    bases = [load_causal_lm(folder, torch.float32, quantization=quantization) for _ in range(2)]
     _widen(bases[1])
     found = []
     for base in bases:
@@ -66,20 +80,39 @@ def check_int8_gradient(folder: Path, device: torch.device) -> tuple[Verdict, Fi
 def _widen(model: nn.Module) -> None:
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, Int8Linear):
-                linear = nn.Linear(child.in_features, child.out_features, bias=False)
-                linear.weight = nn.Parameter(child.weight * child.scale, requires_grad=False)
+            if isinstance(child, Int8Linear) or type(child).__name__ == "Linear4bit":
+                wide = _wide(child)
+                linear = nn.Linear(wide.shape[1], wide.shape[0], bias=False)
+                linear.weight = nn.Parameter(wide, requires_grad=False)
                 setattr(module, name, linear)
 
 
-def check_base(shape: Shape, device: torch.device, *, int8: bool) -> tuple[Verdict, Figures]:
-    """Adapters learn on the frozen base, kept in bfloat16 or in 8 bits."""
+def _wide(linear: Any) -> torch.Tensor:
+    if isinstance(linear, Int8Linear):
+        return linear.weight * linear.scale
+    functional = importlib.import_module("bitsandbytes.functional")
+    wide: torch.Tensor = functional.dequantize_4bit(linear.weight.data, linear.weight.quant_state)
+    return wide
+
+
+def check_base(
+    shape: Shape, device: torch.device, quantization: Quantization | None, method: Method
+) -> tuple[Verdict, Figures]:
+    """Adapters learn on the frozen base, kept in bfloat16, in 8 or in 4 bits."""
     base = make_base(shape, device, torch.bfloat16)
-    if int8:
+    if quantization == "int8":
         quantize_linears(base.model)
+    if quantization == "nf4":
+        with tempfile.TemporaryDirectory() as folder:
+            base.save_pretrained(folder)
+            del base
+            release()
+            base = load_causal_lm(Path(folder), torch.bfloat16, quantization="nf4")
+    held = torch.cuda.memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
     model = RoleModel(base, torch.bfloat16)
-    add_policy(model, METHODS["lora"])
-    return _learns(_steps(model, shape, OPTIMIZERS["adamw"]), device)
+    add_policy(model, method)
+    verdict, figures = _learns(_steps(model, shape, OPTIMIZERS["adamw"]), device)
+    return verdict, figures | {"GB of the base": held}
 
 
 def check_optimizer(shape: Shape, device: torch.device, name: str) -> tuple[Verdict, Figures]:
@@ -117,9 +150,13 @@ def _learns(steps: tuple[list[float], float], device: torch.device) -> tuple[Ver
 
 def check(setup: Setup) -> Iterator[Result]:
     shape, device = setup.shapes[0], setup.device
-    yield attempt(PART, "int8 base, gradients, float32", partial(check_int8_gradient, setup.tiny, device))
-    for int8 in (False, True):
-        case = f"{shape.name}, lora on a base in {'int8' if int8 else 'bfloat16'}"
-        yield attempt(PART, case, partial(check_base, shape, device, int8=int8))
+    kinds: list[Quantization] = ["int8"]
+    if device.type == "cuda" and importlib.util.find_spec("bitsandbytes"):
+        kinds.append("nf4")
+    for kind in kinds:
+        yield attempt(PART, f"{kind} base, gradients, float32", partial(check_gradient, setup.tiny, device, kind))
+    for quantization, (name, method) in itertools.product((None, *kinds), ON_BASE.items()):
+        case = f"{shape.name}, {name} on a base in {quantization or 'bfloat16'}"
+        yield attempt(PART, case, partial(check_base, shape, device, quantization, method))
     for name in OPTIMIZERS:
         yield attempt(PART, f"{shape.name}, full, {name}", partial(check_optimizer, shape, device, name))

@@ -9,10 +9,12 @@ network and no weights, for models are made at random from their configuration. 
 Parts:
     properties  gradients on the device in float64 and float32: the same however a batch is cut, padded, packed, chunked
                 or checkpointed; packed attention in bfloat16 (on a GPU, flash attention) against float32
-    strategies  single, ddp, fsdp, ZeRO on one rank under torchrun: one loss, with every method and checkpointing
-    speed       tokens a second, MFU and peak memory against transformers' Trainer on the same rows, in turn
-    peaks       peak memory against triptych.plan
+    planned     memory and seconds of many configurations, for triptych.plan's predictions of them
+    speed       tokens a second, MFU and peak memory against transformers' Trainer with peft on the same rows, in turn
+    together    trials side by side on one base against one after another
+    every_method  each one's gradient against the CPU's in float64; every method learns in bfloat16
     levers      int8 base, and the optimizers
+    strategies  single, ddp, fsdp, ZeRO on one rank under torchrun: one loss, with every method and checkpointing
 Exit code 1 if a property does not hold or a check breaks off; all others are reported all the same.
 """
 
@@ -37,7 +39,7 @@ from result import BAD, Result, broken, table
 from shapes import SHAPES, Setup, save_tiny
 from triptych.train import attention
 
-PARTS = ("properties", "strategies", "speed", "peaks", "levers")
+PARTS = ("properties", "planned", "speed", "together", "every_method", "levers", "strategies")
 """Modules beside this one, in the order in which they run; each imports what it alone needs."""
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "deepspeed", "pydantic")
 
@@ -54,7 +56,7 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("no GPU that torch sees; without one: --device cpu --shape tiny")
 
-    sys.path.append(str(Path(__file__).parents[1] / "train"))  # the cases of the gradient tests
+    sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("train", "methods", "bench")]  # their cases
     torch.set_float32_matmul_precision("highest")  # no TF32
     disable_progress_bar()
     fit_attention()

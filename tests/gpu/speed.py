@@ -8,16 +8,15 @@ of the precision that is computed in.
 import itertools
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from peft import get_peft_model
+from peft import PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from result import Figures, Result, Verdict, attempt
+from result import Figures, Result, Verdict, attempt, now
 from shapes import (
     METHODS,
     OBJECTIVE,
@@ -36,7 +35,8 @@ from triptych.data.batches import pad_right
 from triptych.methods.flops import Work, train_flops
 from triptych.methods.lora import lora_config
 from triptych.plan.machines import peak_flops
-from triptych.recipe import Full
+from triptych.recipe import Full, Lora, Method
+from triptych.recipe.virtual import PrefixTuning, PromptTuning
 from triptych.train.usage import peak_memory, work_of
 
 PART = "speed"
@@ -45,25 +45,30 @@ WARM = 2
 MICRO_TOKENS = 16384
 TRAINER_ROWS = 8
 """Of a micro-batch: Trainer's default."""
+TIMED: dict[str, Method] = {
+    **METHODS,
+    "prompt_tuning": PromptTuning(num_virtual_tokens=20, init="random"),
+    "prefix_tuning": PrefixTuning(num_virtual_tokens=20, prefix_projection=False, init="random"),
+}
 
 
 def ours(shape: Shape, method: str, device: torch.device, rows: Sequence[Row]) -> list[float]:
     """When each step ended, in seconds; making the batches counts."""
-    learner = make_learner(make_model(shape, METHODS[method], device, torch.bfloat16))
+    learner = make_learner(make_model(shape, TIMED[method], device, torch.bfloat16))
     ends = []
     for start in range(0, len(rows), ROWS):
         learner.step(OBJECTIVE, batches_of(rows[start : start + ROWS], MICRO_TOKENS))
-        ends.append(_now(device))
+        ends.append(now(device))
     return ends
 
 
 def trainer(shape: Shape, method: str, device: torch.device, rows: Sequence[Row], *, half: bool) -> list[float]:
     """When each step ended, in seconds."""
-    chosen: Any = METHODS[method]
+    chosen = TIMED[method]
     narrow = half and not isinstance(chosen, Full)
     model: Any = make_base(shape, device, torch.bfloat16 if narrow else torch.float32)
     if not isinstance(chosen, Full):
-        model = get_peft_model(model, lora_config(chosen))
+        model = get_peft_model(model, _of_peft(chosen))
     ends = _Ends(device)
     with tempfile.TemporaryDirectory() as folder:
         settings = TrainingArguments(
@@ -86,13 +91,23 @@ def trainer(shape: Shape, method: str, device: torch.device, rows: Sequence[Row]
     return ends.seconds
 
 
+def _of_peft(method: Method) -> Any:
+    """Its configuration of the same method, with the same numbers of parameters."""
+    if isinstance(method, Lora):
+        return lora_config(method)
+    if isinstance(method, PromptTuning):
+        return PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=method.num_virtual_tokens)
+    assert isinstance(method, PrefixTuning)
+    return PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=method.num_virtual_tokens)
+
+
 class _Ends(TrainerCallback):
     def __init__(self, device: torch.device) -> None:
         self.seconds: list[float] = []
         self._device = device
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seconds.append(_now(self._device))
+        self.seconds.append(now(self._device))
 
 
 def _padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -118,20 +133,21 @@ def run_arm(arm: str, shape: Shape, method: str, device: torch.device, steps: in
         figures["peak GB"] = peak_memory(device) / 1e9
         if peak := peak_flops(torch.cuda.get_device_name(device), "bfloat16"):
             work = sum((work_of(batch, shared=False) for batch in batches_of(counted, 1 << 20)), Work())
-            figures["MFU"] = train_flops(shape.sizes, METHODS[method], work) / seconds / peak
+            figures["MFU"] = train_flops(shape.sizes, TIMED[method], work) / seconds / peak
     return "measured", figures
 
 
 def check(setup: Setup) -> Iterator[Result]:
     """The arms take turns, and turn around from round to round; then the ratios within a round, with their spread."""
-    for shape, method in itertools.product(setup.shapes, METHODS):
-        found: dict[str, list[Result]] = {arm: [] for arm in ARMS}
+    for shape, method in itertools.product(setup.shapes, TIMED):
+        arms = list(ARMS) if method in METHODS else ["triptych", "Trainer bf16"]
+        found: dict[str, list[Result]] = {arm: [] for arm in arms}
         for turn in range(setup.rounds):
-            for arm in list(ARMS)[:: 1 if turn % 2 == 0 else -1]:
+            for arm in arms[:: 1 if turn % 2 == 0 else -1]:
                 compute = partial(run_arm, arm, shape, method, setup.device, setup.steps)
                 found[arm].append(attempt(PART, f"{shape.name}, {method}, {arm}", compute))
         yield from itertools.chain.from_iterable(found.values())
-        for peer in list(ARMS)[1:]:
+        for peer in arms[1:]:
             yield from _ratios(f"{shape.name}, {method}, triptych / {peer}", found["triptych"], found[peer])
 
 
@@ -144,9 +160,3 @@ def _ratios(case: str, own: Sequence[Result], others: Sequence[Result]) -> Itera
             figures[name] = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} - {max(ratios):.2f})"
     if figures:
         yield Result(PART, case, "measured", figures)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-PARTS = {"properties", "strategies", "speed", "peaks", "levers"}
+PARTS = {"properties", "planned", "speed", "together", "every_method", "levers", "strategies"}
 ABSENT = ("ray", "vllm", "pyarrow", "datasets", "platformdirs", "sqlalchemy", "fastapi", "openai")
 """Packages that a machine with only torch, transformers and peft lacks."""
 BARE = f"""

@@ -50,10 +50,16 @@ def role_model(cell: Cell, folder: Path, dtype: torch.dtype, **settings: Any) ->
     return model
 
 
-def learner_of(cell: Cell, folder: Path, group: Group, dtype: torch.dtype = torch.float32) -> Learner:
+def learner_of(
+    cell: Cell,
+    folder: Path,
+    group: Group,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
+) -> Learner:
     """Of a new role."""
     optimizer = Optimizer(lr=rate_of(cell.case))
-    model = role_model(cell, folder, dtype)
+    model = role_model(cell, folder, dtype).to(device)
     return Learner(model, {ROLE: optimizer}, {ROLE: STEPS}, group, strategy=cell.strategy, max_bad_steps=STEPS_IN_HALF)
 
 

@@ -5,12 +5,12 @@ is extrapolated by itself, and the peak is that of the moment that needs most.
 """
 
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from triptych.models.sizes import Sizes
@@ -23,6 +23,7 @@ from triptych.plan.worker import MicroBatch
 from triptych.recipe import PpoStage, Recipe, Stage
 from triptych.recipe.method import Freeze, parts_of
 from triptych.train import attention
+from triptych.train.gather import HALF
 from triptych.train.strategies.base import LOSS_SCALE, VALUE
 
 UNTRACED = ("vblora", "shira")
@@ -47,7 +48,7 @@ def traced(
 def trace(recipe: Recipe, name: str, layers: int, *, on_gpu: bool = False) -> dict[str, Counter[str]]:
     """Role -> bytes by part at the peak of its step, of one process that has everything to itself."""
     depths = _depths(recipe, recipe.stages[name], layers)
-    with patch.object(attention, "half_attention", _fused) if on_gpu else nullcontext():
+    with _flash_attention() if on_gpu else nullcontext():
         found = [_moments(recipe, name, depth) for depth in depths]
     low, high = found[0], found[-1]
     steps = (layers - depths[0]) / max(depths[-1] - depths[0], 1)
@@ -124,24 +125,29 @@ def _replaced(parts: Parts, peak: Counter[str], spread: Sharding) -> Parts:
     return found
 
 
-def _fused(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: dict[str, Any], hidden: Tensor | None
-) -> Tensor:
-    """Attention that keeps its output and log-sum-exp, as a GPU's does; a CPU's in 16 bits has a way of its own."""
-    out: Tensor = _Fused.apply(query, key, value, scaling, causal)
-    return out
+@contextmanager
+def _flash_attention() -> Iterator[None]:
+    """Packed rows attend as on a GPU."""
+    here = patch.object(attention, "takes_flash", lambda query: query.dtype in HALF)
+    with here, patch.object(attention, "varlen_attn", _Flash.apply_to):
+        yield
 
 
-class _Fused(torch.autograd.Function):
+class _Flash(torch.autograd.Function):
+    """What flash attention keeps: queries, keys, values, its output and the log-sum-exp."""
+
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scaling: float | None, causal: dict[str, Any]
-    ) -> Tensor:
-        out = F.scaled_dot_product_attention(query, key, value, scale=scaling, enable_gqa=True, **causal)
+    def apply_to(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+        out: Tensor = _Flash.apply(query, key, value)
+        return out
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        out = torch.empty_like(query)
         ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
         return out
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value, *_ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None, None
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)

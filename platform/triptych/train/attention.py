@@ -24,7 +24,7 @@ from transformers.masking_utils import sdpa_mask
 from triptych.data.batches import common_prefix
 from triptych.methods.base import Prefix
 from triptych.train.gated_prefix import with_gate
-from triptych.train.gather import gather
+from triptych.train.gather import HALF, gather
 from triptych.train.half_attention import QUERIES, half_attention
 
 PACKED = "triptych_packed"
@@ -32,8 +32,6 @@ PACKED = "triptych_packed"
 
 PADDED = "triptych_padded"
 """The name of the attention of padded rows."""
-
-_HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -155,14 +153,19 @@ def packed_attention(
         )
     if layout.keys is not None:
         key, value = gather(key, 2, layout.keys), gather(value, 2, layout.keys)
-    if query.is_cuda and query.dtype in _HALF and not dropout:
+    if takes_flash(query) and not dropout:
         return _flash(query, key, value, layout, scaling, sliding_window), None
-    most = QUERIES if query.dtype in _HALF else 0
+    most = QUERIES if query.dtype in HALF else 0
     spans = _spans(tuple(layout.new), tuple(layout.whole), layout.apart, most, sliding_window, query.device)
     news, wholes = [span.new for span in spans], [span.whole for span in spans]
     parts = zip(query.split(news, 2), key.split(wholes, 2), value.split(wholes, 2), spans, strict=True)
     out = [_attend(q, k, v, span, scaling, dropout) for q, k, v, span in parts]
     return torch.cat(out, dim=2).transpose(1, 2), None
+
+
+def takes_flash(query: Tensor) -> bool:
+    """Whether flash attention computes such queries: in 16 bits on a GPU."""
+    return query.is_cuda and query.dtype in HALF
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ class _Span:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, span: _Span, scaling: float | None, dropout: float) -> Tensor:
-    if query.dtype in _HALF and not query.is_cuda and not dropout:
+    if query.dtype in HALF and not query.is_cuda and not dropout:
         return half_attention(query, key, value, scaling, span.causal, span.hidden)
     return F.scaled_dot_product_attention(
         query, key, value, dropout_p=dropout, scale=scaling, enable_gqa=True, **span.causal

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_HALF = (torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
+"""What is computed by autocast, beside float32 weights."""
 
 
 def gather(x: Tensor, dim: int, index: Tensor) -> Tensor:
     """`x.index_select(dim, index)`, whose gradient is exact up to one rounding."""
-    if x.dtype not in _HALF:
+    if x.dtype not in HALF:
         return x.index_select(dim, index)
     found: Tensor = _Gather.apply(x, dim, index)
     return found

@@ -24,6 +24,7 @@ from triptych.recipe.method import Method, parts_of, trains_base
 from triptych.train.attention import PACKED, PADDED
 from triptych.train.checkpointing import Checkpointing, checkpoint_blocks
 from triptych.train.fused_lora import fuse_lora, is_fused
+from triptych.train.gather import HALF
 from triptych.train.passes import Tokens, before_rows, packed_states, packed_together, padded_states, padded_together
 from triptych.train.usage import resident_memory
 
@@ -34,8 +35,6 @@ BASE = "base"
 
 HEAD = "head."
 """Before the names of a head's parameters, among those of its role."""
-
-HALF = (torch.bfloat16, torch.float16)
 
 
 class RoleModel(nn.Module):

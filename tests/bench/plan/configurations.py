@@ -10,7 +10,12 @@ from typing import Any
 from triptych.plan.sharding import StrategyName
 from triptych.recipe import Recipe
 
-BASES = {"135m": "smollm2-135m-instruct", "350m": str(Path(__file__).with_name("llama-350m"))}
+_HERE = Path(__file__).parent
+BASES = {
+    "135m": "smollm2-135m-instruct",
+    "350m": str(_HERE / "llama-350m"),
+    "1b": str(_HERE / "llama-1b"),
+}
 METHODS: tuple[Any, ...] = (
     {"name": "lora", "r": 8},
     {"name": "lora", "r": 64, "targets": ["q_proj", "v_proj"]},
@@ -32,6 +37,10 @@ METHODS: tuple[Any, ...] = (
 ROUNDS = 5
 TOKENS = {"135m": (512, 1024, 2048), "350m": (512, 1024)}
 """Of a micro-batch."""
+LENGTHS = (128, 256, 512, 1024)
+GPU_COUNT = 32
+GPU_TOKENS = {"135m": (8192, 16384, 32768), "350m": (8192, 16384), "1b": (4096, 8192, 16384)}
+GPU_LENGTHS = (256, 512, 1024, 2048)
 
 
 @dataclass(frozen=True)
@@ -51,15 +60,19 @@ class Configuration:
     optimizer: str
     ranks: int
     strategy: StrategyName
+    gpus: int = 0
+    """Of a rank."""
 
     @property
     def key(self) -> str:
         """Its digest."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self.values(), sort_keys=True).encode()).hexdigest()[:12]
 
     def values(self) -> dict[str, Any]:
         """As JSON has them."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if not self.gpus:
+            del values["gpus"]
         return values
 
     @property
@@ -94,7 +107,7 @@ class Configuration:
                     "micro_tokens": self.tokens,
                 },
                 "memory": {"checkpointing": self.checkpointing, "loss_chunk": self.loss_chunk},
-                "workers": {"count": self.ranks, "strategy": self.strategy},
+                "workers": {"count": self.ranks, "strategy": self.strategy, "gpus": self.gpus},
             },
         }
         if self.kind == "classification":
@@ -106,13 +119,18 @@ class Configuration:
 def configurations() -> list[Configuration]:
     """All of them, those to be measured first at the beginning."""
     chance = random.Random(0)
-    return [_drawn(method, chance) for _ in range(ROUNDS) for method in METHODS]
+    return [_on_cpu(method, chance) for _ in range(ROUNDS) for method in METHODS]
 
 
-def _drawn(method: Any, chance: random.Random) -> Configuration:
+def gpu_configurations() -> list[Configuration]:
+    """Those of one GPU, those to be measured first at the beginning."""
+    chance = random.Random(0)
+    return [_on_gpu(METHODS[number % len(METHODS)], chance) for number in range(GPU_COUNT)]
+
+
+def _on_cpu(method: Any, chance: random.Random) -> Configuration:
     base = chance.choice(["135m", "135m", "350m"])
-    whole = isinstance(method, dict) and method["name"] in ("full", "freeze")
-    kind = "sft" if whole else chance.choice(["sft"] * 4 + ["reward", "classification"])
+    kind = _kind(method, chance)
     ranks = chance.choice([1, 1, 1, 2])
     strategies: list[StrategyName] = ["ddp", "ddp", "fsdp"]
     strategy: StrategyName = "single" if ranks == 1 else chance.choice(strategies)
@@ -123,7 +141,7 @@ def _drawn(method: Any, chance: random.Random) -> Configuration:
         method=method,
         dtype=chance.choice(["bfloat16", "bfloat16", "float32"]),
         packing=chance.choice([True, True, True, False]),
-        length=chance.choice([length for length in (128, 256, 512, 1024) if 2 * length <= tokens]),
+        length=chance.choice([length for length in LENGTHS if 2 * length <= tokens]),
         tokens=tokens,
         accumulated=chance.choice([False, False, False, True]),
         checkpointing=chance.choice(["none", "none", "selective", "full"]),
@@ -132,3 +150,28 @@ def _drawn(method: Any, chance: random.Random) -> Configuration:
         ranks=ranks,
         strategy=strategy,
     )
+
+
+def _on_gpu(method: Any, chance: random.Random) -> Configuration:
+    base = chance.choice(["135m", "350m", "1b", "1b"])
+    return Configuration(
+        base=base,
+        kind=_kind(method, chance),
+        method=method,
+        dtype=chance.choice(["bfloat16"] * 7 + ["float32"]),
+        packing=chance.choice([True, True, True, True, False]),
+        length=chance.choice(GPU_LENGTHS),
+        tokens=chance.choice(GPU_TOKENS[base]),
+        accumulated=chance.choice([False, False, False, True]),
+        checkpointing=chance.choice(["none", "none", "selective", "full"]),
+        loss_chunk=chance.choice([2048, 512, None]),
+        optimizer=chance.choice(["adamw", "adamw", "adamw", "lion", "adamw_8bit"]),
+        ranks=1,
+        strategy="single",
+        gpus=1,
+    )
+
+
+def _kind(method: Any, chance: random.Random) -> str:
+    whole = isinstance(method, dict) and method["name"] in ("full", "freeze")
+    return "sft" if whole else chance.choice(["sft"] * 4 + ["reward", "classification"])

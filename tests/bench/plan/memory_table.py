@@ -48,13 +48,14 @@ class Row:
 
 def rows_of(cells: Sequence[Cell], machine: Machine) -> list[Row]:
     """All cells that have figures, calibrated from those that are for fitting."""
-    rows = [_row(cell, machine) for cell in track(cells, "predicting") if not cell.error]
+    measured = [cell for cell in cells if not cell.error]
+    rows = [predicted(cell.of, int(cell.figures["grown"]), machine) for cell in track(measured, "predicting")]
     known = [row.record for row in rows if not row.configuration.held_out]
-    return [_calibrated(row, known) for row in rows]
+    return [calibrated(row, known) for row in rows]
 
 
-def _row(cell: Cell, machine: Machine) -> Row:
-    configuration = cell.of
+def predicted(configuration: Configuration, actual: int, machine: Machine) -> Row:
+    """A measured configuration beside what `plan` says of it, not calibrated."""
     recipe = configuration.recipe()
     closed, traced = (
         sum(
@@ -64,12 +65,11 @@ def _row(cell: Cell, machine: Machine) -> Row:
         for exact in (False, True)
     )
     method = names_of(recipe.stages["stage"].method)  # type: ignore[union-attr]
-    kind, actual = machine_kind(machine), int(cell.figures["grown"])
-    record = MemoryRecord(kind, method, configuration.strategy, configuration.dtype, traced, actual)
+    record = MemoryRecord(machine_kind(machine), method, configuration.strategy, configuration.dtype, traced, actual)
     return Row(configuration, record, closed)
 
 
-def _calibrated(row: Row, known: Sequence[MemoryRecord]) -> Row:
+def calibrated(row: Row, known: Sequence[MemoryRecord]) -> Row:
     record = row.record
     factor = calibrate(known, record.machine, record.dtype, record.strategy, record.method).factor
     return Row(row.configuration, record, row.closed, round(record.predicted * factor))
@@ -83,10 +83,10 @@ def _print(rows: Sequence[Row]) -> None:
         amounts = (row.record.actual, row.closed, row.record.predicted, row.calibrated)
         half = "held out" if row.configuration.held_out else "fitted"
         table.add_row(row.configuration.name, half, *(f"{size / 1e6:,.0f}" for size in amounts), f"{row.error:+.1%}")
-    Console().print(table, *_verdicts(rows), sep="\n")
+    Console().print(table, *verdicts(rows), sep="\n")
 
 
-def _verdicts(rows: Sequence[Row]) -> list[str]:
+def verdicts(rows: Sequence[Row]) -> list[str]:
     lines = []
     for name, half in (("fitted", False), ("held out", True)):
         errors = [abs(row.error) for row in rows if row.configuration.held_out == half]
