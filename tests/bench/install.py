@@ -89,7 +89,11 @@ def cluster(root: Path, times: Times) -> Iterator[str]:
         process = subprocess.Popen([root / "venv/bin/ray", "start", *words], stdout=log, stderr=log, env=clean(root))
     try:
         with timed(times, "cluster answers"):
-            wait(process, f"http://127.0.0.1:{dashboard}/api/version", token.read_text(encoding="utf-8"))
+            try:
+                wait(process, f"http://127.0.0.1:{dashboard}/api/version", token.read_text(encoding="utf-8"))
+            except RuntimeError:
+                sys.stderr.write((root / "ray.log").read_text(encoding="utf-8"))
+                raise
         yield f"http://127.0.0.1:{dashboard}"
     finally:
         process.terminate()  # Ray's own handler ends the node

@@ -1,6 +1,7 @@
 """The Dockerfile and the compose file, as far as they can be checked without an engine."""
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -26,6 +27,15 @@ def pins(*locks: Path) -> dict[str, str]:
     )
     lines = [line for line in done.stdout.splitlines() if line and not line.startswith(("#", " "))]
     return dict(line.split(" ")[0].split("==") for line in lines)
+
+
+def test_image_holds_all_that_is_needed() -> None:
+    lock = runpy.run_path(str(ROOT / "requirements" / "lock.py"))
+    needed, wrong = lock["closure"](
+        [*lock["PROJECT"]["dependencies"], *lock["PROJECT"]["optional-dependencies"]["cpu"]]
+    )
+    assert not wrong
+    assert needed.keys() <= pins(ROOT / "requirements" / "cpu.lock").keys()
 
 
 def test_image_holds_what_runs_and_nothing_of_development() -> None:

@@ -174,7 +174,7 @@ def test_gpus_are_faster_and_hold_their_own_processes(reviews: Reviews) -> None:
     gpu = machine("8xh100-80").gpu
     assert gpu is not None
     assert found.devices["node 0 GPU 1"].peak.expected == 2 * int(0.3 * gpu.memory)
-    assert found.tokens_per_second > 100 * estimate(reviews(), machine=LAPTOP, stage="ppo").tokens_per_second
+    assert found.tokens_per_second > 10 * estimate(reviews(), machine=LAPTOP, stage="ppo").tokens_per_second
 
 
 def test_whole_recipe(reviews: Reviews) -> None:

@@ -85,4 +85,4 @@ def test_peaks_are_known_by_name_or_not_at_all(name: str, peak: float | None) ->
 
 
 def test_peaks_depend_on_precision() -> None:
-    assert peak_flops("NVIDIA H100 80GB HBM3", "float32") == 4.94e14
+    assert peak_flops("NVIDIA H100 80GB HBM3", "float32") == 6.7e13

@@ -110,7 +110,7 @@ class AdaLoraAttachment(ModulesBeside):
         budget = target + int((start - target) * max(1 - (done - first) / max(last - first, 1), 0.0) ** 3)
         if done <= last or self.rank() != target:
             self._allocate(budget if done < last else target, values)
-        return {f"{n}.lora_E": values[f"{n}.lora_E"] * self._state[f"{n}.kept"][:, None] for n in self._modules}
+        return {f"{name}.lora_E": self._without_rest(name, values[f"{name}.lora_E"]) for name in self._modules}
 
     def rank(self) -> int:
         """Triplets that are kept, of all layers."""
@@ -124,6 +124,10 @@ class AdaLoraAttachment(ModulesBeside):
         """Mean and extremes of the layers' ranks."""
         ranks = self.ranks()
         return {"rank_mean": sum(ranks) / len(ranks), "rank_min": float(min(ranks)), "rank_max": float(max(ranks))}
+
+    def _without_rest(self, name: str, e: Tensor) -> Tensor:
+        kept = self._state[f"{name}.kept"][:, None]
+        return e * kept.to(e)  # with offloading they lie apart
 
     def _smooth(self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
         """Equations 9 and 10, of |w g|."""

@@ -11,11 +11,13 @@ from triptych.models.cache import cache_dir
 from triptych.plan.machines import Gpu, processor
 from triptych.plan.work import AMOUNTS, Work
 
-_GPU_PRODUCTS, _GPU_ATTENTION, _GPU_STREAM = 0.65, 0.35, 0.8
-"""Of a GPU's peaks of arithmetic, twice, and of its memory's bandwidth, what training sustains: assumed."""
+_GPU_PRODUCTS, _GPU_ATTENTION = 0.54, 0.27
+"""Of a GPU's peak of arithmetic, what training sustains: as on an H200."""
+_GPU_READ, _GPU_STREAM = 0.8, 0.27
+"""Of its memory's bandwidth, in products, and between them, where kernels are short: as on an H200."""
 _GPU_LOGIT_BYTES = 24
-_LAUNCH = 6e-6
-"""Seconds that Python takes to launch a kernel."""
+_LAUNCH = 2.5e-5
+"""Seconds that Python takes for an operation, its share of autograd and autocast in it: as beside an H200."""
 
 _FORMAT = 1
 """Of the kept file; raised where another fit would come of the same machine."""
@@ -88,7 +90,7 @@ def of_gpu(gpu: Gpu) -> Rates:
     def costs(dtype: str) -> Costs:
         return {
             "product_flops": 1 / (_GPU_PRODUCTS * gpu.flops[dtype]),
-            "product_bytes": 1 / (_GPU_STREAM * gpu.bandwidth),
+            "product_bytes": 1 / (_GPU_READ * gpu.bandwidth),
             "products": 0.0,
             "attention_flops": 1 / (_GPU_ATTENTION * gpu.flops[dtype]),
             "stream_bytes": 1 / (_GPU_STREAM * gpu.bandwidth),

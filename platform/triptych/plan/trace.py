@@ -5,13 +5,11 @@ is extrapolated by itself, and the peak is that of the moment that needs most.
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
 
 from triptych.models.sizes import Sizes
 from triptych.plan.amounts import Bytes, Parts
@@ -23,7 +21,6 @@ from triptych.plan.worker import MicroBatch
 from triptych.recipe import PpoStage, Recipe, Stage
 from triptych.recipe.method import Freeze, parts_of
 from triptych.train import attention
-from triptych.train.gather import HALF
 from triptych.train.strategies.base import LOSS_SCALE, VALUE
 
 UNTRACED = ("vblora", "shira")
@@ -48,7 +45,8 @@ def traced(
 def trace(recipe: Recipe, name: str, layers: int, *, on_gpu: bool = False) -> dict[str, Counter[str]]:
     """Role -> bytes by part at the peak of its step, of one process that has everything to itself."""
     depths = _depths(recipe, recipe.stages[name], layers)
-    with _flash_attention() if on_gpu else nullcontext():
+    # Tensors without numbers need no GPU to attend by its operators.
+    with patch.object(attention, "on_gpu", lambda query: True) if on_gpu else nullcontext():
         found = [_moments(recipe, name, depth) for depth in depths]
     low, high = found[0], found[-1]
     steps = (layers - depths[0]) / max(depths[-1] - depths[0], 1)
@@ -123,31 +121,3 @@ def _replaced(parts: Parts, peak: Counter[str], spread: Sharding) -> Parts:
         share = min(1.0, peak["gradients"] / max(parts["gradients"].expected * spread.gradients, 1))
         found["gradients"] = Bytes.scaled(parts["gradients"].expected, (share, share, 1.0))
     return found
-
-
-@contextmanager
-def _flash_attention() -> Iterator[None]:
-    """Packed rows attend as on a GPU."""
-    here = patch.object(attention, "takes_flash", lambda query: query.dtype in HALF)
-    with here, patch.object(attention, "varlen_attn", _Flash.apply_to):
-        yield
-
-
-class _Flash(torch.autograd.Function):
-    """What flash attention keeps: queries, keys, values, its output and the log-sum-exp."""
-
-    @staticmethod
-    def apply_to(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-        out: Tensor = _Flash.apply(query, key, value)
-        return out
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, out, query.new_empty(query.shape[:-1], dtype=torch.float32))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value, *_ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)

@@ -20,6 +20,8 @@ _ATTENTION_BACKWARD = 2.5
 arXiv 2307.08691, section 4.1)."""
 _BLOCK_OPERATIONS, _ADAPTER_OPERATIONS = 100, 6
 """Small operations of a forward pass through a block, and of an adapted layer in it; twice as many backward."""
+_CHOOSING = 1.5
+"""Times as long as usual that an operation takes where each is asked whether its output is kept."""
 _UPDATE_BYTES = 40
 """Bytes a parameter that AdamW reads and writes, in float32."""
 _FORWARD_SHARE = 1 / 3
@@ -136,7 +138,8 @@ class Computation:
     def _small(self, again: float) -> Work:
         layers = sum(rank > 0 for rank in adapted(self.method, self.sizes).values())
         each = _BLOCK_OPERATIONS + _ADAPTER_OPERATIONS * layers
-        return Work(operations=self.sizes.layers * each * (3 + again))
+        slower = _CHOOSING if self.memory.checkpointing == "selective" else 1.0
+        return Work(operations=self.sizes.layers * each * (3 + again) * slower)
 
     def _logits(self, micro: Micro, *, backward: bool) -> Work:
         if not micro.learned:

@@ -31,6 +31,8 @@ RUNTIME = (int(0.5 * GIB), int(0.9 * GIB), int(1.5 * GIB))
 """Interpreter, libraries and Ray on a CPU; the CUDA context and libraries on a GPU are of the same order."""
 KERNELS = {2: (0.04, 0.065, 0.09), 4: (0.03, 0.045, 0.07)}
 """GB that a first step adds on a CPU, by bytes of a number: what torch loads then, and what it compiles for 16 bits."""
+GPU_KERNELS = (0.01, 0.07, 0.1)
+"""GB that a first step adds on a GPU: the workspaces of cuBLAS, most on Hopper."""
 _CODE_BLOCK, _SMALL = 64, 4096
 """Of 8-bit AdamW: values that share a scale, and how many a parameter must have."""
 
@@ -64,8 +66,8 @@ class Worker:
             parts["masters"] = Bytes.exactly(int(share * masters))
         if self.spread.bucket:
             parts["bucket"] = Bytes.exactly(ZERO_BUCKET)
-        kernels = {"kernels": Bytes.scaled(1e9, KERNELS[BYTES[self.model.dtype]])} if self.on_cpu else {}
-        return self._placed(parts) | kernels | {"runtime": Bytes(*RUNTIME)}
+        kernels = Bytes.scaled(1e9, KERNELS[BYTES[self.model.dtype]] if self.on_cpu else GPU_KERNELS)
+        return self._placed(parts) | {"kernels": kernels, "runtime": Bytes(*RUNTIME)}
 
     def trained(self, method: Method, head: Sequence[Tensors], optimizer: Optimizer, *, logits: bool) -> Parts:
         """A role that is updated."""

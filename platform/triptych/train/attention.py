@@ -153,7 +153,7 @@ def packed_attention(
         )
     if layout.keys is not None:
         key, value = gather(key, 2, layout.keys), gather(value, 2, layout.keys)
-    if takes_flash(query) and not dropout:
+    if on_gpu(query) and query.dtype in HALF and not dropout:
         return _flash(query, key, value, layout, scaling, sliding_window), None
     most = QUERIES if query.dtype in HALF else 0
     spans = _spans(tuple(layout.new), tuple(layout.whole), layout.apart, most, sliding_window, query.device)
@@ -163,9 +163,9 @@ def packed_attention(
     return torch.cat(out, dim=2).transpose(1, 2), None
 
 
-def takes_flash(query: Tensor) -> bool:
-    """Whether flash attention computes such queries: in 16 bits on a GPU."""
-    return query.is_cuda and query.dtype in HALF
+def on_gpu(query: Tensor) -> bool:
+    """Whether a GPU's kernels compute it. A plan's trace says so of tensors that are nowhere."""
+    return query.is_cuda
 
 
 @dataclass(frozen=True)
@@ -182,8 +182,10 @@ class _Span:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, span: _Span, scaling: float | None, dropout: float) -> Tensor:
-    if query.dtype in HALF and not query.is_cuda and not dropout:
+    if query.dtype in HALF and not on_gpu(query) and not dropout:
         return half_attention(query, key, value, scaling, span.causal, span.hidden)
+    if query.dtype == torch.float32 and on_gpu(query):  # where heads share keys no kernel there is fused
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     return F.scaled_dot_product_attention(
         query, key, value, dropout_p=dropout, scale=scaling, enable_gqa=True, **span.causal
     )
