@@ -104,8 +104,7 @@ class PeakMemory:
 
 def run(arm: str, folder: Path, trials: int, count: int) -> None:
     """One arm, in a process of its own."""
-    import ray
-
+    from triptych.cluster.ray import connect
     from triptych.observe.progress import Progress
     from triptych.recipe import load_recipe
     from triptych.tune.sweep import run_sweep
@@ -113,12 +112,10 @@ def run(arm: str, folder: Path, trials: int, count: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe(arm, folder, trials, count), sort_keys=False))
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    started = time.perf_counter()
-    with PeakMemory() as peak:
+    with connect(2, dashboard=True), PeakMemory() as peak:
+        started = time.perf_counter()
         found = run_sweep(load_recipe(path), Progress.start())
         seconds = time.perf_counter() - started
-    ray.shutdown()
     assert found.best is not None
     steps = sum(trial.step for trial in found.trials)
     figures = {

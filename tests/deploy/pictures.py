@@ -37,6 +37,11 @@ UNITS = {"bytes": (1e-9, "GB"), "percentunit": (100.0, "%"), "percent": (1.0, "%
 
 COLUMNS, GAP, HEAD, LEGEND, LINE = 3, 16, 86, 3, 16
 CARD_WIDTH, CARD_HEIGHT = svg.WIDTH + 2 * GAP, svg.HEIGHT + 34 + LEGEND * LINE + 10
+OF_EXAMPLE = {
+    ("serving", "Errors by code"): "no request fails",
+    ("serving", "Time to the first token"): "no answer is streamed",
+}
+"""(dashboard, panel) -> why the example has nothing to show there."""
 NAMED = 40
 """The longest name in a legend."""
 
@@ -98,7 +103,7 @@ def _picture(name: str, board: Dashboard, charts: list[Chart], command: str) -> 
     width = COLUMNS * (CARD_WIDTH + GAP) + GAP
     height = HEAD + -(-len(charts) // COLUMNS) * (CARD_HEIGHT + GAP)
     style = resources.files("triptych.observe.report").joinpath("page.css").read_text(encoding="utf-8")
-    reasons = {title: reason for (of, title, _), reason in WITHOUT.items() if of == name}
+    reasons = {title: reason for (of, title, *_), reason in (WITHOUT | OF_EXAMPLE).items() if of == name}
     cards = "".join(_card(index, chart, reasons.get(chart.title, "")) for index, chart in enumerate(charts))
     note = (
         "The panels of the Grafana dashboard (this is not Grafana), drawn by tests/deploy/pictures.py "
