@@ -11,7 +11,7 @@ from triptych.methods.added import adapted, added, trained
 from triptych.models.sizes import Sizes
 from triptych.plan.activations import BYTES, FP32
 from triptych.recipe import Memory, Method
-from triptych.recipe.method import trains_base
+from triptych.recipe.method import Freeze, parts_of, trains_base
 
 _AGAIN = {"none": 0.0, "selective": 0.5, "full": 1.0}
 """Share of the blocks' forward pass that checkpointing computes a second time."""
@@ -20,6 +20,8 @@ _ATTENTION_BACKWARD = 2.5
 arXiv 2307.08691, section 4.1)."""
 _BLOCK_OPERATIONS, _ADAPTER_OPERATIONS = 100, 6
 """Small operations of a forward pass through a block, and of an adapted layer in it; twice as many backward."""
+_MORE_OPERATIONS = {"dora": 14, "lokr": 13, "vera": 20}
+"""Those of an adapted layer by methods that do more with it, as counted on a GPU by what they took."""
 _CHOOSING = 1.5
 """Times as long as usual that an operation takes where each is asked whether its output is kept."""
 _UPDATE_BYTES = 40
@@ -81,20 +83,29 @@ class Computation:
     def passes(self, micro: Micro) -> Work:
         """Forward and backward passes."""
         again = _AGAIN[self.memory.checkpointing]
-        whole = trains_base(self.method)
-        linears, thin = self._linears(micro.tokens), self._thin(micro.tokens)
-        blocks = linears * (2 + again + whole) + thin * (3 + again)
-        blocks += self._attention(micro) * (1 + again + _ATTENTION_BACKWARD)
-        blocks += self._between(micro.tokens) * (1 + again * _FORWARD_SHARE)
-        layer = blocks * self.sizes.layers + self._small(again)
+        forward = self._forward(micro)
+        backward = self._linears(micro.tokens) * (1 + trains_base(self.method)) + self._thin(micro.tokens) * 2
+        backward += self._attention(micro) * _ATTENTION_BACKWARD + self._between(micro.tokens) * (1 - _FORWARD_SHARE)
+        blocks = forward * self.sizes.layers + (backward + forward * again) * self._learning_blocks()
+        layer = blocks + self._small(again)
         return (layer + self._logits(micro, backward=True) + self._casts()) * micro.count
 
     def forward(self, micro: Micro) -> Work:
         """A pass that only computes."""
-        blocks = self._linears(micro.tokens) + self._thin(micro.tokens) + self._attention(micro)
-        blocks += self._between(micro.tokens) * _FORWARD_SHARE
-        layer = blocks * self.sizes.layers + Work(operations=self.sizes.layers * _BLOCK_OPERATIONS)
-        return (layer + self._logits(micro, backward=False)) * micro.count
+        blocks = self._forward(micro) + Work(operations=_BLOCK_OPERATIONS)
+        return (blocks * self.sizes.layers + self._logits(micro, backward=False)) * micro.count
+
+    def _forward(self, micro: Micro) -> Work:
+        """Of a block, small operations apart."""
+        products = self._linears(micro.tokens) + self._thin(micro.tokens)
+        return products + self._attention(micro) + self._between(micro.tokens) * _FORWARD_SHARE
+
+    def _learning_blocks(self) -> int:
+        """Blocks that a backward pass goes through."""
+        method = self.method
+        if isinstance(method, Freeze) and not (method.train or method.embeddings or method.tokens):
+            return min(method.layers, self.sizes.layers)
+        return self.sizes.layers
 
     def update(self) -> Work:
         """Of the optimizer."""
@@ -136,10 +147,12 @@ class Computation:
         )
 
     def _small(self, again: float) -> Work:
-        layers = sum(rank > 0 for rank in adapted(self.method, self.sizes).values())
-        each = _BLOCK_OPERATIONS + _ADAPTER_OPERATIONS * layers
+        ranks, names = adapted(self.method, self.sizes), [part.name for part in parts_of(self.method)]
+        more = max((_MORE_OPERATIONS.get(name, 0) for name in names), default=0)
+        adapter = more * len(ranks) if more else _ADAPTER_OPERATIONS * sum(rank > 0 for rank in ranks.values())
         slower = _CHOOSING if self.memory.checkpointing == "selective" else 1.0
-        return Work(operations=self.sizes.layers * each * (3 + again) * slower)
+        passes = self.sizes.layers + self._learning_blocks() * (2 + again)
+        return Work(operations=(_BLOCK_OPERATIONS + adapter) * passes * slower)
 
     def _logits(self, micro: Micro, *, backward: bool) -> Work:
         if not micro.learned:

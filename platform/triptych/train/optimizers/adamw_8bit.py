@@ -3,6 +3,7 @@
 Blocks are 64 long and lie within rows, so that a shard of rows is quantized as the whole is.
 """
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -19,7 +20,9 @@ _TRAILING = 13
 _LEADING_MASK = (1 << 19) - 1
 """A float32 is a sign, 8 bits of exponent and 23 of mantissa."""
 _AT_ONCE = 1 << 22
-"""Values whose float32 moments exist at once."""
+"""Values that are updated at once, of as many parameters as that are: their float32 moments exist meanwhile."""
+_Pieces = tuple[Tensor, ...]
+"""Rows [m, n] of a parameter and its gradient, of a moment's codes and scales [m, n / 64], and of the other's."""
 
 
 class AdamW8bit(torch.optim.Optimizer):
@@ -37,10 +40,16 @@ class AdamW8bit(torch.optim.Optimizer):
         for group in self.param_groups:
             updated = [parameter for parameter in group["params"] if parameter.grad is not None]
             update_by_adamw([parameter for parameter in updated if not _in_blocks(parameter)], self.state, group)
+            by_step: dict[float, list[_Pieces]] = {}
             for parameter in filter(_in_blocks, updated):
-                self._update(parameter, parameter.grad, group)
+                pieces = self._pieces(parameter, parameter.grad)
+                by_step.setdefault(float(self.state[parameter]["step"]), []).extend(pieces)
+            for number, found in by_step.items():
+                for pieces in _batches(found):
+                    _update_together(pieces, step=number, group=group)
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+    def _pieces(self, parameter: Tensor, gradient: Tensor) -> list[_Pieces]:
+        """A parameter whose next step this is, in pieces that are not too large."""
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros(())
@@ -52,8 +61,33 @@ class AdamW8bit(torch.optim.Optimizer):
         tensors += [state["exp_avg_sq"], state["exp_avg_sq_scale"]]
         rows = [_rows(tensor) for tensor in tensors]
         size = max(_AT_ONCE // rows[0].shape[1], 1)
-        for part in zip(*(tensor.split(size) for tensor in rows), strict=True):
-            _update_rows(*part, step=float(state["step"]), group=group)
+        return list(zip(*(tensor.split(size) for tensor in rows), strict=True))
+
+
+def _batches(pieces: list[_Pieces]) -> Iterator[list[_Pieces]]:
+    """In their order, as many as may be updated at once."""
+    batch: list[_Pieces] = []
+    for piece in pieces:
+        if batch and sum(other[0].numel() for other in batch) + piece[0].numel() > _AT_ONCE:
+            yield batch
+            batch = []
+        batch.append(piece)
+    if batch:
+        yield batch
+
+
+def _update_together(pieces: list[_Pieces], *, step: float, group: dict[str, Any]) -> None:
+    """One step of many small pieces as of one: an operation costs more than the values of most."""
+    if len(pieces) == 1:
+        return _update_rows(*pieces[0], step=step, group=group)
+    columns = list(zip(*pieces, strict=True))
+    widths = [_BLOCK, _BLOCK, _BLOCK, 1, _BLOCK, 1]
+    flat = [[tensor.reshape(-1, width) for tensor in column] for column, width in zip(columns, widths, strict=True)]
+    joined = [torch.cat(column) for column in flat]
+    _update_rows(*joined, step=step, group=group)
+    for column, whole in zip(flat[:1] + flat[2:], joined[:1] + joined[2:], strict=True):  # gradients stay
+        torch._foreach_copy_(column, whole.split([len(tensor) for tensor in column]))
+    return None
 
 
 def _update_rows(
