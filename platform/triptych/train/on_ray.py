@@ -6,6 +6,7 @@ from typing import Any
 
 import ray
 import torch
+from ray import cloudpickle
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
@@ -45,7 +46,11 @@ def launch(
     _wait_until_placeable(name, [resources] * least, placement_timeout_s)
     trainer = TorchTrainer(
         _train_with_threads,
-        train_loop_config={"train": train, "config": config, "threads": workers.threads or math.ceil(workers.cpus)},
+        # Packed, for Ray Train's controller would load all that trains to read it.
+        train_loop_config={
+            "work": cloudpickle.dumps((train, config)),
+            "threads": workers.threads or math.ceil(workers.cpus),
+        },
         torch_config=TorchConfig(backend="nccl" if workers.gpus else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=workers.count if least == workers.count else (least, workers.count),
@@ -72,7 +77,8 @@ def launch(
 
 def _train_with_threads(loop: dict[str, Any]) -> None:
     torch.set_num_threads(loop["threads"])  # Ray gives its workers one
-    loop["train"](loop["config"])
+    train, config = cloudpickle.loads(loop["work"])
+    train(config)
 
 
 def _wait_until_placeable(name: str, bundles: list[dict[str, float]], timeout_s: float) -> None:

@@ -1,6 +1,5 @@
 """What trains trials. The one here launches a trial's stage on Ray Train, exactly as `triptych run` does."""
 
-import asyncio
 import queue
 import threading
 import time
@@ -21,6 +20,7 @@ from triptych.stages.run import RUNNERS, chosen, stage_context
 from triptych.train import checkpoint
 from triptych.train.on_ray import WorkerFailedError
 from triptych.tune.feasible import side_by_side
+from triptych.tune.gate import Gate
 from triptych.tune.trial import Report, Trial, plain_metrics
 
 _POLL_S = 0.2
@@ -47,24 +47,6 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """In the sweep's process: nothing more will come."""
-
-
-class _Gate:
-    """An actor between a stage's rank 0, which waits at each evaluation, and the trial's driver."""
-
-    def __init__(self) -> None:
-        self._arrived: asyncio.Queue[int] = asyncio.Queue(1)
-        self._open: asyncio.Queue[None] = asyncio.Queue(1)
-
-    async def evaluated(self, step: int) -> None:
-        await self._arrived.put(step)
-        await self._open.get()
-
-    async def arrived(self) -> int:
-        return await self._arrived.get()
-
-    async def open(self) -> None:
-        await self._open.put(None)
 
 
 @dataclass(frozen=True)
@@ -105,7 +87,7 @@ class OnRayTrain:
 
 def follow(trial: Trial, ctx: StageContext[Any], clock: "Clock") -> Iterator[Report]:
     """Run a trial's stage, and report each of its evaluations; the stage rests until the next is asked for."""
-    gate: Any = ray.remote(num_cpus=0)(_Gate).remote()
+    gate: Any = ray.remote(num_cpus=0)(Gate).remote()
     yield from _unreported(ctx, trial, clock)
     ended: queue.Queue[Exception | None] = queue.Queue()
     restarts = workers_of(trial.recipe.stages[trial.stage]).max_restarts
