@@ -7,14 +7,14 @@ Needs Python 3.11, torch, transformers, peft, safetensors and pydantic, and what
 network and no weights, for models are made at random from their configuration. ZeRO is checked where DeepSpeed is.
 
 Parts:
-    properties  gradients on the device in float64 and float32: the same however a batch is cut, padded, packed, chunked
-                or checkpointed; packed attention in bfloat16 (on a GPU, flash attention) against float32
-    planned     memory and seconds of many configurations, for triptych.plan's predictions of them
-    speed       tokens a second, MFU and peak memory against transformers' Trainer with peft on the same rows, in turn
-    together    trials side by side on one base against one after another
-    every_method  each one's gradient against the CPU's in float64; every method learns in bfloat16
-    levers      int8 base, and the optimizers
-    strategies  single, ddp, fsdp, ZeRO on one rank under torchrun: one loss, with every method and checkpointing
+    properties    gradients on the device in float64 and float32: the same however a batch is cut, padded, packed,
+                  chunked or checkpointed; packed attention in bfloat16 (on a GPU, flash attention) against float32
+    planned       memory and seconds of many configurations, for triptych.plan's predictions of them
+    speed         tokens a second, MFU and peak memory against transformers' Trainer with peft on the same rows, in turn
+    together      trials side by side on one base against one after another
+    every_method  each one's gradient against the CPU's in float64; each learns in bfloat16
+    levers        bases in 8 and 4 bits, and the optimizers
+    strategies    single, ddp, fsdp, ZeRO on one rank under torchrun: one loss, with every method and checkpointing
 Exit code 1 if a property does not hold or a check breaks off; all others are reported all the same.
 """
 

@@ -186,8 +186,9 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, span: _Span, scaling: flo
         return half_attention(query, key, value, scaling, span.causal, span.hidden)
     if query.dtype == torch.float32 and on_gpu(query):  # where heads share keys no kernel there is fused
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
+    shared = key.shape[1] < query.shape[1]
     return F.scaled_dot_product_attention(
-        query, key, value, dropout_p=dropout, scale=scaling, enable_gqa=True, **span.causal
+        query, key, value, dropout_p=dropout, scale=scaling, enable_gqa=shared, **span.causal
     )
 
 
