@@ -19,7 +19,7 @@ _GPU_LOGIT_BYTES = 24
 _LAUNCH = 2.5e-5
 """Seconds that Python takes for an operation, its share of autograd and autocast in it: as beside an H200."""
 
-_FORMAT = 1
+_FORMAT = 2
 """Of the kept file; raised where another fit would come of the same machine."""
 
 Costs = Mapping[str, float]
