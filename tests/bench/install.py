@@ -89,18 +89,14 @@ def cluster(root: Path, times: Times) -> Iterator[str]:
         process = subprocess.Popen([root / "venv/bin/ray", "start", *words], stdout=log, stderr=log, env=clean(root))
     try:
         with timed(times, "cluster answers"):
-            try:
-                wait(process, f"http://127.0.0.1:{dashboard}/api/version", token.read_text(encoding="utf-8"))
-            except RuntimeError:
-                sys.stderr.write((root / "ray.log").read_text(encoding="utf-8"))
-                raise
+            wait(process, f"http://127.0.0.1:{dashboard}/api/version", token.read_text(encoding="utf-8"), log.name)
         yield f"http://127.0.0.1:{dashboard}"
     finally:
         process.terminate()  # Ray's own handler ends the node
         process.wait()
 
 
-def wait(process: "subprocess.Popen[bytes]", url: str, token: str) -> None:
+def wait(process: "subprocess.Popen[bytes]", url: str, token: str, log: str) -> None:
     while True:
         try:
             if httpx.get(url, headers={"Authorization": f"Bearer {token}"}).is_success:
@@ -108,7 +104,7 @@ def wait(process: "subprocess.Popen[bytes]", url: str, token: str) -> None:
         except httpx.TransportError:
             pass
         if process.poll() is not None:
-            raise RuntimeError("Ray did not start")
+            raise RuntimeError(f"Ray did not start:\n{Path(log).read_text(encoding='utf-8')}")
         time.sleep(0.1)
 
 

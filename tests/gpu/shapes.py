@@ -41,18 +41,7 @@ class Shape:
         return sizes_of(self.config, self.name)
 
 
-_BILLION = {
-    "model_type": "llama",
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "vocab_size": 128256,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": True,
-}
+_BILLION = read_config(Model(base=str(Path(__file__).parents[1] / "bench" / "plan" / "llama-1b")))
 _TINY = _BILLION | {
     "hidden_size": 128,
     "intermediate_size": 256,

@@ -13,6 +13,7 @@ from triptych.plan.rates import CPU, keep_rates, kept_rates
 from triptych.plan.speed import usual_micro
 from triptych.plan.work import AMOUNTS, Computation, Micro
 from triptych.recipe import Full, Lora, Memory, Recipe, Source
+from triptych.recipe.method import Freeze
 
 Reviews = Callable[..., Recipe]
 LAPTOP = Machine("laptop", (Node(cpus=2, gpus=0, memory=24 * 2**30),))
@@ -41,6 +42,17 @@ def test_checkpointing_pays_the_blocks_again(reviews: Reviews) -> None:
     blocks = 2 * 2 * 512 * sizes.layers * sum(i * o for i, o, _ in sizes.linears.values())
     assert full.product_flops - none.product_flops == blocks
     assert full.logits == none.logits == 2 * 256 * sizes.vocab
+
+
+def test_blocks_below_all_that_train_have_no_backward_pass(reviews: Reviews) -> None:
+    sizes, micro = model_sizes(reviews().model), Micro(count=1, tokens=512, length=512, learned=0)
+    one, two, all_of_them = (
+        Computation(sizes, Freeze(layers=layers), "float32", Memory()).passes(micro) for layers in (1, 2, sizes.layers)
+    )
+    block = 2 * 512 * sum(i * o for i, o, _ in sizes.linears.values())
+    assert two.product_flops - one.product_flops == 2 * block
+    assert all_of_them == Computation(sizes, Full(), "float32", Memory()).passes(micro)
+    assert all_of_them.operations - one.operations == (sizes.layers - 1) * (two.operations - one.operations)
 
 
 def test_micro_batches_of_usual_rows(reviews: Reviews) -> None:

@@ -21,18 +21,18 @@ from plan.memory_table import Row, calibrated, predicted, verdicts
 from plan.run_speed import rank_correlation
 from triptych.models.sizes import model_sizes
 from triptych.plan.activations import BYTES
-from triptych.plan.machines import Machine, machine
+from triptych.plan.machines import GPUS, Machine, machine
 from triptych.plan.speed import stage_speed
 
 MEASURED = Path(__file__).parents[2] / "gpu" / "h200.json"
-MACHINES = {"NVIDIA H100 80GB HBM3": "1xh100-80", "NVIDIA H200": "1xh200-141"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, nargs="?", default=MEASURED)
     document = json.loads(parser.parse_args().file.read_text(encoding="utf-8"))
-    on = machine(MACHINES[document["machine"]["device"]])
+    words = document["machine"]["device"].lower().split()
+    on = machine(next(f"1x{name}" for name in GPUS if name.partition("-")[0] in words))
     by_key = {one.key: one for one in gpu_configurations()}
     found = [r["figures"] for r in document["results"] if r["part"] == "planned" and r["verdict"] == "measured"]
     measured = [(by_key[figures["key"]], figures) for figures in found]
