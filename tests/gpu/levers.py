@@ -28,11 +28,13 @@ from shapes import (
     make_model,
     random_rows,
 )
+from triptych.methods import METHODS as KNOWN
 from triptych.models.base import load_causal_lm
 from triptych.models.quantize import Int8Linear, quantize_linears
 from triptych.recipe import Method, Optimizer
 from triptych.recipe.bottleneck import Pfeiffer
 from triptych.recipe.matrix import AdaLora
+from triptych.recipe.method import parts_of
 from triptych.recipe.model import Quantization
 from triptych.recipe.virtual import PTuningV2
 from triptych.train.roles import RoleModel
@@ -111,7 +113,8 @@ def check_base(
     held = torch.cuda.memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
     model = RoleModel(base, torch.bfloat16)
     add_policy(model, method)
-    verdict, figures = _learns(_steps(model, shape, OPTIMIZERS["adamw"]), device)
+    rate = max(KNOWN[part.name].learning_rates[1] for part in parts_of(method))
+    verdict, figures = _learns(_steps(model, shape, Optimizer(lr=rate)), device)
     return verdict, figures | {"GB of the base": held}
 
 
