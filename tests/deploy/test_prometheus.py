@@ -76,7 +76,7 @@ def _case(alert: str, case: dict[str, Any]) -> dict[str, Any]:
 
 def test_the_first_of_rare_events_shows(tmp_path: Path) -> None:
     """A counter that appears with 1 was one event: panels say so for as long as their window, here five minutes."""
-    rare = [(panel, text) for _, panel, _, text in expressions() if "clamp_min" in text]
+    rare = [(panel, text) for _, panel, _, text in expressions() if "offset 5m" in text]
     assert {panel for panel, _ in rare} >= {"Errors by code", "Workers that died", "Steps skipped: gradient not finite"}
     labels = '{run="r",stage="s",model="a@1",code="unavailable"}'
     names = {re.findall(r"\bray_\w+", text)[0] for _, text in rare}
@@ -89,7 +89,34 @@ def test_the_first_of_rare_events_shows(tmp_path: Path) -> None:
             for at, value in (("11m", 1), ("17m", 2), ("25m", 0))
         ],
     }
-    file = tmp_path / "rare.json"
+    _check(case, tmp_path)
+
+
+def test_the_first_seconds_have_shares(tmp_path: Path) -> None:
+    """A step of PPO may take minutes: what the first one's went to shows when it ends, not with the second."""
+    shares = [text for _, panel, _, text in expressions() if panel == "Where the last half hour went"]
+    series = [
+        {"series": f'{name}{{run="r",stage="s",{label}="{value}"}}', "values": f"_x3 {seconds}x3"}
+        for name, label in (("ray_triptych_ppo_seconds_total", "phase"), ("ray_triptych_train_seconds_total", "part"))
+        for value, seconds in (("a", 30), ("b", 10))
+    ]
+    asked = [
+        {
+            "expr": text,
+            "eval_time": "5m",
+            "exp_samples": [
+                {"labels": f'{{{label}="{value}"}}', "value": share} for value, share in (("a", 0.75), ("b", 0.25))
+            ],
+        }
+        for text in shares
+        for label in re.findall(r"sum by \((\w+)\)", text)
+    ]
+    assert len(asked) == 2
+    _check({"interval": "1m", "input_series": series, "promql_expr_test": asked}, tmp_path)
+
+
+def _check(case: dict[str, Any], folder: Path) -> None:
+    file = folder / "case.json"
     file.write_text(json.dumps({"tests": [case]}), encoding="utf-8")
     promtool("test", "rules", file)
 

@@ -40,9 +40,9 @@ def _gauge(title: str, metric: m.Metric, unit: str = "short") -> Panel:
     return Panel(title, {_BY_STAGE: f"max by (run, stage) ({metric.exported}{_STAGE})"}, unit)
 
 
-def _new(series: str) -> str:
+def _new(series: str, within: str = "$__rate_interval") -> str:
     """What came to rare events. A counter appears with its first one, which `increase` would not see."""
-    return f"clamp_min({series} - ({series} offset $__rate_interval or {series} * 0), 0)"
+    return f"clamp_min({series} - ({series} offset {within} or {series} * 0), 0)"
 
 
 def _count(title: str, metric: m.Metric) -> Panel:
@@ -51,10 +51,10 @@ def _count(title: str, metric: m.Metric) -> Panel:
 
 def _shares(metric: m.Metric, label: str) -> Panel:
     """Share of each part in the seconds of all, of the chosen stages together. A step of PPO may take minutes."""
-    rate = f"rate({metric.exported}{_STAGE}[30m])"
+    seconds = _new(metric.exported + _STAGE, "30m")
     return Panel(
         "Where the last half hour went",
-        {f"{{{{{label}}}}}": f"sum by ({label}) ({rate}) / ignoring ({label}) group_left sum({rate})"},
+        {f"{{{{{label}}}}}": f"sum by ({label}) ({seconds}) / ignoring ({label}) group_left sum({seconds})"},
         "percentunit",
         stacked=True,
     )
