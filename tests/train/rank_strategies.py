@@ -37,6 +37,15 @@ def save_gradients_in_half(folder: Path, out: Path) -> None:
     _save(out / "full-bfloat16.safetensors", found)
 
 
+def freed_by_sharding(folder: Path) -> tuple[int, int]:
+    """Bytes that a rank no longer holds of the loaded base, and those of the whole."""
+    model = make_model(folder, torch.float32, roles=("policy",), method="lora")
+    whole = sum(parameter.nbytes for name, parameter in model.lm.named_parameters() if "lora" not in name)
+    loaded = model.loaded_bytes
+    make_learner(model, strategy="fsdp")
+    return loaded - model.loaded_bytes, whole
+
+
 def _save(path: Path, found: dict[str, Tensor]) -> None:
     if dist.get_rank() == 0:
         save_file({key: tensor.contiguous() for key, tensor in found.items()}, path)

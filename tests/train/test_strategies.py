@@ -34,6 +34,11 @@ def test_gradients_in_half_are_those_of_one_process(ranks: Ranks, tiny_model_dir
     assert_equal(found, of_one_process(tiny_model_dir, torch.bfloat16, "full", "language"), 0.05)
 
 
+def test_a_rank_has_loaded_its_share_of_a_sharded_base(ranks: Ranks, tiny_model_dir: Path) -> None:
+    for freed, whole in ranks.run(rank_strategies.freed_by_sharding, tiny_model_dir):
+        assert freed == whole - whole // 2
+
+
 @cache
 def of_one_process(folder: Path, dtype: torch.dtype, method: str, case: str) -> dict[str, Tensor]:
     objective, make = CASES[case]

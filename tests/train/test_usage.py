@@ -1,12 +1,17 @@
-"""What a batch takes is what the model's layout of it computes."""
+"""What a batch takes is what the model's layout of it computes; what a base takes is there once it was read."""
+
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from triptych.methods.flops import Work
+from triptych.models.base import load_causal_lm
 from triptych.train.attention import lay_out
 from triptych.train.batch import language_batch, pair_batch
-from triptych.train.usage import real_tokens, work_of
+from triptych.train.roles import RoleModel
+from triptych.train.usage import real_tokens, resident_memory, work_of
 
 PAIRS = [([5, 6, 7, 1, 2], [5, 6, 7, 3]), ([5, 6, 9], [5, 6, 9, 9, 9]), ([8], [8])]
 
@@ -26,3 +31,16 @@ def test_shared_beginnings_are_computed_once(flip: bool) -> None:
     expected = Work(len(layout.ids), 0, int((layout.positions + 1).sum()))
     assert work_of(batch, shared=True) == expected
     assert expected.tokens < real_tokens(batch) == int(torch.tensor(19))
+
+
+def test_a_mapped_base_is_loaded_once_it_was_read(tmp_path: Path) -> None:
+    """In the precision of its file a base is mapped, and takes memory only page by page."""
+    config = LlamaConfig(
+        vocab_size=32_000, hidden_size=512, num_hidden_layers=1, intermediate_size=64, tie_word_embeddings=True
+    )
+    made = LlamaForCausalLM(config).to(torch.bfloat16)
+    made.save_pretrained(tmp_path)
+    size = sum(parameter.nbytes for parameter in made.parameters())
+    before = resident_memory(torch.device("cpu"))
+    model = RoleModel(load_causal_lm(tmp_path, torch.bfloat16))
+    assert model.loaded_bytes - before > 0.9 * size

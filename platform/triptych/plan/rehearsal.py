@@ -32,6 +32,7 @@ from triptych.train.group import Group
 from triptych.train.labelling import SpanSelection, TokenTagging
 from triptych.train.learner import Learner, Objective
 from triptych.train.roles import RoleModel
+from triptych.train.strategies import where_it_begins
 from triptych.train.tasks import (
     LanguageModeling,
     PairwiseReward,
@@ -74,13 +75,19 @@ def random_base(model: Model, layers: int | None = None) -> PreTrainedModel:
     return base.eval().requires_grad_(False)
 
 
-def rehearse(recipe: Recipe, name: str, base: PreTrainedModel, strategy: StrategyName) -> Rehearsal:
-    """The stage's learner on `base`, of whatever tensors it is made; new methods and heads, no weights of others."""
+def rehearse(
+    recipe: Recipe, name: str, base: PreTrainedModel, strategy: StrategyName, device: torch.device | None = None
+) -> Rehearsal:
+    """The stage's learner on `base`, of whatever tensors it is made; new methods and heads, no weights of others.
+
+    `device`: where it is to compute, if not where the base lies.
+    """
     stage, dtype = recipe.stages[name], getattr(torch, recipe.model.dtype)
     memory = stage.memory if isinstance(stage, PpoStage) else stage.train.memory
     model = RoleModel(
-        base,
+        where_it_begins(base, strategy, device or base.device),
         dtype,
+        device=device,
         packing=recipe.model.packing,
         checkpointing=memory.checkpointing,
         loss_chunk=memory.loss_chunk,

@@ -5,11 +5,13 @@ is extrapolated by itself, and the peak is that of the moment that needs most.
 """
 
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from triptych.models.sizes import Sizes
 from triptych.plan.amounts import Bytes, Parts
@@ -80,7 +82,7 @@ def _moments(recipe: Recipe, name: str, depth: int) -> dict[str, Moments]:
     stage, found = recipe.stages[name], {}
     limit, count = micro_batch(stage), accumulated(stage)
     live = LiveMemory()
-    with converting(), live, torch.random.fork_rng(devices=[]):
+    with converting(), live, _updates_marked(live), torch.random.fork_rng(devices=[]):
         base = random_base(recipe.model, depth)
         live.vocab = int(base.config.vocab_size)
         rehearsal = rehearse(recipe, name, base, "single")
@@ -94,6 +96,16 @@ def _moments(recipe: Recipe, name: str, depth: int) -> dict[str, Moments]:
             rehearsal.learner.step(objective, [rehearsal.batch(limit) for _ in range(count)])
             found[objective.role] = dict(live.peaks)
     return found
+
+
+@contextmanager
+def _updates_marked(live: LiveMemory) -> Iterator[None]:
+    """What an optimizer works with may need most, and is no part of a block's backward pass."""
+    hook = register_optimizer_step_pre_hook(lambda *_: live.mark("update"))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _watch(live: LiveMemory, rehearsal: Rehearsal) -> None:

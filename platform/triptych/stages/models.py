@@ -6,9 +6,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from triptych.models.base import load_causal_lm, load_tokenizer
-from triptych.recipe import Memory
+from triptych.recipe import Memory, workers_of
 from triptych.stages.context import StageContext
 from triptych.train.roles import RoleModel
+from triptych.train.strategies import where_it_begins
 
 
 def tokenizer_of(ctx: StageContext[Any]) -> PreTrainedTokenizerBase:
@@ -25,8 +26,9 @@ def role_model(ctx: StageContext[Any], memory: Memory, device: torch.device) -> 
         ctx.base_dir, dtype, trust_remote_code=settings.trust_remote_code, quantization=settings.quantization
     )
     return RoleModel(
-        base.to(device),
+        where_it_begins(base, workers_of(ctx.stage).strategy, device),
         dtype,
+        device=device,
         packing=settings.packing,
         checkpointing=memory.checkpointing,
         loss_chunk=memory.loss_chunk,

@@ -190,7 +190,7 @@ def _rank(job: dict[str, Any], rank: int) -> None:
         meeting = f"file://{job['folder']}/meeting"
         backend = "nccl" if workers.gpus else "gloo"
         dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=workers.count)
-    rehearsal = rehearse(recipe, name, random_base(recipe.model).to(device), job["strategy"])
+    rehearsal = rehearse(recipe, name, random_base(recipe.model), job["strategy"], device)
     limits, count = micro_batch(stage), accumulated(stage)
     rehearsal.step(limits, count)
     started = time.perf_counter()

@@ -48,19 +48,26 @@ class RoleModel(nn.Module):
         base: PreTrainedModel,
         dtype: torch.dtype | None = None,
         *,
+        device: torch.device | None = None,
         packing: bool = True,
         checkpointing: Checkpointing = "none",
         loss_chunk: int | None = 512,
     ) -> None:
         """`dtype` None: the base's. Packing is for models whose attention can be replaced; others pad.
 
+        `device`: where it is to compute, if not where the base lies; a strategy that shards it brings it there.
         `loss_chunk`: tokens whose logits exist at once.
         """
         super().__init__()
         base.requires_grad_(False)
         self.lm = base
-        self.loaded_bytes = resident_memory(base.device)
-        """Memory that was held with the base and nothing else."""
+        self.device = base.device
+        """Where passes are computed."""
+        self.target = device or base.device
+        """Where training computes."""
+        self.loaded_bytes = _resident_with(base, self.target)
+        """Memory of the target that is held with this process's share of the base, and nothing else."""
+        self._base_bytes = sum(parameter.nbytes for parameter in base.parameters())
         self.heads = nn.ModuleDict()
         self.trainable: dict[str, bool] = {}
         self.attached: dict[str, dict[str, Attachment]] = {}
@@ -79,10 +86,6 @@ class RoleModel(nn.Module):
         self._checkpointed = checkpoint_blocks(self.blocks(), checkpointing)
 
     @property
-    def device(self) -> torch.device:
-        return self.lm.device
-
-    @property
     def hidden_size(self) -> int:
         return int(self.lm.config.hidden_size)
 
@@ -94,6 +97,12 @@ class RoleModel(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The decoder's layers: the units that are sharded and checkpointed."""
         return list(self._decoder().layers)
+
+    def spread(self, ranks: int) -> None:
+        """A strategy has left each of so many ranks its share of the base, on its target."""
+        held = self._base_bytes if self.device == self.target else 0
+        self.loaded_bytes += self._base_bytes // ranks - held
+        self.device = self.target
 
     def forward(self, compute: Callable[[], T]) -> T:
         """`compute()`: whoever shards the model wraps this call."""
@@ -290,3 +299,11 @@ class RoleModel(nn.Module):
             layer.__dict__.pop("forward", None)
             if layer not in special:
                 fuse_lora(layer, self._rows)
+
+
+def _resident_with(base: PreTrainedModel, device: torch.device) -> int:
+    """Memory of a device that is held with the base and nothing else."""
+    if device.type == "cpu":
+        for tensor in base.state_dict().values():
+            tensor.sum()  # weights that are mapped from their file count once they have been read
+    return resident_memory(device)

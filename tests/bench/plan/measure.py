@@ -1,7 +1,7 @@
 """Measure one configuration, in a process of its own: a small step, then one at its worst.
 
-What counts is the peak of the process less what was resident once the base was loaded. Like Ray Train's workers, it
-trains in a thread beside the main one, with the allocator set as theirs.
+What counts is the peak of the process less what was resident once the base was loaded, its rank's share of it. Like Ray
+Train's workers, it trains in a thread beside the main one, with the allocator set as theirs.
 """
 
 import json
@@ -49,11 +49,10 @@ def grown(configuration: Configuration) -> dict[str, float]:
     torch.manual_seed(0)
     recipe = configuration.recipe()
     base = _loaded(recipe)
-    before = resident_memory(CPU)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     rehearsal = rehearse(recipe, "stage", base, configuration.strategy)
     del base
-    attached = resident_memory(CPU)
+    before, attached = rehearsal.learner.model.loaded_bytes, resident_memory(CPU)
     rehearsal.step(WARM)
     warm = _peak()
     rehearsal.step(micro_batch(recipe.stages["stage"]), accumulated(recipe.stages["stage"]))
@@ -61,14 +60,10 @@ def grown(configuration: Configuration) -> dict[str, float]:
 
 
 def _loaded(recipe: Recipe) -> PreTrainedModel:
-    """The base, every page of its weights touched."""
     model = recipe.model
     if Path(model.base).is_dir():
         return random_base(model)
-    base = load_causal_lm(resolve_base(model), getattr(torch, model.dtype), quantization=model.quantization)
-    for tensor in base.state_dict().values():
-        tensor.sum()
-    return base
+    return load_causal_lm(resolve_base(model), getattr(torch, model.dtype), quantization=model.quantization)
 
 
 def _peak() -> int:

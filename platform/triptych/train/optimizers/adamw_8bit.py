@@ -19,8 +19,11 @@ _SMALL = 4096
 _TRAILING = 13
 _LEADING_MASK = (1 << 19) - 1
 """A float32 is a sign, 8 bits of exponent and 23 of mantissa."""
-_AT_ONCE = 1 << 22
-"""Values that are updated at once, of as many parameters as that are: their float32 moments exist meanwhile."""
+_AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 22}
+"""Values that are updated at once, of as many parameters as that are: their float32 moments exist meanwhile.
+
+A CPU's caches want few, and a GPU few calls.
+"""
 _Pieces = tuple[Tensor, ...]
 """Rows [m, n] of a parameter and its gradient, of a moment's codes and scales [m, n / 64], and of the other's."""
 
@@ -60,7 +63,7 @@ class AdamW8bit(torch.optim.Optimizer):
         tensors = [parameter, gradient, state["exp_avg"], state["exp_avg_scale"]]
         tensors += [state["exp_avg_sq"], state["exp_avg_sq_scale"]]
         rows = [_rows(tensor) for tensor in tensors]
-        size = max(_AT_ONCE // rows[0].shape[1], 1)
+        size = max(_AT_ONCE[parameter.device.type] // rows[0].shape[1], 1)
         return list(zip(*(tensor.split(size) for tensor in rows), strict=True))
 
 
@@ -68,7 +71,8 @@ def _batches(pieces: list[_Pieces]) -> Iterator[list[_Pieces]]:
     """In their order, as many as may be updated at once."""
     batch: list[_Pieces] = []
     for piece in pieces:
-        if batch and sum(other[0].numel() for other in batch) + piece[0].numel() > _AT_ONCE:
+        together = sum(tensors[0].numel() for tensors in (*batch, piece))
+        if batch and together > _AT_ONCE[piece[0].device.type]:
             yield batch
             batch = []
         batch.append(piece)

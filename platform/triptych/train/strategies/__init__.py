@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Literal
 
+import torch
+from transformers import PreTrainedModel
+
 from triptych.recipe import Optimizer
 from triptych.train.group import Group
 from triptych.train.roles import RoleModel
@@ -10,7 +13,7 @@ from triptych.train.strategies.base import Slice, Strategy, Update
 from triptych.train.strategies.dense import Dense
 from triptych.train.strategies.sharded import Sharded
 
-__all__ = ["Slice", "Strategy", "StrategyName", "Update", "make_strategy"]
+__all__ = ["Slice", "Strategy", "StrategyName", "Update", "make_strategy", "where_it_begins"]
 
 StrategyName = Literal["auto", "single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
 
@@ -26,3 +29,8 @@ def make_strategy(
 
         return Zero(model, optimizers, group, stage=int(name[-1]), offload=offload)  # type: ignore[arg-type]
     return Dense(model, optimizers, group)
+
+
+def where_it_begins(base: PreTrainedModel, name: StrategyName, device: torch.device) -> PreTrainedModel:
+    """The base as a model on `device` begins with it: one that is sharded stays in CPU memory until then."""
+    return base if name == "fsdp" else base.to(device)
