@@ -43,7 +43,6 @@ def recipe(arm: str, folder: Path, trials: int, count: int) -> dict[str, Any]:
         "batch": {"rows": 16, "micro_tokens": 1024, "max_length": 128},
         "workers": {"threads": 2 if arm == "plain" else None},
         "checkpoint_every": 1000,
-        "evaluate_every": None if arm == "plain" else 4,
     }
     attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
     space = {

@@ -33,7 +33,7 @@ def make_recipe(tiny_model_dir: Path, tmp_path: Path) -> Callable[..., Recipe]:
     for split, rows in (("train", chats), ("heldout", chats[:4])):
         (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def make(**sweep: Any) -> Recipe:
+    def make(evaluate_every: int | None = 2, **sweep: Any) -> Recipe:
         recipe = {
             "name": "tiny",
             "model": {"base": str(tiny_model_dir), "dtype": "float32"},
@@ -47,7 +47,7 @@ def make_recipe(tiny_model_dir: Path, tmp_path: Path) -> Callable[..., Recipe]:
                         "steps": 6,
                         "optimizer": {"lr": 0.002},
                         "batch": {"rows": 4, "micro_tokens": 256, "max_length": 128},
-                        "evaluate_every": 2,
+                        "evaluate_every": evaluate_every,
                     },
                 }
             },

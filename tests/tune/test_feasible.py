@@ -1,6 +1,7 @@
 """What is refused or left out before anything is launched."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -85,11 +86,16 @@ def test_sweeps_that_the_stage_cannot_do(make_recipe: Make, change: dict[str, An
 
 
 def test_a_scheduler_needs_evaluations(make_recipe: Make) -> None:
-    recipe = make_recipe(scheduler="asha")
-    stage: Any = recipe.stages["sft"]
-    train = stage.train.model_copy(update={"evaluate_every": None})
-    with pytest.raises(UserError, match="asha judges evaluations within a trial"):
-        check_sweep(recipe.model_copy(update={"stages": {"sft": stage.model_copy(update={"train": train})}}))
+    """But for asha, which knows where it compares."""
+    for scheduler in ("asha", "median", "pbt"):
+        recipe = make_recipe(scheduler=scheduler)
+        stage: Any = recipe.stages["sft"]
+        train = stage.train.model_copy(update={"evaluate_every": None})
+        without = recipe.model_copy(update={"stages": {"sft": stage.model_copy(update={"train": train})}})
+        with (
+            nullcontext() if scheduler == "asha" else pytest.raises(UserError, match=f"{scheduler} judges evaluations")
+        ):
+            check_sweep(without)
     data = stage.data.model_copy(update={"heldout": None})
     without = stage.model_copy(update={"data": data})
     assert "heldout_loss" not in reported_metrics(without)

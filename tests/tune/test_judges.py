@@ -1,6 +1,7 @@
 """Early stopping, budgets and the record, without a cluster: reports in, decisions and files out."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -8,13 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 
 from triptych import storage
 from triptych.errors import UserError
 from triptych.observe.report.sweep import render_sweep
 from triptych.observe.sweeps import read_sweep
-from triptych.recipe import Recipe
+from triptych.recipe import Asha, Recipe
 from triptych.tune.budget import Budget
 from triptych.tune.judges import Judge
 from triptych.tune.ledger import Ledger
@@ -79,6 +80,14 @@ def test_asha_stops_the_worse_half_and_writes_it_down(make_recipe: Make) -> None
     assert view.best is not None
     assert view.best.name == "trial-001", "trial 3 is better so far, and has not come as far"
     assert view.as_dict()["tokens"] == 60 + 20 + 20
+
+
+@pytest.mark.parametrize(("grace", "reduction"), [(1, 3.0), (2, 2.0), (4, 4.0), (5, 2.5)])
+def test_rungs_are_where_asha_compares(grace: int, reduction: float) -> None:
+    scheduler = AsyncHyperBandScheduler(grace_period=grace, reduction_factor=reduction, max_t=10**9)
+    milestones = {math.ceil(milestone) for milestone, _ in scheduler._brackets[0]._rungs}
+    asha = Asha(grace=grace, reduction=reduction)
+    assert {step for step in range(1, 2000) if asha.has_rung(step)} == {at for at in milestones if at < 2000}
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median"])

@@ -54,9 +54,11 @@ def soon(condition: Callable[[], bool], seconds: float, what: Callable[[], objec
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_sweep_goes_on_to_the_same_table(make_recipe: Make, tmp_path: Path) -> None:
-    sweep = {"scheduler": "asha", "asha": {"reduction": 2}, "budget": {"trials": 3}, "winner": {"register_as": "won"}}
-    recipe = make_recipe(**sweep)
+    asha = {"grace": 2, "reduction": 2}
+    sweep = {"scheduler": "asha", "asha": asha, "budget": {"trials": 3}, "winner": {"register_as": "won"}}
+    recipe = make_recipe(evaluate_every=None, **sweep)
     undisturbed = run_sweep(recipe, Progress.start())
+    assert {e["step"] for e in undisturbed.events if e["event"] == "report"} == {2, 4, 6}  # rungs, and the end
     assert {trial.status for trial in undisturbed.trials} <= {"done", "stopped"}
     assert undisturbed.best is not None
     assert not storage.exists(storage.join(undisturbed.url, "tune"))

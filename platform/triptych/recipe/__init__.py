@@ -25,10 +25,11 @@ from triptych.recipe.stages import (
     workers_of,
     workers_path,
 )
-from triptych.recipe.sweep import Dimension, Sweep, Values
+from triptych.recipe.sweep import Asha, Dimension, Sweep, Values
 from triptych.recipe.training import Batch, EarlyStopping, Memory, Optimizer, Training, Workers
 
 __all__ = [
+    "Asha",
     "Batch",
     "Classification",
     "Closed",

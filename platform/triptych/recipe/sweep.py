@@ -1,5 +1,6 @@
 """A sweep: trials of one stage over a space of its recipe's keys."""
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -91,9 +92,16 @@ class Asha(Closed):
     """Asynchronous successive halving (Li et al. 2020, arXiv 1810.05934)."""
 
     grace: Count | None = None
-    """Steps before a trial can be stopped; None: one evaluation."""
+    """Steps before a trial can be stopped; None: one evaluation of the recipe's, or one step."""
     reduction: Annotated[float, Field(gt=1)] = 3.0
     """At each rung, so many times the steps of the one before, the best 1 / reduction go on."""
+
+    def has_rung(self, step: int) -> bool:
+        """Whether trials are compared at this step, if they are evaluated there."""
+        rung = float(self.grace or 1)
+        while math.ceil(rung) < step:
+            rung *= self.reduction
+        return math.ceil(rung) == step
 
 
 class Median(Closed):

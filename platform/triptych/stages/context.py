@@ -42,6 +42,9 @@ _WITHOUT_EFFECT = {
 class Monitor(Protocol):
     """Follows a stage from outside, as a sweep does. Picklable."""
 
+    def wants(self, step: int) -> bool:
+        """Whether there shall be an evaluation at this step, besides those of the recipe."""
+
     def evaluated(self, step: int) -> None:
         """An evaluation within the stage, its row and its checkpoint committed; returns when the stage may go on."""
 

@@ -80,7 +80,7 @@ def fitting(
                 break
             yield from _step(ctx, learner, objective, train, step - 1, meter)
             measured: dict[str, float] = {}
-            if heldout and training.evaluate_every and step % training.evaluate_every == 0:
+            if heldout and _is_evaluated(ctx, step):
                 with meter.timed("evaluate"):
                     measured = evaluate(ctx, learner, objective, heldout)
             best = bool(measured) and stopper is not None and stopper.judge(step, measured)
@@ -146,6 +146,11 @@ def _save(learner: Learner, recorder: Recorder, writer: checkpoint.Writer, step:
     state = learner.state()
     numbers = {"learner": state.numbers, "stopper": stopper.state() if stopper else None}
     writer.save(step, state.slices, numbers, best=stopper.best_step if stopper else None)
+
+
+def _is_evaluated(ctx: StageContext[Any], step: int) -> bool:
+    every = ctx.stage.train.evaluate_every
+    return bool(every and step % every == 0) or (ctx.monitor is not None and ctx.monitor.wants(step))
 
 
 def _pause(ctx: StageContext[Any], learner: Learner, writer: checkpoint.Writer, step: int) -> None:

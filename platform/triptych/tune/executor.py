@@ -14,7 +14,7 @@ from triptych import storage
 from triptych.observe.log import read_metrics
 from triptych.observe.progress import Progress
 from triptych.plan import Machine, cluster
-from triptych.recipe import Recipe, dump_recipe, with_values, workers_of
+from triptych.recipe import Asha, Recipe, dump_recipe, with_values, workers_of
 from triptych.stages.context import StageContext, summary
 from triptych.stages.run import RUNNERS, chosen, stage_context
 from triptych.train import checkpoint
@@ -54,6 +54,12 @@ class GateMonitor:
     """A stage's `Monitor` that waits at a gate."""
 
     gate: Any
+    asha: Asha | None
+    """As `Trial` has it."""
+
+    def wants(self, step: int) -> bool:
+        """See Monitor."""
+        return self.asha is not None and self.asha.has_rung(step)
 
     def evaluated(self, step: int) -> None:
         """Returns when the trial's driver has opened the gate."""
@@ -91,7 +97,7 @@ def follow(trial: Trial, ctx: StageContext[Any], clock: "Clock") -> Iterator[Rep
     yield from _unreported(ctx, trial, clock)
     ended: queue.Queue[Exception | None] = queue.Queue()
     restarts = workers_of(trial.recipe.stages[trial.stage]).max_restarts
-    work = (replace(ctx, monitor=GateMonitor(gate)), restarts, ended)
+    work = (replace(ctx, monitor=GateMonitor(gate, trial.asha)), restarts, ended)
     threading.Thread(target=_run_stage, args=work, daemon=True).start()
     arrived = gate.arrived.remote()
     while ended.empty():

@@ -92,7 +92,7 @@ def check_sweep(recipe: Recipe) -> Sweep:
                 f"sweep.objective.metric: stage {sweep.stage} reports no {objective.metric!r}; allowed: "
                 f"{', '.join(allowed)}{without}"
             )
-    if sweep.scheduler != "none" and stage.train.evaluate_every is None:
+    if sweep.scheduler in ("median", "pbt") and stage.train.evaluate_every is None:
         raise UserError(
             f"sweep.scheduler: {sweep.scheduler} judges evaluations within a trial; "
             f"set stages.{sweep.stage}.train.evaluate_every"

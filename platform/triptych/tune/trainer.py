@@ -57,12 +57,16 @@ class _Member:
 class _Parking:
     """A stage's `Monitor` that does not wait: its member does."""
 
-    gate: Any
+    at: GateMonitor
     member: _Member
+
+    def wants(self, step: int) -> bool:
+        """See Monitor."""
+        return self.at.wants(step)
 
     def evaluated(self, step: int) -> None:
         """See Monitor."""
-        self.member.gate = self.gate.evaluated.remote(step)
+        self.member.gate = self.at.gate.evaluated.remote(step)
 
 
 class Trainer:
@@ -127,7 +131,7 @@ class Trainer:
         self._leave(name)
         self._members[name] = member
         if isinstance(ctx.monitor, GateMonitor):
-            ctx = replace(ctx, monitor=_Parking(ctx.monitor.gate, member))
+            ctx = replace(ctx, monitor=_Parking(ctx.monitor, member))
         if self._model is None:
             self._model = role_model(ctx, ctx.stage.train.memory, self._device)
         torch.manual_seed(ctx.recipe.seed)  # as a model of its own begins

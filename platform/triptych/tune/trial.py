@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych import storage
-from triptych.recipe import Data, Recipe, Source, Storage, Values, with_values
+from triptych.recipe import Asha, Data, PpoStage, Recipe, Source, Storage, Values, with_values
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Trial:
     """What it had spent before it was given out."""
     tokens: int = 0
     """What it had trained on before this run began."""
+    asha: Asha | None = None
+    """At whose rungs it is evaluated, and nowhere else, where its recipe does not say when to evaluate."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,19 @@ class Assignment:
     def trial(self, recipe: Recipe, folder: str) -> Trial:
         """The trial of a sweep's recipe in its folder."""
         assert recipe.sweep is not None
+        own = trial_recipe(recipe, self.values, self.run, folder)
+        stage = own.stages[recipe.sweep.stage]
+        assert not isinstance(stage, PpoStage)
+        at_rungs = recipe.sweep.scheduler == "asha" and stage.train.evaluate_every is None
         return Trial(
             self.run,
-            trial_recipe(recipe, self.values, self.run, folder),
+            own,
             recipe.sweep.stage,
             self.forked_at,
             self.reported,
             self.device_seconds,
             self.tokens,
+            recipe.sweep.asha if at_rungs else None,
         )
 
 
