@@ -48,7 +48,8 @@ def test_nothing_that_fits_is_faster(reviews: Reviews, memory: str) -> None:
 
 def test_more_memory_is_never_slower(reviews: Reviews) -> None:
     speeds = [
-        choose(reviews(*AUTO, f"memory={gb}GB"), "sft", LAPTOP).best.tokens_per_second for gb in (2.5, 3, 4, 6, 9, 20)
+        choose(reviews(*AUTO, f"memory={gb}GB"), "sft", LAPTOP).best.tokens_per_second
+        for gb in (1.7, 2.5, 3, 4, 6, 9, 20)
     ]
     assert all(later >= 0.99 * earlier for earlier, later in pairwise(speeds))
     assert speeds[-1] > 1.2 * speeds[0]

@@ -5,7 +5,7 @@ from triptych.plan.activations import BYTES
 from triptych.plan.amounts import Bytes, Parts
 from triptych.plan.machines import GIB, Gpu
 from triptych.plan.sharding import StrategyName, fewest, sharding
-from triptych.plan.worker import RUNTIME, MicroBatch, Worker
+from triptych.plan.worker import GPU_RUNTIME, MicroBatch, Worker
 from triptych.recipe import Labelling, Lora, Method, PpoStage, Recipe, Reward, Rollout, Stage, workers_of
 from triptych.recipe.method import trains_base
 
@@ -94,7 +94,7 @@ def _engine(sizes: Sizes, dtype: str, rollout: Rollout, gpu: Gpu | None) -> Part
         }
     # An engine on a GPU takes the whole of its share: what weights and workspace leave is cache.
     share = int(rollout.gpu_memory * gpu.memory)
-    runtime = RUNTIME[1]
+    runtime = GPU_RUNTIME[1]
     return {
         "weights": Bytes.exactly(weights),
         "kv_cache": Bytes.exactly(max(0, share - weights - runtime)),
