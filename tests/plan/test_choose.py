@@ -55,6 +55,16 @@ def test_more_memory_is_never_slower(reviews: Reviews) -> None:
     assert speeds[-1] > 1.2 * speeds[0]
 
 
+def test_what_the_closed_form_is_not_sure_of_is_traced(reviews: Reviews) -> None:
+    recipe = reviews("stages.sft.train.batch.micro_tokens=auto", "memory=2.6GB")
+    sure = choose(recipe, "sft", LAPTOP).best
+    found = choose(recipe, "sft", LAPTOP, exact=True).best
+    assert found.tokens_per_second > 1.02 * sure.tokens_per_second
+    assert found.peak.high <= found.room
+    [rough] = [option for option in options(recipe, "sft", LAPTOP) if option.levers == found.levers]
+    assert rough.peak.expected <= rough.room < rough.peak.high
+
+
 def test_only_what_is_left_to_auto_changes(reviews: Reviews) -> None:
     recipe = reviews(AUTO[0], "stages.sft.train.memory.checkpointing=selective", "memory=4GB")
     found = options(recipe, "sft", LAPTOP)

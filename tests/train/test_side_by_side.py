@@ -163,3 +163,17 @@ def test_trials_come_and_go(tiny_model_dir: Path) -> None:
     assert_alike(found["last"], expected["last"][: STEPS - 5])
     assert "small" not in learners
     assert len(found["small"]) < STEPS
+
+
+def test_a_trial_goes_on_alone_when_the_last_one_of_some_layers_has_left(tiny_model_dir: Path) -> None:
+    model = base(tiny_model_dir, torch.float32)
+    add(model, "queries")
+    add(model, "small")
+    ids = torch.arange(1, 9)[None]
+    with model.use("queries"):
+        before = model.hidden(ids, torch.ones_like(ids))
+    with model.use("small"):  # the active one of all layers
+        model.hidden(ids, torch.ones_like(ids))
+    model.remove("small")
+    with model.use("queries"):
+        assert torch.equal(model.hidden(ids, torch.ones_like(ids)), before)

@@ -80,7 +80,7 @@ def _plan(
     predicted = estimate(recipe, machine=machine, stage=stage, exact=exact, known=known)
     placement = place(recipe, machine, stage)
     choices = {
-        name: choose(recipe, name, machine, known=known)
+        name: choose(recipe, name, machine, known=known, exact=exact)
         for name in predicted.stages
         if auto_levers(recipe.stages[name])
     }

@@ -1,7 +1,8 @@
 """The fastest setting of a stage's levers that fits the memory there is."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from triptych.errors import UserError
@@ -14,6 +15,9 @@ from triptych.plan.machines import GIB, Machine
 from triptych.plan.speed import stage_speed
 from triptych.plan.strategy import resolve_strategy
 from triptych.recipe import Recipe, Stage, workers_of
+
+_LOOKS = 4
+"""Settings that are traced, at most, before one is chosen."""
 
 
 @dataclass(frozen=True)
@@ -75,26 +79,49 @@ def choose(
     *,
     known: Known = NOTHING,
     levers: Collection[Pulled] | None = None,
+    exact: bool = False,
 ) -> Choice:
     """The fastest of the settings that fit; of equally fast ones (within 1%) the one that needs least.
 
     `levers`: what may be changed; None: what the recipe leaves to `auto`. The global batch stays.
+    `exact`: settings that the closed form is not sure of are traced, the fastest first; that takes seconds each. So it
+    is done besides where nothing else fits.
 
     Raises:
         UserError: nothing fits.
     """
     found = options(recipe, stage, machine, known=known, levers=levers)
+    if exact or not any(option.fits for option in found):
+        found = _looked_at_again(found, partial(_option, recipe, stage, model_sizes(recipe.model), machine, known))
     fitting = sorted((option for option in found if option.fits), key=lambda o: o.tokens_per_second, reverse=True)
     if not fitting:
         raise UserError(f"stages.{stage}: {_nothing(found)}")
-    fastest = fitting[0].tokens_per_second
-    best = min((o for o in fitting if o.tokens_per_second >= 0.99 * fastest), key=lambda o: o.peak.high)
+    best = _best(fitting)
     faster = [o for o in found if not o.fits and o.tokens_per_second > best.tokens_per_second]
     return Choice(
         best,
         tuple(option for option in fitting if option != best),
         tuple(sorted(faster, key=lambda o: o.tokens_per_second, reverse=True)),
     )
+
+
+def _best(found: Sequence[Option]) -> Option:
+    fastest = max(option.tokens_per_second for option in found)
+    return min((o for o in found if o.tokens_per_second >= 0.99 * fastest), key=lambda o: o.peak.high)
+
+
+def _looked_at_again(found: Sequence[Option], trace: Callable[..., Option]) -> list[Option]:
+    """The settings, the fastest of those that may fit as they were traced, until one of them does."""
+    settled = list(found)
+    least = max((option.tokens_per_second for option in found if option.fits), default=0.0)
+    hopeful = [o for o in found if not o.fits and o.peak.expected <= o.room and 0.99 * o.tokens_per_second > least]
+    for _ in range(min(_LOOKS, len(hopeful))):
+        option = _best(hopeful)
+        hopeful.remove(option)
+        settled[settled.index(option)] = again = trace(option.levers, exact=True)
+        if again.fits:
+            break
+    return settled
 
 
 def options(
@@ -121,12 +148,13 @@ def with_choice(
     machine: Machine,
     *,
     known: Known = NOTHING,
+    exact: bool = False,
 ) -> Stage:
     """The stage with everything that it leaves to `auto` chosen."""
     stage = recipe.stages[name]
     if not auto_levers(stage):
         return Levers.of(stage, resolve_strategy(recipe, name, machine)).on(stage)
-    return choose(recipe, name, machine, known=known).best.levers.on(stage)
+    return choose(recipe, name, machine, known=known, exact=exact).best.levers.on(stage)
 
 
 def nearest_that_fits(recipe: Recipe, name: str, machine: Machine) -> str:
@@ -152,9 +180,11 @@ def _option(
     machine: Machine,
     known: Known,
     levers: Levers,
+    *,
+    exact: bool = False,
 ) -> Option:
     changed = recipe.model_copy(update={"stages": {**recipe.stages, name: levers.on(recipe.stages[name])}})
-    roles, devices = on_devices(changed, name, sizes, machine, levers.strategy, records=known.records)
+    roles, devices = on_devices(changed, name, sizes, machine, levers.strategy, exact=exact, records=known.records)
     label, device = _fullest(devices)
     speed = stage_speed(changed, name, sizes, machine, levers.strategy, known.rates)
     return Option(levers, device.peak, device.capacity, label, _largest(list(roles.values())), speed.tokens_per_second)

@@ -109,7 +109,7 @@ def estimate(
     on = machine if isinstance(machine, Machine) else machine_named(machine or recipe.machine)
     placement = place(recipe, on, stage)
     sizes = model_sizes(recipe.model)
-    chosen = {name: with_choice(recipe, name, on, known=known) for name in placement.requests}
+    chosen = {name: with_choice(recipe, name, on, known=known, exact=exact) for name in placement.requests}
     recipe = recipe.model_copy(update={"stages": {**recipe.stages, **chosen}})
     for name in placement.requests:
         _refuse_what_the_base_cannot(recipe, name, sizes)

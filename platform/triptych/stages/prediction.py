@@ -26,8 +26,9 @@ def predict(ctx: StageContext[Any], machine: Machine) -> None:
     url = storage.join(ctx.folder, FILE)
     if storage.exists(url) or not has_known_sizes(ctx.recipe.model):
         return
+    settled = ctx.recipe.model_copy(update={"stages": {**ctx.recipe.stages, ctx.name: ctx.stage}})
     found = estimate(
-        ctx.recipe,
+        settled,
         machine=machine,
         stage=ctx.name,
         known=known_here(ctx.registry().calibrations()),

@@ -111,7 +111,7 @@ def stage_context(recipe: Recipe, name: str, progress: Progress) -> StageContext
 
 def chosen(ctx: StageContext[Any], machine: Machine) -> StageContext[Any]:
     """`auto` replaced by the fastest that the machine has room for."""
-    stage = with_choice(ctx.recipe, ctx.name, machine, known=known_here(ctx.registry().calibrations()))
+    stage = with_choice(ctx.recipe, ctx.name, machine, known=known_here(ctx.registry().calibrations()), exact=True)
     return dataclasses.replace(ctx, stage=stage)
 
 

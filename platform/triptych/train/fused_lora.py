@@ -36,8 +36,8 @@ def _forward(layer: Linear, rows: Rows, x: Tensor, *args: Any, **kwargs: Any) ->
     if rows:
         parts = [(role, own.start, own.stop) for role, own in rows.items() if role in layer.lora_A]
     else:
-        role = layer.active_adapters[0]
-        parts = [] if layer.disable_adapters or role not in layer.lora_A else [(role, 0, x.shape[:-1].numel())]
+        active = [] if layer.disable_adapters else layer.active_adapters[:1]  # none where the last one was removed
+        parts = [(role, 0, x.shape[:-1].numel()) for role in active if role in layer.lora_A]
     if not parts:
         return base(x, *args, **kwargs)
     # Dropout works on the adapter's input alone, and ZeRO-3 gathers weights only for the modules that own them.
