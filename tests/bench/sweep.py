@@ -4,7 +4,8 @@
 
 `plain` is Ray Tune as it comes: one trial at a time, on both cores, each to its end. `asha` stops trials early, and
 runs as many side by side as the plan has room for; `shared` does so on one copy of the base. All draw the same points.
-Trials are compared on 200 rows of the dev set; the accuracy is the best trial's, on the whole of it, outside the clock.
+Trials are compared by their loss on 200 rows of the dev set; the accuracy is the best trial's, on the whole of it,
+outside the clock.
 An arm that is done is not run again: remove its file in `--out` for that.
 """
 
@@ -68,7 +69,7 @@ def recipe(arm: str, folder: Path, trials: int, count: int) -> dict[str, Any]:
         "sweep": {
             "stage": STAGE,
             "space": space,
-            "objective": {"metric": "heldout_accuracy", "mode": "max"},
+            "objective": {"metric": "heldout_loss", "mode": "min"},  # early accuracies are chance
             "budget": {"trials": trials},
             "search": "random",
         }
