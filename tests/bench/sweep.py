@@ -42,7 +42,7 @@ def recipe(arm: str, folder: Path, trials: int, count: int) -> dict[str, Any]:
         "epochs": 1,
         "optimizer": {"lr": 5e-4, "schedule": "linear", "warmup": 0.1},
         "batch": {"rows": 16, "micro_tokens": 1024, "max_length": 128},
-        "workers": {"threads": 2 if arm == "plain" else None},
+        "workers": {"threads": None if arm == "asha" else 2},  # of one process, or of two
         "checkpoint_every": 1000,
     }
     attention = ["q_proj", "k_proj", "v_proj", "o_proj"]
