@@ -61,12 +61,11 @@ class RoleModel(nn.Module):
         super().__init__()
         base.requires_grad_(False)
         self.lm = base
-        self.device = base.device
-        """Where passes are computed."""
-        self.target = device or base.device
-        """Where training computes."""
+        self._target = device
+        self._spread_on: torch.device | None = None
         self.loaded_bytes = _resident_with(base, self.target)
         """Memory of the target that is held with this process's share of the base, and nothing else."""
+        self._loaded_on = base.device.type
         self._base_bytes = sum(parameter.nbytes for parameter in base.parameters())
         self.heads = nn.ModuleDict()
         self.trainable: dict[str, bool] = {}
@@ -86,6 +85,16 @@ class RoleModel(nn.Module):
         self._checkpointed = checkpoint_blocks(self.blocks(), checkpointing)
 
     @property
+    def device(self) -> torch.device:
+        """Where passes are computed."""
+        return self._spread_on or self.lm.device
+
+    @property
+    def target(self) -> torch.device:
+        """Where training is to compute."""
+        return self._target or self.lm.device
+
+    @property
     def hidden_size(self) -> int:
         return int(self.lm.config.hidden_size)
 
@@ -98,11 +107,11 @@ class RoleModel(nn.Module):
         """The decoder's layers: the units that are sharded and checkpointed."""
         return list(self._decoder().layers)
 
-    def spread(self, ranks: int) -> None:
-        """A strategy has left each of so many ranks its share of the base, on its target."""
-        held = self._base_bytes if self.device == self.target else 0
+    def spread(self, ranks: int, device: torch.device) -> None:
+        """A strategy has left each of so many ranks its share of the base, and computes on this device."""
+        held = self._base_bytes if self._loaded_on == device.type else 0
         self.loaded_bytes += self._base_bytes // ranks - held
-        self.device = self.target
+        self._spread_on = device
 
     def forward(self, compute: Callable[[], T]) -> T:
         """`compute()`: whoever shards the model wraps this call."""

@@ -27,15 +27,16 @@ class Sharded(Dense):
     lockstep = True
 
     def __init__(self, model: RoleModel, optimizers: Mapping[str, Optimizer], group: Group, *, offload: bool) -> None:
-        mesh = init_device_mesh(model.target.type, (group.size,))
-        policy = CPUOffloadPolicy() if offload and model.target.type != "cpu" else OffloadPolicy()
+        device = model.target
+        mesh = init_device_mesh(device.type, (group.size,))
+        policy = CPUOffloadPolicy() if offload and device.type != "cpu" else OffloadPolicy()
         options: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": True, "offload_policy": policy}
         for unit in [*model.blocks(), model]:
             precision = _half(model) if model.whole and unit is not model else MixedPrecisionPolicy()
             sharded: FSDPModule = fully_shard(unit, mp_policy=precision, **options)
             sharded.set_gradient_divide_factor(1.0)  # a sum: the learner has divided
             sharded.set_force_sum_reduction_for_comms(enable=True)  # gloo knows no other
-        model.spread(group.size)
+        model.spread(group.size, device)
         super().__init__(model, optimizers, group)
 
     def reduce_gradients(self, role: str) -> None:
