@@ -44,3 +44,8 @@ def test_a_mapped_base_is_loaded_once_it_was_read(tmp_path: Path) -> None:
     before = resident_memory(torch.device("cpu"))
     model = RoleModel(load_causal_lm(tmp_path, torch.bfloat16))
     assert model.loaded_bytes - before > 0.9 * size
+
+
+def test_a_model_that_is_moved_computes_where_it_lies(tiny_model_dir: Path) -> None:
+    model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32)).to("meta")
+    assert model.device.type == model.target.type == "meta"

@@ -77,13 +77,15 @@ def _plan(
     from triptych.plan.levers import auto_levers
     from triptych.recipe import dump_recipe
 
-    predicted = estimate(recipe, machine=machine, stage=stage, exact=exact, known=known)
     placement = place(recipe, machine, stage)
     choices = {
         name: choose(recipe, name, machine, known=known, exact=exact)
-        for name in predicted.stages
+        for name in placement.requests
         if auto_levers(recipe.stages[name])
     }
+    settled = {name: choice.best.levers.on(recipe.stages[name]) for name, choice in choices.items()}
+    settled_recipe = recipe.model_copy(update={"stages": {**recipe.stages, **settled}})
+    predicted = estimate(settled_recipe, machine=machine, stage=stage, exact=exact, known=known)
     rows = {name: quick_count(recipe.stages[name].data.train) for name in predicted.stages}
     lasts = duration(recipe, predicted, placement, rows, price)
     if as_json:
