@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from triptych import __version__, storage
 from triptych.errors import RunError
 from triptych.models.cache import cache_dir
@@ -171,6 +173,7 @@ def _rank(job: dict[str, Any], rank: int) -> None:
     import torch
     import torch.distributed as dist
 
+    import triptych.stages.supervised  # noqa: F401 - what a worker of Ray Train loads counts too: 0.15 GB
     from triptych.plan.memory import micro_batch
     from triptych.plan.rehearsal import accumulated, random_base, rehearse
     from triptych.train.usage import peak_memory
@@ -179,8 +182,7 @@ def _rank(job: dict[str, Any], rank: int) -> None:
     stage, name = recipe.stages[job["stage"]], job["stage"]
     workers = workers_of(stage)
     if recipe.memory is not None and not workers.gpus:
-        limit = bytes_of(recipe.memory) // workers.count
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+        _limit_growth(bytes_of(recipe.memory) // workers.count)
     torch.set_num_threads(workers.threads or int(-(-workers.cpus // 1)))
     device = torch.device("cuda", rank) if workers.gpus else torch.device("cpu")
     if workers.gpus and recipe.memory is not None:
@@ -202,6 +204,13 @@ def _rank(job: dict[str, Any], rank: int) -> None:
     Path(job["folder"], f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     if workers.count > 1:
         dist.destroy_process_group()
+
+
+def _limit_growth(memory: int) -> None:
+    """Let this process have so much memory in all: the kernel limits what it maps, of which not all is resident."""
+    now = psutil.Process().memory_info()
+    limit = now.data + max(0, memory - now.rss)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,16 @@
 
 Ten trainings of SmolLM2-135M, each with a cap that some settings of micro-batch and checkpointing exceed. Every
 setting takes two steps in a fresh process that the kernel gives no more memory than the cap. Targets: what was chosen
-never runs out, and is within 10% of the fastest that did not. About half an hour; it goes on where it was stopped.
+never runs out, and is within 10% of the fastest that did not; both are tried three to seven times, in turn. About an
+hour on a quiet machine; it goes on where it was stopped.
 """
 
 import argparse
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -26,6 +29,10 @@ from triptych.stages.probe import attempt
 
 PULLED: tuple[Pulled, ...] = ("micro_tokens", "checkpointing")
 TARGET = 0.9
+LEAST, MOST = 3, 7
+"""Tries of the chosen setting and of the best; more than the least where another seems faster than the chosen one."""
+Tries = dict[str, dict[str, list[Any]]]
+"""Recipe -> setting -> tries."""
 CASES: tuple[tuple[Any, str, str, int], ...] = (
     ({"name": "lora", "r": 8}, "bfloat16", "2GB", 256),
     ({"name": "lora", "r": 8}, "bfloat16", "3GB", 512),
@@ -48,43 +55,97 @@ def recipe_of(method: Any, dtype: str, memory: str, length: int) -> Recipe:
     return Recipe.model_validate({"name": "choice", "memory": memory, "model": model, "stages": {"sft": stage}})
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What was chosen for one recipe beside the best of all tries."""
+
+    chosen: str
+    fits: bool
+    best: str
+    speeds: tuple[float, float]
+    """Tokens/s of both, the median of their tries."""
+    spread: tuple[float, float]
+    """Least and most of the ratio, pair by pair."""
+
+    @property
+    def ratio(self) -> float:
+        return self.speeds[0] / self.speeds[1] if self.speeds[1] else 0.0
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", type=int, default=len(CASES))
     parser.add_argument("--out", type=Path, default=Path("build/bench/plan-choice.json"))
     given = parser.parse_args()
     rates = kept_rates() or measure_apart()
-    done: dict[str, dict[str, Any]] = json.loads(given.out.read_text())["tries"] if given.out.is_file() else {}
-    table = Table("recipe", "chosen", "tokens/s", "best by trying", "tokens/s", "ratio", title="Chosen under a cap")
-    met = True
+    done: Tries = json.loads(given.out.read_text())["tries"] if given.out.is_file() else {}
+    outcomes: dict[str, Outcome] = {}
+
+    def keep() -> None:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        chosen = {name: asdict(outcome) | {"ratio": outcome.ratio} for name, outcome in outcomes.items()}
+        given.out.write_text(json.dumps({"machine": machine(), "tries": done, "chosen": chosen}, indent=2) + "\n")
+
     for case in CASES[: given.recipes]:
         recipe, name = recipe_of(*case), json.dumps(case)
         tries = done.setdefault(name, {})
-        for option in options(recipe, "sft", local(), known=Known(rates), levers=PULLED):
-            key = str(option.levers)
-            if key not in tries:
-                tries[key] = asdict(attempt(recipe, "sft", option.levers))
-                given.out.parent.mkdir(parents=True, exist_ok=True)
-                given.out.write_text(json.dumps({"machine": machine(), "tries": done}, indent=2) + "\n")
-        met &= add(
-            table,
-            case,
-            choose(recipe, "sft", local(), known=Known(rates), levers=PULLED, exact=True).best.levers,
-            tries,
-        )
+        found = options(recipe, "sft", local(), known=Known(rates), levers=PULLED)
+        choice = choose(recipe, "sft", local(), known=Known(rates), levers=PULLED, exact=True).best.levers
+        for levers in (option.levers for option in found):
+            try_it(recipe, levers, tries, 1, keep)
+        for count in range(2, MOST + 1):  # in turn; one try alone may be a bad moment of the machine
+            best = best_of(tries, choice)
+            if best == str(choice) and count > LEAST:
+                break
+            for levers in (option.levers for option in found if str(option.levers) in {str(choice), best}):
+                try_it(recipe, levers, tries, count, keep)
+        outcomes[name] = beside(str(choice), best_of(tries, choice), tries)
+        keep()
+    show(outcomes)
+
+
+def try_it(recipe: Recipe, levers: Levers, tries: dict[str, list[Any]], count: int, keep: Callable[[], None]) -> None:
+    """Up to so many tries of a setting in all."""
+    made = tries.setdefault(str(levers), [])
+    while len(made) < count:
+        made.append(asdict(attempt(recipe, "sft", levers)))
+        keep()
+
+
+def speed_of(made: list[Any]) -> float:
+    """The median; 0 where it ran out of memory in any."""
+    speeds = [one["tokens_per_second"] for one in made]
+    return median(speeds) if all(speeds) else 0.0
+
+
+def best_of(tries: dict[str, list[Any]], chosen: Levers) -> str:
+    """The fastest, the chosen one among equals."""
+    return max(tries, key=lambda key: (speed_of(tries[key]), key == str(chosen)))
+
+
+def beside(chosen: str, best: str, tries: dict[str, list[Any]]) -> Outcome:
+    ours, theirs = tries[chosen], tries[best]
+    pairs = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in zip(ours, theirs, strict=False)]
+    fits = all(one["fits"] for one in ours)
+    return Outcome(chosen, fits, best, (speed_of(ours), speed_of(theirs)), (min(pairs), max(pairs)))
+
+
+def show(outcomes: dict[str, Outcome]) -> None:
+    columns = ("recipe", "chosen", "tokens/s", "best by trying", "tokens/s", "ratio", "spread")
+    table = Table(*columns, title="Chosen under a cap: micro_tokens, checkpointing")
+    for name, found in outcomes.items():
+        method, dtype, memory, length = json.loads(name)
+        words = f"{method['name']}, {dtype}, {memory}, rows of {length}"
+        chosen, best = (f"{speed:,.0f}" for speed in found.speeds)
+        speed, spread = chosen if found.fits else "out of memory", "{:.2f}-{:.2f}".format(*found.spread)
+        table.add_row(words, pulled(found.chosen), speed, pulled(found.best), best, f"{found.ratio:.2f}", spread)
+    met = all(found.ratio >= TARGET for found in outcomes.values())
     Console().print(table, f"within {1 - TARGET:.0%} everywhere, never out of memory: {'met' if met else 'MISSED'}")
 
 
-def add(table: Table, case: tuple[Any, str, str, int], chosen: Levers, tries: dict[str, Any]) -> bool:
-    """Whether the target is met."""
-    best = max(tries, key=lambda key: tries[key]["tokens_per_second"])
-    speeds = [tries[key]["tokens_per_second"] for key in (str(chosen), best)]
-    method, dtype, memory, length = case
-    words = f"{method['name']}, {dtype}, {memory}, rows of {length}"
-    ratio = speeds[0] / speeds[1] if speeds[1] else 0.0
-    outcome = f"{speeds[0]:,.0f}" if tries[str(chosen)]["fits"] else "out of memory"
-    table.add_row(words, str(chosen), outcome, best, f"{speeds[1]:,.0f}", f"{ratio:.2f}")
-    return ratio >= TARGET
+def pulled(setting: str) -> str:
+    """What differs between settings."""
+    return ", ".join(part.split()[-1] for part in setting.split(", ")[: len(PULLED)])
 
 
 if __name__ == "__main__":
