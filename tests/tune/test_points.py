@@ -78,7 +78,7 @@ def test_a_grid_leaves_out_what_does_not_apply(make_recipe: Make) -> None:
     space = {NAME: SPACE[NAME], RANK: SPACE[RANK], TOKENS: {"choice": [4, 8, 16], "when": {NAME: "p_tuning_v2"}}}
     sweep = make_recipe(space=space, search="grid").sweep
     assert sweep is not None
-    found = list(grid(sweep))
+    found = grid(sweep)
     assert len(found) == 2 + 3
     assert draw(sweep, 0, 2) == found
     points = Points(sweep, 0)

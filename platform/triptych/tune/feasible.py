@@ -38,9 +38,10 @@ def feasible_points(recipe: Recipe, machine: Machine) -> list[dict[str, Any]]:
     reasons = [misfit(recipe, values, machine) for values in points]
     fitting = [values for values, reason in zip(points, reasons, strict=True) if reason is None]
     if not fitting:
+        unlike = list(dict(zip(reasons, points, strict=True)).values())  # one of each need: to try them all takes long
         raise UserError(
             f"sweep.space: none of {len(points)} points can be launched: {reasons[0]}; "
-            f"{_nearest(recipe, points, machine)}"
+            f"{_nearest(recipe, unlike, machine)}"
         )
     return fitting
 

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import optuna
@@ -32,7 +32,7 @@ class Points:
 
     def __init__(self, sweep: Sweep, seed: int) -> None:
         self._sweep, self._seed = sweep, seed
-        self._grid = list(grid(sweep)) if sweep.search == "grid" else None
+        self._grid = grid(sweep) if sweep.search == "grid" else None
         self.study = _study(sweep, RandomSampler())
         self._asked: dict[int, optuna.Trial] = {}
 
@@ -79,26 +79,30 @@ class Points:
         )
 
 
-def grid(sweep: Sweep) -> Iterator[dict[str, Any]]:
+def grid(sweep: Sweep) -> list[dict[str, Any]]:
     """Every point of a space of choices, each once: keys whose condition does not hold are left out."""
-    seen = set()
-    for chosen in itertools.product(*(dimension.choice or () for dimension in sweep.space.values())):
-        values: dict[str, Any] = {}
-        for (key, dimension), value in zip(sweep.space.items(), chosen, strict=True):
-            if dimension.holds(values):
-                values[key] = value
-        text = json.dumps(values)
-        if text not in seen:
-            seen.add(text)
+
+    def points() -> Iterator[dict[str, Any]]:
+        for chosen in itertools.product(*(dimension.choice or () for dimension in sweep.space.values())):
+            values: dict[str, Any] = {}
+            for (key, dimension), value in zip(sweep.space.items(), chosen, strict=True):
+                if dimension.holds(values):
+                    values[key] = value
             yield values
+
+    return _each_once(points())
+
+
+def _each_once(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({json.dumps(values): values for values in points}.values())
 
 
 def draw(sweep: Sweep, seed: int, count: int) -> list[dict[str, Any]]:
-    """Points at random; all of a grid."""
+    """So many points at random, each once; all of a grid."""
     if sweep.search == "grid":
-        return list(grid(sweep))
+        return grid(sweep)
     study = _study(sweep, RandomSampler(seed=seed))
-    return [_suggest(sweep, study.ask()) for _ in range(count)]
+    return _each_once(_suggest(sweep, study.ask()) for _ in range(count))
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:

@@ -66,14 +66,14 @@ class Assignment:
         assert not isinstance(stage, PpoStage)
         at_rungs = recipe.sweep.scheduler == "asha" and stage.train.evaluate_every is None
         return Trial(
-            self.run,
-            own,
-            recipe.sweep.stage,
-            self.forked_at,
-            self.reported,
-            self.device_seconds,
-            self.tokens,
-            recipe.sweep.asha if at_rungs else None,
+            name=self.run,
+            recipe=own,
+            stage=recipe.sweep.stage,
+            forked_at=self.forked_at,
+            reported=self.reported,
+            device_seconds=self.device_seconds,
+            tokens=self.tokens,
+            asha=recipe.sweep.asha if at_rungs else None,
         )
 
 
