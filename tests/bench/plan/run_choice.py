@@ -84,7 +84,7 @@ def main() -> None:
     def keep() -> None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         chosen = {name: asdict(outcome) | {"ratio": outcome.ratio} for name, outcome in outcomes.items()}
-        given.out.write_text(json.dumps({"machine": machine(), "tries": done, "chosen": chosen}, indent=2) + "\n")
+        given.out.write_text(json.dumps({"machine": machine(), "tries": done, "chosen": chosen}) + "\n")
 
     for case in CASES[: given.recipes]:
         recipe, name = recipe_of(*case), json.dumps(case)
