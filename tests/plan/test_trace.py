@@ -15,6 +15,8 @@ from triptych.recipe import Recipe
 
 from .test_memory import Alive, config
 
+pytestmark = pytest.mark.slow  # a minute in all
+
 SETTINGS: dict[str, Any] = {"freeze": {"layers": 1}, "bitfit": {"missing": "add"}, "c3a": {"block_size": 32}}
 
 
