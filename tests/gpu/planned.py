@@ -11,8 +11,8 @@ import torch
 from plan.configurations import Configuration, configurations, gpu_configurations
 from result import Figures, Result, Verdict, attempt, now
 from shapes import Setup
+from triptych.measure.dry_run import accumulated, dry_run, random_base
 from triptych.plan.memory import micro_batch
-from triptych.plan.rehearsal import accumulated, random_base, rehearse
 from triptych.plan.worker import MicroBatch
 
 PART = "planned"
@@ -29,12 +29,12 @@ def measure(configuration: Configuration, device: torch.device, steps: int = STE
     with device:
         base = random_base(recipe.model)
     reserved, allocated = _held(device)
-    rehearsal = rehearse(recipe, "stage", base, configuration.strategy)
-    rehearsal.step(WARM)
+    run = dry_run(recipe, "stage", base, configuration.strategy)
+    run.step(WARM)
     seconds = []
     for _ in range(steps):
         started = now(device)
-        rehearsal.step(micro_batch(stage), accumulated(stage))
+        run.step(micro_batch(stage), accumulated(stage))
         seconds.append(now(device) - started)
     figures: Figures = {"key": configuration.key, "seconds": min(seconds[1:] or seconds)}
     if device.type == "cuda":

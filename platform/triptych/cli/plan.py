@@ -136,8 +136,8 @@ def _grid(
 
 
 def _probe(recipe: "Recipe", only: str | None, machine: "Machine", known: "Known", as_json: bool) -> None:
+    from triptych.measure.probe import Try, probe
     from triptych.plan import place
-    from triptych.stages.probe import Try, probe
 
     def tell(tried: Try) -> None:
         outcome = f"{tried.tokens_per_second:,.0f} tokens/s" if tried.fits else "out of memory"
@@ -195,7 +195,7 @@ def _rates(recipe: "Recipe", measure: bool) -> "Rates | None":
             raise UserError("--measure is for this machine: `machine: local`, and no RAY_ADDRESS")
         return None
     if measure:
-        from triptych.stages.machine_speed import measure_apart
+        from triptych.measure.machine_speed import measure_apart
 
         typer.echo("measuring this machine's speed: half a minute", err=True)
         return measure_apart()

@@ -55,7 +55,7 @@ def on_devices(
     roles = memory.roles(recipe, stage, sizes, strategy, engine_gpu)
     workers = workers_of(stage)
     if exact:
-        from triptych.plan.trace import traced
+        from triptych.measure.trace import traced
 
         on_gpu = workers.gpus > 0 and machine.gpu is not None
         roles = traced(recipe, name, roles, sizes, sharding(workers, strategy), on_gpu=on_gpu)

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from harness import emit
 from plan.configurations import Configuration
+from triptych.measure.dry_run import accumulated, dry_run, random_base
 from triptych.models.base import load_causal_lm, resolve_base
 from triptych.plan.memory import micro_batch
-from triptych.plan.rehearsal import accumulated, random_base, rehearse
 from triptych.plan.worker import MicroBatch
 from triptych.recipe import Recipe
 from triptych.train.usage import resident_memory
@@ -50,12 +50,12 @@ def grown(configuration: Configuration) -> dict[str, float]:
     recipe = configuration.recipe()
     base = _loaded(recipe)
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    rehearsal = rehearse(recipe, "stage", base, configuration.strategy)
+    run = dry_run(recipe, "stage", base, configuration.strategy)
     del base
-    before, attached = rehearsal.learner.model.loaded_bytes, resident_memory(CPU)
-    rehearsal.step(WARM)
+    before, attached = run.learner.model.loaded_bytes, resident_memory(CPU)
+    run.step(WARM)
     warm = _peak()
-    rehearsal.step(micro_batch(recipe.stages["stage"]), accumulated(recipe.stages["stage"]))
+    run.step(micro_batch(recipe.stages["stage"]), accumulated(recipe.stages["stage"]))
     return {"loaded": before, "attached": attached - before, "warm": warm - before, "grown": _peak() - before}
 
 

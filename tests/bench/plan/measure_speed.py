@@ -13,8 +13,8 @@ import torch
 
 from harness import emit
 from plan.configurations import Configuration
+from triptych.measure.dry_run import accumulated, dry_run, random_base
 from triptych.plan.memory import micro_batch
-from triptych.plan.rehearsal import accumulated, random_base, rehearse
 
 STEPS = 3
 
@@ -34,11 +34,11 @@ def timed(configuration: Configuration) -> dict[str, float]:
     torch.manual_seed(0)
     recipe = configuration.recipe()
     stage = recipe.stages["stage"]
-    rehearsal = rehearse(recipe, "stage", random_base(recipe.model), "single")
+    run = dry_run(recipe, "stage", random_base(recipe.model), "single")
     walls, cpus = [], []
     for _ in range(STEPS + 1):  # the first one makes buffers
         wall, cpu = time.perf_counter(), time.process_time()
-        rehearsal.step(micro_batch(stage), accumulated(stage))
+        run.step(micro_batch(stage), accumulated(stage))
         walls.append(time.perf_counter() - wall)
         cpus.append((time.process_time() - cpu) / torch.get_num_threads())
     return {"wall_seconds": min(walls[1:]), "cpu_seconds": min(cpus[1:])}

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from triptych.plan.live import LiveMemory, Moments, converting, peak_at
+from triptych.measure.fake_memory import LiveMemory, Moments, converting, peak_at
 
 OUT = Path(__file__).with_name("peft_table.json")
 BATCH, LAYERS, DEPTHS = 4, 28, (2, 3)

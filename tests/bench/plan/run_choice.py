@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import machine
+from triptych.measure.machine_speed import measure_apart
+from triptych.measure.probe import attempt
 from triptych.plan import Known, choose, local, options
 from triptych.plan.levers import Levers, Pulled
 from triptych.plan.rates import kept_rates
 from triptych.recipe import Recipe
-from triptych.stages.machine_speed import measure_apart
-from triptych.stages.probe import attempt
 
 PULLED: tuple[Pulled, ...] = ("micro_tokens", "checkpointing")
 TARGET = 0.9

@@ -24,11 +24,11 @@ from rich.table import Table
 from harness import Arm, machine, run_arm
 from plan.configurations import Configuration, configurations
 from training import VARIABLES
+from triptych.measure.machine_speed import measure_apart
 from triptych.models.sizes import model_sizes
 from triptych.plan import local
 from triptych.plan.rates import Rates, kept_rates
 from triptych.plan.speed import stage_speed
-from triptych.stages.machine_speed import measure_apart
 from triptych.train.allocator import allocator_variables
 
 TARGET_ERROR, TARGET_RANK = 0.15, 0.95

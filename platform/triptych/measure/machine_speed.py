@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from triptych.errors import RunError
+from triptych.measure.dry_run import dry_run, random_base
 from triptych.models.sizes import model_sizes
 from triptych.plan.rates import CPU, Rates, keep_rates, kept_rates
-from triptych.plan.rehearsal import random_base, rehearse
 from triptych.plan.work import AMOUNTS, Computation, Micro, Work
 from triptych.plan.worker import ANSWER_SHARE, MicroBatch
 from triptych.recipe import Recipe, Sft
@@ -97,7 +97,7 @@ def measure_rates(cases: Sequence[Case] = CASES, dtypes: Sequence[str] = DTYPES)
 
 def measure_apart() -> Rates:
     """`measure_rates` in a process whose allocator is set as those of workers are."""
-    command = [sys.executable, "-m", "triptych.stages.machine_speed"]
+    command = [sys.executable, "-m", "triptych.measure.machine_speed"]
     done = subprocess.run(command, env=os.environ | allocator_variables(), capture_output=True, text=True)
     rates = kept_rates()
     if done.returncode or rates is None:
@@ -112,13 +112,13 @@ def measure(case: Case, dtype: str) -> tuple[Work, float]:
         stage = recipe.stages["only"]
         assert isinstance(stage, Sft)
         sizes = model_sizes(recipe.model)
-        rehearsal = rehearse(recipe, "only", random_base(recipe.model), "single")
+        run = dry_run(recipe, "only", random_base(recipe.model), "single")
     limit = MicroBatch(case.tokens, case.length)
-    rehearsal.step(limit)  # the first one makes buffers
+    run.step(limit)  # the first one makes buffers
     seconds = []
     for _ in range(_REPEATS):
         started = time.process_time()
-        rehearsal.step(limit)
+        run.step(limit)
         seconds.append((time.process_time() - started) / torch.get_num_threads())
     micro = Micro(1, case.tokens, case.length, ANSWER_SHARE[1] * case.tokens)
     return Computation(sizes, stage.method, dtype, stage.train.memory).step(micro), min(seconds)

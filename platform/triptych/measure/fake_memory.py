@@ -1,4 +1,4 @@
-"""Tensors without their numbers, and what of them is alive: the memory of a computation that is not carried out."""
+"""Memory of a computation that is not carried out: FakeTensorMode with accounting of live storages."""
 
 import weakref
 from collections import Counter

@@ -130,7 +130,7 @@ def attempt(recipe: Recipe, name: str, setting: Levers) -> Try:
     with tempfile.TemporaryDirectory() as folder:
         job = {"recipe": changed.model_dump(mode="json"), "stage": name, "strategy": setting.strategy, "folder": folder}
         Path(folder, "job.json").write_text(json.dumps(job), encoding="utf-8")
-        command = [sys.executable, "-m", "triptych.stages.probe", str(Path(folder, "job.json"))]
+        command = [sys.executable, "-m", "triptych.measure.probe", str(Path(folder, "job.json"))]
         with ExitStack() as stack:
             logs = [stack.enter_context(Path(folder, f"{rank}.err").open("wb")) for rank in range(ranks)]
             env = os.environ | allocator_variables()
@@ -174,8 +174,8 @@ def _rank(job: dict[str, Any], rank: int) -> None:
     import torch.distributed as dist
 
     import triptych.stages.supervised  # noqa: F401 - what a worker of Ray Train loads counts too: 0.15 GB
+    from triptych.measure.dry_run import accumulated, dry_run, random_base
     from triptych.plan.memory import micro_batch
-    from triptych.plan.rehearsal import accumulated, random_base, rehearse
     from triptych.train.usage import peak_memory
 
     recipe = Recipe.model_validate(job["recipe"])
@@ -192,11 +192,11 @@ def _rank(job: dict[str, Any], rank: int) -> None:
         meeting = f"file://{job['folder']}/meeting"
         backend = "nccl" if workers.gpus else "gloo"
         dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=workers.count)
-    rehearsal = rehearse(recipe, name, random_base(recipe.model), job["strategy"], device)
+    run = dry_run(recipe, name, random_base(recipe.model), job["strategy"], device)
     limits, count = micro_batch(stage), accumulated(stage)
-    rehearsal.step(limits, count)
+    run.step(limits, count)
     started = time.perf_counter()
-    rehearsal.step(limits, count)
+    run.step(limits, count)
     if workers.gpus:
         torch.cuda.synchronize(device)
     seconds = time.perf_counter() - started

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from triptych.measure.probe import Try, probe
 from triptych.plan import Machine, Node
 from triptych.recipe import Recipe
-from triptych.stages.probe import Try, probe
 
 LAPTOP = Machine("laptop", (Node(cpus=2, gpus=0, memory=24 * 2**30),))
 

@@ -1,4 +1,4 @@
-"""A stage's learner and its step at the worst: full micro-batches of the longest rows. Needs no data."""
+"""Dry runs: a stage's learner and its step at the worst, full micro-batches of the longest rows. Needs no data."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,12 +43,12 @@ from triptych.train.tasks import (
 )
 
 STEPS = 1000
-"""Of the run that is rehearsed, for schedules."""
+"""Length of the run that is pretended, for schedules."""
 
 
 @dataclass(frozen=True)
-class Rehearsal:
-    """A learner, and what it minimises in turn."""
+class DryRun:
+    """A learner, what it minimises in turn, and the batches for it."""
 
     learner: Learner
     objectives: Sequence[Objective]
@@ -75,9 +75,9 @@ def random_base(model: Model, layers: int | None = None) -> PreTrainedModel:
     return base.eval().requires_grad_(False)
 
 
-def rehearse(
+def dry_run(
     recipe: Recipe, name: str, base: PreTrainedModel, strategy: StrategyName, device: torch.device | None = None
-) -> Rehearsal:
+) -> DryRun:
     """The stage's learner on `base`, of whatever tensors it is made; new methods and heads, no weights of others.
 
     `device`: where it is to compute, if not where the base lies.
@@ -103,7 +103,7 @@ def rehearse(
         offload=workers_of(stage).offload,
     )
     vocab = int(base.config.vocab_size)
-    return Rehearsal(learner, objectives, lambda limit: _batch(stage, limit, vocab))
+    return DryRun(learner, objectives, lambda limit: _batch(stage, limit, vocab))
 
 
 def accumulated(stage: Stage) -> int:

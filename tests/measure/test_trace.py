@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from live_tensors import Alive, config
 
+from triptych.measure.dry_run import accumulated, dry_run, random_base
+from triptych.measure.trace import UNTRACED, WARM, trace
 from triptych.methods import METHODS
 from triptych.plan import estimate
 from triptych.plan.memory import micro_batch
-from triptych.plan.rehearsal import accumulated, random_base, rehearse
-from triptych.plan.trace import UNTRACED, WARM, trace
 from triptych.recipe import Recipe
-
-from .test_memory import Alive, config
 
 pytestmark = pytest.mark.slow  # a minute in all
 
@@ -35,14 +34,14 @@ def recipe(
 def real(planned: Recipe) -> int:
     """Bytes of tensors at the peak of the same step with numbers, weights and all."""
     stage = planned.stages["stage"]
-    rehearsal = rehearse(planned, "stage", random_base(planned.model), "single")
-    rehearsal.step(WARM)
-    held = [*rehearsal.learner.model.parameters(), *rehearsal.learner.model.buffers()]
-    held += [b for role in rehearsal.learner.model.attached for b in rehearsal.learner.model.buffers_of(role).values()]
-    held += [piece.values for piece in rehearsal.learner.strategy.slices()]
+    run = dry_run(planned, "stage", random_base(planned.model), "single")
+    run.step(WARM)
+    held = [*run.learner.model.parameters(), *run.learner.model.buffers()]
+    held += [b for role in run.learner.model.attached for b in run.learner.model.buffers_of(role).values()]
+    held += [piece.values for piece in run.learner.strategy.slices()]
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in held}
     with Alive(held) as alive:
-        rehearsal.step(micro_batch(stage), accumulated(stage))
+        run.step(micro_batch(stage), accumulated(stage))
     return sum(storages.values()) + alive.peak
 
 

@@ -1,4 +1,4 @@
-"""The memory of a stage's step, traced: the learner's own step runs on tensors without numbers, at two small depths.
+"""Peak memory by dry run: the learner's own step on fake tensors, at two small depths.
 
 Between the beginning and the end of a block, what is alive is linear in the number of blocks. So each moment of a step
 is extrapolated by itself, and the peak is that of the moment that needs most.
@@ -13,11 +13,11 @@ from unittest.mock import patch
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from triptych.measure.dry_run import DryRun, accumulated, dry_run, random_base
+from triptych.measure.fake_memory import LiveMemory, Moments, converting, peak_at
 from triptych.models.sizes import Sizes
 from triptych.plan.amounts import Bytes, Parts
-from triptych.plan.live import LiveMemory, Moments, converting, peak_at
 from triptych.plan.memory import method_of, micro_batch
-from triptych.plan.rehearsal import Rehearsal, accumulated, random_base, rehearse
 from triptych.plan.sharding import Sharding
 from triptych.plan.worker import MicroBatch
 from triptych.recipe import PpoStage, Recipe, Stage
@@ -85,15 +85,15 @@ def _moments(recipe: Recipe, name: str, depth: int) -> dict[str, Moments]:
     with converting(), live, _updates_marked(live), torch.random.fork_rng(devices=[]):
         base = random_base(recipe.model, depth)
         live.vocab = int(base.config.vocab_size)
-        rehearsal = rehearse(recipe, name, base, "single")
-        _watch(live, rehearsal)
-        rehearsal.step(WARM)
-        states = (s for s in rehearsal.learner.strategy.slices() if s.name.split("/")[1] not in (VALUE, LOSS_SCALE))
+        run = dry_run(recipe, name, base, "single")
+        _watch(live, run)
+        run.step(WARM)
+        states = (s for s in run.learner.strategy.slices() if s.name.split("/")[1] not in (VALUE, LOSS_SCALE))
         live.own("optimizer", [state.values for state in states])
-        for objective in rehearsal.objectives:
+        for objective in run.objectives:
             live.forget()
             live.mark("begin")
-            rehearsal.learner.step(objective, [rehearsal.batch(limit) for _ in range(count)])
+            run.learner.step(objective, [run.batch(limit) for _ in range(count)])
             found[objective.role] = dict(live.peaks)
     return found
 
@@ -108,11 +108,11 @@ def _updates_marked(live: LiveMemory) -> Iterator[None]:
         hook.remove()
 
 
-def _watch(live: LiveMemory, rehearsal: Rehearsal) -> None:
+def _watch(live: LiveMemory, run: DryRun) -> None:
     """Tell apart the model's parameters and their gradients, and the moments of a step."""
-    model = rehearsal.learner.model
+    model = run.learner.model
     live.own("weights", [*model.parameters(), *model.buffers()])
-    for named in rehearsal.learner.strategy.parameters.values():
+    for named in run.learner.strategy.parameters.values():
         live.own("adapter", named.values())
         for parameter in named.values():
             parameter.register_post_accumulate_grad_hook(lambda p: live.own("gradients", [p.grad]))
