@@ -11,9 +11,9 @@ from peft.tuners.adalora.layer import RankAllocator
 from torch import Tensor
 
 from triptych.methods.adalora import AdaLoraAttachment, _Orthogonal, export, ranks
-from triptych.methods.peft_family import PREFIX
 from triptych.methods.table import METHODS
 from triptych.models.base import load_causal_lm
+from triptych.models.peft_files import PREFIX
 from triptych.recipe import Optimizer
 from triptych.recipe.matrix import AdaLora
 from triptych.train.learner import Learner

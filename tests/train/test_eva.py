@@ -10,8 +10,8 @@ from peft import EvaConfig, LoraConfig
 from peft.tuners.lora.eva import get_eva_state_dict
 from torch import Tensor
 
-from triptych.methods.peft_family import PREFIX
 from triptych.models.base import load_causal_lm
+from triptych.models.peft_files import PREFIX
 from triptych.recipe.matrix import Lora
 from triptych.recipe.method import Method
 from triptych.recipe.virtual import PTuningV2

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from triptych.methods.base import Export
 from triptych.methods.beside import ModulesBeside
 from triptych.methods.lora import lora_config
-from triptych.methods.peft_family import PREFIX
 from triptych.methods.targets import shape_of, targeted
+from triptych.models.peft_files import PREFIX
 from triptych.recipe.matrix import AdaLora, Lora
 
 _PARTS = ("lora_A", "lora_E", "lora_B")

@@ -11,9 +11,9 @@ from typing import Any
 from triptych import storage
 from triptych.errors import UserError
 from triptych.models.adapter import load_adapter
+from triptych.models.peft_files import FACTS
 from triptych.recipe.method import PARTS
 
-_FACTS = "triptych.json"
 _BOTTLENECKS = tuple(name for name, part in PARTS.items() if part.family == "bottleneck")
 
 _BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.(?:self_attn|mlp)\.down\.")
@@ -28,7 +28,7 @@ def export_without(folder: Path, target: str, layers: int) -> None:
     """
     if storage.exists(target):
         raise UserError(f"{target} exists already: name a new folder")
-    facts = json.loads((folder / _FACTS).read_text()) if (folder / _FACTS).is_file() else {}
+    facts = json.loads((folder / FACTS).read_text()) if (folder / FACTS).is_file() else {}
     if not any(part["name"] in _BOTTLENECKS for part in _parts(facts)):
         raise UserError(
             f"--drop-layers: {folder.name} has no bottleneck adapters; allowed for {', '.join(_BOTTLENECKS)}"
@@ -39,7 +39,7 @@ def export_without(folder: Path, target: str, layers: int) -> None:
         raise UserError(f"--drop-layers: {layers} of {blocks} layers; allowed: 0 to {blocks - 1}")
     with storage.committed(target) as staging:
         shutil.copytree(folder, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns(storage.MANIFEST))
-        for note in staging.rglob(_FACTS):  # an ensemble's members have their own
+        for note in staging.rglob(FACTS):  # an ensemble's members have their own
             facts = json.loads(note.read_text())
             for part in _parts(facts):
                 if part["name"] in _BOTTLENECKS:

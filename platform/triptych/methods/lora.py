@@ -15,8 +15,9 @@ from transformers import PreTrainedModel
 
 from triptych.errors import UserError
 from triptych.methods.base import Export
-from triptych.methods.peft_family import PREFIX, PeftAttachment, fix, inject, modules_of
+from triptych.methods.peft_family import PeftAttachment, fix, inject, modules_of
 from triptych.methods.targets import targeted, weight_of
+from triptych.models.peft_files import PREFIX
 from triptych.recipe.matrix import Dora, Lora, Pissa
 
 LowRank = Lora | Dora | Pissa

@@ -12,6 +12,7 @@ from triptych.methods.merge import divergence, merged_model
 from triptych.models.adapter import load_adapter
 from triptych.models.base import fingerprint, load_causal_lm, resolve_base
 from triptych.models.full import save_model
+from triptych.models.peft_files import FACTS
 from triptych.recipe.model import Model
 
 _KEPT = ("base", "base_fingerprint", "recipe")
@@ -26,7 +27,7 @@ def merge_adapter(adapter: Path, target: Path, base: str, dtype: str, limit: flo
     """
     if target.exists():
         raise UserError(f"{target} exists already: name a new folder")
-    facts: dict[str, Any] = json.loads((adapter / "triptych.json").read_text())
+    facts: dict[str, Any] = json.loads((adapter / FACTS).read_text())
     folder = resolve_base(Model(base=base))
     if fingerprint(folder) != facts["base_fingerprint"]:
         raise UserError(f"--base: {base} is another model than {facts['base']}, on which the adapter was trained")

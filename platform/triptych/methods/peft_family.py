@@ -20,10 +20,8 @@ from transformers import PreTrainedModel
 from triptych.errors import UserError
 from triptych.methods.base import Attachment, Export
 from triptych.methods.targets import named_norms, targeted
+from triptych.models.peft_files import PREFIX
 from triptych.recipe.matrix import C3a, Ia3, LnTuning
-
-PREFIX = "base_model.model."
-"""Before the names of a model's modules, in peft's files."""
 
 _ALL_LAYERS = ("vera_A", "vera_B", "randlora_A", "randlora_B", "vblora_vector_bank")
 """What all layers have one of; peft's files have it once."""

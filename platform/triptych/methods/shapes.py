@@ -1,12 +1,12 @@
 """What methods that change linear layers add to a model, from its sizes alone: no torch, no peft."""
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from triptych.errors import UserError
+from triptych.models.peft_files import of_module
 from triptych.models.sizes import Sizes, Tensors
 from triptych.recipe.matrix import AdaLora, Dora, GatedLora, Ia3, LnTuning, Lokr, Lora, Pissa
 from triptych.recipe.method import Full
@@ -28,7 +28,7 @@ def low_rank(method: Lora | Dora | Pissa, sizes: Sizes) -> list[Tensors]:
     """A [r, inputs] and B [outputs, r] of each target (arXiv 2106.09685); DoRA's lengths [outputs]."""
 
     def shapes(name: str, inputs: int, outputs: int) -> list[Shape]:
-        rank = _rank(method, name)
+        rank = of_module(method.rank_pattern, name, method.r)
         found: list[Shape] = [(outputs, rank)]
         if not (isinstance(method, Lora) and method.freeze_a):
             found.append((rank, inputs))
@@ -140,14 +140,6 @@ def _sites(method: Any, sizes: Sizes) -> Iterator[tuple[str, int, int]]:
     for number in range(sizes.layers) if layers is None else layers:
         for name, (inputs, outputs) in chosen.items():
             yield f"model.layers.{number}.{name}", inputs, outputs
-
-
-def _rank(method: Lora | Dora | Pissa, name: str) -> int:
-    """peft's rule: the first pattern that matches the name's end."""
-    for pattern, rank in method.rank_pattern.items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return rank
-    return method.r
 
 
 def _counted(shapes: Iterator[Shape]) -> list[Tensors]:

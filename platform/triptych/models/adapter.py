@@ -17,15 +17,12 @@ from torch import Tensor
 
 from triptych.errors import UserError
 from triptych.models.heads import ScalarHead
+from triptych.models.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FACTS, HEAD_WEIGHTS
 from triptych.recipe.matrix import Lora
 from triptych.recipe.method import Method, parts_of
 
-_HEAD = "head.safetensors"
-_WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "prefix.safetensors"
 _STATE = "state.safetensors"
-_CONFIG = "adapter_config.json"
-_FACTS = "triptych.json"
 _METHOD: TypeAdapter[Method] = TypeAdapter(Method)
 
 
@@ -89,9 +86,9 @@ def save_adapter(folder: Path, adapter: Adapter, about: Mapping[str, Any]) -> No
         part.mkdir(exist_ok=True)
         if name in adapter.configs:
             config = peft_json(adapter.configs[name])
-            (part / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
+            (part / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
         own = {key.removeprefix(prefix): value for key, value in adapter.weights.items() if key.startswith(prefix)}
-        _save(adapter.peft.get(name, own), part / _WEIGHTS)
+        _save(adapter.peft.get(name, own), part / ADAPTER_WEIGHTS)
         if name in adapter.peft:
             _save(own, part / _PREFIX)
     facts: dict[str, Any] = dict(about) | {"kind": adapter.kind, "method": _dumped(adapter.method)}
@@ -99,7 +96,7 @@ def save_adapter(folder: Path, adapter: Adapter, about: Mapping[str, Any]) -> No
         _save(adapter.state, folder / _STATE)
         facts["trained"] = _dumped(adapter.trained)
     if adapter.head is not None:
-        save_file({k: v.contiguous() for k, v in adapter.head.items()}, folder / _HEAD)
+        save_file({k: v.contiguous() for k, v in adapter.head.items()}, folder / HEAD_WEIGHTS)
     if adapter.normalization is not None:
         facts["normalization"] = asdict(adapter.normalization)
     if adapter.labels:
@@ -108,7 +105,7 @@ def save_adapter(folder: Path, adapter: Adapter, about: Mapping[str, Any]) -> No
         facts["members"] = 1 + len(adapter.others)
     for number, member in enumerate(adapter.others, start=1):
         save_adapter(_member(folder, number), member, about)
-    (folder / _FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True))
+    (folder / FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True))
 
 
 def load_adapter(folder: Path, kind: str) -> Adapter:
@@ -125,12 +122,12 @@ def load_adapter(folder: Path, kind: str) -> Adapter:
     if kind == "lora":
         return adapter
     if kind != "reward":
-        if not (folder / _HEAD).is_file() or "labels" not in facts:
-            raise UserError(f"{folder}: a classifier without its head ({_HEAD}) or labels; train it again")
-        return replace(adapter, head=load_file(folder / _HEAD), labels=tuple(facts["labels"]))
-    if not (folder / _HEAD).is_file() or "normalization" not in facts:
-        raise UserError(f"{folder}: a reward model without its head ({_HEAD}) or normalisation; train it again")
-    head, normalization = load_file(folder / _HEAD), Normalization(**facts["normalization"])
+        if not (folder / HEAD_WEIGHTS).is_file() or "labels" not in facts:
+            raise UserError(f"{folder}: a classifier without its head ({HEAD_WEIGHTS}) or labels; train it again")
+        return replace(adapter, head=load_file(folder / HEAD_WEIGHTS), labels=tuple(facts["labels"]))
+    if not (folder / HEAD_WEIGHTS).is_file() or "normalization" not in facts:
+        raise UserError(f"{folder}: a reward model without its head ({HEAD_WEIGHTS}) or normalisation; train it again")
+    head, normalization = load_file(folder / HEAD_WEIGHTS), Normalization(**facts["normalization"])
     others = tuple(load_adapter(_member(folder, number), kind) for number in range(1, facts.get("members", 1)))
     return replace(adapter, head=head, normalization=normalization, others=others)
 
@@ -141,9 +138,9 @@ def method_of(folder: Path) -> Method:
 
 
 def _facts(folder: Path) -> dict[str, Any]:
-    if not (folder / _FACTS).is_file():
-        raise UserError(f"{folder}: not an adapter of Triptych, or a part of one is missing: no {_FACTS}")
-    facts: dict[str, Any] = json.loads((folder / _FACTS).read_text())
+    if not (folder / FACTS).is_file():
+        raise UserError(f"{folder}: not an adapter of Triptych, or a part of one is missing: no {FACTS}")
+    facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
     return facts
 
 
@@ -154,9 +151,9 @@ def _load(folder: Path, facts: Mapping[str, Any]) -> Adapter:
     configs: dict[str, PeftConfig] = {}
     peft: dict[str, dict[str, Tensor]] = {}
     for name, (part, prefix) in _parts(folder, method).items():
-        if (part / _CONFIG).is_file():
+        if (part / ADAPTER_CONFIG).is_file():
             configs[name] = PeftConfig.from_pretrained(str(part))
-        own = load_file(part / _WEIGHTS)
+        own = load_file(part / ADAPTER_WEIGHTS)
         if (part / _PREFIX).is_file():
             peft[name], own = own, load_file(part / _PREFIX)
         weights |= {f"{prefix}{key}": value for key, value in own.items()}
@@ -168,7 +165,7 @@ def _method_of(folder: Path, facts: Mapping[str, Any]) -> Method:
     try:
         if "method" in facts:
             return _METHOD.validate_python(facts["method"])
-        config = json.loads((folder / _CONFIG).read_text())
+        config = json.loads((folder / ADAPTER_CONFIG).read_text())
         return Lora(
             r=config["r"],
             alpha=config["lora_alpha"],
@@ -177,7 +174,7 @@ def _method_of(folder: Path, facts: Mapping[str, Any]) -> Method:
             rslora=config["use_rslora"],
         )
     except ValidationError as error:
-        raise UserError(f"{folder}: {_FACTS} names a method that this version does not know: {error}") from error
+        raise UserError(f"{folder}: {FACTS} names a method that this version does not know: {error}") from error
 
 
 def _parts(folder: Path, method: Method) -> dict[str, tuple[Path, str]]:

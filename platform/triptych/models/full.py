@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from triptych.models.peft_files import FACTS, MODEL_WEIGHTS
+
 _TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -40,8 +42,8 @@ def save_model(
     config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in weights.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(tensors, folder / MODEL_WEIGHTS, metadata={"format": "pt"})
     for name in _TOKENIZER:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
-    (folder / "triptych.json").write_text(json.dumps(dict(about) | {"kind": "model"}, indent=2, sort_keys=True))
+    (folder / FACTS).write_text(json.dumps(dict(about) | {"kind": "model"}, indent=2, sort_keys=True))

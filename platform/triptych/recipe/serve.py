@@ -1,15 +1,16 @@
 """What an endpoint is: one base model, the adapters on it, and the engine that runs them."""
 
 import re
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
 from triptych.recipe.base import Closed, Count, Fraction, Name, Positive
 from triptych.recipe.model import Model
 
-RANKS = (8, 16, 32, 64, 128, 256, 512)
-"""Values of max_lora_rank that vLLM has kernels for."""
+LoraRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
+"""Ranks that vLLM has kernels for; an adapter of another rank is padded to the next."""
+LORA_RANKS: tuple[int, ...] = get_args(LoraRank)
 
 
 class Engine(Closed):
@@ -19,7 +20,7 @@ class Engine(Closed):
     """Adapters that one batch can mix."""
     max_cpu_loras: Count = 16
     """Adapters kept in memory; one that is not there is read from disk before its request runs."""
-    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 512] = 32
+    max_lora_rank: LoraRank = 32
     """Largest rank of an adapter; memory of every slot grows with it."""
     max_model_len: Count | None = None
     """Prompt and answer, in tokens; None: as many as the model was made for."""

@@ -6,10 +6,8 @@ from pathlib import Path
 
 from triptych import storage
 from triptych.errors import UserError
+from triptych.models.peft_files import FACTS
 from triptych.registry import servable
-
-NOTE = "triptych.json"
-"""What peft's files do not say: kind, base, base_fingerprint."""
 
 
 def store(
@@ -47,13 +45,13 @@ def read_note(url: str) -> dict[str, object]:
     """The folder's triptych.json; empty for an adapter from elsewhere. UserError where there is no folder."""
     if not storage.exists(url):
         raise UserError(f"there is no folder {url}")
-    place = storage.join(url, NOTE)
+    place = storage.join(url, FACTS)
     try:
         note = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
     except ValueError as error:
-        raise servable.ArtifactError(f"{NOTE} is not valid JSON: {error}") from error
+        raise servable.ArtifactError(f"{FACTS} is not valid JSON: {error}") from error
     if not isinstance(note, dict):
-        raise servable.ArtifactError(f"{NOTE} holds no JSON object")
+        raise servable.ArtifactError(f"{FACTS} holds no JSON object")
     return note
 
 
@@ -69,4 +67,4 @@ def _check_note(folder: Path, kind: str, base_fingerprint: str) -> None:
     note = read_note(str(folder))
     for field, asked in (("kind", kind), ("base_fingerprint", base_fingerprint)):
         if note.get(field, asked) != asked:
-            raise servable.ArtifactError(f"{NOTE}: {field} is {note[field]!r}, it is being registered with {asked!r}")
+            raise servable.ArtifactError(f"{FACTS}: {field} is {note[field]!r}, it is being registered with {asked!r}")

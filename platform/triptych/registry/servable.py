@@ -8,6 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.errors import UserError
+from triptych.models.peft_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    FACTS,
+    HEAD_WEIGHTS,
+    MODEL_WEIGHTS,
+    PREFIX,
+    largest_rank,
+    of_module,
+)
 from triptych.recipe.method import MERGING
 
 if TYPE_CHECKING:
@@ -20,8 +30,6 @@ MAX_BYTES = 8 * 2**30
 _SUFFIXES = {".safetensors", ".json", ".jsonl", ".parquet", ".txt", ".md", ".yaml", ".yml", ".jinja", ".model", ".html"}
 _NAMES = {"LICENSE", "NOTICE"}
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
-_CONFIG, _WEIGHTS, _HEAD = "adapter_config.json", "adapter_model.safetensors", "head.safetensors"
-_MODEL, _FACTS = "model.safetensors", "triptych.json"
 _NAME = re.compile(r"[a-z0-9_]{1,40}")
 _PLAIN_INITS = {"gaussian", "eva", "orthogonal", "mica", "lora_ga"}
 """Ways to draw the first weights that leave the base alone; the others (PiSSA, OLoRA, CorDA, LoftQ) change it."""
@@ -69,22 +77,22 @@ def inspect(folder: Path, kind: str, max_rank: int = MAX_RANK) -> str | None:
         if "auto_map" in _read_json(path):
             raise ArtifactError(f"{path.name}: auto_map points to Python code, and an artifact never brings code")
     if kind == "model":
-        _checked_shapes(folder, _MODEL)
+        _checked_shapes(folder, MODEL_WEIGHTS)
         return "it is a whole model, not an adapter: serve it as the base (`model.base`) of an endpoint of its own"
     names = _method(folder)
-    if len(names) > 1 or (names and not (folder / _CONFIG).is_file()):
+    if len(names) > 1 or (names and not (folder / ADAPTER_CONFIG).is_file()):
         return _inspect_ours(folder, kind, names)
-    config = _read_json(folder / _CONFIG)
-    shapes = _checked_shapes(folder, _WEIGHTS)
+    config = _read_json(folder / ADAPTER_CONFIG)
+    shapes = _checked_shapes(folder, ADAPTER_WEIGHTS)
     _check_heads(folder, kind, shapes)
     is_lora = config.get("peft_type") == "LORA"
-    stray = _check_pairs(config, shapes[_WEIGHTS]) if is_lora else []
+    stray = _check_pairs(config, shapes[ADAPTER_WEIGHTS]) if is_lora else []
     if kind == "classifier":
         return "it is a classifier: the endpoint generates text, it names no classes"
-    if kind != "lora" or _HEAD in shapes:
+    if kind != "lora" or HEAD_WEIGHTS in shapes:
         return (
             "it has a scalar head: the endpoint generates text, it gives no scores"
-            if _HEAD in shapes
+            if HEAD_WEIGHTS in shapes
             else (f"it is of kind {kind!r}: only adapters of kind 'lora' are served")
         )
     if not is_lora:
@@ -94,7 +102,7 @@ def inspect(folder: Path, kind: str, max_rank: int = MAX_RANK) -> str | None:
 
 def _inspect_ours(folder: Path, kind: str, names: Sequence[str]) -> str:
     """The same, of an adapter that peft has no format for, and of a hybrid, whose parts have a folder each."""
-    parts = [f"{name}/{_WEIGHTS}" for name in names] if len(names) > 1 else [_WEIGHTS]
+    parts = [f"{name}/{ADAPTER_WEIGHTS}" for name in names] if len(names) > 1 else [ADAPTER_WEIGHTS]
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     for part in parts:
         shapes |= _checked_shapes(folder, part)
@@ -111,13 +119,13 @@ def _instead(names: Sequence[str]) -> str:
 
 def _method(folder: Path) -> list[str]:
     """The methods of an adapter that Triptych made; none where triptych.json names none."""
-    facts = _read_json(folder / _FACTS) if (folder / _FACTS).is_file() else {}
+    facts = _read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
     method = facts.get("method") or []
     parts = method if isinstance(method, list) else [method]
     names = [part.get("name") if isinstance(part, dict) else None for part in parts]
     wrong = [name for name in names if not (isinstance(name, str) and _NAME.fullmatch(name))]
     if wrong:
-        raise ArtifactError(f"{_FACTS}: {str(wrong[0])[:60]!r} is the name of no method")
+        raise ArtifactError(f"{FACTS}: {str(wrong[0])[:60]!r} is the name of no method")
     return [str(name) for name in names]
 
 
@@ -132,7 +140,7 @@ def _unsupported(config: Mapping[str, Any], max_rank: int) -> str | None:
     """The first feature of a LoRA configuration that vLLM does not serve."""
     init = config.get("init_lora_weights", True)
     others = sorted(set(config.get("modules_to_save") or ()) - _SERVED_WHOLE)
-    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    rank = largest_rank(config)
     refusals = {
         "it uses DoRA (use_dora): merge it into the base, or train plain LoRA": config.get("use_dora"),
         "it trains biases (lora_bias)": config.get("lora_bias"),
@@ -155,7 +163,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ArtifactError(f"{path.name} is missing: an adapter folder holds {_CONFIG} and {_WEIGHTS}") from error
+        raise ArtifactError(
+            f"{path.name} is missing: an adapter folder holds {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path.name} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
@@ -166,7 +176,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _checked_shapes(folder: Path, needed: str) -> dict[str, dict[str, tuple[int, ...]]]:
     """File -> tensor -> shape, of every safetensors file; ArtifactError at a malformed file or a value not finite."""
     if not (folder / needed).is_file():
-        config = _CONFIG if needed == _WEIGHTS else "config.json"
+        config = ADAPTER_CONFIG if needed == ADAPTER_WEIGHTS else "config.json"
         raise ArtifactError(f"{needed} is missing: the folder of an adapter or model holds {config} and {needed}")
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     for path in sorted(folder.rglob("*.safetensors")):
@@ -193,29 +203,29 @@ def _tensors(path: Path) -> Iterator[tuple[str, "Tensor"]]:
 
 
 def _check_head(folder: Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> None:
-    head = shapes.get(_HEAD)
+    head = shapes.get(HEAD_WEIGHTS)
     if head is None:
-        raise ArtifactError(f"{_HEAD} is missing: a reward model without its head gives no scores")
+        raise ArtifactError(f"{HEAD_WEIGHTS} is missing: a reward model without its head gives no scores")
     weight = head.get("weight", ())
     if set(head) != {"weight", "bias"} or len(weight) != 2 or weight[0] != 1 or head["bias"] != (1,):
-        raise ArtifactError(f"{_HEAD} holds weight [1, d] and bias [1], not {dict(head)}")
-    normalization = _read_json(folder / _FACTS).get("normalization")
+        raise ArtifactError(f"{HEAD_WEIGHTS} holds weight [1, d] and bias [1], not {dict(head)}")
+    normalization = _read_json(folder / FACTS).get("normalization")
     if not isinstance(normalization, dict) or not (
         _finite(normalization.get("mean")) and _finite(normalization.get("std")) and normalization["std"] > 0
     ):
-        raise ArtifactError(f"triptych.json: normalization needs a mean and a std above 0, not {normalization}")
+        raise ArtifactError(f"{FACTS}: normalization needs a mean and a std above 0, not {normalization}")
 
 
 def _check_class_head(folder: Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> None:
-    head = shapes.get(_HEAD)
+    head = shapes.get(HEAD_WEIGHTS)
     if head is None:
-        raise ArtifactError(f"{_HEAD} is missing: a classifier without its head names no classes")
-    labels = _read_json(folder / _FACTS).get("labels")
+        raise ArtifactError(f"{HEAD_WEIGHTS} is missing: a classifier without its head names no classes")
+    labels = _read_json(folder / FACTS).get("labels")
     if not isinstance(labels, list) or len({label for label in labels if isinstance(label, str)}) != len(labels):
-        raise ArtifactError(f"triptych.json: labels holds the names of the classes, each once, not {labels}")
+        raise ArtifactError(f"{FACTS}: labels holds the names of the classes, each once, not {labels}")
     weight = head.get("weight", ())
     if set(head) != {"weight"} or len(weight) != 2 or weight[0] != len(labels):
-        raise ArtifactError(f"{_HEAD} holds weight [{len(labels)}, d], one row for each class, not {dict(head)}")
+        raise ArtifactError(f"{HEAD_WEIGHTS} holds weight [{len(labels)}, d], one row for each class, not {dict(head)}")
 
 
 def _finite(value: object) -> bool:
@@ -226,7 +236,7 @@ def _check_pairs(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
     """Check that LoRA's A and B come in pairs and agree with the rank; the tensors that are neither."""
     default, pattern = config.get("r"), config.get("rank_pattern") or {}
     if not all(isinstance(rank, int) and rank > 0 for rank in (default, *pattern.values())):
-        raise ArtifactError(f"{_CONFIG}: r and rank_pattern hold ranks, whole numbers from 1")
+        raise ArtifactError(f"{ADAPTER_CONFIG}: r and rank_pattern hold ranks, whole numbers from 1")
     ranks: dict[str, dict[str, int]] = {}
     stray = []
     for key, shape in shapes.items():
@@ -236,32 +246,26 @@ def _check_pairs(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
                 stray.append(key)
             continue
         if len(shape) < 2:
-            raise ArtifactError(f"{_WEIGHTS}: {key} has shape {list(shape)}; LoRA's factors are matrices")
+            raise ArtifactError(f"{ADAPTER_WEIGHTS}: {key} has shape {list(shape)}; LoRA's factors are matrices")
         ranks.setdefault(match["module"], {})[match["side"]] = shape[0] if match["side"] == "A" else shape[1]
     if not ranks:
-        raise ArtifactError(f"{_WEIGHTS} holds no LoRA tensors")
+        raise ArtifactError(f"{ADAPTER_WEIGHTS} holds no LoRA tensors")
     for module, found in ranks.items():
         expected = _rank_of(module, default, pattern)
         if set(found) != {"A", "B"}:
-            raise ArtifactError(f"{_WEIGHTS}: {module} has only one of lora_A and lora_B")
+            raise ArtifactError(f"{ADAPTER_WEIGHTS}: {module} has only one of lora_A and lora_B")
         # An adapter of fused experts (target_parameters) stacks them: its shapes are multiples of the rank.
         stacked = bool(config.get("target_parameters")) and found["A"] % expected == 0
         if found["A"] != found["B"] or (found["A"] != expected and not stacked):
             raise ArtifactError(
-                f"{_WEIGHTS}: {module} has rank {found['A']} in lora_A and {found['B']} in lora_B, "
-                f"{_CONFIG} says {expected}"
+                f"{ADAPTER_WEIGHTS}: {module} has rank {found['A']} in lora_A and {found['B']} in lora_B, "
+                f"{ADAPTER_CONFIG} says {expected}"
             )
     return stray
 
 
 def _rank_of(module: str, default: Any, pattern: Mapping[str, int]) -> int:
-    """peft's rule: the first pattern that matches the module's name from a dot on."""
-    name = module.removeprefix("base_model.model.")
-    for key, rank in pattern.items():
-        try:
-            matches = re.match(rf"(.*\.)?({key})$", name)
-        except re.error as error:
-            raise ArtifactError(f"{_CONFIG}: rank_pattern {key!r} is not a regular expression: {error}") from error
-        if matches:
-            return rank
-    return int(default)
+    try:
+        return int(of_module(pattern, module.removeprefix(PREFIX), default))
+    except re.error as error:
+        raise ArtifactError(f"{ADAPTER_CONFIG}: rank_pattern has what is not a regular expression: {error}") from error

@@ -10,8 +10,9 @@ from triptych.errors import RunError
 from triptych.models.base import resolve_base
 from triptych.recipe.model import Model
 from triptych.recipe.rollout import Rollout, Sampling
+from triptych.recipe.serve import LORA_RANKS
 from triptych.rollout.record import BASE_VERSION, Ack, RolloutRecord, SampleRequest
-from triptych.rollout.sync import VLLM_RANKS, AdapterSync, MergedSync, SyncMode, WeightSync
+from triptych.rollout.sync import AdapterSync, MergedSync, SyncMode, WeightSync
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class EnginePlan:
                 "block_size": 32,  # at the default of 128 no chat shares the keys and values of its system prompt
             }
         if self.mode == "adapter":
-            rank = next(r for r in VLLM_RANKS if r >= self.lora_r)
+            rank = next(r for r in LORA_RANKS if r >= self.lora_r)
             # Two in memory: the new adapter is loaded before the old one goes.
             common |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 2, "max_lora_rank": rank}
         return common

@@ -7,7 +7,6 @@ the engine gets the new weights themselves (`REPLACED`).
 
 import hashlib
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -19,12 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import load as load_safetensors
 
 from triptych.errors import RunError
+from triptych.models.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, MODEL_WEIGHTS, PREFIX, of_module
 from triptych.rollout.record import Ack
 
 SyncMode = Literal["merged", "adapter"]
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-"""The adapter ranks that vLLM has kernels for; others are padded."""
-PEFT_PREFIX = "base_model.model."
 REPLACED: dict[str, Any] = {"weights": "replaced"}
 """The configuration of an adapter that holds whole new weights, by their names in the checkpoint."""
 
@@ -45,24 +42,18 @@ def adapter_digest(adapter: bytes, config: dict[str, Any]) -> str:
 
 def checkpoint_files(model_dir: Path) -> list[Path]:
     """The safetensors files of a Hugging Face folder."""
-    index = model_dir / "model.safetensors.index.json"
+    index = model_dir / f"{MODEL_WEIGHTS}.index.json"
     if index.exists():
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         return [model_dir / name for name in names]
-    return [model_dir / "model.safetensors"]
+    return [model_dir / MODEL_WEIGHTS]
 
 
 def lora_scale(config: dict[str, Any], module: str = "") -> float:
     """alpha / r, or alpha / sqrt(r) with rslora (Kalajdzievski 2023, arXiv 2312.03732), of one module."""
-    r = _of_module(config.get("rank_pattern"), module, config["r"])
-    alpha = _of_module(config.get("alpha_pattern"), module, config["lora_alpha"])
+    r = of_module(config.get("rank_pattern"), module, config["r"])
+    alpha = of_module(config.get("alpha_pattern"), module, config["lora_alpha"])
     return float(alpha / r**0.5 if config.get("use_rslora") else alpha / r)
-
-
-def _of_module(patterns: dict[str, float] | None, module: str, otherwise: float) -> float:
-    """peft's rule: the first pattern that the module's name ends with."""
-    found = (value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", module))
-    return next(found, otherwise)
 
 
 def lora_pairs(adapter: bytes, config: dict[str, Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
@@ -83,7 +74,7 @@ def lora_pairs(adapter: bytes, config: dict[str, Any]) -> dict[str, tuple[torch.
             raise RunError(
                 f"the adapter's tensor {name} is no part of a LoRA: it cannot be merged into rollout engines"
             )
-        halves.setdefault(module.removeprefix(PEFT_PREFIX) + ".weight", {})[half] = tensor
+        halves.setdefault(module.removeprefix(PREFIX) + ".weight", {})[half] = tensor
     for name, pair in halves.items():
         for half in ("lora_A", "lora_B"):
             if half not in pair:
@@ -175,8 +166,8 @@ class AdapterSync:
         shm = Path("/dev/shm")  # noqa: S108 (the folder gets a random name and mode 0700)
         folder = Path(tempfile.mkdtemp(prefix="triptych-adapter-", dir=shm if shm.is_dir() else None))
         try:
-            (folder / "adapter_model.safetensors").write_bytes(adapter)
-            (folder / "adapter_config.json").write_text(json.dumps(config))
+            (folder / ADAPTER_WEIGHTS).write_bytes(adapter)
+            (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
             request = LoRARequest(f"policy-{self._count}", self._count, str(folder))
             self._llm.llm_engine.add_lora(request)
             if self.request is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from triptych import storage
 from triptych.errors import RunError
 from triptych.models.cache import cache_dir
+from triptych.models.peft_files import ADAPTER_CONFIG, largest_rank
 from triptych.registry import AdapterVersion
 
 logger = logging.getLogger("ray.serve")
@@ -24,15 +25,10 @@ def misfit(version: AdapterVersion, base_fingerprint: str, max_rank: int) -> str
         return version.why_not or "it cannot be served"
     if version.base_fingerprint != base_fingerprint:
         return f"it was trained on another base ({version.base})"
-    rank = _rank(version)
+    rank = largest_rank(json.loads(storage.read_bytes(storage.join(version.url, ADAPTER_CONFIG))))
     if rank > max_rank:
         return f"its rank is {rank}, and engine.max_lora_rank is {max_rank}"
     return None
-
-
-def _rank(version: AdapterVersion) -> int:
-    config = json.loads(storage.read_bytes(storage.join(version.url, "adapter_config.json")))
-    return max(config["r"], *config.get("rank_pattern", {}).values(), 0)
 
 
 def fetch(version: AdapterVersion) -> Path:

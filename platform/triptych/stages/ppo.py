@@ -16,6 +16,7 @@ from triptych.data import encode_prompts, load_rows
 from triptych.data.batches import epoch_order
 from triptych.errors import UserError
 from triptych.models.adapter import Adapter, save_adapter
+from triptych.models.peft_files import largest_rank
 from triptych.objectives.advantages import gae, whiten
 from triptych.objectives.kl import kl_penalty
 from triptych.objectives.policy import importance_weights
@@ -74,7 +75,7 @@ def start_pool(ctx: StageContext[PpoStage], policy: Adapter) -> RolloutPool:
         dtype=ctx.recipe.model.dtype,
         rollout=rollout,
         max_model_len=stage.max_prompt_tokens + answer,
-        lora_r=_rank(policy) if native else 1,
+        lora_r=largest_rank(policy.configs["lora"].to_dict()) if native else 1,
         stop_token_ids=[tokenizer_of(ctx).eos_token_id],
         base=ctx.recipe.model,
     )
@@ -182,12 +183,6 @@ def update(run: Run, step: int, samples: Samples, columns: dict[str, Tensor]) ->
             for name, number in metrics.items():
                 totals[name] = totals.get(name, 0.0) + number / (ppo.epochs * ppo.minibatches)
     return totals
-
-
-def _rank(policy: Adapter) -> int:
-    """The largest rank of a LoRA."""
-    config: Any = policy.configs["lora"]
-    return max([config.r, *config.rank_pattern.values()])
 
 
 def _train(config: dict[str, Any]) -> None:

@@ -14,7 +14,8 @@ import torch
 from peft.utils.incremental_pca import IncrementalPCA
 from torch import Tensor, nn
 
-from triptych.methods.peft_family import PREFIX, PeftAttachment
+from triptych.methods.peft_family import PeftAttachment
+from triptych.models.peft_files import PREFIX
 from triptych.recipe.matrix import Lora
 from triptych.recipe.method import Method, parts_of
 from triptych.train.batch import Batch
