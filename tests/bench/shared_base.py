@@ -125,7 +125,7 @@ def measure(job: Job) -> None:
 def _peak_gb() -> float:
     import torch
 
-    from triptych.train.usage import peak_memory
+    from triptych.forward.process_memory import peak_memory
 
     return peak_memory(torch.device("cpu")) / 1e9
 

@@ -133,13 +133,13 @@ def accuracy(run_folder: Path, dev: Path) -> float:
 
     from triptych.data.encode import encode_texts
     from triptych.data.rows import parse_text
+    from triptych.forward.roles import RoleModel
     from triptych.models.adapter import load_adapter
     from triptych.models.base import load_causal_lm, load_tokenizer, resolve_base
     from triptych.models.heads import ClassHead
     from triptych.recipe import Model, Optimizer
     from triptych.stages import classification
     from triptych.train.learner import Learner
-    from triptych.train.roles import RoleModel
     from triptych.train.tasks import TextClassification
 
     base = resolve_base(Model(base="smollm2-135m-instruct"))

@@ -12,9 +12,9 @@ from arm import SEED, Job, figures
 from harness import Arm, Figures
 
 if TYPE_CHECKING:
+    from triptych.forward.roles import RoleModel
     from triptych.train.batch import Batch
     from triptych.train.learner import Learner, Objective
-    from triptych.train.roles import RoleModel
 
 Row = dict[str, list[int]]
 
@@ -71,8 +71,8 @@ def our_model(job: Job) -> "RoleModel":
     """The frozen base in bfloat16, no role on it yet."""
     import torch
 
+    from triptych.forward.roles import RoleModel
     from triptych.models.base import load_causal_lm
-    from triptych.train.roles import RoleModel
 
     levers = {name: job.settings[name] for name in ("loss_chunk", "checkpointing") if name in job.settings}
     torch.manual_seed(SEED)

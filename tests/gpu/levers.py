@@ -28,6 +28,8 @@ from shapes import (
     make_model,
     random_rows,
 )
+from triptych.forward.process_memory import peak_memory
+from triptych.forward.roles import RoleModel
 from triptych.methods import METHODS as KNOWN
 from triptych.models.base import load_causal_lm
 from triptych.models.quantize import Int8Linear, quantize_linears
@@ -37,8 +39,6 @@ from triptych.recipe.matrix import AdaLora
 from triptych.recipe.method import parts_of
 from triptych.recipe.model import Quantization
 from triptych.recipe.virtual import PTuningV2
-from triptych.train.roles import RoleModel
-from triptych.train.usage import peak_memory
 
 PART = "levers"
 STEPS, ROWS = 6, 8

@@ -17,10 +17,10 @@ from torch import Tensor
 from result import Figures, Result, Verdict, attempt
 from shapes import Setup
 from triptych.data.batches import pad_right
-from triptych.train.attention import lay_out, packed_attention
+from triptych.forward.attention import lay_out, packed_attention
+from triptych.forward.roles import RoleModel
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner, Objective
-from triptych.train.roles import RoleModel
 
 PART = "properties"
 ALL = list(range(8))

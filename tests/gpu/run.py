@@ -37,7 +37,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from result import BAD, Result, broken, table
 from shapes import SHAPES, Setup, save_tiny
-from triptych.train import attention
+from triptych.forward import attention
 
 PARTS = ("properties", "planned", "speed", "together", "every_method", "levers", "strategies")
 """Modules beside this one, in the order in which they run; each imports what it alone needs."""

@@ -10,11 +10,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from triptych.data.batches import packed_micro_batches
+from triptych.forward.roles import RoleModel
 from triptych.models.sizes import Sizes, read_config, sizes_of
 from triptych.recipe import Full, Lora, Method, Model, Optimizer
 from triptych.train.batch import Batch, language_batch
 from triptych.train.learner import Learner
-from triptych.train.roles import RoleModel
 from triptych.train.tasks import LanguageModeling
 
 Row = tuple[list[int], list[int]]

@@ -32,12 +32,13 @@ from shapes import (
     random_rows,
 )
 from triptych.data.batches import pad_right
+from triptych.forward.process_memory import peak_memory
 from triptych.methods.flops import Work, train_flops
 from triptych.methods.lora import lora_config
 from triptych.plan.machines import peak_flops
 from triptych.recipe import Full, Lora, Method
 from triptych.recipe.virtual import PrefixTuning, PromptTuning
-from triptych.train.usage import peak_memory, work_of
+from triptych.train.usage import work_of
 
 PART = "speed"
 WARM = 2

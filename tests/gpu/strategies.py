@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from result import Figures, Result, Verdict, attempt
 from shapes import METHODS, OBJECTIVE, SHAPES, Setup, Shape, batches_of, make_learner, make_model, random_rows
-from triptych.train.usage import peak_memory
+from triptych.forward.process_memory import peak_memory
 
 PART = "strategies"
 STRATEGIES: tuple[str, ...] = ("single", "ddp", "fsdp")

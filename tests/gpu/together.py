@@ -10,13 +10,13 @@ import torch
 from result import Figures, Result, Verdict, attempt, now
 from shapes import Setup, Shape, make_base, random_row
 from triptych.data.batches import packed_micro_batches
+from triptych.forward.process_memory import peak_memory
+from triptych.forward.roles import RoleModel
 from triptych.recipe import Lora, Optimizer
 from triptych.train.batch import Batch, language_batch
 from triptych.train.learner import Learner
-from triptych.train.roles import RoleModel
 from triptych.train.side_by_side import Ask, step_together
 from triptych.train.tasks import LanguageModeling
-from triptych.train.usage import peak_memory
 
 PART = "together"
 TRIALS = (2, 4, 8, 16)

@@ -25,6 +25,7 @@ from gradient_cases import gradients, in_float64, worst_error
 from peft import PeftModel
 from torch import Tensor
 
+from triptych.forward.roles import HEAD, RoleModel
 from triptych.methods import freeze
 from triptych.methods.merge import merged_model
 from triptych.models.adapter import load_adapter, save_adapter
@@ -38,7 +39,6 @@ from triptych.train import checkpoint
 from triptych.train.batch import Batch, last_token
 from triptych.train.group import Group
 from triptych.train.learner import Learner
-from triptych.train.roles import HEAD, RoleModel
 from triptych.train.tasks import sequence_scores
 
 SAVED = 2

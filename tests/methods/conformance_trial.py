@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from triptych.forward.roles import RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ClassHead
 from triptych.recipe import Optimizer
 from triptych.train.batch import Batch, language_batch
 from triptych.train.group import Group
 from triptych.train.learner import Learner, Objective
-from triptych.train.roles import RoleModel
 from triptych.train.tasks import LanguageModeling, TextClassification
 
 STEPS = 4

@@ -10,6 +10,7 @@ from peft import AdaLoraConfig, get_peft_model
 from peft.tuners.adalora.layer import RankAllocator
 from torch import Tensor
 
+from triptych.forward.roles import RoleModel
 from triptych.methods.adalora import AdaLoraAttachment, _Orthogonal, export, ranks
 from triptych.methods.table import METHODS
 from triptych.models.base import load_causal_lm
@@ -17,7 +18,6 @@ from triptych.models.peft_files import PREFIX
 from triptych.recipe import Optimizer
 from triptych.recipe.matrix import AdaLora
 from triptych.train.learner import Learner
-from triptych.train.roles import RoleModel
 from triptych.train.tasks import LanguageModeling
 
 STEPS = 20

@@ -20,6 +20,8 @@ from soft_cases import (
     states_and_gradients,
 )
 
+from triptych.forward.attention import RowPrefix, padded_attention
+from triptych.forward.gated_prefix import with_gate
 from triptych.methods import METHODS
 from triptych.methods.gates import Gate
 from triptych.models.adapter import load_adapter, save_adapter
@@ -28,8 +30,6 @@ from triptych.recipe.matrix import GatedLora
 from triptych.recipe.method import Unipelt
 from triptych.recipe.virtual import GatedPrefix, PTuningV2
 from triptych.stages.supervised import adapter_of
-from triptych.train.attention import RowPrefix, padded_attention
-from triptych.train.gated_prefix import with_gate
 
 METHODS_HERE: dict[str, Any] = {
     "prefix": GatedPrefix(num_virtual_tokens=4, prefix_projection=False),

@@ -9,6 +9,7 @@ from gradient_cases import language
 from torch import Tensor
 
 from triptych.errors import UserError
+from triptych.forward.roles import BASE, RoleModel
 from triptych.methods.added import trained
 from triptych.methods.merge import merged_model
 from triptych.models.base import load_causal_lm
@@ -18,7 +19,6 @@ from triptych.recipe import matrix as m
 from triptych.recipe.method import BitFit
 from triptych.stages.supervised import adapter_of
 from triptych.train.learner import Learner
-from triptych.train.roles import BASE, RoleModel
 from triptych.train.tasks import LanguageModeling
 
 METHODS: list[Method] = [

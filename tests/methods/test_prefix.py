@@ -25,6 +25,7 @@ from soft_cases import (
 from transformers import AutoConfig, MistralConfig, MistralForCausalLM
 
 from triptych.errors import UserError
+from triptych.forward.roles import RoleModel
 from triptych.methods import virtual
 from triptych.methods.prefix import TEXT
 from triptych.models.adapter import load_adapter, save_adapter
@@ -35,7 +36,6 @@ from triptych.recipe.matrix import Lora
 from triptych.recipe.model import Model
 from triptych.recipe.virtual import PrefixTuning, PTuningV2
 from triptych.stages.supervised import adapter_of
-from triptych.train.roles import RoleModel
 
 METHODS_HERE: dict[str, Any] = {
     "plain": PTuningV2(num_virtual_tokens=4),

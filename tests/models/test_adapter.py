@@ -10,6 +10,7 @@ from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
 from triptych.errors import UserError
+from triptych.forward.roles import BASE, RoleModel
 from triptych.models.adapter import Adapter, Normalization, load_adapter, save_adapter
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead
@@ -17,7 +18,6 @@ from triptych.recipe import Lora
 from triptych.stages.ppo_run import CRITIC, POLICY, REFERENCE, REWARD, add_roles
 from triptych.stages.supervised import adapter_of
 from triptych.train.batch import sample_batch
-from triptych.train.roles import BASE, RoleModel
 from triptych.train.tasks import mean_scores, response_logprobs, response_values, sequence_scores
 
 ABOUT = {"base": "tiny", "base_fingerprint": "f", "recipe": "r"}

@@ -9,14 +9,14 @@ import torch
 from live_tensors import Alive, config
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from triptych.forward.attention import _spans
+from triptych.forward.roles import RoleModel
 from triptych.methods.added import added, trained
 from triptych.models.sizes import Sizes, Tensors, sizes_of
 from triptych.plan.activations import Pass
 from triptych.plan.worker import optimizer_bytes
 from triptych.recipe import Full, Lora, Memory, Method, Optimizer
-from triptych.train.attention import _spans
 from triptych.train.optimizer import build_optimizer
-from triptych.train.roles import RoleModel
 from triptych.train.tasks import LanguageModeling
 
 ROWS, LENGTH = 4, 64

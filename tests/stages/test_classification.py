@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 
 from triptych import storage
 from triptych.errors import UserError
+from triptych.forward.roles import RoleModel
 from triptych.models.adapter import load_adapter
 from triptych.models.base import load_causal_lm, load_tokenizer
 from triptych.models.heads import ClassHead
@@ -22,7 +23,6 @@ from triptych.stages.context import StageContext, summary
 from triptych.stages.table import read_table
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner
-from triptych.train.roles import RoleModel
 from triptych.train.tasks import TextClassification, sequence_scores
 
 LABELS = ("bad", "good", "odd")

@@ -11,6 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from triptych.forward.roles import RoleModel
 from triptych.methods.flops import Work, train_flops
 from triptych.models.base import load_causal_lm
 from triptych.models.sizes import model_sizes
@@ -23,7 +24,6 @@ from triptych.stages.loop import Rows, fit
 from triptych.stages.supervised import learner_for, save
 from triptych.train.batch import Batch, language_batch
 from triptych.train.learner import Learner, Sums
-from triptych.train.roles import RoleModel
 from triptych.train.tasks import LanguageModeling
 
 Make = Callable[[dict[str, Any]], StageContext[Any]]

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from triptych.errors import RunError
+from triptych.forward.roles import RoleModel
 from triptych.models.adapter import load_adapter
 from triptych.models.base import load_causal_lm
 from triptych.observe.progress import Progress
@@ -19,7 +20,6 @@ from triptych.registry import Registry
 from triptych.stages.reward import REWARD, batch_of_pairs, check_gate
 from triptych.stages.run import run_recipe
 from triptych.stages.table import read_table
-from triptych.train.roles import RoleModel
 from triptych.train.tasks import mean_scores, member_roles
 
 GATE = "stages.reward.min_accuracy="

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from triptych import storage
+from triptych.forward.roles import RoleModel
 from triptych.observe.log import read_metrics
 from triptych.observe.progress import Progress
 from triptych.stages import classification, sft
@@ -18,7 +19,6 @@ from triptych.stages.context import StageContext
 from triptych.stages.models import role_model
 from triptych.stages.supervised import Learn, prepare
 from triptych.train import checkpoint
-from triptych.train.roles import RoleModel
 from triptych.train.side_by_side import SideBySide, take
 
 WORDS = ("warm", "dull", "funny", "flat", "lovely", "slow", "great", "long")

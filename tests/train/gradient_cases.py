@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triptych.forward.roles import RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead
 from triptych.recipe import Full, Lora, Optimizer
 from triptych.train.batch import Batch, language_batch, pair_batch, sample_batch
 from triptych.train.learner import Learner, Objective
-from triptych.train.roles import RoleModel
 from triptych.train.tasks import LanguageModeling, PairwiseReward, PolicyUpdate, ValueUpdate
 
 PAD = 0

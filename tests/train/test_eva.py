@@ -10,6 +10,7 @@ from peft import EvaConfig, LoraConfig
 from peft.tuners.lora.eva import get_eva_state_dict
 from torch import Tensor
 
+from triptych.forward.roles import BASE, RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.models.peft_files import PREFIX
 from triptych.recipe.matrix import Lora
@@ -18,7 +19,6 @@ from triptych.recipe.virtual import PTuningV2
 from triptych.train.batch import Batch
 from triptych.train.eva import start_from_inputs
 from triptych.train.group import Group
-from triptych.train.roles import BASE, RoleModel
 
 METHOD = Lora(r=4, init="eva", rank_pattern={"k_proj": 2})
 BATCHES = [language(rows, torch.float32) for rows in ([0, 1, 2, 3, 4], [5, 6, 7, 1], [2, 4, 6, 0])]

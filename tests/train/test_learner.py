@@ -9,10 +9,10 @@ from gradient_cases import CASES, TOLERANCE, assert_equal, gradients, language, 
 from torch import Tensor
 
 from triptych.errors import RunError
+from triptych.forward.roles import BASE, RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.recipe import Lora, Optimizer
 from triptych.train.learner import MAX_BAD_STEPS, Learner
-from triptych.train.roles import BASE, RoleModel
 from triptych.train.tasks import LanguageModeling, PolicyUpdate, response_logprobs
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from gradient_cases import TOLERANCE, assert_equal, gradients, in_float64, make_learner
 
+from triptych.forward.roles import RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead
 from triptych.recipe import Lora, Optimizer
 from triptych.stages.reward import Ensemble, batch_of_pairs
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner
-from triptych.train.roles import RoleModel
 from triptych.train.tasks import PairwiseReward, member_roles, sequence_scores
 
 PAIRS = 8

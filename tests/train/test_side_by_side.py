@@ -11,12 +11,12 @@ from torch import Tensor
 
 from triptych.data.batches import epoch_order
 from triptych.errors import RunError
+from triptych.forward.roles import RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead
 from triptych.recipe import Lora, Optimizer
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner, Objective, StepReport
-from triptych.train.roles import RoleModel
 from triptych.train.side_by_side import Ask, step_together
 from triptych.train.tasks import LanguageModeling, PairwiseReward
 

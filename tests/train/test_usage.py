@@ -6,12 +6,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from triptych.forward.attention import lay_out
+from triptych.forward.process_memory import resident_memory
+from triptych.forward.roles import RoleModel
 from triptych.methods.flops import Work
 from triptych.models.base import load_causal_lm
-from triptych.train.attention import lay_out
 from triptych.train.batch import language_batch, pair_batch
-from triptych.train.roles import RoleModel
-from triptych.train.usage import real_tokens, resident_memory, work_of
+from triptych.train.usage import real_tokens, work_of
 
 PAIRS = [([5, 6, 7, 1, 2], [5, 6, 7, 3]), ([5, 6, 9], [5, 6, 9, 9, 9]), ([8], [8])]
 

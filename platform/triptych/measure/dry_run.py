@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from triptych.forward.roles import RoleModel
 from triptych.models.heads import ClassHead, ScalarHead
 from triptych.models.quantize import quantize_linears
 from triptych.models.sizes import read_config
@@ -31,7 +32,6 @@ from triptych.train.batch import Batch, language_batch, pair_batch, sample_batch
 from triptych.train.group import Group
 from triptych.train.labelling import SpanSelection, TokenTagging
 from triptych.train.learner import Learner, Objective
-from triptych.train.roles import RoleModel
 from triptych.train.strategies import where_it_begins
 from triptych.train.tasks import (
     LanguageModeling,

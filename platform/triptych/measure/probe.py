@@ -174,9 +174,9 @@ def _rank(job: dict[str, Any], rank: int) -> None:
     import torch.distributed as dist
 
     import triptych.stages.supervised  # noqa: F401 - what a worker of Ray Train loads counts too: 0.15 GB
+    from triptych.forward.process_memory import peak_memory
     from triptych.measure.dry_run import accumulated, dry_run, random_base
     from triptych.plan.memory import micro_batch
-    from triptych.train.usage import peak_memory
 
     recipe = Recipe.model_validate(job["recipe"])
     stage, name = recipe.stages[job["stage"]], job["stage"]

@@ -13,6 +13,7 @@ from unittest.mock import patch
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from triptych.forward import attention
 from triptych.measure.dry_run import DryRun, accumulated, dry_run, random_base
 from triptych.measure.fake_memory import LiveMemory, Moments, converting, peak_at
 from triptych.models.sizes import Sizes
@@ -22,7 +23,6 @@ from triptych.plan.sharding import Sharding
 from triptych.plan.worker import MicroBatch
 from triptych.recipe import PpoStage, Recipe, Stage
 from triptych.recipe.method import Freeze, parts_of
-from triptych.train import attention
 from triptych.train.strategies.base import LOSS_SCALE, VALUE
 
 UNTRACED = ("vblora", "shira")

@@ -9,6 +9,7 @@ import torch
 from triptych.data.batches import pad_right
 from triptych.data.encode import encode_texts
 from triptych.data.rows import Row, parse_text
+from triptych.forward.roles import RoleModel
 from triptych.recipe import Classification
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext
@@ -17,7 +18,6 @@ from triptych.stages.labelling import CLASSIFIER, label, learn_labels
 from triptych.stages.supervised import open_rows
 from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch
-from triptych.train.roles import RoleModel
 from triptych.train.side_by_side import Steps
 from triptych.train.tasks import TextClassification
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from triptych.forward.roles import RoleModel
 from triptych.models.heads import ClassHead
 from triptych.recipe import Labelling
 from triptych.registry import AdapterVersion
@@ -11,7 +12,6 @@ from triptych.stages.encoding import Examples
 from triptych.stages.loop import Rows
 from triptych.stages.supervised import Learn, fit_and_evaluate, learner_for, prepare, save, train
 from triptych.train.learner import Objective
-from triptych.train.roles import RoleModel
 from triptych.train.side_by_side import Steps
 
 CLASSIFIER = "classifier"

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 
 from triptych.errors import UserError
+from triptych.forward.process_memory import peak_memory
 from triptych.methods.flops import train_flops
 from triptych.models.sizes import Sizes, sizes_of
 from triptych.plan.machines import peak_flops
 from triptych.stages.context import StageContext
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner, StepReport
-from triptych.train.usage import peak_memory, real_tokens, work_of
+from triptych.train.usage import real_tokens, work_of
 
 Row = dict[str, Any]
 

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from triptych.forward.roles import RoleModel
 from triptych.models.base import load_causal_lm, load_tokenizer
 from triptych.recipe import Memory, workers_of
 from triptych.stages.context import StageContext
-from triptych.train.roles import RoleModel
 from triptych.train.strategies import where_it_begins
 
 

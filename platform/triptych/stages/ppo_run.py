@@ -9,6 +9,7 @@ from torch import Tensor
 
 from triptych import storage
 from triptych.errors import RunError
+from triptych.forward.roles import RoleModel
 from triptych.models.adapter import Adapter
 from triptych.objectives.kl import AdaptiveKL
 from triptych.recipe import Method, PpoStage, Sampling
@@ -21,7 +22,6 @@ from triptych.stages.samples import Samples
 from triptych.stages.table import read_table
 from triptych.train import checkpoint
 from triptych.train.learner import Learner
-from triptych.train.roles import RoleModel
 from triptych.train.tasks import mean_scores, member_roles, response_logprobs, response_logprobs_and_entropy
 
 POLICY, REFERENCE, CRITIC, REWARD = "policy", "reference", "critic", "reward"

@@ -7,6 +7,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
+from triptych.forward.roles import BASE, RoleModel
 from triptych.methods.merge import changed_weights
 from triptych.models.adapter import peft_json
 from triptych.recipe.refusals import is_lora
@@ -16,7 +17,6 @@ from triptych.rollout.sync import REPLACED
 from triptych.stages.ppo_run import POLICY, Run
 from triptych.stages.supervised import adapter_of
 from triptych.train.batch import Batch, sample_batch
-from triptych.train.roles import BASE, RoleModel
 from triptych.train.tasks import response_logprobs
 
 PROBES = 4

@@ -18,6 +18,7 @@ from triptych.data.answers import answer_scores
 from triptych.data.batches import pad_right
 from triptych.data.labelled import encode_questions
 from triptych.data.sources import PARSERS
+from triptych.forward.roles import RoleModel
 from triptych.recipe import QuestionAnswering
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext
@@ -28,7 +29,6 @@ from triptych.stages.supervised import open_rows
 from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch
 from triptych.train.labelling import SpanSelection
-from triptych.train.roles import RoleModel
 from triptych.train.side_by_side import Steps
 
 _NUMBERS = ("context_start", "start", "end")

@@ -18,6 +18,7 @@ from triptych.data.encode import encode_pairs
 from triptych.data.rows import Kind
 from triptych.data.sources import PARSERS
 from triptych.errors import RunError
+from triptych.forward.roles import RoleModel
 from triptych.models.adapter import Adapter, Normalization, save_adapter
 from triptych.models.heads import ScalarHead
 from triptych.recipe import Reward
@@ -30,7 +31,6 @@ from triptych.stages.supervised import adapter_of, learner_for, open_rows, prepa
 from triptych.stages.table import StoredTable, read_table
 from triptych.train.batch import Batch, pair_batch
 from triptych.train.learner import Learner, Objective, StepReport
-from triptych.train.roles import RoleModel
 from triptych.train.side_by_side import Steps
 from triptych.train.tasks import PairwiseReward, member_roles
 

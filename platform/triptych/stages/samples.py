@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from triptych.data.batches import micro_batches, packed_micro_batches
+from triptych.forward.roles import RoleModel
 from triptych.rollout.record import RolloutRecord
 from triptych.train.batch import Batch, response_mask, sample_batch
 from triptych.train.learner import Learner
-from triptych.train.roles import RoleModel
 
 
 @dataclass(frozen=True)

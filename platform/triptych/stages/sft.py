@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from triptych.data.encode import encode_sft
 from triptych.data.sources import PARSERS
+from triptych.forward.roles import RoleModel
 from triptych.recipe import Sft
 from triptych.recipe.method import trains_base
 from triptych.registry import AdapterVersion
@@ -15,7 +16,6 @@ from triptych.stages.encoding import TOKENS, Examples
 from triptych.stages.supervised import fit_and_evaluate, learner_for, open_rows, prepare, save, train
 from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch, language_batch
-from triptych.train.roles import RoleModel
 from triptych.train.side_by_side import Steps
 from triptych.train.tasks import LanguageModeling
 

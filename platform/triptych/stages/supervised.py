@@ -14,6 +14,7 @@ from torch import Tensor
 from triptych import storage
 from triptych.data.sources import survey
 from triptych.errors import UserError
+from triptych.forward.roles import HEAD, RoleModel
 from triptych.methods.adalora import ranks
 from triptych.methods.apply import export_method
 from triptych.methods.freeze import whole
@@ -33,7 +34,6 @@ from triptych.train.eva import reads_inputs, start_from_inputs
 from triptych.train.group import Group
 from triptych.train.learner import Learner, Objective
 from triptych.train.on_ray import launch
-from triptych.train.roles import HEAD, RoleModel
 from triptych.train.side_by_side import Steps, take
 
 

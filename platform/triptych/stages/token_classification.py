@@ -13,6 +13,7 @@ from triptych.data.batches import pad_right
 from triptych.data.encode import IGNORE
 from triptych.data.labelled import encode_tags
 from triptych.data.rows import Row, parse_tags
+from triptych.forward.roles import RoleModel
 from triptych.recipe import TokenClassification
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext
@@ -22,7 +23,6 @@ from triptych.stages.supervised import open_rows
 from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch
 from triptych.train.labelling import TokenTagging
-from triptych.train.roles import RoleModel
 from triptych.train.side_by_side import Steps
 
 

@@ -14,13 +14,13 @@ import torch
 from peft.utils.incremental_pca import IncrementalPCA
 from torch import Tensor, nn
 
+from triptych.forward.roles import BASE, RoleModel
 from triptych.methods.peft_family import PeftAttachment
 from triptych.models.peft_files import PREFIX
 from triptych.recipe.matrix import Lora
 from triptych.recipe.method import Method, parts_of
 from triptych.train.batch import Batch
 from triptych.train.group import Group
-from triptych.train.roles import BASE, RoleModel
 
 BATCHES = 64
 """At most so many are looked at; a layer whose directions have settled, at fewer."""

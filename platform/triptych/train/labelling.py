@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from triptych.forward.roles import RoleModel
 from triptych.objectives.language import IGNORE
 from triptych.objectives.spans import EntityCounts
 from triptych.train.batch import Batch
 from triptych.train.learner import Metrics, Sums
-from triptych.train.roles import RoleModel
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from triptych.errors import RunError
+from triptych.forward.roles import RoleModel
 from triptych.methods.apply import without_prefix
 from triptych.methods.base import Attachment
 from triptych.recipe import Optimizer
@@ -23,7 +24,6 @@ from triptych.train.batch import Batch
 from triptych.train.clock import Clock
 from triptych.train.group import Group
 from triptych.train.optimizer import learning_rate
-from triptych.train.roles import RoleModel
 from triptych.train.strategies import Slice, StrategyName, make_strategy
 from triptych.train.strategies.base import BUFFER
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from triptych.forward.roles import RoleModel
 from triptych.objectives.policy import ppo_policy_loss, ppo_value_loss
 from triptych.objectives.preference import bradley_terry_loss, centering_loss
 from triptych.train.batch import Batch, before_response, last_token, response_ids, response_mask
 from triptych.train.learner import Metrics, Sums
-from triptych.train.roles import RoleModel
 
 
 @dataclass(frozen=True)

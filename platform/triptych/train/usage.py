@@ -1,28 +1,10 @@
-"""What a worker does, and what it takes of its machine."""
+"""Tokens and work of a batch."""
 
-import resource
 from itertools import pairwise
-from pathlib import Path
-
-import torch
 
 from triptych.data.batches import common_prefix
 from triptych.methods.flops import Work
 from triptych.train.batch import Batch
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes at the peak: of tensors on a GPU, of the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def resident_memory(device: torch.device) -> int:
-    """Bytes that are held now: by torch on a GPU, by the whole process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.memory_reserved(device)
-    return _status("VmRSS")
 
 
 def real_tokens(batch: Batch) -> int:
@@ -45,9 +27,3 @@ def work_of(batch: Batch, *, shared: bool) -> Work:
 def _seen(length: int) -> int:
     """Tokens that those of a row see, all together."""
     return length * (length + 1) // 2
-
-
-def _status(field: str) -> int:
-    """Bytes that Linux says of this process."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))

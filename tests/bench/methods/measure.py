@@ -125,11 +125,11 @@ def measure(job: Job) -> None:
     import torch
     from pydantic import TypeAdapter
 
+    from triptych.forward.roles import HEAD, RoleModel
     from triptych.models.base import load_causal_lm, load_tokenizer
     from triptych.models.heads import ClassHead
     from triptych.recipe import Method, Optimizer
     from triptych.train.learner import Learner
-    from triptych.train.roles import HEAD, RoleModel
 
     torch.manual_seed(job.seed)
     labels, pad = TASKS[job.data].labels, load_tokenizer(Path(job.model)).pad_token_id

@@ -6,9 +6,9 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel
 
+from triptych.forward.roles import RoleModel
 from triptych.recipe import Optimizer
 from triptych.train.group import Group
-from triptych.train.roles import RoleModel
 from triptych.train.strategies.base import Slice, Strategy, Update
 from triptych.train.strategies.dense import Dense
 from triptych.train.strategies.sharded import Sharded

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from triptych.forward.roles import RoleModel
 from triptych.recipe import Optimizer
 from triptych.train.group import Group
 from triptych.train.loss_scale import LossScale
 from triptych.train.optimizer import averaging, build_optimizer
-from triptych.train.roles import RoleModel
 from triptych.train.strategies.base import LOSS_SCALE, VALUE, Slice, Update, state_keys
 
 T = TypeVar("T")

@@ -10,10 +10,10 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from triptych.forward.gather import HALF
+from triptych.forward.roles import RoleModel
 from triptych.recipe import Optimizer
-from triptych.train.gather import HALF
 from triptych.train.group import Group
-from triptych.train.roles import RoleModel
 from triptych.train.strategies.base import Slice
 from triptych.train.strategies.dense import Dense
 

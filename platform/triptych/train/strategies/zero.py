@@ -14,10 +14,10 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
 from torch import Tensor, nn
 
+from triptych.forward.roles import RoleModel
 from triptych.recipe import Optimizer
 from triptych.train.group import Group
 from triptych.train.optimizer import build_optimizer
-from triptych.train.roles import RoleModel
 from triptych.train.strategies.base import LOSS_SCALE, VALUE, Slice, Update, state_keys
 
 T = TypeVar("T")

@@ -14,6 +14,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from triptych.errors import UserError
+from triptych.forward.attention import PACKED, PADDED
+from triptych.forward.checkpointing import Checkpointing, checkpoint_blocks
+from triptych.forward.fused_lora import fuse_lora, is_fused
+from triptych.forward.gather import HALF
+from triptych.forward.passes import Tokens, before_rows, packed_states, packed_together, padded_states, padded_together
+from triptych.forward.process_memory import resident_memory
 from triptych.methods import apply_method
 from triptych.methods.base import Attachment
 from triptych.methods.peft_family import PeftAttachment
@@ -21,12 +27,6 @@ from triptych.models.heads import ClassHead, ScalarHead
 from triptych.models.logits import scale_logits
 from triptych.objectives.language import chunked_logprobs, token_entropy, token_logprobs
 from triptych.recipe.method import Method, parts_of, trains_base
-from triptych.train.attention import PACKED, PADDED
-from triptych.train.checkpointing import Checkpointing, checkpoint_blocks
-from triptych.train.fused_lora import fuse_lora, is_fused
-from triptych.train.gather import HALF
-from triptych.train.passes import Tokens, before_rows, packed_states, packed_together, padded_states, padded_together
-from triptych.train.usage import resident_memory
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from triptych.train.attention import Layout, lay_out, packed_attention
+from triptych.forward.attention import Layout, lay_out, packed_attention
 
 HEADS, KEY_HEADS, WIDTH = 4, 2, 8
 ROWS = [[1, 2, 3], [1, 2, 4, 5], [6], [7] * 50, [8] * 90, [8] * 40 + [9] * 100, [10] * 200, [11, 12]]

@@ -22,10 +22,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from triptych.data.batches import common_prefix
+from triptych.forward.gated_prefix import with_gate
+from triptych.forward.gather import HALF, gather
+from triptych.forward.half_attention import QUERIES, half_attention
 from triptych.methods.base import Prefix
-from triptych.train.gated_prefix import with_gate
-from triptych.train.gather import HALF, gather
-from triptych.train.half_attention import QUERIES, half_attention
 
 PACKED = "triptych_packed"
 """The name under which transformers' models find the attention of a layout."""

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from triptych.train.attention import lay_out, packed_attention
-from triptych.train.gather import gather
+from triptych.forward.attention import lay_out, packed_attention
+from triptych.forward.gather import gather
 
 ROWS, SHARED, OWN = 64, 20, 3
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from triptych.forward.attention import Layout, RowPrefix, joined, lay_out
+from triptych.forward.gather import gather
 from triptych.methods.base import Attachment, Prefix
-from triptych.train.attention import Layout, RowPrefix, joined, lay_out
-from triptych.train.gather import gather
 
 Tokens = tuple[Tensor, Tensor]
 """ids and mask [B, T]."""

@@ -9,10 +9,10 @@ from gradient_cases import make_model
 from peft.tuners.lora import Linear
 from torch import Tensor
 
+from triptych.forward.checkpointing import _selective
+from triptych.forward.roles import RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.recipe import Lora
-from triptych.train.checkpointing import _selective
-from triptych.train.roles import RoleModel
 
 
 def layers(model: RoleModel) -> list[Any]:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from triptych.train.half_attention import half_attention
+from triptych.forward.half_attention import half_attention
 
 Rows = tuple[Tensor, Tensor, Tensor]
 """Query, key, value."""
