@@ -151,7 +151,7 @@ def _ppo(folder: Path) -> None:
                 "policy_loss": random.gauss(0, 0.01),
                 "value_loss": 0.4 * math.exp(-step / 10) + 0.1,
                 "grad_norm": 0.4 + random.random() / 5,
-                "canary_gap": abs(random.gauss(0.04, 0.005)),
+                "sync_gap": abs(random.gauss(0.04, 0.005)),
             }
             | _seconds(1, sample=4.4, score=1.9, forward=5.2, advantages=0.02, update=9.5, sync=0.4, record=0.03)
         )

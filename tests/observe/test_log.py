@@ -56,3 +56,12 @@ def test_nothing_to_read_or_drop_before_the_first_flush(folder: str) -> None:
     MetricsLog(folder).truncate(0)
     MetricsLog(folder).flush(0)
     assert read_metrics(folder) == []
+
+
+def test_a_metric_written_under_its_old_name_is_read_under_the_new_one(folder: str) -> None:
+    log = MetricsLog(folder)
+    log.add({"step": 1, "canary_gap": 0.25})
+    log.flush(1)
+    log.add({"step": 2, "sync_gap": 0.5})
+    log.flush(2)
+    assert read_metrics(folder) == [{"step": 1, "sync_gap": 0.25}, {"step": 2, "sync_gap": 0.5}]

@@ -14,9 +14,9 @@ import ray
 
 from triptych.errors import RunError, UserError
 from triptych.recipe.rollout import Rollout, Sampling
-from triptych.rollout.canary import check_canary
 from triptych.rollout.pool import RolloutPool
 from triptych.rollout.record import BASE_VERSION, Ack, RolloutRecord, SampleRequest
+from triptych.rollout.sync_check import check_sync
 
 pytestmark = pytest.mark.slow
 
@@ -165,11 +165,11 @@ def test_a_merged_sync_is_what_the_learner_computes(
     assert mean_gap(sampled(after), reference(adapters[0], *tokens, temperature=0.7)) < NOISE
     base, new = reference(None, *tokens), reference(adapters[0], *tokens)
     assert mean_gap(base, new) > 100 * NOISE, "the adapter must matter"
-    canary = check_canary(pool.logprobs(*tokens), new, base, tolerance=NOISE)
-    assert all(engine.conclusive and engine.share == pytest.approx(1, abs=0.01) for engine in canary.engines)
+    check = check_sync(pool.logprobs(*tokens), new, base, tolerance=NOISE)
+    assert all(engine.conclusive and engine.share == pytest.approx(1, abs=0.01) for engine in check.engines)
 
 
-def test_the_canary_catches_an_engine_that_skips_a_sync(
+def test_the_check_catches_an_engine_that_skips_a_sync(
     pool: RolloutPool, adapters: list[Any], reference: Reference
 ) -> None:
     old, new = adapters
@@ -182,11 +182,11 @@ def test_the_canary_catches_an_engine_that_skips_a_sync(
         learner_new, learner_old = reference(new, *tokens), reference(old, *tokens)
         with pytest.raises(RunError, match="engine 1 still runs the old weights"):
             # However lax the tolerance: one update moves little.
-            check_canary(pool.logprobs(*tokens), learner_new, learner_old, tolerance=10.0)
+            check_sync(pool.logprobs(*tokens), learner_new, learner_old, tolerance=10.0)
     finally:
         ray.get(faulty.__ray_call__.remote(_mend_sync))
     pool.sync(new.content, new.config, version=1)
-    check_canary(pool.logprobs(*tokens), learner_new, learner_old, tolerance=NOISE)
+    check_sync(pool.logprobs(*tokens), learner_new, learner_old, tolerance=NOISE)
 
 
 def _skip_sync(engine: Any) -> None:
@@ -236,10 +236,10 @@ def test_a_killed_engine_loses_and_doubles_nothing(
     assert [record.response_ids for record in records] == [record.response_ids for record in undisturbed]
     assert {version for record in records for version in record.versions} == {7}
     tokens = sequences(records[:8])
-    canary = pool.logprobs(*tokens)  # waits for the new engine
+    logprobs = pool.logprobs(*tokens)  # waits for the new engine
     assert pool.stats()["restarts"] == restarts + 1
     assert victim not in pids(pool)
-    check_canary(canary, reference(new, *tokens), reference(old, *tokens), tolerance=NOISE)
+    check_sync(logprobs, reference(new, *tokens), reference(old, *tokens), tolerance=NOISE)
 
 
 def test_a_hung_engine_is_replaced(pool: RolloutPool, adapters: list[Any], reference: Reference) -> None:
@@ -249,7 +249,7 @@ def test_a_hung_engine_is_replaced(pool: RolloutPool, adapters: list[Any], refer
     records = pool.generate(requests(8), SAMPLING)
     assert len(records) == 8
     tokens = sequences(records)
-    check_canary(pool.logprobs(*tokens), reference(adapters[1], *tokens), None, tolerance=NOISE)
+    check_sync(pool.logprobs(*tokens), reference(adapters[1], *tokens), None, tolerance=NOISE)
     assert pool.stats()["restarts"] == restarts + 1
     assert gone(victim)
 
@@ -282,7 +282,7 @@ def test_adapter_mode_and_close(cluster: None, model_dir: Path, adapters: list[A
             tokens = sequences(records)
             assert mean_gap(sampled(records), reference(adapter, *tokens, temperature=0.7)) < NOISE
             old = reference(adapters[0] if version else None, *tokens)
-            check_canary(pool.logprobs(*tokens), reference(adapter, *tokens), old, tolerance=NOISE)
+            check_sync(pool.logprobs(*tokens), reference(adapter, *tokens), old, tolerance=NOISE)
         assert not list(Path("/dev/shm").glob("triptych-adapter-*"))
     finally:
         pool.close()

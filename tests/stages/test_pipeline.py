@@ -159,7 +159,7 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(
     rows = read_metrics(str(run / "stages/ppo"))
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[0]["kl"] == 0.0  # policy and reference are one adapter, to the bit
-    assert all(row["canary_gap"] < 1e-3 for row in rows)
+    assert all(row["sync_gap"] < 1e-3 for row in rows)
 
     registry = Registry(f"sqlite:///{run.parent}/registry.db")
     assert set(registry.get("tiny-ppo@1").lineage["parents"]) == {"tiny-sft@1", "tiny-reward@1"}

@@ -6,6 +6,8 @@ from typing import Any
 from triptych import storage
 
 _FOLDER = "metrics"
+_RENAMED = {"canary_gap": "sync_gap"}
+"""Names in logs written before, and the names of now."""
 
 
 class MetricsLog:
@@ -34,10 +36,11 @@ class MetricsLog:
 
 
 def read_metrics(folder: str) -> list[dict[str, Any]]:
-    """All rows of a stage, by step."""
+    """All rows of a stage, by step; what was written under an old name comes under the new one."""
     url = storage.join(folder, _FOLDER)
     segments = [storage.read_bytes(storage.join(url, name)) for name in sorted(storage.list_files(url))]
-    return [json.loads(line) for segment in segments for line in segment.splitlines()]
+    rows = [json.loads(line) for segment in segments for line in segment.splitlines()]
+    return [{_RENAMED.get(key, key): value for key, value in row.items()} for row in rows]
 
 
 def _last_step(name: str) -> int:

@@ -373,7 +373,7 @@ class RolloutPool:
         return records
 
     def logprobs(self, sequences: list[list[int]], prompt_lens: list[int]) -> list[list[list[float]]]:
-        """[engine][sequence][response token]: teacher-forced log-probabilities at temperature 1, for `check_canary`."""
+        """[engine][sequence][response token]: teacher-forced log-probabilities at temperature 1, for `check_sync`."""
         logprobs: list[list[list[float]]] = self._call("logprobs", sequences, prompt_lens)
         return logprobs
 

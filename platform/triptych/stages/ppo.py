@@ -114,7 +114,7 @@ def ppo_step(run: Run, step: int) -> dict[str, float]:
     kl = ((old_logprobs - reference_logprobs) * mask).sum(dim=1).mean().item()
     if run.kl is not None:
         run.kl.update(kl, len(samples.records))
-    canary = sync_policy(run, step + 1, before_update)
+    synced = sync_policy(run, step + 1, before_update)
     clock.lap("sync")
 
     if learner.group.rank == 0:
@@ -136,7 +136,7 @@ def ppo_step(run: Run, step: int) -> dict[str, float]:
         }
         | memory(learner)
         | updates
-        | canary
+        | synced
         | {f"seconds_{phase}": seconds for phase, seconds in clock.seconds.items()}
     )
 

@@ -11,9 +11,9 @@ from triptych.forward.roles import BASE, RoleModel
 from triptych.methods.merge import changed_weights
 from triptych.models.adapter import peft_json
 from triptych.recipe.refusals import is_lora
-from triptych.rollout.canary import check_canary
 from triptych.rollout.record import RolloutRecord
 from triptych.rollout.sync import REPLACED
+from triptych.rollout.sync_check import check_sync
 from triptych.stages.ppo_run import POLICY, Run
 from triptych.stages.supervised import adapter_of
 from triptych.train.batch import Batch, sample_batch
@@ -64,9 +64,9 @@ def sync_policy(run: Run, version: int, asked: Probe) -> dict[str, float]:
         report = run.pool.sync(*_for_engines(run, weights), version)
         sequences = [p + a for p, a in zip(asked.prompts, asked.answers, strict=True)]
         engines = run.pool.logprobs(sequences, [len(prompt) for prompt in asked.prompts])
-        canary = check_canary(engines, now, asked.before, TOLERANCE[run.ctx.recipe.model.dtype])
+        check = check_sync(engines, now, asked.before, TOLERANCE[run.ctx.recipe.model.dtype])
         restarts = float(run.pool.stats()["restarts"])
-        metrics = {"sync_seconds": report.seconds, "canary_gap": canary.gap, "engine_restarts": restarts}
+        metrics = {"sync_seconds": report.seconds, "sync_gap": check.gap, "engine_restarts": restarts}
     return learner.group.broadcast(metrics)
 
 

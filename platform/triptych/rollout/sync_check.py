@@ -1,4 +1,4 @@
-"""Do the engines really run the weights that were just sent? Asked after every sync.
+"""The check after every weight sync: do the engines run the weights that were just sent?
 
 An engine's log-probabilities e of fixed sequences are compared with the learner's before (old) and after (new) the
 update. In low precision e differs from the learner's by more than one update may move it, so no single distance can
@@ -23,8 +23,8 @@ CONFIDENCE = 3.0
 
 
 @dataclass(frozen=True)
-class EngineCanary:
-    """What the canary saw of one engine."""
+class EngineCheck:
+    """One engine's log-probabilities compared with the learner's."""
 
     gap: float
     """Mean |engine - new| of a token."""
@@ -40,8 +40,10 @@ class EngineCanary:
 
 
 @dataclass(frozen=True)
-class CanaryReport:
-    engines: tuple[EngineCanary, ...]
+class SyncCheck:
+    """The comparison of every engine after one sync."""
+
+    engines: tuple[EngineCheck, ...]
     moved: float | None
     """Mean |new - old| of a token on the learner's side."""
 
@@ -51,9 +53,9 @@ class CanaryReport:
         return max(engine.gap for engine in self.engines)
 
 
-def check_canary(
+def check_sync(
     engine_logprobs: Sequence[Logprobs], learner_new: Logprobs, learner_old: Logprobs | None, tolerance: float
-) -> CanaryReport:
+) -> SyncCheck:
     """Compare each engine with the learner after a sync.
 
     Args:
@@ -71,7 +73,7 @@ def check_canary(
     for index, logprobs in enumerate(engine_logprobs):
         engine = _flat(logprobs, f"rollout engine {index}")
         if [len(row) for row in logprobs] != [len(row) for row in learner_new]:
-            raise RunError(f"rollout engine {index} answered the canary for other tokens than the learner's")
+            raise RunError(f"rollout engine {index} answered the check after a sync for other tokens than were asked")
         report = _compare(engine, new, old)
         if report.share is not None and report.error is not None and report.share + CONFIDENCE * report.error < 0.5:
             raise RunError(
@@ -85,25 +87,25 @@ def check_canary(
             )
         reports.append(report)
     moved = None if old is None else sum(abs(n - o) for n, o in zip(new, old, strict=True)) / len(new)
-    return CanaryReport(tuple(reports), moved)
+    return SyncCheck(tuple(reports), moved)
 
 
 def _flat(logprobs: Logprobs, whose: str) -> list[float]:
     values = [value for row in logprobs for value in row]
     if not values or not all(math.isfinite(value) for value in values):
-        raise RunError(f"the canary's log-probabilities of {whose} are empty or not finite")
+        raise RunError(f"the check after a sync: log-probabilities of {whose} are empty or not finite")
     return values
 
 
-def _compare(engine: list[float], new: list[float], old: list[float] | None) -> EngineCanary:
+def _compare(engine: list[float], new: list[float], old: list[float] | None) -> EngineCheck:
     gap = sum(abs(e - n) for e, n in zip(engine, new, strict=True)) / len(new)
     if old is None:
-        return EngineCanary(gap, None, None)
+        return EngineCheck(gap, None, None)
     update = [n - o for n, o in zip(new, old, strict=True)]
     seen = [e - o for e, o in zip(engine, old, strict=True)]
     size = math.fsum(u * u for u in update)
     if size == 0.0:
-        return EngineCanary(gap, None, None)
+        return EngineCheck(gap, None, None)
     share = math.fsum(s * u for s, u in zip(seen, update, strict=True)) / size
     noise = math.sqrt(math.fsum((s - share * u) ** 2 for s, u in zip(seen, update, strict=True)) / len(new))
-    return EngineCanary(gap, share, noise / math.sqrt(size))
+    return EngineCheck(gap, share, noise / math.sqrt(size))
