@@ -1,0 +1,115 @@
+"""The counts of tools/structure.py: their rules on a small package, and the limits that this checkout keeps."""
+
+from pathlib import Path
+
+import pytest
+
+from counts.docstrings import docstring_count, first_word
+from counts.imports import reach_count
+from counts.kinds import kind_check_count, kinds_of, touched_count
+from counts.names import meeting_count, shared_name_count
+from counts.source import Package
+from structure import measure, show_offenders
+
+LIMITS = {
+    "reach": 185,
+    "kinds": 78,
+    "touched": 15,
+    "names": 19,
+    "meetings": 16,
+    "docstrings": 20.7,
+    "fields": 108,
+}
+"""The largest value of each count; lower them as the values fall."""
+
+FILES = {
+    "__init__.py": "",
+    "recipe/__init__.py": "from toy.recipe.stages import Sft\n",
+    "recipe/stages.py": (
+        "class _Stage: ...\n"
+        "class Kl:\n    kind: Literal['k1']\n"
+        "class Sft(_Stage):\n    kind: Literal['sft']\n"
+        "class Ppo(_Stage):\n    kind: Literal['ppo']\n"
+        "Stage = Annotated[Sft | Ppo, Field()]\n"
+    ),
+    "plan.py": (
+        '"""Of one stage."""\n'
+        "from toy.recipe import Sft\n"
+        "def work(stage):\n"
+        '    """How much."""\n'
+        "    if isinstance(stage, Sft) or stage.kind == 'ppo':\n"
+        "        return 'sft'\n"
+        "LIMIT = 1\n"
+        '"""The most."""\n'
+        "class Batch: ...\n"
+    ),
+    "train.py": "class Batch: ...\n_NAMES = {'sft': 1, 'ppo': 2}\n",
+    "stages/__init__.py": "",
+    "stages/ppo.py": (
+        "if TYPE_CHECKING:\n    import toy.late\nfrom toy.plan import work\ndef run():\n    from toy import train\n"
+    ),
+    "late.py": "",
+}
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Package:
+    for name, text in FILES.items():
+        path = tmp_path / "platform" / "toy" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return Package(tmp_path, "toy")
+
+
+def test_imports_inside_functions_count_and_those_for_type_checkers_do_not(toy: Package) -> None:
+    reached = [offender.file.removeprefix("platform/toy/") for offender in reach_count(toy).offenders]
+    assert reached == [
+        *("__init__.py", "plan.py", "recipe/__init__.py", "recipe/stages.py"),
+        *("stages/__init__.py", "stages/ppo.py", "train.py"),
+    ]
+
+
+def test_a_stage_kind_is_a_member_of_the_union(toy: Package) -> None:
+    assert [(kind.type_name, kind.name, kind.supervised) for kind in kinds_of(toy)] == [
+        ("Sft", "sft", True),
+        ("Ppo", "ppo", False),
+    ]
+
+
+def test_checks_of_a_kind_are_found_by_class_and_by_name(toy: Package) -> None:
+    assert [str(offender) for offender in kind_check_count(toy).offenders] == [
+        "platform/toy/plan.py:5: isinstance(stage, Sft)",
+        "platform/toy/plan.py:5: stage.kind == 'ppo'",
+    ]
+
+
+def test_a_file_knows_a_kind_by_its_class_or_in_a_list_of_kinds_but_not_by_a_word(toy: Package) -> None:
+    count = touched_count(toy)
+    files = [offender.file.removeprefix("platform/toy/") for offender in count.offenders]
+    assert files == ["plan.py", "recipe/__init__.py", "recipe/stages.py", "train.py"]
+    assert count.value == 4
+
+
+def test_a_name_of_two_types_meets_where_both_their_modules_are_imported(toy: Package) -> None:
+    assert shared_name_count(toy).detail == "Batch 2"
+    assert [str(offender) for offender in meeting_count(toy).offenders] == [
+        "platform/toy/stages/ppo.py:5: Batch of toy.plan and of toy.train"
+    ]
+
+
+def test_docstrings_of_modules_functions_and_names_are_read(toy: Package) -> None:
+    count = docstring_count(toy)
+    assert count.detail == "2 of 3"
+    assert [offender.line for offender in count.offenders] == [1, 4]
+
+
+@pytest.mark.parametrize(("text", "word"), [("Of one.", "of"), ("(in bytes)", "in"), ("`x` of y", "`x`"), (" ", "")])
+def test_the_first_word_is_compared_without_punctuation(text: str, word: str) -> None:
+    assert first_word(text) == word
+
+
+def test_this_checkout_keeps_the_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    counts = measure(Path(__file__).resolve().parents[2])
+    over = [count.key for count in counts if count.value > LIMITS[count.key]]
+    show_offenders(counts, over)
+    assert not over, capsys.readouterr().out
