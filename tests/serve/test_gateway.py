@@ -34,17 +34,13 @@ class Engine:
         self.requests: list[Any] = []
         self.script: Callable[[Any], list[Any]] = lambda body: [answer(body.model)]
 
-    def options(self, *, stream: bool) -> "Engine":
+    def options(self, *, stream: bool = True, method_name: str = "") -> "Engine":
         assert stream
+        self.method = method_name
         return self
 
-    @property
-    def chat(self) -> "Engine":
-        return self
-
-    completions = chat
-
-    def remote(self, body: Any, raw_request: None) -> AsyncIterator[Any]:
+    def remote(self, body: Any) -> AsyncIterator[Any]:
+        assert self.method in ("chat", "completions")
         self.requests.append(body)
 
         async def items() -> AsyncIterator[Any]:
@@ -317,3 +313,16 @@ def test_a_registry_that_is_down(client: TestClient, monkeypatch: pytest.MonkeyP
     response = client.get("/v1/models", headers={"Authorization": "Bearer another-key"})
     error_of(response, 503, "unavailable")
     assert "secret" not in response.text
+
+
+def test_the_caller_travels_to_the_gateway(
+    engine: Engine, registry: Registry, key: str, tiny_model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "ray.serve")
+    client = client_of(engine, registry, tiny_model_dir)
+    key_id = registry.keys()[0].id
+    for headers in ({"Authorization": f"Bearer {key}"}, {}):
+        client.post("/v1/chat/completions", json={"model": "tiny", **CHAT}, headers=headers)
+    asked = [record.getMessage() for record in caplog.records if record.getMessage().startswith("chat by")]
+    assert asked == [f"chat by key {key_id} (test): tiny"]
+    assert key not in caplog.text

@@ -13,8 +13,8 @@ from triptych.errors import RunError, UserError
 from triptych.registry import Adapter, AdapterVersion, Key, Registry, UnknownAdapter
 from triptych.registry.remote import NOT_FOUND, ROUTES
 from triptych.serve import errors
+from triptych.serve.caller import caller_of
 from triptych.serve.errors import ApiError
-from triptych.serve.keys import KeyCheck
 
 logger = logging.getLogger("ray.serve")
 
@@ -35,9 +35,9 @@ class _NewKey(BaseModel):
     admin: bool = False
 
 
-def admin_routes(registry: Registry, check: KeyCheck) -> APIRouter:
+def admin_routes(registry: Registry) -> APIRouter:
     """`RemoteRegistry` is their client."""
-    routes = APIRouter(prefix=ROUTES, route_class=_guarded(check))
+    routes = APIRouter(prefix=ROUTES, route_class=_AdminRoute)
 
     @routes.get("/adapters")
     def adapters() -> list[Adapter]:
@@ -94,28 +94,27 @@ def admin_routes(registry: Registry, check: KeyCheck) -> APIRouter:
     return routes
 
 
-def _guarded(check: KeyCheck) -> type[APIRoute]:
-    class Guarded(APIRoute):
-        """The key before the body; then the registry's refusals in OpenAI's shape, and a line for what was changed."""
+class _AdminRoute(APIRoute):
+    """The caller before the body; then the registry's refusals in OpenAI's shape, and a line for what was changed."""
 
-        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-            handle = super().get_route_handler()
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
 
-            async def answer(request: Request) -> Response:
-                who = await check.admin(request.headers)
-                what = f"{request.method} {errors.shown(request.url.path, _LONGEST)} by key {who.id} ({who.label})"
-                try:
-                    response = await handle(request)
-                except (UserError, RunError, RequestValidationError) as error:
-                    logger.warning("admin: %s: refused", what)
-                    raise _refusal(error) from error
-                if request.method != "GET":
-                    logger.warning("admin: %s: done", what)
-                return response
+        async def answer(request: Request) -> Response:
+            caller = caller_of(request.scope)
+            caller.require_admin()
+            path = errors.shown(request.url.path, _LONGEST)
+            what = f"{request.method} {path} by key {caller.key_id} ({caller.label})"
+            try:
+                response = await handle(request)
+            except (UserError, RunError, RequestValidationError) as error:
+                logger.warning("admin: %s: refused", what)
+                raise _refusal(error) from error
+            if request.method != "GET":
+                logger.warning("admin: %s: done", what)
+            return response
 
-            return answer
-
-    return Guarded
+        return answer
 
 
 def _refusal(error: Exception) -> Exception:

@@ -9,11 +9,8 @@ from typing import Any
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import AdapterVersion, Registry, UnknownAdapter
 from triptych.serve.errors import ApiError, unknown_model
-from triptych.serve.fresh import Fresh
+from triptych.serve.fresh import SEEN_AFTER_S, Fresh
 from triptych.serve.loader import misfit
-
-SEEN_AFTER_S = 0.5
-"""Age at which what the registry said is asked again: a moved alias acts within about this time."""
 
 _NAME = r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?"
 _REFERENCE = re.compile(rf"{_NAME}(@{_NAME})?")

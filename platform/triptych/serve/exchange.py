@@ -6,14 +6,15 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 from fastapi import Response
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.llm._internal.serve.core.configs.openai_api_models import ErrorResponse
 from ray.llm._internal.serve.core.ingress.utils import _sanitize_chat_completion_request
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
-from ray.serve.llm.openai_api_models import ChatCompletionRequest
+from ray.serve.handle import DeploymentHandle
+from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionRequest
 from starlette.responses import JSONResponse, StreamingResponse
 from vllm.entrypoints.generate.base.protocol import StreamOptions
 
@@ -25,6 +26,10 @@ logger = logging.getLogger("ray.serve")
 
 _OURS = {"priority": 0, "session_id": None, "kv_transfer_params": None, "ec_transfer_params": None, "vllm_xargs": None}
 """Fields of vLLM's requests that steer the engine, not the answer: a client's values are dropped."""
+
+Method = Literal["chat", "completions"]
+"""Methods of an engine's replicas that generate text."""
+Body: TypeAlias = ChatCompletionRequest | CompletionRequest
 
 _DONE = "data: [DONE]\n\n"
 _NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0}
@@ -38,10 +43,21 @@ class Chunks(Protocol):
     def cancel(self) -> None: ...
 
 
+class EngineClient:
+    """Sends requests to the replicas of one engine."""
+
+    def __init__(self, replicas: DeploymentHandle[Any]) -> None:
+        self._replicas = replicas.options(stream=True)
+
+    def send(self, method: Method, body: Body) -> Chunks:
+        """Call a method of one replica, which Ray chooses."""
+        return cast(Chunks, self._replicas.options(method_name=method).remote(body))
+
+
 class Exchange:
     """Sends `body` to the engine under the engine's name for the model, and measures what comes back."""
 
-    def __init__(self, method: str, body: Any, model: str, metrics: GatewayMetrics) -> None:
+    def __init__(self, method: Method, body: Body, model: str, metrics: GatewayMetrics) -> None:
         self._method = method
         self._metrics = metrics
         self._model = model
@@ -49,10 +65,10 @@ class Exchange:
         self._hides_usage = bool(body.stream) and not (body.stream_options and body.stream_options.include_usage)
         self._body = _for_engine(body, model)
 
-    async def run(self, engine: Any) -> Response:
+    async def run(self, engine: EngineClient) -> Response:
         """The whole answer, or a stream of server-sent events; ApiError where there is none."""
         self._metrics.started(self._model)
-        chunks: Chunks = getattr(engine, self._method).remote(self._body, None)
+        chunks = engine.send(self._method, self._body)
         try:
             first = await _next(chunks)
             if isinstance(first, ErrorResponse):
@@ -104,7 +120,7 @@ class Exchange:
         self._metrics.finished(self._model, seconds, usage["prompt_tokens"], usage["completion_tokens"])
 
 
-def _for_engine(body: Any, model: str) -> Any:
+def _for_engine(body: Body, model: str) -> Body:
     """The client's request under the engine's model name and an id of ours, its tokens always counted."""
     if isinstance(body, ChatCompletionRequest):
         body = _sanitize_chat_completion_request(body)

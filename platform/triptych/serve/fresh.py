@@ -10,6 +10,9 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
+SEEN_AFTER_S = 0.5
+"""Age at which what the registry said is asked again: a revoked key or a moved alias acts within about this time."""
+
 
 class Fresh(Generic[K, V]):
     """`ask(key)` off the event loop, at most once at a time for each key, its answer reused for `seconds`.

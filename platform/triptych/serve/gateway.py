@@ -1,5 +1,6 @@
 """The deployment that clients talk to."""
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -10,11 +11,14 @@ from triptych.observe.metrics import GatewayMetrics
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import Registry
 from triptych.serve.admin import admin_routes
+from triptych.serve.caller import Caller
 from triptych.serve.catalog import Catalog
 from triptych.serve.errors import ApiError
-from triptych.serve.exchange import Exchange
+from triptych.serve.exchange import Body, EngineClient, Exchange, Method
 from triptych.serve.http import http_app
 from triptych.serve.keys import KeyCheck
+
+logger = logging.getLogger("ray.serve")
 
 _REGISTRY_THREADS = 8
 
@@ -27,9 +31,9 @@ class Gateway:
         registry = Registry(settings.registry, settings.artifacts, create=False)
         pool = ThreadPoolExecutor(_REGISTRY_THREADS, thread_name_prefix="registry")
         self._registry = registry
-        self._authorize = KeyCheck(registry, pool, required=settings.require_key)
+        self._keys = KeyCheck(registry, pool, required=settings.require_key)
         self._catalog = Catalog(settings, base_fingerprint, registry, pool)
-        self._engine = engine.options(stream=True)
+        self._engine = EngineClient(engine)
         self._metrics = GatewayMetrics()
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
@@ -38,7 +42,7 @@ class Gateway:
 
     def app(self) -> FastAPI:
         """The routes of this replica."""
-        return http_app(self, self._authorize, admin_routes(self._registry, self._authorize))
+        return http_app(self, self._keys.caller, admin_routes(self._registry))
 
     async def cards(self) -> list[dict[str, Any]]:
         """Every model that is served."""
@@ -52,11 +56,12 @@ class Gateway:
         """Count an error that came before a model was found."""
         self._metrics.rejected(error.code)
 
-    async def generate(self, method: str, body: Any) -> Response:
+    async def generate(self, caller: Caller, method: Method, body: Body) -> Response:
         """Answer a chat or a completion, whole or as a stream of server-sent events."""
         try:
             model = await self._catalog.resolve(body.model)
         except ApiError as error:
             self.rejected(error)
             raise
+        logger.debug("%s by key %s (%s): %s", method, caller.key_id, caller.label, model)
         return await Exchange(method, body, model, self._metrics).run(self._engine)

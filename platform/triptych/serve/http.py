@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,7 +13,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.exceptions import VLLMClientError
 
 from triptych.serve import errors
+from triptych.serve.caller import Caller, attach, caller_of
 from triptych.serve.errors import ApiError
+
+if TYPE_CHECKING:
+    from triptych.serve.gateway import Gateway
 
 logger = logging.getLogger("ray.serve")
 
@@ -24,30 +28,20 @@ _LONGEST = 300
 """Characters of a message about a client's own fields."""
 
 
-class Endpoints(Protocol):
-    """What the routes call."""
-
-    async def cards(self) -> list[dict[str, Any]]: ...
-
-    async def card(self, model: str) -> dict[str, Any]: ...
-
-    async def generate(self, method: str, body: Any) -> Response: ...
-
-    def rejected(self, error: ApiError) -> None: ...
+Authenticate = Callable[[str, Mapping[str, str]], Awaitable[Caller]]
+"""From the path and the headers of a request to its caller; ApiError where it has none."""
 
 
-def http_app(
-    endpoints: Endpoints, authorize: Callable[[Mapping[str, str]], Awaitable[None]], admin: APIRouter
-) -> FastAPI:
+def http_app(gateway: "Gateway", authenticate: Authenticate, admin: APIRouter) -> FastAPI:
     """The ASGI application of one gateway."""
     app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(_KeyFirst, authorize=authorize, rejected=endpoints.rejected)
+    app.add_middleware(_Authentication, authenticate=authenticate, rejected=gateway.rejected)
 
     async def answer(_: Request, error: Exception) -> Response:
         if isinstance(error, ApiError):
             return error.response()  # counted where it was raised
         told = _told(error)
-        endpoints.rejected(told)
+        gateway.rejected(told)
         return told.response()
 
     for kind in (ApiError, HTTPException, RequestValidationError, VLLMClientError, Exception):
@@ -59,55 +53,50 @@ def http_app(
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": await endpoints.cards()}
+        return {"object": "list", "data": await gateway.cards()}
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> dict[str, Any]:
-        return await endpoints.card(model)
+        return await gateway.card(model)
 
     @app.post("/v1/chat/completions")
-    async def chat(body: ChatCompletionRequest) -> Response:
-        return await endpoints.generate("chat", body)
+    async def chat(request: Request, body: ChatCompletionRequest) -> Response:
+        return await gateway.generate(caller_of(request.scope), "chat", body)
 
     @app.post("/v1/completions")
-    async def completions(body: CompletionRequest) -> Response:
-        return await endpoints.generate("completions", body)
+    async def completions(request: Request, body: CompletionRequest) -> Response:
+        return await gateway.generate(caller_of(request.scope), "completions", body)
 
     app.include_router(admin)
     return app
 
 
-class _KeyFirst:
-    """Answers 401 before a body is read or a route is looked up."""
+class _Authentication:
+    """Attaches the caller to the request, or answers 401 before a body is read or a route is looked up."""
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        authorize: Callable[[Mapping[str, str]], Awaitable[None]],
-        rejected: Callable[[ApiError], None],
-    ) -> None:
+    def __init__(self, app: ASGIApp, authenticate: Authenticate, rejected: Callable[[ApiError], None]) -> None:
         self._app = app
-        self._authorize = authorize
+        self._authenticate = authenticate
         self._rejected = rejected
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] != HEALTH:
-            error = await self._refusal(scope)
-            if error is not None:
+            try:
+                attach(scope, await self._caller(scope))
+            except ApiError as error:
                 self._rejected(error)
                 await error.response()(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 
-    async def _refusal(self, scope: Scope) -> ApiError | None:
+    async def _caller(self, scope: Scope) -> Caller:
         try:
-            await self._authorize(Headers(scope=scope))
-        except ApiError as error:
-            return error
-        except Exception:
+            return await self._authenticate(scope["path"], Headers(scope=scope))
+        except ApiError:
+            raise
+        except Exception as error:
             logger.exception("the key could not be checked")
-            return errors.unavailable("registry")
-        return None
+            raise errors.unavailable("registry") from error
 
 
 def _told(error: Exception) -> ApiError:

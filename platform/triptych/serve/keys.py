@@ -1,36 +1,32 @@
-"""Who may ask."""
+"""Authentication: from the key in a request's headers to its caller."""
 
 from collections.abc import Mapping
 from concurrent.futures import Executor
 
 from triptych.registry import Key, Registry
-from triptych.serve.errors import invalid_key, not_admin
-from triptych.serve.fresh import Fresh
-
-SEEN_AFTER_S = 0.5
-"""Age at which a key is checked again: a revoked key stops within about this time."""
+from triptych.registry.remote import ROUTES
+from triptych.serve.caller import ANONYMOUS, Caller, caller_with
+from triptych.serve.errors import invalid_key
+from triptych.serve.fresh import SEEN_AFTER_S, Fresh
 
 _LONGEST = 256
 
 
 class KeyCheck:
-    """The API keys of the registry; `required=False` lets everybody ask the models."""
+    """The API keys of the registry; with `required=False` only the admin routes ask for one.
+
+    A revoked key stops within about SEEN_AFTER_S.
+    """
 
     def __init__(self, registry: Registry, pool: Executor, *, required: bool) -> None:
         self._known: Fresh[str, Key | None] = Fresh(lambda key: registry.check_key(key), pool, SEEN_AFTER_S)
         self._required = required
 
-    async def __call__(self, headers: Mapping[str, str]) -> None:
-        """ApiError 401 unless the `Authorization` header carries a key that is valid now."""
-        if self._required:
-            await self._key(headers)
-
-    async def admin(self, headers: Mapping[str, str]) -> Key:
-        """The admin key in the header; ApiError 401 where there is no key, 403 where it is none for admins."""
-        key = await self._key(headers)
-        if not key.admin:
-            raise not_admin()
-        return key
+    async def caller(self, path: str, headers: Mapping[str, str]) -> Caller:
+        """Who asks for `path`; ApiError 401 unless the `Authorization` header carries a key that is valid now."""
+        if self._required or path == ROUTES or path.startswith(f"{ROUTES}/"):
+            return caller_with(await self._key(headers))
+        return ANONYMOUS
 
     async def _key(self, headers: Mapping[str, str]) -> Key:
         scheme, _, key = headers.get("authorization", "").partition(" ")
