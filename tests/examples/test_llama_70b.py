@@ -14,9 +14,10 @@ RECIPE = "examples/llama-70b/recipe.yaml"
 def test_seventy_billion_weights_are_planned_from_a_config_alone() -> None:
     """The plan, traced, and the peak of the process that made it."""
     code = (
-        "import json, resource; from pathlib import Path; from triptych.plan import estimate; "
+        "import json, resource; from pathlib import Path; "
+        "from triptych.measure import traced; from triptych.plan import estimate; "
         "from triptych.recipe import load_recipe; "
-        f"found = estimate(load_recipe(Path({RECIPE!r}), []), exact=True).as_dict(); "
+        f"found = estimate(load_recipe(Path({RECIPE!r}), []), exact=True, trace=traced).as_dict(); "
         "print(json.dumps([found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss]))"
     )
     command = [sys.executable, "-c", code]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from live_tensors import Alive, config
 
+from triptych.measure import traced
 from triptych.measure.dry_run import accumulated, dry_run, random_base
 from triptych.measure.trace import UNTRACED, WARM, trace
 from triptych.methods import METHODS
@@ -108,7 +109,7 @@ def test_a_gpus_tensors_are_those_traced(case: str, monkeypatch: pytest.MonkeyPa
     measured = json.loads((tests / "gpu" / "h200.json").read_text(encoding="utf-8"))["results"]
     actual = next(one["figures"]["allocated"] for one in measured if one["case"] == case)
     planned = next(one.recipe() for one in gpu_configurations() if one.name == case)
-    (role,) = estimate(planned, machine="1xh200-141", exact=True).stages["stage"].roles.values()
+    (role,) = estimate(planned, machine="1xh200-141", exact=True, trace=traced).stages["stage"].roles.values()
     parts = {name: size.expected for name, size in role.parts.items() if name not in ("weights", "runtime", "kernels")}
     assert sum(parts.values()) == pytest.approx(actual, rel=0.005)
 
@@ -117,7 +118,9 @@ def test_roles_of_ppo_take_turns(three_stages: Path) -> None:
     from triptych.recipe import load_recipe
 
     loaded = load_recipe(three_stages, ["stages.ppo.micro_tokens=96"])
-    closed, exact = (estimate(loaded, machine="1xh100-80", stage="ppo", exact=e).stages["ppo"] for e in (False, True))
+    closed, exact = (
+        estimate(loaded, machine="1xh100-80", stage="ppo", exact=e, trace=traced).stages["ppo"] for e in (False, True)
+    )
     for role in ("policy", "critic"):
         one, two = (found.roles[role].parts["activations"].expected for found in (closed, exact))
         assert two == pytest.approx(one, rel=0.35)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from triptych.errors import UserError
+from triptych.measure import traced
 from triptych.plan import Machine, Node, choose, estimate, machine, nearest_that_fits, options
 from triptych.plan.levers import ALL, Levers
 from triptych.plan.plot import draw
@@ -58,7 +59,7 @@ def test_more_memory_is_never_slower(reviews: Reviews) -> None:
 def test_what_the_closed_form_is_not_sure_of_is_traced(reviews: Reviews) -> None:
     recipe = reviews("stages.sft.train.batch.micro_tokens=auto", "memory=2.6GB")
     sure = choose(recipe, "sft", LAPTOP).best
-    found = choose(recipe, "sft", LAPTOP, exact=True).best
+    found = choose(recipe, "sft", LAPTOP, exact=True, trace=traced).best
     assert found.tokens_per_second > 1.02 * sure.tokens_per_second
     assert found.peak.high <= found.room
     [rough] = [option for option in options(recipe, "sft", LAPTOP) if option.levers == found.levers]
@@ -110,6 +111,12 @@ def test_ppo_has_levers_of_its_own(reviews: Reviews) -> None:
     found = options(recipe, "ppo", LAPTOP)
     assert len({option.levers.micro_tokens for option in found}) > 3
     assert choose(recipe, "ppo", LAPTOP).best.fits
+
+
+def test_exact_without_a_tracer_is_refused(reviews: Reviews) -> None:
+    for ask in (lambda: choose(reviews(*AUTO), "sft", LAPTOP, exact=True), lambda: estimate(reviews(), exact=True)):
+        with pytest.raises(ValueError, match="exact needs `trace`"):
+            ask()
 
 
 def test_the_picture_has_a_point_for_each_setting(reviews: Reviews) -> None:

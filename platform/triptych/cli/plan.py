@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from triptych.plan import Known, Machine, Rates
     from triptych.recipe import Recipe
 
+WORKER_MODULES = ("triptych.stages.supervised",)
+"""What a worker of Ray Train loads beside the learner: 0.15 GB."""
+
 
 def plan(
     recipe: Annotated[Path | None, typer.Argument(help="Recipe, a YAML file.")] = None,
@@ -73,19 +76,20 @@ def _plan(
 
     from triptych.cli import plan_tables as tables
     from triptych.data.count import quick_count
+    from triptych.measure import traced
     from triptych.plan import choose, duration, estimate, place
     from triptych.plan.levers import auto_levers
     from triptych.recipe import dump_recipe
 
     placement = place(recipe, machine, stage)
     choices = {
-        name: choose(recipe, name, machine, known=known, exact=exact)
+        name: choose(recipe, name, machine, known=known, exact=exact, trace=traced)
         for name in placement.requests
         if auto_levers(recipe.stages[name])
     }
     settled = {name: choice.best.levers.on(recipe.stages[name]) for name, choice in choices.items()}
     settled_recipe = recipe.model_copy(update={"stages": {**recipe.stages, **settled}})
-    predicted = estimate(settled_recipe, machine=machine, stage=stage, exact=exact, known=known)
+    predicted = estimate(settled_recipe, machine=machine, stage=stage, exact=exact, trace=traced, known=known)
     rows = {name: quick_count(recipe.stages[name].data.train) for name in predicted.stages}
     lasts = duration(recipe, predicted, placement, rows, price)
     if as_json:
@@ -145,7 +149,8 @@ def _probe(recipe: "Recipe", only: str | None, machine: "Machine", known: "Known
 
     with redirect_stdout(sys.stderr):
         found = {
-            name: probe(recipe, name, machine, known=known, tell=tell) for name in place(recipe, machine, only).requests
+            name: probe(recipe, name, machine, known=known, tell=tell, worker_modules=WORKER_MODULES)
+            for name in place(recipe, machine, only).requests
         }
     if as_json:
         typer.echo(json.dumps({name: probed.as_dict() for name, probed in found.items()}, indent=2))

@@ -1,1 +1,15 @@
 """The learner itself, measured without data: dry runs, traces of its memory, probes and the speed of a machine."""
+
+from triptych.models.sizes import Sizes
+from triptych.plan.amounts import Parts
+from triptych.plan.sharding import Sharding
+from triptych.recipe import Recipe
+
+
+def traced(
+    recipe: Recipe, name: str, roles: dict[str, Parts], sizes: Sizes, spread: Sharding, *, on_gpu: bool
+) -> dict[str, Parts]:
+    """The `Tracer` that asks the learner itself; the learner is imported when first asked, for that takes seconds."""
+    from triptych.measure import trace
+
+    return trace.traced(recipe, name, roles, sizes, spread, on_gpu=on_gpu)

@@ -10,9 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,12 @@ def probe(
     *,
     known: Known = NOTHING,
     tell: Callable[[Try], None] = lambda tried: None,
+    worker_modules: Sequence[str] = (),
 ) -> Probed:
     """Bisect from the largest micro-batch that should fit; what was found before comes from the cache folder.
 
-    Runs on this machine, all ranks of it. `recipe.memory` limits the ranks together.
+    Runs on this machine, all ranks of it. `recipe.memory` limits the ranks together. `worker_modules`: what every rank
+    imports besides, for what a worker loads takes memory too.
 
     Raises:
         RunError: not even one longest row fits, or a try failed for another reason.
@@ -87,7 +90,7 @@ def probe(
     tries: list[Try] = []
     fits, fails, number = -1, len(sized), _expected(sized)
     while fails - fits > 1:
-        tried = attempt(recipe, name, replace(own, micro_tokens=sized[number].levers.micro_tokens))
+        tried = attempt(recipe, name, replace(own, micro_tokens=sized[number].levers.micro_tokens), worker_modules)
         tell(tried)
         tries.append(tried)
         fits, fails = (number, fails) if tried.fits else (fits, number)
@@ -122,13 +125,19 @@ def _file(recipe: Recipe, name: str, machine: Machine) -> Path:
     return cache_dir("probes") / f"{storage.digest_of(about)[:24]}.json"
 
 
-def attempt(recipe: Recipe, name: str, setting: Levers) -> Try:
+def attempt(recipe: Recipe, name: str, setting: Levers, worker_modules: Sequence[str] = ()) -> Try:
     """Two steps with one setting, in one fresh process for each rank."""
     stage = recipe.stages[name]
     changed = recipe.model_copy(update={"stages": {**recipe.stages, name: setting.on(stage)}})
     ranks = workers_of(stage).count
     with tempfile.TemporaryDirectory() as folder:
-        job = {"recipe": changed.model_dump(mode="json"), "stage": name, "strategy": setting.strategy, "folder": folder}
+        job = {
+            "recipe": changed.model_dump(mode="json"),
+            "stage": name,
+            "strategy": setting.strategy,
+            "folder": folder,
+            "worker_modules": list(worker_modules),
+        }
         Path(folder, "job.json").write_text(json.dumps(job), encoding="utf-8")
         command = [sys.executable, "-m", "triptych.measure.probe", str(Path(folder, "job.json"))]
         with ExitStack() as stack:
@@ -173,11 +182,12 @@ def _rank(job: dict[str, Any], rank: int) -> None:
     import torch
     import torch.distributed as dist
 
-    import triptych.stages.supervised  # noqa: F401 - what a worker of Ray Train loads counts too: 0.15 GB
     from triptych.forward.process_memory import peak_memory
     from triptych.measure.dry_run import accumulated, dry_run, random_base
     from triptych.plan.memory import micro_batch
 
+    for module in job["worker_modules"]:
+        import_module(module)
     recipe = Recipe.model_validate(job["recipe"])
     stage, name = recipe.stages[job["stage"]], job["stage"]
     workers = workers_of(stage)

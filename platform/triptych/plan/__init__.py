@@ -3,7 +3,7 @@
 from triptych.plan.amounts import Bytes
 from triptych.plan.calibration import Calibration, MemoryRecord, calibrate, grown, machine_kind
 from triptych.plan.choose import Choice, Option, choose, nearest_that_fits, options, with_choice
-from triptych.plan.devices import DeviceEstimate, RoleEstimate
+from triptych.plan.devices import DeviceEstimate, RoleEstimate, Tracer
 from triptych.plan.duration import Duration, duration
 from triptych.plan.estimate import Estimate, StageEstimate, estimate
 from triptych.plan.known import Known, known_here
@@ -31,6 +31,7 @@ __all__ = [
     "Request",
     "RoleEstimate",
     "StageEstimate",
+    "Tracer",
     "calibrate",
     "choose",
     "cluster",

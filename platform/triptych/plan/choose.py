@@ -8,7 +8,7 @@ from typing import Any
 from triptych.errors import UserError
 from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan.amounts import TRANSIENT, Bytes, total
-from triptych.plan.devices import DeviceEstimate, RoleEstimate, on_devices
+from triptych.plan.devices import DeviceEstimate, RoleEstimate, Tracer, on_devices
 from triptych.plan.known import NOTHING, Known
 from triptych.plan.levers import ALL, Levers, Pulled, auto_levers, settings
 from triptych.plan.machines import GIB, Machine
@@ -80,19 +80,24 @@ def choose(
     known: Known = NOTHING,
     levers: Collection[Pulled] | None = None,
     exact: bool = False,
+    trace: Tracer | None = None,
 ) -> Choice:
     """The fastest of the settings that fit; of equally fast ones (within 1%) the one that needs least.
 
     `levers`: what may be changed; None: what the recipe leaves to `auto`. The global batch stays.
-    `exact`: settings that the closed form is not sure of are traced, the fastest first; that takes seconds each. So it
-    is done besides where nothing else fits.
+    `trace`: settings that the closed form is not sure of are traced where nothing else fits, the fastest first; that
+    takes seconds each. `exact`: they are traced in any case.
 
     Raises:
         UserError: nothing fits.
+        ValueError: `exact` without a tracer.
     """
+    if exact and trace is None:
+        raise ValueError("exact needs `trace`")
     found = options(recipe, stage, machine, known=known, levers=levers)
-    if exact or not any(option.fits for option in found):
-        found = _looked_at_again(found, partial(_option, recipe, stage, model_sizes(recipe.model), machine, known))
+    if trace is not None and (exact or not any(option.fits for option in found)):
+        sizes = model_sizes(recipe.model)
+        found = _looked_at_again(found, partial(_option, recipe, stage, sizes, machine, known, trace=trace))
     fitting = sorted((option for option in found if option.fits), key=lambda o: o.tokens_per_second, reverse=True)
     if not fitting:
         raise UserError(f"stages.{stage}: {_nothing(found)}")
@@ -110,7 +115,7 @@ def _best(found: Sequence[Option]) -> Option:
     return min((o for o in found if o.tokens_per_second >= 0.99 * fastest), key=lambda o: o.peak.high)
 
 
-def _looked_at_again(found: Sequence[Option], trace: Callable[..., Option]) -> list[Option]:
+def _looked_at_again(found: Sequence[Option], look: Callable[[Levers], Option]) -> list[Option]:
     """The settings, the fastest of those that may fit as they were traced, until one of them does."""
     settled = list(found)
     least = max((option.tokens_per_second for option in found if option.fits), default=0.0)
@@ -118,7 +123,7 @@ def _looked_at_again(found: Sequence[Option], trace: Callable[..., Option]) -> l
     for _ in range(min(_LOOKS, len(hopeful))):
         option = _best(hopeful)
         hopeful.remove(option)
-        settled[settled.index(option)] = again = trace(option.levers, exact=True)
+        settled[settled.index(option)] = again = look(option.levers)
         if again.fits:
             break
     return settled
@@ -149,12 +154,13 @@ def with_choice(
     *,
     known: Known = NOTHING,
     exact: bool = False,
+    trace: Tracer | None = None,
 ) -> Stage:
-    """The stage with everything that it leaves to `auto` chosen."""
+    """The stage with everything that it leaves to `auto` chosen; see `choose`."""
     stage = recipe.stages[name]
     if not auto_levers(stage):
         return Levers.of(stage, resolve_strategy(recipe, name, machine)).on(stage)
-    return choose(recipe, name, machine, known=known, exact=exact).best.levers.on(stage)
+    return choose(recipe, name, machine, known=known, exact=exact, trace=trace).best.levers.on(stage)
 
 
 def nearest_that_fits(recipe: Recipe, name: str, machine: Machine) -> str:
@@ -181,10 +187,10 @@ def _option(
     known: Known,
     levers: Levers,
     *,
-    exact: bool = False,
+    trace: Tracer | None = None,
 ) -> Option:
     changed = recipe.model_copy(update={"stages": {**recipe.stages, name: levers.on(recipe.stages[name])}})
-    roles, devices = on_devices(changed, name, sizes, machine, levers.strategy, exact=exact, records=known.records)
+    roles, devices = on_devices(changed, name, sizes, machine, levers.strategy, trace=trace, records=known.records)
     label, device = _fullest(devices)
     speed = stage_speed(changed, name, sizes, machine, levers.strategy, known.rates)
     return Option(levers, device.peak, device.capacity, label, _largest(list(roles.values())), speed.tokens_per_second)

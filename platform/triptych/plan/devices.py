@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from triptych.models.sizes import Sizes
 from triptych.plan import memory
@@ -10,7 +11,7 @@ from triptych.plan.amounts import ON_CPU, TRANSIENT, ZERO, Bytes, Parts, total
 from triptych.plan.calibration import MemoryRecord, allocator, calibrate, machine_kind
 from triptych.plan.machines import Machine
 from triptych.plan.placement import Place, pack, requests
-from triptych.plan.sharding import StrategyName, sharding
+from triptych.plan.sharding import Sharding, StrategyName, sharding
 from triptych.recipe import PpoStage, Recipe, workers_of
 from triptych.recipe.amount import bytes_of
 
@@ -39,6 +40,15 @@ class DeviceEstimate:
     capacity: int
 
 
+class Tracer(Protocol):
+    """Memory as the learner's own step takes it, in place of a closed form; `triptych.measure.traced` is one."""
+
+    def __call__(
+        self, recipe: Recipe, name: str, roles: dict[str, Parts], sizes: Sizes, spread: Sharding, *, on_gpu: bool
+    ) -> dict[str, Parts]:
+        """The roles of stage `name`, their parts traced where they can be."""
+
+
 def on_devices(
     recipe: Recipe,
     name: str,
@@ -46,19 +56,17 @@ def on_devices(
     machine: Machine,
     strategy: StrategyName,
     *,
-    exact: bool = False,
+    trace: Tracer | None = None,
     records: Sequence[MemoryRecord] = (),
 ) -> tuple[dict[str, RoleEstimate], dict[str, DeviceEstimate]]:
-    """A stage's roles, and the devices of a machine that has room for its processes; see `estimate`."""
+    """A stage's roles, and the devices of a machine that has room for its processes; `trace`: by it, see `estimate`."""
     stage = recipe.stages[name]
     engine_gpu = machine.gpu if isinstance(stage, PpoStage) and stage.rollout.gpus > 0 else None
     roles = memory.roles(recipe, stage, sizes, strategy, engine_gpu)
     workers = workers_of(stage)
-    if exact:
-        from triptych.measure.trace import traced
-
+    if trace is not None:
         on_gpu = workers.gpus > 0 and machine.gpu is not None
-        roles = traced(recipe, name, roles, sizes, sharding(workers, strategy), on_gpu=on_gpu)
+        roles = trace(recipe, name, roles, sizes, sharding(workers, strategy), on_gpu=on_gpu)
     known = calibrate(records, machine_kind(machine), recipe.model.dtype, strategy)
     if known.count:
         learned = {

@@ -10,7 +10,7 @@ from triptych.methods.virtual import positions
 from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan.amounts import Bytes
 from triptych.plan.choose import nearest_that_fits, with_choice
-from triptych.plan.devices import DeviceEstimate, RoleEstimate, on_devices
+from triptych.plan.devices import DeviceEstimate, RoleEstimate, Tracer, on_devices
 from triptych.plan.known import NOTHING, Known
 from triptych.plan.machines import GIB, Machine
 from triptych.plan.machines import machine as machine_named
@@ -94,26 +94,31 @@ def estimate(
     machine: str | Machine | None = None,
     stage: str | None = None,
     exact: bool = False,
+    trace: Tracer | None = None,
     known: Known = NOTHING,
     advise: bool = True,
 ) -> Estimate:
     """Peak memory a device and tokens a second, from the recipe and the base's config.json.
 
-    `machine` takes the place of the recipe's. Memory comes from a closed form; with `exact` what a step works with is
-    traced on the learner itself, which takes seconds and imports torch. What is `known` of the machine calibrates
-    memory and speed. `advise`: a refusal names the nearest setting that fits, which takes a second to find.
+    `machine` takes the place of the recipe's. Memory comes from a closed form; with `exact` what a step works with
+    comes from `trace`, as `triptych.measure.traced`, which takes seconds. Given without `exact`, it is asked only
+    of settings left to `auto` where none fits for sure. What is `known` of the machine calibrates memory and speed.
+    `advise`: a refusal names the nearest setting that fits, which takes a second to find.
 
     Raises:
         UserError: unknown stage or machine, a base whose sizes are not known, or a stage that the machine cannot hold.
+        ValueError: `exact` without a tracer.
     """
+    if exact and trace is None:
+        raise ValueError("exact needs `trace`")
     on = machine if isinstance(machine, Machine) else machine_named(machine or recipe.machine)
     placement = place(recipe, on, stage)
     sizes = model_sizes(recipe.model)
-    chosen = {name: with_choice(recipe, name, on, known=known, exact=exact) for name in placement.requests}
+    chosen = {name: with_choice(recipe, name, on, known=known, exact=exact, trace=trace) for name in placement.requests}
     recipe = recipe.model_copy(update={"stages": {**recipe.stages, **chosen}})
     for name in placement.requests:
         _refuse_what_the_base_cannot(recipe, name, sizes)
-    found = {name: _stage(recipe, name, sizes, on, exact, known) for name in placement.requests}
+    found = {name: _stage(recipe, name, sizes, on, known, trace if exact else None) for name in placement.requests}
     for name, planned in found.items():
         if too_little := _shortage(planned):
             nearest = f"{nearest_that_fits(recipe, name, on)}; or " if advise else ""
@@ -126,11 +131,11 @@ def _stage(
     name: str,
     sizes: Sizes,
     machine: Machine,
-    exact: bool,
     known: Known,
+    trace: Tracer | None,
 ) -> StageEstimate:
     strategy = resolve_strategy(recipe, name, machine, sizes)
-    roles, devices = on_devices(recipe, name, sizes, machine, strategy, exact=exact, records=known.records)
+    roles, devices = on_devices(recipe, name, sizes, machine, strategy, trace=trace, records=known.records)
     return StageEstimate(strategy, roles, devices, stage_speed(recipe, name, sizes, machine, strategy, known.rates))
 
 

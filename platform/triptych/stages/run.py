@@ -11,6 +11,7 @@ import ray
 
 from triptych import storage
 from triptych.errors import UserError
+from triptych.measure import traced
 from triptych.models.base import fingerprint, resolve_base
 from triptych.observe.progress import Progress
 from triptych.observe.trackers import check_trackers
@@ -111,7 +112,8 @@ def stage_context(recipe: Recipe, name: str, progress: Progress) -> StageContext
 
 def chosen(ctx: StageContext[Any], machine: Machine) -> StageContext[Any]:
     """`auto` replaced by the fastest that the machine has room for."""
-    stage = with_choice(ctx.recipe, ctx.name, machine, known=known_here(ctx.registry().calibrations()), exact=True)
+    known = known_here(ctx.registry().calibrations())
+    stage = with_choice(ctx.recipe, ctx.name, machine, known=known, exact=True, trace=traced)
     return dataclasses.replace(ctx, stage=stage)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from triptych.errors import UserError
+from triptych.measure import traced
 from triptych.plan import Machine, estimate, requests
 from triptych.plan.placement import pack
 from triptych.recipe import PpoStage, Recipe, RecipeError, Values, with_values
@@ -19,7 +20,8 @@ def misfit(recipe: Recipe, values: Values, machine: Machine) -> str | None:
     """Why a point cannot be launched; None where it can."""
     assert recipe.sweep is not None
     try:
-        estimate(with_values(recipe, values), machine=machine, stage=recipe.sweep.stage, advise=False)
+        point = with_values(recipe, values)
+        estimate(point, machine=machine, stage=recipe.sweep.stage, trace=traced, advise=False)
     except RecipeError as error:
         return "; ".join(problem.message for problem in error.problems)
     except UserError as error:
@@ -55,7 +57,7 @@ def side_by_side(recipe: Recipe, stage: str, machine: Machine) -> int:
     if any(request.gpus >= 1 for request in asked):
         return count
     device = max(
-        estimate(recipe, machine=machine, stage=stage).stages[stage].devices.values(),
+        estimate(recipe, machine=machine, stage=stage, trace=traced).stages[stage].devices.values(),
         key=lambda device: device.peak.expected / device.capacity,
     )
     places = sum(node.gpus for node in machine.nodes) if asked[0].gpus else len(machine.nodes)

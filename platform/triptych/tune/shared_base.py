@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from triptych.errors import RunError, UserError
+from triptych.measure import traced
 from triptych.observe.progress import Progress
 from triptych.plan import Machine, estimate
 from triptych.recipe import Lora, PpoStage, Recipe, Reward, Training, with_values
@@ -169,7 +170,7 @@ def at_once(recipe: Recipe, stage: str, machine: Machine) -> int:
     rows = _training(recipe, stage).batch.rows * _MOST
     try:
         full = with_values(recipe, {f"stages.{stage}.train.batch.rows": rows})
-        planned = estimate(full, machine=machine, stage=stage).stages[stage]
+        planned = estimate(full, machine=machine, stage=stage, trace=traced).stages[stage]
     except UserError:  # no room for passes of several
         return 1
     own = sum(size.expected for role in planned.roles.values() for part, size in role.parts.items() if part in _OWN)

@@ -18,6 +18,7 @@ from rich.table import Table
 from methods.plot import Dot, scatter
 from plan.cells import Cell, read
 from plan.configurations import Configuration
+from triptych.measure import traced
 from triptych.plan import MemoryRecord, calibrate, estimate, grown, machine_kind
 from triptych.plan.machines import Machine, local
 from triptych.recipe.method import names_of
@@ -57,15 +58,15 @@ def rows_of(cells: Sequence[Cell], machine: Machine) -> list[Row]:
 def predicted(configuration: Configuration, actual: int, machine: Machine) -> Row:
     """A measured configuration beside what `plan` says of it, not calibrated."""
     recipe = configuration.recipe()
-    closed, traced = (
+    closed, exact = (
         sum(
             grown(role.parts).expected
-            for role in estimate(recipe, machine=machine, exact=exact).stages["stage"].roles.values()
+            for role in estimate(recipe, machine=machine, exact=by_trace, trace=traced).stages["stage"].roles.values()
         )
-        for exact in (False, True)
+        for by_trace in (False, True)
     )
     method = names_of(recipe.stages["stage"].method)  # type: ignore[union-attr]
-    record = MemoryRecord(machine_kind(machine), method, configuration.strategy, configuration.dtype, traced, actual)
+    record = MemoryRecord(machine_kind(machine), method, configuration.strategy, configuration.dtype, exact, actual)
     return Row(configuration, record, closed)
 
 

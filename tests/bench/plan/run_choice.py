@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from harness import machine
+from triptych.cli.plan import WORKER_MODULES
+from triptych.measure import traced
 from triptych.measure.machine_speed import measure_apart
 from triptych.measure.probe import attempt
 from triptych.plan import Known, choose, local, options
@@ -90,7 +92,7 @@ def main() -> None:
         recipe, name = recipe_of(*case), json.dumps(case)
         tries = done.setdefault(name, {})
         found = options(recipe, "sft", local(), known=Known(rates), levers=PULLED)
-        choice = choose(recipe, "sft", local(), known=Known(rates), levers=PULLED, exact=True).best.levers
+        choice = choose(recipe, "sft", local(), known=Known(rates), levers=PULLED, exact=True, trace=traced).best.levers
         for levers in (option.levers for option in found):
             try_it(recipe, levers, tries, 1, keep)
         for count in range(2, MOST + 1):  # in turn; one try alone may be a bad moment of the machine
@@ -108,7 +110,7 @@ def try_it(recipe: Recipe, levers: Levers, tries: dict[str, list[Any]], count: i
     """Up to so many tries of a setting in all."""
     made = tries.setdefault(str(levers), [])
     while len(made) < count:
-        made.append(asdict(attempt(recipe, "sft", levers)))
+        made.append(asdict(attempt(recipe, "sft", levers, WORKER_MODULES)))
         keep()
 
 
