@@ -32,8 +32,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from triptych.cache import cache_dir
 from triptych.errors import UserError
-from triptych.models.cache import cache_dir
 from triptych.storage import write_bytes
 
 PACKAGE = "vaderSentiment==3.3.2"

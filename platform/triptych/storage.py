@@ -24,8 +24,8 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from triptych.cache import cache_dir
 from triptych.errors import RunError, UserError
-from triptych.models.cache import cache_dir
 
 MANIFEST = "manifest.json"
 _REMEDY = {

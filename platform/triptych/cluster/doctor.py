@@ -165,7 +165,7 @@ def _ray() -> Check:
 
 
 def _cache() -> Check:
-    from triptych.models.cache import cache_dir
+    from triptych.cache import cache_dir
 
     try:
         return _disk("cache folder", cache_dir())

@@ -20,8 +20,8 @@ from typing import Any
 import psutil
 
 from triptych import __version__, storage
+from triptych.cache import cache_dir
 from triptych.errors import RunError
-from triptych.models.cache import cache_dir
 from triptych.models.sizes import read_config
 from triptych.plan import Known, Machine, Option, options
 from triptych.plan.known import NOTHING

@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from triptych.cache import cache_dir
 from triptych.errors import UserError
 from triptych.models import demo
-from triptych.models.cache import cache_dir
 from triptych.recipe.model import Model, Quantization
 from triptych.storage import digest_of, write_bytes
 

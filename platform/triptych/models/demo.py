@@ -11,8 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from triptych.cache import cache_dir
 from triptych.errors import UserError
-from triptych.models.cache import cache_dir
 from triptych.storage import committed, read_manifest
 
 NAME = "smollm2-135m-instruct"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from triptych.models.cache import cache_dir
+from triptych.cache import cache_dir
 from triptych.plan.machines import Gpu, processor
 from triptych.plan.work import AMOUNTS, Work
 

@@ -7,8 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from triptych import storage
+from triptych.cache import cache_dir
 from triptych.errors import RunError
-from triptych.models.cache import cache_dir
 from triptych.models.peft_files import ADAPTER_CONFIG, largest_rank
 from triptych.registry import AdapterVersion
 
