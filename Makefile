@@ -18,7 +18,7 @@ help:
 	@echo "make test-fast                  the tests that take seconds"
 	@echo "make conformance                every method under every strategy, as a table"
 	@echo "make bench                      speed against peers, as tables and as JSON in build/bench"
-	@echo "make lint                       ruff and mypy"
+	@echo "make lint                       ruff, mypy, and which package imports which"
 	@echo "make lock                       write the locks anew from .venv"
 	@echo "make clean                      remove build outputs and caches (never runs/)"
 	@echo "LOCK=gpu installs the CUDA builds instead of the CPU builds"
@@ -52,6 +52,7 @@ lint: .venv/.installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix
