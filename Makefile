@@ -43,7 +43,7 @@ test-fast: .venv/.installed
 	$(BIN)/pytest -m "not slow"
 
 conformance: .venv/.installed
-	$(BIN)/python tests/methods/conformance.py --out build/conformance
+	$(BIN)/python -m tests.support.conformance.table --out build/conformance
 
 bench: .venv/.installed
 	set -e; for name in $(BENCHMARKS); do $(BIN)/python tests/bench/$$name.py --out build/bench/$$name.json; done

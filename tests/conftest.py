@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from ranks import Ranks
+    from tests.support.ranks import Ranks
 
 # Nothing in the tests may reach a model hub, and a test process has one core or two.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -141,7 +141,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def ranks() -> Iterator["Ranks"]:
     """Two processes in one group, which all tests share."""
-    from ranks import Ranks
+    from tests.support.ranks import Ranks
 
     made = Ranks()
     yield made

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import triptych
-from three_nodes import NEWER, Cluster, Laptop, clean, free_port, until
+from tests.support.three_nodes import NEWER, Cluster, Laptop, clean, free_port, until
 
 
 @pytest.fixture(scope="package")

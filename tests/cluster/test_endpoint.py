@@ -8,7 +8,7 @@ import httpx
 import pytest
 import yaml
 
-from three_nodes import Laptop, assert_absent, assert_no_token, free_port
+from tests.support.three_nodes import Laptop, assert_absent, assert_no_token, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

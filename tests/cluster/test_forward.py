@@ -10,7 +10,7 @@ import psutil
 import pytest
 import requests
 
-from kubernetes_stand_in import SERVICE, calls, head, know, stand_in
+from tests.support.kubernetes_stand_in import SERVICE, calls, head, know, stand_in
 from triptych.cli import main
 from triptych.cluster.forward import forwarded
 from triptych.errors import UserError

@@ -10,8 +10,8 @@ import pytest
 import requests
 import yaml
 
-from kubernetes_stand_in import calls, stand_in
-from three_nodes import NEWER, Cluster, Laptop, assert_no_token, free_port, until
+from tests.support.kubernetes_stand_in import calls, stand_in
+from tests.support.three_nodes import NEWER, Cluster, Laptop, assert_no_token, free_port, until
 from triptych import storage
 from triptych.models.adapter import load_adapter
 from triptych.observe.log import read_metrics

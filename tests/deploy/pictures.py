@@ -1,6 +1,6 @@
 """Pictures of what a run of the example shows: its dashboards, and its report.
 
-    python tests/deploy/pictures.py [--profile quick]
+    python -m tests.deploy.pictures [--profile quick]
 
 Runs the example with a Prometheus beside it, asks that for every panel, and draws the answers with the report's own
 charts: the panels are those of the dashboards, the look is not Grafana's. The data stays in build/pictures; run again,
@@ -19,9 +19,8 @@ from html import escape
 from importlib import resources
 from pathlib import Path
 
-from panels import WITHOUT
-from scraping import Prometheus, free_port, prometheus
-
+from tests.support.panels import WITHOUT
+from tests.support.scraping import Prometheus, free_port, prometheus
 from triptych.observe.dashboards import BOARDS, Dashboard, Panel, filled
 from triptych.observe.report import svg
 from triptych.observe.report.series import Chart, Series

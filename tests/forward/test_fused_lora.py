@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_cases import make_model
 from peft.tuners.lora import Linear
 from torch import Tensor
 
+from tests.support.gradient_cases import make_model
 from triptych.forward.checkpointing import _selective
 from triptych.forward.roles import RoleModel
 from triptych.models.base import load_causal_lm

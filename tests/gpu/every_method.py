@@ -6,14 +6,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from conformance import tiny_model
-from conformance_cells import Cell, cases
-from conformance_trial import ROLE, STEPS, STEPS_IN_HALF, batch, learner_of, objective, role_model, step
-from gradient_cases import gradients, in_float64, worst_error
 from torch import Tensor
 
 from result import Figures, Result, Verdict, attempt
 from shapes import Setup
+from tests.support.conformance.cells import Cell, cases
+from tests.support.conformance.table import tiny_model
+from tests.support.conformance.trial import ROLE, STEPS, STEPS_IN_HALF, batch, learner_of, objective, role_model, step
+from tests.support.gradient_cases import gradients, in_float64, worst_error
 from triptych.recipe import Optimizer
 from triptych.train.group import Group
 from triptych.train.learner import Learner

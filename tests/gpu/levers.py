@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gradient_cases import CASES, TOLERANCE, gradients, worst_error
-from gradient_cases import make_learner as make_tiny_learner
 from torch import nn
 
 from result import Figures, Result, Verdict, attempt, release
@@ -28,6 +26,8 @@ from shapes import (
     make_model,
     random_rows,
 )
+from tests.support.gradient_cases import CASES, TOLERANCE, gradients, worst_error
+from tests.support.gradient_cases import make_learner as make_tiny_learner
 from triptych.forward.process_memory import peak_memory
 from triptych.forward.roles import RoleModel
 from triptych.methods import METHODS as KNOWN

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gradient_cases import CASES, TOLERANCE, gradients, language, make_learner, make_model, worst_error
 from torch import Tensor
 
 from result import Figures, Result, Verdict, attempt
 from shapes import Setup
+from tests.support.gradient_cases import CASES, TOLERANCE, gradients, language, make_learner, make_model, worst_error
 from triptych.data.batches import pad_right
 from triptych.forward.attention import lay_out, packed_attention
 from triptych.forward.roles import RoleModel

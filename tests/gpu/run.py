@@ -56,7 +56,8 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("no GPU that torch sees; without one: --device cpu --shape tiny")
 
-    sys.path += [str(Path(__file__).parents[1] / folder) for folder in ("train", "methods", "bench")]  # their cases
+    tests = Path(__file__).parents[1]
+    sys.path[:0] = [str(tests.parent), str(tests / "bench")]  # the cases of the tests, and the peers of the benchmarks
     torch.set_float32_matmul_precision("highest")  # no TF32
     disable_progress_bar()
     fit_attention()

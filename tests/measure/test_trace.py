@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from live_tensors import Alive, config
 
+from tests.support.live_tensors import Alive, config
 from triptych.measure import traced
 from triptych.measure.dry_run import accumulated, dry_run, random_base
 from triptych.measure.trace import UNTRACED, WARM, trace

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_cases import assert_equal, gradients, in_float64, language
 from peft import AdaLoraConfig, get_peft_model
 from peft.tuners.adalora.layer import RankAllocator
 from torch import Tensor
 
+from tests.support.gradient_cases import assert_equal, gradients, in_float64, language
 from triptych.forward.roles import RoleModel
 from triptych.methods.adalora import AdaLoraAttachment, _Orthogonal, export, ranks
 from triptych.methods.table import METHODS

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from plain import IDS, assert_counted, disturb, gradients, gradients_in_half, load, logits
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from tests.support.plain_model import IDS, assert_counted, disturb, gradients, gradients_in_half, load, logits
 from triptych.errors import UserError
 from triptych.methods import counts
 from triptych.methods.bitfit import attach, merged

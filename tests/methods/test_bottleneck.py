@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import soft_cases
 import torch
 import torch.nn.functional as F
-from gradient_cases import language
 from peft import LoraConfig, get_peft_model
-from plain import IDS, assert_counted, disturb, gradients, gradients_in_half, load, logits
 from torch import Tensor
 
+from tests.support import soft_cases
+from tests.support.gradient_cases import language
+from tests.support.plain_model import IDS, assert_counted, disturb, gradients, gradients_in_half, load, logits
 from triptych import storage
 from triptych.errors import UserError
 from triptych.methods import counts

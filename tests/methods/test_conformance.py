@@ -1,8 +1,9 @@
 """Every method trains what it declares, goes on, comes out and loads again. The whole table: `make conformance`."""
 
 import pytest
-from conformance import Found, faults, run
-from conformance_cells import Cell, quick_cells
+
+from tests.support.conformance.cells import Cell, quick_cells
+from tests.support.conformance.table import Found, faults, run
 
 CELLS = quick_cells()
 

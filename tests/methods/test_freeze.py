@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from plain import IDS, gradients, load, logits
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
+from tests.support.plain_model import IDS, gradients, load, logits
 from triptych.errors import UserError
 from triptych.methods import counts
 from triptych.methods.freeze import attach, whole

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_cases import assert_equal, in_float64
-from plain import disturb as disturb_attachment
-from plain import load, logits
 from safetensors.torch import load_file
-from soft_cases import (
+
+from tests.support.gradient_cases import assert_equal, in_float64
+from tests.support.plain_model import disturb as disturb_attachment
+from tests.support.plain_model import load, logits
+from tests.support.soft_cases import (
     LAYOUTS,
     ROWS,
     assert_adds_what_the_table_says,
@@ -19,7 +20,6 @@ from soft_cases import (
     states,
     states_and_gradients,
 )
-
 from triptych.forward.attention import RowPrefix, padded_attention
 from triptych.forward.gated_prefix import with_gate
 from triptych.methods import METHODS

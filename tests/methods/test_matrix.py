@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_cases import language
 from torch import Tensor
 
+from tests.support.gradient_cases import language
 from triptych.errors import UserError
 from triptych.forward.roles import BASE, RoleModel
 from triptych.methods.added import trained

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_cases import assert_equal
 from peft import PeftModel
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from soft_cases import (
+from transformers import AutoConfig, MistralConfig, MistralForCausalLM
+
+from tests.support.gradient_cases import assert_equal
+from tests.support.soft_cases import (
     LAYOUTS,
     ROWS,
     assert_adds_what_the_table_says,
@@ -22,8 +24,6 @@ from soft_cases import (
     states,
     states_and_gradients,
 )
-from transformers import AutoConfig, MistralConfig, MistralForCausalLM
-
 from triptych.errors import UserError
 from triptych.forward.roles import RoleModel
 from triptych.methods import virtual

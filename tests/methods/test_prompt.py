@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_cases import assert_equal
 from pydantic import ValidationError
-from soft_cases import (
+
+from tests.support.gradient_cases import assert_equal
+from tests.support.soft_cases import (
     LAYOUTS,
     ROWS,
     assert_adds_what_the_table_says,
@@ -17,7 +18,6 @@ from soft_cases import (
     states,
     states_and_gradients,
 )
-
 from triptych.errors import UserError
 from triptych.models.base import load_tokenizer
 from triptych.recipe.matrix import Lora

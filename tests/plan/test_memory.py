@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from live_tensors import Alive, config
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.support.live_tensors import Alive, config
 from triptych.forward.attention import _spans
 from triptych.forward.roles import RoleModel
 from triptych.methods.added import added, trained

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from panels import assert_shown
-from scraping import free_port, prometheus
 
+from tests.support.panels import assert_shown
+from tests.support.scraping import free_port, prometheus
 from triptych.models.base import fingerprint, load_tokenizer, resolve_base
 from triptych.observe.metrics import GATEWAY_FIRST_TOKEN, GATEWAY_REQUESTS, OTHER
 from triptych.recipe.model import Model

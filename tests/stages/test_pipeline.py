@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from panels import assert_shown
-from scraping import Prometheus, free_port, prometheus
 
+from tests.support.panels import assert_shown
+from tests.support.scraping import Prometheus, free_port, prometheus
 from triptych import storage
 from triptych.observe.log import read_metrics
 from triptych.registry import Registry

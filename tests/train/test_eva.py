@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_cases import language
 from peft import EvaConfig, LoraConfig
 from peft.tuners.lora.eva import get_eva_state_dict
 from torch import Tensor
 
+from tests.support.gradient_cases import language
 from triptych.forward.roles import BASE, RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.models.peft_files import PREFIX

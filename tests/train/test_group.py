@@ -1,10 +1,10 @@
 """Sums by name over ranks, of which some lack some names."""
 
 import pytest
-import rank_group
 import torch
-from ranks import Ranks
 
+from tests.support import rank_group
+from tests.support.ranks import Ranks
 from triptych.train.group import Group
 
 

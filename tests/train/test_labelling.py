@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_cases import TOLERANCE, assert_equal, gradients, make_learner, make_model, rows
 from transformers import AutoConfig, AutoModel, AutoModelForQuestionAnswering, AutoModelForTokenClassification
 
+from tests.support.gradient_cases import TOLERANCE, assert_equal, gradients, make_learner, make_model, rows
 from triptych.data.answers import answer_scores
 from triptych.models.heads import ClassHead
 from triptych.objectives.spans import EntityCounts

@@ -5,9 +5,18 @@ from typing import Any, cast
 
 import pytest
 import torch
-from gradient_cases import CASES, TOLERANCE, assert_equal, gradients, language, make_learner, make_model, samples
 from torch import Tensor
 
+from tests.support.gradient_cases import (
+    CASES,
+    TOLERANCE,
+    assert_equal,
+    gradients,
+    language,
+    make_learner,
+    make_model,
+    samples,
+)
 from triptych.errors import RunError
 from triptych.forward.roles import BASE, RoleModel
 from triptych.models.base import load_causal_lm

@@ -5,12 +5,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-import rank_optimizers
 import torch
-from ranks import Ranks
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tests.support import rank_optimizers
+from tests.support.ranks import Ranks
 from triptych.recipe import Optimizer
 from triptych.train.optimizer import averaging, build_optimizer, learning_rate
 from triptych.train.optimizers.adamw_8bit import dequantize, quantize

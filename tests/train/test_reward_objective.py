@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from gradient_cases import TOLERANCE, assert_equal, gradients, in_float64, make_learner
 
+from tests.support.gradient_cases import TOLERANCE, assert_equal, gradients, in_float64, make_learner
 from triptych.forward.roles import RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead

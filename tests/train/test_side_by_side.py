@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_cases import assert_equal, in_float64, language, pairs, rows
 from torch import Tensor
 
+from tests.support.gradient_cases import assert_equal, in_float64, language, pairs, rows
 from triptych.data.batches import epoch_order
 from triptych.errors import RunError
 from triptych.forward.roles import RoleModel

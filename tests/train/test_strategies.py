@@ -4,13 +4,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-import rank_strategies
-import rank_traces
 import torch
-from gradient_cases import CASES, TOLERANCE, assert_equal, gradients, make_learner, make_model
-from ranks import Ranks
 from safetensors.torch import load_file
 from torch import Tensor
+
+from tests.support import rank_strategies, rank_traces
+from tests.support.gradient_cases import CASES, TOLERANCE, assert_equal, gradients, make_learner, make_model
+from tests.support.ranks import Ranks
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-"""Run by torchrun on two ranks: goes through cells of the conformance table, one JSON line each.
+"""Run by torchrun on two ranks, goes through cells of the conformance table, one JSON line each.
 
 Arguments: the folder of a model, an output folder, and the cells as JSON. Cells of one rank are shared out; what the
 checks of a cell found stands in `<output>/cells-<rank>.jsonl`.
@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from conformance_cells import Cell
-from conformance_checks import CHECKS
 
+from tests.support.conformance.cells import Cell
+from tests.support.conformance.checks import CHECKS
 from triptych.train.group import Group
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gradient_cases import in_float64
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.support.gradient_cases import in_float64
 from triptych.forward.roles import RoleModel
 from triptych.methods.added import trained
 from triptych.models.adapter import load_adapter, save_adapter

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
-from gradient_cases import CASES, make_learner, make_model
 
+from tests.support.gradient_cases import CASES, make_learner, make_model
 from triptych.train import checkpoint
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner

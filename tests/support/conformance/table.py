@@ -1,6 +1,6 @@
 """The conformance table: every method under every strategy, on a tiny model. `make conformance` prints it.
 
-Two processes of torchrun go through all cells (rank_conformance.py), because starting them takes longer than a cell.
+Two processes of torchrun go through all cells (rank.py), because starting them takes longer than a cell.
 """
 
 import argparse
@@ -14,8 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from conformance_cells import HALF, STRATEGIES, Cell, all_cells, cases, refusal
+from tests.support.conformance.cells import HALF, STRATEGIES, Cell, all_cells, cases, refusal
 
+ROOT = Path(__file__).parents[3]
 LOADED = 1e-5
 GRADIENTS = {"float64": 1e-10, "float32": 1e-5}
 IN_FLOAT32 = ("c3a",)
@@ -40,10 +41,10 @@ def run(cells: Sequence[Cell], out: Path) -> dict[str, Found]:
 
 
 def _torchrun(log: Path, *arguments: str) -> None:
-    script = Path(__file__).with_name("rank_conformance.py")
-    paths = [str(script.parent), str(script.parents[1] / "train"), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, "-m", *launcher, "-m", "tests.support.conformance.rank"]
     with log.open("w") as file:
         process = subprocess.Popen([*command, *arguments], env=environment, stdout=file, stderr=subprocess.STDOUT)
     try:

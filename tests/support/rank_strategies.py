@@ -4,9 +4,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from gradient_cases import CASES, gradients, make_learner, make_model
 from safetensors.torch import save_file
 from torch import Tensor
+
+from tests.support.gradient_cases import CASES, gradients, make_learner, make_model
 
 SHARES = ([[0, 1, 2], [3, 4]], [[5, 6, 7], None])  # unequal, and one empty micro-batch
 

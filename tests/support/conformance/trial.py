@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conformance_cells import Cell, method_of, rate_of
-from gradient_cases import PAD, rows
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from tests.support.conformance.cells import Cell, method_of, rate_of
+from tests.support.gradient_cases import PAD, rows
 from triptych.forward.roles import RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ClassHead

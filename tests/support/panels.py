@@ -4,8 +4,8 @@ import time
 from collections.abc import Iterable
 
 import pytest
-from scraping import Prometheus
 
+from tests.support.scraping import Prometheus
 from triptych.observe.dashboards import expressions
 
 GPU = "{{instance}} {{GpuIndex}}"

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conformance_cells import Cell, method_of, refusal
-from conformance_trial import (
+from peft import PeftModel
+from torch import Tensor
+
+from tests.support.conformance.cells import Cell, method_of, refusal
+from tests.support.conformance.trial import (
     LABELS,
     ROLE,
     STEPS,
@@ -21,10 +24,7 @@ from conformance_trial import (
     role_model,
     step,
 )
-from gradient_cases import gradients, in_float64, worst_error
-from peft import PeftModel
-from torch import Tensor
-
+from tests.support.gradient_cases import gradients, in_float64, worst_error
 from triptych.forward.roles import HEAD, RoleModel
 from triptych.methods import freeze
 from triptych.methods.merge import merged_model

@@ -1,0 +1,1 @@
+"""The tests, and what measures and checks the package on other machines."""

@@ -1,0 +1,1 @@
+"""Models, processes, clusters and services that several tests share."""

@@ -1,0 +1,1 @@
+"""Every method under every strategy, on a tiny model."""
