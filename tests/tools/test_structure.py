@@ -17,7 +17,7 @@ LIMITS = {
     "reach": 185,
     "kinds": 78,
     "touched": 15,
-    "names": 19,
+    "names": 21,
     "meetings": 16,
     "docstrings": 20.7,
     "fields": 108,
