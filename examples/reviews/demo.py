@@ -31,9 +31,9 @@ QUICK = (
     "stages.sft.data.heldout.limit=16",
     "stages.reward.data.train.limit=64",
     "stages.reward.data.heldout.limit=32",
-    "stages.ppo.steps=2",
-    "stages.ppo.prompts_per_step=4",
-    "stages.ppo.checkpoint_every=1",
+    "stages.ppo.train.steps=2",
+    "stages.ppo.rollout.prompts_per_step=4",
+    "stages.ppo.train.checkpoint_every=1",
 )
 ASKED = (
     "Tell me in one sentence what you thought of the picture.",

@@ -25,7 +25,7 @@ def measure(configuration: Configuration, device: torch.device, steps: int = STE
     """Bytes that torch reserves and that tensors need at the peak, beyond the loaded base; seconds of a step."""
     torch.manual_seed(0)
     recipe = configuration.recipe()
-    stage = recipe.stages["stage"]
+    stage = recipe.trained["stage"]
     with device:
         base = random_base(recipe.model)
     reserved, allocated = _held(device)

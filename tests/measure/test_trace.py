@@ -34,7 +34,7 @@ def recipe(
 
 def real(planned: Recipe) -> int:
     """Bytes of tensors at the peak of the same step with numbers, weights and all."""
-    stage = planned.stages["stage"]
+    stage = planned.trained["stage"]
     run = dry_run(planned, "stage", random_base(planned.model), "single")
     run.step(WARM)
     held = [*run.learner.model.parameters(), *run.learner.model.buffers()]
@@ -117,7 +117,7 @@ def test_a_gpus_tensors_are_those_traced(case: str, monkeypatch: pytest.MonkeyPa
 def test_roles_of_ppo_take_turns(three_stages: Path) -> None:
     from triptych.recipe import load_recipe
 
-    loaded = load_recipe(three_stages, ["stages.ppo.micro_tokens=96"])
+    loaded = load_recipe(three_stages, ["stages.ppo.train.batch.micro_tokens=96"])
     closed, exact = (
         estimate(loaded, machine="1xh100-80", stage="ppo", exact=e, trace=traced).stages["ppo"] for e in (False, True)
     )

@@ -25,10 +25,10 @@ stages:
     kind: reward
     method: {name: lora, r: 16, alpha: 32}
   ppo:
-    kind: ppo
+    kind: rl
     policy: sft
-    reward: reward
-    steps: 48
+    rewards: [{name: model, stage: reward}]
+    train: {steps: 48}
     judge: vader
 """
 

@@ -29,11 +29,11 @@ def test_auto_in_the_place_of_a_value(reviews: Reviews, recipe_file: Path) -> No
     recipe_file.write_text(
         recipe_file.read_text()
         .replace("train: {epochs: 1}", "train: {epochs: 1, batch: {micro_tokens: auto}}", 1)
-        .replace("steps: 8", "steps: 8\n    micro_tokens: auto\n    memory: {checkpointing: auto}")
+        .replace("{steps: 8}", "{steps: 8, batch: {micro_tokens: auto}, memory: {checkpointing: auto}}")
     )
     loaded = load_recipe(recipe_file)
-    assert loaded.stages["sft"].train.auto == ("micro_tokens",)  # type: ignore[union-attr]
-    assert loaded.stages["ppo"].auto == ("micro_tokens", "checkpointing")  # type: ignore[union-attr]
+    assert loaded.trained["sft"].train.auto == ("micro_tokens",)
+    assert loaded.trained["ppo"].train.auto == ("micro_tokens", "checkpointing")
 
 
 @pytest.mark.parametrize("memory", ["2.5GB", "4GB", "9GB", "20GB"])
@@ -81,7 +81,7 @@ def test_the_estimate_is_that_of_the_choice_and_the_batch_stays(reviews: Reviews
     found = estimate(recipe, machine=LAPTOP, stage="sft").stages["sft"]
     assert found.peak == best.peak
     assert found.tokens_per_second == best.tokens_per_second
-    settled = best.levers.on(recipe.stages["sft"])
+    settled = best.levers.on(recipe.trained["sft"])
     assert isinstance(settled, Sft)
     assert settled.train.batch.rows == 16
     assert settled.train.auto == ()
@@ -107,7 +107,7 @@ def test_what_cannot_fit_names_what_does(reviews: Reviews) -> None:
 
 
 def test_ppo_has_levers_of_its_own(reviews: Reviews) -> None:
-    recipe = reviews("stages.ppo.micro_tokens=auto", "stages.ppo.memory.checkpointing=auto")
+    recipe = reviews("stages.ppo.train.batch.micro_tokens=auto", "stages.ppo.train.memory.checkpointing=auto")
     found = options(recipe, "ppo", LAPTOP)
     assert len({option.levers.micro_tokens for option in found}) > 3
     assert choose(recipe, "ppo", LAPTOP).best.fits

@@ -168,7 +168,9 @@ def test_speed_of_this_stack_as_it_was_measured(reviews: Reviews) -> None:
 
 
 def test_gpus_are_faster_and_hold_their_own_processes(reviews: Reviews) -> None:
-    recipe = reviews("stages.ppo.workers.gpus=1", "stages.ppo.rollout.gpus=0.5", "stages.ppo.rollout.gpu_memory=0.3")
+    recipe = reviews(
+        "stages.ppo.train.workers.gpus=1", "stages.ppo.rollout.gpus=0.5", "stages.ppo.rollout.gpu_memory=0.3"
+    )
     found = estimate(recipe, machine="8xh100-80", stage="ppo").stages["ppo"]
     assert list(found.devices) == ["node 0 GPU 0", "node 0 GPU 1"]
     gpu = machine("8xh100-80").gpu
@@ -201,10 +203,10 @@ def test_adapter_versions_stand_in_for_stages(reviews: Reviews) -> None:
         (["stages.sft.method={name: p_tuning_v2, num_virtual_tokens: 100}", "stages.sft.train.batch.max_length=8100",
           "stages.ppo.policy=other@1"],
          "stages.sft.train.batch.max_length: 8100 tokens; allowed: up to 8092 with this base and the method's 100 "),
-        (["stages.reward.method={name: prompt_tuning}", "stages.ppo.max_prompt_tokens=8125"],
-         "stages.ppo.max_prompt_tokens + rollout.sampling.max_new_tokens: 8173 tokens; allowed: up to 8172"),
-        (["stages.ppo.max_prompt_tokens=8190"],
-         "stages.ppo.max_prompt_tokens + rollout.sampling.max_new_tokens: 8238 tokens; allowed: up to 8192"),
+        (["stages.reward.method={name: prompt_tuning}", "stages.ppo.rollout.max_prompt_tokens=8125"],
+         "stages.ppo.rollout.max_prompt_tokens + rollout.sampling.max_new_tokens: 8173 tokens; allowed: up to 8172"),
+        (["stages.ppo.rollout.max_prompt_tokens=8190"],
+         "stages.ppo.rollout.max_prompt_tokens + rollout.sampling.max_new_tokens: 8238 tokens; allowed: up to 8192"),
         (["stages.sft.train.batch={rows: 999, micro_tokens: 200000}"],
          "stages.sft does not fit machine laptop (2 CPUs, 24 GiB): node 0 needs at least "),
         (["machine=4xq100"], "machine: `4xq100` is not known"),

@@ -27,7 +27,7 @@ def test_defaults_fit_a_node_of_two_cpus_with_independent_stages_side_by_side(re
 
 
 def test_independent_stages_take_turns_where_both_do_not_fit(reviews: Reviews) -> None:
-    recipe = reviews("stages.ppo.rollout.engines=1", "stages.ppo.workers.cpus=0.5")
+    recipe = reviews("stages.ppo.rollout.engines=1", "stages.ppo.train.workers.cpus=0.5")
     assert place(recipe, cpus(1)).waves == [["sft"], ["reward"], ["ppo"]]
     assert place(reviews("stages.sft.train.workers.cpus=2"), cpus(2)).waves == [["sft"], ["reward"], ["ppo"]]
 
@@ -41,7 +41,7 @@ def test_one_stage_alone(reviews: Reviews) -> None:
 REFUSED = [
     ("stages.ppo.rollout.engines=4", cpus(2),
      "stages.ppo does not fit machine test (2 CPUs, 24 GiB): it needs 3 CPUs (1 worker x 1 + 4 engines x 0.5) and "
-     "there are 2 (1 missing); lower stages.ppo.workers.count or stages.ppo.workers.cpus or "
+     "there are 2 (1 missing); lower stages.ppo.train.workers.count or stages.ppo.train.workers.cpus or "
      "stages.ppo.rollout.engines or stages.ppo.rollout.cpus, or change `machine`"),
     ("stages.sft.train.workers.cpus=3", cpus(2, 2),
      "stages.sft does not fit machine test (2 nodes, 4 CPUs, 48 GiB): each worker asks for 3 CPUs and no node has more "

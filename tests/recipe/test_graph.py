@@ -7,15 +7,12 @@ from triptych.recipe import Recipe, RecipeError, ready, stage_order
 
 def recipe(**stages: dict[str, object]) -> Recipe:
     data = {"train": {"path": "x.jsonl"}}
-    filled = {
-        name: {"data": data, **({"train": {"steps": 1}} if stage["kind"] != "ppo" else {"steps": 1}), **stage}
-        for name, stage in stages.items()
-    }
+    filled = {name: {"data": data, "train": {"steps": 1}, **stage} for name, stage in stages.items()}
     return Recipe.model_validate({"name": "r", "model": {"base": "b"}, "stages": filled})
 
 
 REVIEWS = recipe(
-    ppo={"kind": "ppo", "policy": "sft", "reward": "rm"},
+    ppo={"kind": "rl", "policy": "sft", "rewards": [{"stage": "rm"}]},
     rm={"kind": "reward"},
     sft={"kind": "sft"},
 )
@@ -35,14 +32,14 @@ def test_independent_stages_do_not_wait_for_each_other() -> None:
 
 
 def test_adapter_versions_are_no_stages() -> None:
-    loose = recipe(ppo={"kind": "ppo", "policy": "reviews-sft@3", "reward": "judge@12"})
+    loose = recipe(ppo={"kind": "rl", "policy": "reviews-sft@3", "rewards": [{"stage": "judge@12"}]})
     assert stage_order(loose) == ["ppo"]
 
 
 @pytest.mark.parametrize("ref", ["x@0", "x@-1", "@3", "x@3@4", "../x@3", "x@canary"])
 def test_what_is_no_adapter_version(ref: str) -> None:
     with pytest.raises(RecipeError, match="is no adapter version"):
-        stage_order(recipe(ppo={"kind": "ppo", "policy": ref, "reward": "x@1"}))
+        stage_order(recipe(ppo={"kind": "rl", "policy": ref, "rewards": [{"stage": "x@1"}]}))
 
 
 def test_longer_cycle_is_told_from_its_own_stages() -> None:
@@ -61,15 +58,16 @@ def test_longer_cycle_is_told_from_its_own_stages() -> None:
 
 def test_every_unknown_reference_is_told() -> None:
     with pytest.raises(RecipeError) as caught:
-        stage_order(recipe(ppo={"kind": "ppo", "policy": "a", "reward": "b", "needs": ["c"]}))
+        stage_order(recipe(ppo={"kind": "rl", "policy": "a", "rewards": [{"stage": "b"}], "needs": ["c"]}))
     assert str(caught.value).splitlines() == [
-        "stages.ppo.policy: no stage `a`; allowed: a stage of kind sft, or an adapter version as `name@3`",
-        "stages.ppo.reward: no stage `b`; allowed: a stage of kind reward, or an adapter version as `name@3`",
+        "stages.ppo.policy: no stage `a`; allowed: a stage whose output is a policy, or an adapter version as `name@3`",
+        "stages.ppo.rewards.0.stage: no stage `b`; allowed: a stage whose output is a reward model, "
+        "or an adapter version as `name@3`",
         "stages.ppo.needs.0: no stage `c`; allowed: none: there is no other stage",
     ]
 
 
 def test_error_survives_a_process_border() -> None:
     with pytest.raises(RecipeError) as caught:
-        stage_order(recipe(ppo={"kind": "ppo", "policy": "a", "reward": "x@1"}))
+        stage_order(recipe(ppo={"kind": "rl", "policy": "a", "rewards": [{"stage": "x@1"}]}))
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from triptych.errors import UserError
-from triptych.recipe import Full, Lora, Recipe, RecipeError, Sft, dump_recipe, load_recipe, load_yaml
+from triptych.recipe import Full, Lora, Recipe, RecipeError, Reward, Rl, Sft, dump_recipe, load_recipe, load_yaml
 from triptych.recipe.base import Closed
 from triptych.recipe.document import parse, write
 
@@ -63,13 +63,13 @@ def test_values_and_defaults(recipe_file: Path) -> None:
     assert isinstance(sft, Sft)
     assert sft.train.optimizer.lr == 1e-4
     assert sft.train.batch.rows == 16
-    assert reward.kind == "reward"
+    assert isinstance(reward, Reward)
     assert reward.train.steps == 100
     assert isinstance(reward.method, Lora)
     assert reward.method.targets == ("q_proj", "v_proj")
 
 
-ALL_STAGES = "classification, ppo, question_answering, reward, sft, token_classification"
+ALL_STAGES = "classification, question_answering, reward, rl, sft, token_classification"
 TRAINING = (
     "auto, batch, checkpoint_every, early_stopping, epochs, evaluate_every, log_every, max_bad_steps, memory, "
     "optimizer, steps, workers"
@@ -118,9 +118,11 @@ MALFORMED = [
     ("policy: sft", "policy: stf",
      "22: stages.ppo.policy: no stage `stf`; did you mean `sft`?; allowed: sft, or an adapter version as `name@3`"),
     ("policy: sft", "policy: reward",
-     "22: stages.ppo.policy: `reward` is a stage of kind reward; allowed: sft, or an adapter version as `name@3`"),
+     "22: stages.ppo.policy: `reward` is a stage of kind reward, whose output is a reward model; "
+     "allowed: sft, or an adapter version as `name@3`"),
     ("reward: reward", "reward: sft",
-     "23: stages.ppo.reward: `sft` is a stage of kind sft; allowed: reward, or an adapter version as `name@3`"),
+     "23: stages.ppo.reward: `sft` is a stage of kind sft, whose output is a policy; "
+     "allowed: reward, or an adapter version as `name@3`"),
     ("policy: sft", "policy: sft@latest",
      "22: stages.ppo.policy: `sft@latest` is no adapter version; allowed: a name, `@` and a number, as `name@3`"),
     ("    kind: sft\n", "    kind: sft\n    needs: [rewad]\n",
@@ -212,8 +214,8 @@ def test_anchors_and_merge_keys(tmp_path: Path) -> None:
     )
     recipe = load_text(tmp_path, text, ["stages.sft.train.optimizer.eps=1e-7"])
     sft, reward = recipe.stages["sft"], recipe.stages["reward"]
-    assert sft.kind == "sft"
-    assert reward.kind == "reward"
+    assert isinstance(sft, Sft)
+    assert isinstance(reward, Reward)
     assert (reward.train.optimizer.lr, reward.train.optimizer.eps) == (3e-4, 1e-6)
     assert (sft.train.optimizer.lr, sft.train.optimizer.eps) == (1e-4, 1e-7)
 
@@ -237,16 +239,16 @@ def test_overrides_reach_everywhere(recipe_file: Path) -> None:
         ],
     )
     sft, reward, ppo = (recipe.stages[name] for name in ("sft", "reward", "ppo"))
-    assert sft.kind == "sft"
-    assert reward.kind == "reward"
-    assert ppo.kind == "ppo"
+    assert isinstance(sft, Sft)
+    assert isinstance(reward, Reward)
+    assert isinstance(ppo, Rl)
     assert recipe.seed == 3
     assert recipe.model.revision == "1234567"
     assert (sft.train.epochs, sft.train.steps, sft.train.batch.rows) == (None, 4, 2)
     assert isinstance(reward.method, Lora)
     assert reward.method.targets == ("o_proj", "v_proj")
     assert reward.data.train.columns == {"margin": "gap", "chosen": "better=1"}
-    assert (ppo.ppo.kl.coef, ppo.ppo.kl.kind) == (0.2, "k3")
+    assert (ppo.kl.coef, ppo.kl.kind) == (0.2, "k3")
     assert recipe.stages["second"].kind == "sft"
 
 
@@ -255,10 +257,10 @@ def test_a_method_without_a_name_is_lora(tmp_path: Path) -> None:
     assert text != REVIEWS
     for recipe in (load_text(tmp_path, text), load_text(tmp_path, REVIEWS, ["stages.sft.method.r=4"])):
         sft = recipe.stages["sft"]
-        assert sft.kind == "sft"
+        assert isinstance(sft, Sft)
         assert sft.method == Lora(r=4)
     sft = load_text(tmp_path, REVIEWS, ["stages.sft.method.name=full", "stages.ppo.policy=other@1"]).stages["sft"]
-    assert sft.kind == "sft"
+    assert isinstance(sft, Sft)
     assert sft.method == Full(name="full")
     with pytest.raises(RecipeError, match=r'method.name: cannot be "lorra"; did you mean `lora` or `vblora`\?'):
         load_text(tmp_path, text.replace("{r: 4}", "{name: lorra}"))
@@ -271,7 +273,7 @@ def test_override_of_a_stage_with_dots_in_its_name(tmp_path: Path) -> None:
         "stages.sft-1.5.train.epochs=2"
     ])  # fmt: skip
     stage = recipe.stages["sft-1.5"]
-    assert stage.kind == "sft"
+    assert isinstance(stage, Sft)
     assert stage.train.epochs == 2
 
 

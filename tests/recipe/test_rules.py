@@ -13,8 +13,8 @@ REFUSED = [
         "allowed: adamw, sgd, lion, or workers.strategy auto, single, ddp or fsdp",
     ),
     (
-        ["stages.ppo.workers.strategy=zero2", "stages.ppo.value_optimizer.name=adamw_8bit"],
-        "stages.ppo.value_optimizer.name: adamw_8bit cannot run under strategy zero2",
+        ["stages.ppo.train.workers.strategy=zero2", "stages.ppo.algorithm.critic.optimizer.name=adamw_8bit"],
+        "stages.ppo.algorithm.critic.optimizer.name: adamw_8bit cannot run under strategy zero2",
     ),
     (
         ["stages.sft.train.workers.strategy=zero3", "stages.sft.train.optimizer.name=adamw_schedule_free"],
@@ -26,13 +26,13 @@ REFUSED = [
         "auto, single, ddp, fsdp, or model.dtype bfloat16 or float32",
     ),
     (
-        ["stages.ppo.workers.strategy=zero3"],
-        "stages.ppo.workers.strategy: zero3 trains one role, and this stage has a policy and a value model; allowed: "
+        ["stages.ppo.train.workers.strategy=zero3"],
+        "stages.ppo.train.workers.strategy: zero3 trains one role, and this stage has policy, critic; allowed: "
         "auto, single, ddp, fsdp, zero1, zero2",
     ),
     (
         ["stages.reward.members=3", "stages.reward.train.workers.strategy=zero3"],
-        "stages.reward.train.workers.strategy: zero3 trains one role, and this stage has 3 members",
+        "stages.reward.train.workers.strategy: zero3 trains one role, and this stage has reward, reward-1, reward-2",
     ),
     (
         ["model.quantization=int8", "stages.sft.train.workers.strategy=zero3"],
@@ -77,8 +77,8 @@ REFUSED = [
         "stages.reward.method: adalora overwrites weights of which adamw_schedule_free keeps two versions",
     ),
     (
-        ["stages.ppo.policy_optimizer.name=adamw_schedule_free"],
-        "stages.ppo.policy_optimizer.name: adamw_schedule_free samples at one point and takes gradients at another",
+        ["stages.ppo.train.optimizer.name=adamw_schedule_free"],
+        "stages.ppo.train.optimizer.name: adamw_schedule_free samples at one point and takes gradients at another",
     ),
     (
         ["stages.sft.train.workers.count=2", "stages.sft.train.workers.min_count=1"],
@@ -86,8 +86,9 @@ REFUSED = [
         "beside `sft`; allowed: no min_count, or one of the two among the `needs` of the other",
     ),
     (
-        ["stages.ppo.workers.count=2", "stages.ppo.workers.min_count=1"],
-        "stages.ppo.workers.min_count: an elastic group needs the cluster for itself, and PPO's engines run beside it",
+        ["stages.ppo.train.workers.count=2", "stages.ppo.train.workers.min_count=1"],
+        "stages.ppo.train.workers.min_count: an elastic group needs the cluster for itself, "
+        "and the stage's engines run beside it",
     ),
 ]
 
@@ -102,7 +103,7 @@ def test_refused(three_stages: Path, overrides: list[str], message: str) -> None
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["stages.ppo.workers.strategy=zero2", "stages.ppo.value_optimizer.name=lion"],
+        ["stages.ppo.train.workers.strategy=zero2", "stages.ppo.algorithm.critic.optimizer.name=lion"],
         ["stages.sft.train.workers.strategy=zero3", "stages.reward.members=3"],
         ["stages.sft.train.workers.strategy=fsdp", "stages.sft.train.optimizer.name=muon", "model.dtype=float16"],
         ["model.quantization=int8", "stages.reward.train.workers.strategy=zero1"],
@@ -110,7 +111,7 @@ def test_refused(three_stages: Path, overrides: list[str], message: str) -> None
             "model.quantization=nf4",
             "stages.sft.train.workers.gpus=1",
             "stages.reward.train.workers.gpus=0.5",
-            "stages.ppo.workers.gpus=1",
+            "stages.ppo.train.workers.gpus=1",
         ],
         ["stages.ppo.policy=other@1", "stages.sft.method.name=full"],
         ["stages.reward.needs=[sft]", "stages.sft.train.workers.count=2", "stages.sft.train.workers.min_count=1"],
@@ -122,5 +123,5 @@ def test_allowed(three_stages: Path, overrides: list[str]) -> None:
 
 def test_all_that_is_wrong_is_told(three_stages: Path) -> None:
     with pytest.raises(RecipeError) as caught:
-        load_recipe(three_stages, ["stages.ppo.workers.strategy=zero3", "stages.ppo.policy_optimizer.name=muon"])
+        load_recipe(three_stages, ["stages.ppo.train.workers.strategy=zero3", "stages.ppo.train.optimizer.name=muon"])
     assert len(caught.value.problems) == 2

@@ -15,12 +15,12 @@ from triptych.models.adapter import load_adapter
 from triptych.models.base import load_causal_lm
 from triptych.observe.progress import Progress
 from triptych.observe.report import write_report
-from triptych.recipe import RecipeError, load_recipe
+from triptych.recipe import REWARD, RecipeError, Reward, load_recipe, member_roles
 from triptych.registry import Registry
-from triptych.stages.reward import REWARD, batch_of_pairs, check_gate
+from triptych.stages.reward import batch_of_pairs, check_gate
 from triptych.stages.run import run_recipe
 from triptych.stages.table import read_table
-from triptych.train.tasks import mean_scores, member_roles
+from triptych.train.tasks import mean_scores
 
 GATE = "stages.reward.min_accuracy="
 
@@ -39,7 +39,7 @@ def test_a_batch_of_pairs_has_the_margins_that_there_are() -> None:
 
 def test_a_model_below_its_gate_is_refused(recipe_file: Path) -> None:
     stage = load_recipe(recipe_file, [f"{GATE}0.8"]).stages["reward"]
-    assert stage.kind == "reward"
+    assert isinstance(stage, Reward)
     check_gate("reward", stage, {"heldout_accuracy": 0.8})
     for metrics in ({"heldout_accuracy": 0.799}, {}):
         with pytest.raises(RunError, match=r"stage reward: accuracy 0.* is below min_accuracy 0.8"):

@@ -9,11 +9,11 @@ from tests.support.gradient_cases import TOLERANCE, assert_equal, gradients, in_
 from triptych.forward.roles import RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead
-from triptych.recipe import Lora, Optimizer
+from triptych.recipe import Lora, Optimizer, member_roles
 from triptych.stages.reward import Ensemble, batch_of_pairs
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner
-from triptych.train.tasks import PairwiseReward, member_roles, sequence_scores
+from triptych.train.tasks import PairwiseReward, sequence_scores
 
 PAIRS = 8
 OBJECTIVES = {"margin": PairwiseReward("reward"), "margin and centering": PairwiseReward("reward", centering=0.3)}

@@ -81,11 +81,11 @@ def _facts(name: str, sizes: Any) -> Facts:
 
 def _refusals(method: Any) -> dict[str, str]:
     """Where it cannot be used, and why."""
-    from triptych.recipe.refusals import as_policy, in_stage, on_quantized, under_strategy
+    from triptych.recipe.refusals import as_policy, beside_head, on_quantized, under_strategy
 
     reasons = {strategy: under_strategy(method, strategy) for strategy in _STRATEGIES}
     reasons |= {"quantized base": on_quantized(method, "int8"), "ppo": as_policy(method)}
-    reasons["reward, classification"] = in_stage(method, "reward")
+    reasons["reward, classification"] = beside_head(method, "reward")
     return {place: reason for place, reason in reasons.items() if reason}
 
 

@@ -78,19 +78,18 @@ def _plan(
     from triptych.data.count import quick_count
     from triptych.measure import traced
     from triptych.plan import choose, duration, estimate, place
-    from triptych.plan.levers import auto_levers
     from triptych.recipe import dump_recipe
 
     placement = place(recipe, machine, stage)
     choices = {
         name: choose(recipe, name, machine, known=known, exact=exact, trace=traced)
         for name in placement.requests
-        if auto_levers(recipe.stages[name])
+        if recipe.trained[name].train.auto
     }
-    settled = {name: choice.best.levers.on(recipe.stages[name]) for name, choice in choices.items()}
+    settled = {name: choice.best.levers.on(recipe.trained[name]) for name, choice in choices.items()}
     settled_recipe = recipe.model_copy(update={"stages": {**recipe.stages, **settled}})
     predicted = estimate(settled_recipe, machine=machine, stage=stage, exact=exact, trace=traced, known=known)
-    rows = {name: quick_count(recipe.stages[name].data.train) for name in predicted.stages}
+    rows = {name: quick_count(recipe.trained[name].data.train) for name in predicted.stages}
     lasts = duration(recipe, predicted, placement, rows, price)
     if as_json:
         found = {
@@ -120,7 +119,7 @@ def _grid(
 
     from triptych.cli.plan_tables import grid_table
     from triptych.plan import options, place
-    from triptych.plan.levers import ALL, auto_levers
+    from triptych.plan.levers import ALL
     from triptych.plan.plot import draw
 
     names = list(place(recipe, machine, only).requests)
@@ -128,7 +127,7 @@ def _grid(
         raise UserError(f"--plot draws one stage: give --stage; allowed: {', '.join(names)}")
     found = {}
     for name in names:
-        levers = None if auto_levers(recipe.stages[name]) else ALL
+        levers = None if recipe.trained[name].train.auto else ALL
         found[name] = options(recipe, name, machine, known=known, levers=levers)
     if plot is not None:
         plot.write_text(draw(found[names[0]], f"{recipe.name}: stages.{names[0]} on {machine}"), encoding="utf-8")

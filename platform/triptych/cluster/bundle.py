@@ -110,7 +110,7 @@ def _map_sources(value: _T, move: Callable[[str], str]) -> _T:
     """The same value with the path of every source in it moved."""
     changed: Any = value
     if isinstance(value, Source):
-        changed = value.model_copy(update={"path": move(value.path)})
+        changed = value if value.path is None else value.model_copy(update={"path": move(value.path)})
     elif isinstance(value, BaseModel):
         changed = value.model_copy(update={name: _map_sources(part, move) for name, part in value})
     elif isinstance(value, dict):

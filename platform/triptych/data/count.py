@@ -14,7 +14,7 @@ def quick_count(source: Source) -> int | None:
 
     Malformed rows count, and answers with scores count once however many pairs they make.
     """
-    path = Path(source.path)
+    path = Path(source.file)
     if not path.is_file():
         return None
     if path.suffix == ".parquet":

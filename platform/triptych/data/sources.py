@@ -143,11 +143,11 @@ def _judge(source: "Source", kind: str, good: int, bad: list[BadRow]) -> None:
         shown += f"\n  and {len(bad) - _SHOWN} more"
     if len(bad) > source.max_bad_rows:
         raise UserError(
-            f"{source.path}: {len(bad)} of {good + len(bad)} rows are malformed as {kind} "
+            f"{source.file}: {len(bad)} of {good + len(bad)} rows are malformed as {kind} "
             f"(max_bad_rows allows {source.max_bad_rows}):{shown}"
         )
     if good == 0:
-        raise UserError(f"{source.path}: no usable row" + (f"; all {len(bad)} are malformed:{shown}" if bad else ""))
+        raise UserError(f"{source.file}: no usable row" + (f"; all {len(bad)} are malformed:{shown}" if bad else ""))
 
 
 def _renamed(record: Any, columns: dict[str, str]) -> dict[str, Any]:
@@ -161,19 +161,19 @@ def _renamed(record: Any, columns: dict[str, str]) -> dict[str, Any]:
 
 
 def _records(source: "Source") -> Numbered:
-    if source.path.startswith("hf://"):
+    if source.file.startswith("hf://"):
         yield from _hub(source)
         return
-    suffix = PurePosixPath(source.path).suffix.lower()
+    suffix = PurePosixPath(source.file).suffix.lower()
     if suffix not in _READERS:
-        raise UserError(f"{source.path}: {suffix or 'no'} file suffix; allowed: {', '.join(_READERS)}, hf://owner/name")
+        raise UserError(f"{source.file}: {suffix or 'no'} file suffix; allowed: {', '.join(_READERS)}, hf://owner/name")
     try:
-        with fsspec.open(source.path, "rb") as stream:
-            yield from _READERS[suffix](stream, source.path)
+        with fsspec.open(source.file, "rb") as stream:
+            yield from _READERS[suffix](stream, source.file)
     except FileNotFoundError:
-        raise UserError(f"{source.path}: no such file{_near(source.path)}") from None
+        raise UserError(f"{source.file}: no such file{_near(source.file)}") from None
     except (OSError, ImportError, ValueError) as error:
-        raise UserError(f"{source.path}: cannot be read: {error}") from error
+        raise UserError(f"{source.file}: cannot be read: {error}") from error
 
 
 def _near(path: str) -> str:
@@ -237,15 +237,15 @@ def _parquet(stream: BinaryIO, path: str) -> Numbered:
 
 
 def _hub(source: "Source") -> Numbered:
-    match = _HUB.fullmatch(source.path)
+    match = _HUB.fullmatch(source.file)
     if not match:
-        raise UserError(f"{source.path}: a data set of the Hugging Face hub is written hf://owner/name")
+        raise UserError(f"{source.file}: a data set of the Hugging Face hub is written hf://owner/name")
     import datasets
 
     try:
         yield from enumerate(datasets.load_dataset(match[1], split=source.split, streaming=True), start=1)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{source.path} (split {source.split}): cannot be read: {error}") from error
+        raise UserError(f"{source.file} (split {source.split}): cannot be read: {error}") from error
 
 
 def _without_bom(data: bytes, path: str) -> bytes:

@@ -1,6 +1,6 @@
 """Dry runs: a stage's learner and its step at the worst, full micro-batches of the longest rows. Needs no data."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,21 +11,21 @@ from triptych.forward.roles import RoleModel
 from triptych.models.heads import ClassHead, ScalarHead
 from triptych.models.quantize import quantize_linears
 from triptych.models.sizes import read_config
-from triptych.plan.memory import method_of, micro_batch
+from triptych.plan.memory import micro_batch
 from triptych.plan.sharding import StrategyName
 from triptych.plan.worker import ANSWER_SHARE, MicroBatch
 from triptych.recipe import (
-    Labelling,
+    Classification,
     Method,
     Model,
-    Optimizer,
-    PpoStage,
     QuestionAnswering,
     Recipe,
     Reward,
-    Stage,
+    Rl,
+    RoleSpec,
     TokenClassification,
-    workers_of,
+    TrainedStage,
+    member_roles,
 )
 from triptych.recipe.method import Mam, Unipelt
 from triptych.train.batch import Batch, language_batch, pair_batch, sample_batch
@@ -39,7 +39,6 @@ from triptych.train.tasks import (
     PolicyUpdate,
     TextClassification,
     ValueUpdate,
-    member_roles,
 )
 
 STEPS = 1000
@@ -82,8 +81,8 @@ def dry_run(
 
     `device`: where it is to compute, if not where the base lies.
     """
-    stage, dtype = recipe.stages[name], getattr(torch, recipe.model.dtype)
-    memory = stage.memory if isinstance(stage, PpoStage) else stage.train.memory
+    stage, dtype = recipe.trained[name], getattr(torch, recipe.model.dtype)
+    memory, specs = stage.train.memory, stage.roles(recipe.stages)
     model = RoleModel(
         where_it_begins(base, strategy, device or base.device),
         dtype,
@@ -92,28 +91,26 @@ def dry_run(
         checkpointing=memory.checkpointing,
         loss_chunk=memory.loss_chunk,
     )
-    optimizers, objectives = _roles(recipe, stage, model)
+    for spec in specs:
+        _add(model, spec)
+    optimizers = {spec.name: spec.optimizer for spec in specs if spec.optimizer is not None}
     learner = Learner(
         model,
         optimizers,
         dict.fromkeys(optimizers, STEPS),
         Group(),
-        dropout=not isinstance(stage, PpoStage),
+        dropout=stage.shape().dropout,
         strategy=strategy,
-        offload=workers_of(stage).offload,
+        offload=stage.workers.offload,
     )
     vocab = int(base.config.vocab_size)
-    return DryRun(learner, objectives, lambda limit: _batch(stage, limit, vocab))
+    return DryRun(learner, _objectives(stage, list(optimizers)), lambda limit: _batch(stage, limit, vocab))
 
 
-def accumulated(stage: Stage) -> int:
+def accumulated(stage: TrainedStage) -> int:
     """Micro-batches of a step, 2 standing for more: from the second on, gradients are there already."""
-    if isinstance(stage, PpoStage):
-        rows = stage.prompts_per_step * stage.samples_per_prompt // stage.ppo.minibatches
-    else:
-        rows = stage.train.batch.rows * (2 if stage.kind == "reward" else 1)
-    limit = micro_batch(stage)
-    return 2 if -(-rows // workers_of(stage).count) * limit.length > limit.tokens else 1
+    limit, sequences = micro_batch(stage), stage.shape().sequences_per_update
+    return 2 if -(-sequences // stage.workers.count) * limit.length > limit.tokens else 1
 
 
 def textless(method: Method) -> Method:
@@ -127,48 +124,38 @@ def textless(method: Method) -> Method:
     return method
 
 
-def _roles(recipe: Recipe, stage: Stage, model: RoleModel) -> tuple[Mapping[str, Optimizer], Sequence[Objective]]:
-    """Adds the stage's roles; the optimizers of those that are trained, and the objectives."""
-    if isinstance(stage, PpoStage):
-        return _ppo(recipe, stage, model)
-    optimizer = stage.train.optimizer
+def _add(model: RoleModel, spec: RoleSpec) -> None:
+    for role in member_roles(spec.name, spec.copies):
+        model.add(role, textless(spec.method), trainable=spec.trained, head=_head(model, spec))
+
+
+def _head(model: RoleModel, spec: RoleSpec) -> ScalarHead | ClassHead | None:
+    if spec.head is None:
+        return None
+    return ScalarHead(model.hidden_size) if spec.head.bias else ClassHead(model.hidden_size, spec.head.outputs)
+
+
+def _objectives(stage: TrainedStage, roles: list[str]) -> Sequence[Objective]:
+    if isinstance(stage, Rl):
+        temperature = stage.rollout.sampling.temperature
+        policy, critic = roles
+        return [
+            PolicyUpdate(policy, stage.algorithm.clip, temperature),
+            ValueUpdate(critic, stage.algorithm.value_clip),
+        ]
     if isinstance(stage, Reward):
-        roles = member_roles("reward", stage.members)
-        for role in roles:
-            model.add(role, textless(stage.method), trainable=True, head=ScalarHead(model.hidden_size))
-        return dict.fromkeys(roles, optimizer), [PairwiseReward(role, stage.centering) for role in roles]
-    if isinstance(stage, Labelling):
-        model.add(
-            "classifier", textless(stage.method), trainable=True, head=ClassHead(model.hidden_size, len(stage.labels))
-        )
-        return {"classifier": optimizer}, [_labelling(stage)]
-    model.add("policy", textless(stage.method), trainable=True)
-    return {"policy": optimizer}, [LanguageModeling("policy")]
-
-
-def _labelling(stage: Labelling) -> Objective:
+        return [PairwiseReward(role, stage.centering) for role in roles]
+    (role,) = roles
     if isinstance(stage, QuestionAnswering):
-        return SpanSelection("classifier", stage.max_answer_tokens)
+        return [SpanSelection(role, stage.max_answer_tokens)]
     if isinstance(stage, TokenClassification):
-        return TokenTagging("classifier", stage.labels, stage.mark_entities)
-    return TextClassification("classifier", stage.labels)
+        return [TokenTagging(role, stage.labels, stage.mark_entities)]
+    if isinstance(stage, Classification):
+        return [TextClassification(role, stage.labels)]
+    return [LanguageModeling(role)]
 
 
-def _ppo(recipe: Recipe, stage: PpoStage, model: RoleModel) -> tuple[Mapping[str, Optimizer], Sequence[Objective]]:
-    policy, reward = (textless(method_of(recipe, ref)) for ref in (stage.policy, stage.reward))
-    scored = recipe.stages.get(stage.reward)
-    members = scored.members if isinstance(scored, Reward) else 1
-    model.add("policy", policy, trainable=True)
-    model.add("reference", policy, trainable=False)
-    for role in (*member_roles("reward", members), "critic"):
-        model.add(role, reward, trainable=role == "critic", head=ScalarHead(model.hidden_size))
-    return {"policy": stage.policy_optimizer, "critic": stage.value_optimizer}, [
-        PolicyUpdate("policy", stage.ppo.clip, stage.rollout.sampling.temperature),
-        ValueUpdate("critic", stage.ppo.value_clip),
-    ]
-
-
-def _batch(stage: Stage, limit: MicroBatch, vocab: int) -> Batch:
+def _batch(stage: TrainedStage, limit: MicroBatch, vocab: int) -> Batch:
     """Rows of random tokens that fill a micro-batch, of equal length but for the last."""
     rows, rest = divmod(limit.tokens, limit.length)
     if stage.kind == "reward":
@@ -177,7 +164,7 @@ def _batch(stage: Stage, limit: MicroBatch, vocab: int) -> Batch:
         return pair_batch(list(zip(half[::2], half[1::2], strict=True)), 0)
     lengths = [limit.length] * rows + ([rest] if rest > 1 else [])
     texts = [_row(length, vocab) for length in lengths]
-    if isinstance(stage, PpoStage):
+    if isinstance(stage, Rl):
         return _samples(stage, texts)
     unlearned = [round(length * (1 - ANSWER_SHARE[1])) for length in lengths]
     labels = [[-100] * count + text[count:] for count, text in zip(unlearned, texts, strict=True)]
@@ -188,7 +175,7 @@ def _batch(stage: Stage, limit: MicroBatch, vocab: int) -> Batch:
     return batch | of_rows
 
 
-def _of_rows(stage: Stage, labels: Tensor, unlearned: Sequence[int]) -> Batch:
+def _of_rows(stage: TrainedStage, labels: Tensor, unlearned: Sequence[int]) -> Batch:
     """What a head's objective reads beside the tokens; words and answers stand where chats are learned."""
     first = torch.zeros(len(labels), dtype=torch.long)
     if isinstance(stage, TokenClassification):
@@ -198,9 +185,9 @@ def _of_rows(stage: Stage, labels: Tensor, unlearned: Sequence[int]) -> Batch:
     return {"label": first}
 
 
-def _samples(stage: PpoStage, texts: Sequence[list[int]]) -> Batch:
+def _samples(stage: Rl, texts: Sequence[list[int]]) -> Batch:
     """Prompts and answers of the longest lengths, and what the objectives read of each answer's token."""
-    prompt = stage.max_prompt_tokens
+    prompt = stage.rollout.max_prompt_tokens
     cut = [min(prompt, len(text) - 1) for text in texts]
     batch = sample_batch(
         [text[:at] for text, at in zip(texts, cut, strict=True)],

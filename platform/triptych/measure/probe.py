@@ -27,7 +27,7 @@ from triptych.plan import Known, Machine, Option, options
 from triptych.plan.known import NOTHING
 from triptych.plan.levers import Levers, Pulled
 from triptych.plan.machines import processor
-from triptych.recipe import Recipe, workers_of
+from triptych.recipe import Recipe
 from triptych.recipe.amount import bytes_of
 from triptych.train.allocator import allocator_variables
 
@@ -127,9 +127,9 @@ def _file(recipe: Recipe, name: str, machine: Machine) -> Path:
 
 def attempt(recipe: Recipe, name: str, setting: Levers, worker_modules: Sequence[str] = ()) -> Try:
     """Two steps with one setting, in one fresh process for each rank."""
-    stage = recipe.stages[name]
+    stage = recipe.trained[name]
     changed = recipe.model_copy(update={"stages": {**recipe.stages, name: setting.on(stage)}})
-    ranks = workers_of(stage).count
+    ranks = stage.workers.count
     with tempfile.TemporaryDirectory() as folder:
         job = {
             "recipe": changed.model_dump(mode="json"),
@@ -189,8 +189,8 @@ def _rank(job: dict[str, Any], rank: int) -> None:
     for module in job["worker_modules"]:
         import_module(module)
     recipe = Recipe.model_validate(job["recipe"])
-    stage, name = recipe.stages[job["stage"]], job["stage"]
-    workers = workers_of(stage)
+    stage, name = recipe.trained[job["stage"]], job["stage"]
+    workers = stage.workers
     if recipe.memory is not None and not workers.gpus:
         _limit_growth(bytes_of(recipe.memory) // workers.count)
     torch.set_num_threads(workers.threads or int(-(-workers.cpus // 1)))

@@ -18,10 +18,10 @@ from triptych.measure.dry_run import DryRun, accumulated, dry_run, random_base
 from triptych.measure.fake_memory import LiveMemory, Moments, converting, peak_at
 from triptych.models.sizes import Sizes
 from triptych.plan.amounts import Bytes, Parts
-from triptych.plan.memory import method_of, micro_batch
+from triptych.plan.memory import micro_batch
 from triptych.plan.sharding import Sharding
 from triptych.plan.worker import MicroBatch
-from triptych.recipe import PpoStage, Recipe, Stage
+from triptych.recipe import Recipe, TrainedStage
 from triptych.recipe.method import Freeze, parts_of
 from triptych.train.strategies.base import LOSS_SCALE, VALUE
 
@@ -38,7 +38,7 @@ def traced(
     recipe: Recipe, name: str, roles: dict[str, Parts], sizes: Sizes, spread: Sharding, *, on_gpu: bool
 ) -> dict[str, Parts]:
     """The roles with what a step works with as it was traced; what lasts, and what a strategy adds, stays as it is."""
-    if spread.float32_base or any(part.name in UNTRACED for part in _parts(recipe, recipe.stages[name])):
+    if spread.float32_base or any(part.name in UNTRACED for part in _parts(recipe, recipe.trained[name])):
         return roles  # another model than the one that is traced, or numbers decide what a step works with
     found = trace(recipe, name, sizes.layers, on_gpu=on_gpu)
     return {role: _replaced(parts, found[role], spread) if role in found else parts for role, parts in roles.items()}
@@ -46,7 +46,7 @@ def traced(
 
 def trace(recipe: Recipe, name: str, layers: int, *, on_gpu: bool = False) -> dict[str, Counter[str]]:
     """Role -> bytes by part at the peak of its step, of one process that has everything to itself."""
-    depths = _depths(recipe, recipe.stages[name], layers)
+    depths = _depths(recipe, recipe.trained[name], layers)
     # Tensors without numbers need no GPU to attend by its operators.
     with patch.object(attention, "on_gpu", lambda query: True) if on_gpu else nullcontext():
         found = [_moments(recipe, name, depth) for depth in depths]
@@ -55,7 +55,7 @@ def trace(recipe: Recipe, name: str, layers: int, *, on_gpu: bool = False) -> di
     return {role: peak_at(low[role], high[role], steps) for role in low}
 
 
-def _depths(recipe: Recipe, stage: Stage, layers: int) -> tuple[int, ...]:
+def _depths(recipe: Recipe, stage: TrainedStage, layers: int) -> tuple[int, ...]:
     """Depths to trace: all blocks where the method tells one from another."""
     parts = _parts(recipe, stage)
     if layers <= DEPTHS[-1] or any(_names_blocks(part) for part in parts):
@@ -64,11 +64,9 @@ def _depths(recipe: Recipe, stage: Stage, layers: int) -> tuple[int, ...]:
     return DEPTHS if last < DEPTHS[0] else (last + 1, last + 2) if last + 2 <= layers else (layers,)
 
 
-def _parts(recipe: Recipe, stage: Stage) -> list[Any]:
+def _parts(recipe: Recipe, stage: TrainedStage) -> list[Any]:
     """What the methods of a stage's trained roles consist of."""
-    refs = (stage.policy, stage.reward) if isinstance(stage, PpoStage) else ()
-    methods = [method_of(recipe, ref) for ref in refs] or [stage.method]  # type: ignore[union-attr]
-    return [part for method in methods for part in parts_of(method)]
+    return [part for role in stage.trained_roles(recipe.stages) for part in parts_of(role.method)]
 
 
 def _names_blocks(part: Any) -> bool:
@@ -79,7 +77,7 @@ def _names_blocks(part: Any) -> bool:
 
 def _moments(recipe: Recipe, name: str, depth: int) -> dict[str, Moments]:
     """By role, at a depth."""
-    stage, found = recipe.stages[name], {}
+    stage, found = recipe.trained[name], {}
     limit, count = micro_batch(stage), accumulated(stage)
     live = LiveMemory()
     with converting(), live, _updates_marked(live), torch.random.fork_rng(devices=[]):

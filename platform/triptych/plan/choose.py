@@ -10,11 +10,11 @@ from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan.amounts import TRANSIENT, Bytes, total
 from triptych.plan.devices import DeviceEstimate, RoleEstimate, Tracer, on_devices
 from triptych.plan.known import NOTHING, Known
-from triptych.plan.levers import ALL, Levers, Pulled, auto_levers, settings
+from triptych.plan.levers import ALL, Levers, Pulled, settings
 from triptych.plan.machines import GIB, Machine
 from triptych.plan.speed import stage_speed
 from triptych.plan.strategy import resolve_strategy
-from triptych.recipe import Recipe, Stage, workers_of
+from triptych.recipe import Recipe, TrainedStage
 
 _LOOKS = 4
 """Settings that are traced, at most, before one is chosen."""
@@ -139,10 +139,11 @@ def options(
 ) -> list[Option]:
     """All settings of the levers with memory and speed, those of one strategy, checkpointing and chunk together."""
     sizes = model_sizes(recipe.model)
-    own = Levers.of(recipe.stages[stage], resolve_strategy(recipe, stage, machine, sizes))
+    planned = recipe.trained[stage]
+    own = Levers.of(planned, resolve_strategy(recipe, stage, machine, sizes))
     if levers is None:
-        auto = auto_levers(recipe.stages[stage])
-        levers = (*auto, "strategy") if workers_of(recipe.stages[stage]).strategy == "auto" else auto
+        auto = planned.train.auto
+        levers = (*auto, "strategy") if planned.workers.strategy == "auto" else auto
     tried = settings(recipe, stage, own, levers)
     return [_option(recipe, stage, sizes, machine, known, setting) for setting in tried]
 
@@ -155,10 +156,10 @@ def with_choice(
     known: Known = NOTHING,
     exact: bool = False,
     trace: Tracer | None = None,
-) -> Stage:
+) -> TrainedStage:
     """The stage with everything that it leaves to `auto` chosen; see `choose`."""
-    stage = recipe.stages[name]
-    if not auto_levers(stage):
+    stage = recipe.trained[name]
+    if not stage.train.auto:
         return Levers.of(stage, resolve_strategy(recipe, name, machine)).on(stage)
     return choose(recipe, name, machine, known=known, exact=exact, trace=trace).best.levers.on(stage)
 
@@ -189,7 +190,7 @@ def _option(
     *,
     trace: Tracer | None = None,
 ) -> Option:
-    changed = recipe.model_copy(update={"stages": {**recipe.stages, name: levers.on(recipe.stages[name])}})
+    changed = recipe.model_copy(update={"stages": {**recipe.stages, name: levers.on(recipe.trained[name])}})
     roles, devices = on_devices(changed, name, sizes, machine, levers.strategy, trace=trace, records=known.records)
     label, device = _fullest(devices)
     speed = stage_speed(changed, name, sizes, machine, levers.strategy, known.rates)

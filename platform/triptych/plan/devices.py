@@ -12,7 +12,7 @@ from triptych.plan.calibration import MemoryRecord, allocator, calibrate, machin
 from triptych.plan.machines import Machine
 from triptych.plan.placement import Place, pack, requests
 from triptych.plan.sharding import Sharding, StrategyName, sharding
-from triptych.recipe import PpoStage, Recipe, workers_of
+from triptych.recipe import Recipe
 from triptych.recipe.amount import bytes_of
 
 
@@ -60,10 +60,10 @@ def on_devices(
     records: Sequence[MemoryRecord] = (),
 ) -> tuple[dict[str, RoleEstimate], dict[str, DeviceEstimate]]:
     """A stage's roles, and the devices of a machine that has room for its processes; `trace`: by it, see `estimate`."""
-    stage = recipe.stages[name]
-    engine_gpu = machine.gpu if isinstance(stage, PpoStage) and stage.rollout.gpus > 0 else None
+    stage = recipe.trained[name]
+    engine_gpu = machine.gpu if stage.engines is not None and stage.engines.gpus > 0 else None
     roles = memory.roles(recipe, stage, sizes, strategy, engine_gpu)
-    workers = workers_of(stage)
+    workers = stage.workers
     if trace is not None:
         on_gpu = workers.gpus > 0 and machine.gpu is not None
         roles = trace(recipe, name, roles, sizes, sharding(workers, strategy), on_gpu=on_gpu)

@@ -1,13 +1,12 @@
 """How long a recipe takes, and what that costs."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from triptych.plan.estimate import Estimate
 from triptych.plan.placement import Placement
-from triptych.recipe import PpoStage, Recipe, Stage
+from triptych.recipe import Recipe, TrainedStage
 
 ASSUMED_ROWS = 1000
 """Of a source whose rows are not known."""
@@ -55,7 +54,7 @@ def duration(
     """Of an estimate. `rows`: of the training source of each stage, None where they are not known; the price is that
     of the whole machine."""
     stages = {
-        name: _stage(recipe.stages[name], estimate.speed.step_seconds, rows.get(name), placement, name)
+        name: _stage(recipe.trained[name], estimate.speed.step_seconds, rows.get(name), placement, name)
         for name, estimate in found.stages.items()
     }
     seconds = sum(max(stages[name].seconds for name in wave) for wave in placement.waves)
@@ -63,15 +62,11 @@ def duration(
     return Duration(stages, seconds, cost)
 
 
-def _stage(stage: Stage, step_seconds: float, rows: int | None, placement: Placement, name: str) -> StageDuration:
+def _stage(
+    stage: TrainedStage, step_seconds: float, rows: int | None, placement: Placement, name: str
+) -> StageDuration:
     asked = placement.requests[name]
     gpus = sum(request.count * request.gpus for request in asked)
     devices = gpus or sum(request.count * request.cpus for request in asked)
-    if isinstance(stage, PpoStage):
-        steps = stage.steps
-    elif stage.train.steps is not None:
-        steps = stage.train.steps
-    else:
-        an_epoch = math.ceil((ASSUMED_ROWS if rows is None else rows) / stage.train.batch.rows)
-        steps = math.ceil((stage.train.epochs or 0) * an_epoch)
+    steps = stage.train.total_steps(ASSUMED_ROWS if rows is None else rows)
     return StageDuration(steps, rows, steps * step_seconds, devices)

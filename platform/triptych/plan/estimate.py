@@ -18,7 +18,7 @@ from triptych.plan.placement import place
 from triptych.plan.sharding import StrategyName
 from triptych.plan.speed import Speed, stage_speed
 from triptych.plan.strategy import resolve_strategy
-from triptych.recipe import PpoStage, Recipe
+from triptych.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -140,22 +140,19 @@ def _stage(
 
 
 def _refuse_what_the_base_cannot(recipe: Recipe, name: str, sizes: Sizes) -> None:
-    stage = recipe.stages[name]
-    if isinstance(stage, PpoStage):
-        field = "max_prompt_tokens + rollout.sampling.max_new_tokens"
-        length = stage.max_prompt_tokens + stage.rollout.sampling.max_new_tokens
-        judge = recipe.stages.get(stage.reward)
-        taken = 0 if judge is None or isinstance(judge, PpoStage) else positions(judge.method)
-    else:
-        taken = positions(stage.method)
-        field, length = "train.batch.max_length", stage.train.batch.max_length
+    stage = recipe.trained[name]
+    shape, taken = stage.shape(), max(positions(role.method) for role in stage.roles(recipe.stages))
+    if stage.own_method is not None:
         try:
-            trained(stage.method, sizes)
+            trained(stage.own_method, sizes)
         except UserError as error:
             raise UserError(f"stages.{name}.{error}") from None
-    if sizes.max_length is not None and length + taken > sizes.max_length:
+    if sizes.max_length is not None and shape.context + taken > sizes.max_length:
         why = f"with this base and the method's {taken} virtual tokens" if taken else "with this base"
-        raise UserError(f"stages.{name}.{field}: {length} tokens; allowed: up to {sizes.max_length - taken} {why}")
+        raise UserError(
+            f"stages.{name}.{shape.context_field}: {shape.context} tokens; "
+            f"allowed: up to {sizes.max_length - taken} {why}"
+        )
 
 
 def _shortage(found: StageEstimate) -> str | None:

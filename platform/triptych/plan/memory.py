@@ -6,82 +6,52 @@ from triptych.plan.amounts import Bytes, Parts
 from triptych.plan.machines import GIB, Gpu
 from triptych.plan.sharding import StrategyName, fewest, sharding
 from triptych.plan.worker import GPU_RUNTIME, MicroBatch, Worker
-from triptych.recipe import Labelling, Lora, Method, PpoStage, Recipe, Reward, Rollout, Stage, workers_of
-from triptych.recipe.method import trains_base
-
-DEFAULT_METHOD = Lora()
-"""Taken for an adapter version from the registry: a plan reads no registry."""
+from triptych.recipe import Recipe, RoleSpec, Rollout, TrainedStage
 
 ENGINE_RUNTIME = (int(0.8 * GIB), int(1.4 * GIB), int(2.2 * GIB))
 ENGINE_WEIGHTS = (1.0, 1.2, 2.0)
 """Factors: linear layers repacked for the CPU's matrix units are copies."""
 
 
-def roles(recipe: Recipe, stage: Stage, sizes: Sizes, strategy: StrategyName, gpu: Gpu | None) -> dict[str, Parts]:
+def roles(
+    recipe: Recipe, stage: TrainedStage, sizes: Sizes, strategy: StrategyName, gpu: Gpu | None
+) -> dict[str, Parts]:
     """Memory of each role of a stage in one process; the base is shared, and counted with the first role.
 
     `gpu` is the kind of GPU that an engine gets a share of; None: engines run on CPU.
     """
-    spread = sharding(workers_of(stage), strategy)
-    on_cpu = workers_of(stage).gpus == 0
-    if not isinstance(stage, PpoStage):
-        learner = Worker(recipe.model, stage.train.memory, micro_batch(stage), sizes, spread, on_cpu)
-        trained = learner.trained(
-            stage.method, head_of(sizes, stage), stage.train.optimizer, logits=stage.kind == "sft"
-        )
-        found = dict.fromkeys(_role_names(stage), trained)
-        first = next(iter(found))
-        return found | {first: learner.base(stage.method) | trained}
-    learner = Worker(recipe.model, stage.memory, micro_batch(stage), sizes, spread, on_cpu)
-    policy, reward = method_of(recipe, stage.policy), method_of(recipe, stage.reward)
-    scored = recipe.stages.get(stage.reward)
-    members = scored.members if isinstance(scored, Reward) else 1
-    return {
-        "policy": learner.base(policy) | learner.trained(policy, [], stage.policy_optimizer, logits=True),
-        "reference": learner.frozen(policy, []),
-        "critic": learner.trained(reward, _scalar(sizes), stage.value_optimizer, logits=False),
-        "reward": learner.frozen(reward, _scalar(sizes), members),
-        "engine": _engine(sizes, recipe.model.dtype, stage.rollout, gpu),
-    }
+    workers, engines = stage.workers, stage.engines
+    learner = Worker(
+        recipe.model, stage.train.memory, micro_batch(stage), sizes, sharding(workers, strategy), workers.gpus == 0
+    )
+    specs = stage.roles(recipe.stages)
+    found = {spec.name: _role(learner, spec, sizes) for spec in specs}
+    found[specs[0].name] = learner.base(specs[0].method) | found[specs[0].name]
+    if engines is not None:
+        found["engine"] = _engine(sizes, recipe.model.dtype, engines, gpu)
+    return found
 
 
-def method_of(recipe: Recipe, ref: str) -> Method:
-    """The method of the stage or adapter version that PPO starts from."""
-    stage = recipe.stages.get(ref)
-    if stage is None or isinstance(stage, PpoStage) or trains_base(stage.method):
-        return DEFAULT_METHOD
-    return stage.method
+def _role(learner: Worker, spec: RoleSpec, sizes: Sizes) -> Parts:
+    head = head_of(sizes, spec)
+    if spec.optimizer is None:
+        return learner.frozen(spec.method, head, spec.copies)
+    return learner.trained(spec.method, head, spec.optimizer, logits=spec.logits)
 
 
-def head_of(sizes: Sizes, stage: Stage) -> list[Tensors]:
-    """The head that a stage trains beside its method's parameters."""
-    if isinstance(stage, Labelling):
-        return [Tensors((len(stage.labels), sizes.hidden), in_block=False)]
-    return _scalar(sizes) if isinstance(stage, Reward) else []
+def head_of(sizes: Sizes, spec: RoleSpec) -> list[Tensors]:
+    """Tensors of a role's head; none where it has none."""
+    if spec.head is None:
+        return []
+    weight = Tensors((spec.head.outputs, sizes.hidden), in_block=False)
+    return [weight, Tensors((spec.head.outputs,), in_block=False)] if spec.head.bias else [weight]
 
 
-def micro_batch(stage: Stage) -> MicroBatch:
-    """What the recipe's limits allow."""
-    if isinstance(stage, PpoStage):
-        length = stage.max_prompt_tokens + stage.rollout.sampling.max_new_tokens
-        rows = stage.prompts_per_step * stage.samples_per_prompt // stage.ppo.minibatches
-        budget, least = stage.micro_tokens, 1
-    else:
-        batch = stage.train.batch
-        least = 2 if stage.kind == "reward" else 1
-        length, rows, budget = batch.max_length, batch.rows * least, batch.micro_tokens
-    tokens = max(least * length, min(budget, -(-rows // fewest(workers_of(stage))) * length))
-    return MicroBatch(tokens, length)
-
-
-def _scalar(sizes: Sizes) -> list[Tensors]:
-    return [Tensors((1, sizes.hidden), in_block=False), Tensors((1,), in_block=False)]
-
-
-def _role_names(stage: Stage) -> list[str]:
-    if isinstance(stage, Reward):
-        return ["reward", *(f"reward-{number}" for number in range(1, stage.members))]
-    return ["classifier" if isinstance(stage, Labelling) else "policy"]
+def micro_batch(stage: TrainedStage) -> MicroBatch:
+    """The largest micro-batch that the recipe's limits allow."""
+    shape, budget = stage.shape(), stage.train.batch.micro_tokens
+    sequences = -(-shape.sequences_per_update // fewest(stage.workers))
+    return MicroBatch(max(shape.row_tokens, min(budget, sequences * shape.longest)), shape.longest)
 
 
 def _engine(sizes: Sizes, dtype: str, rollout: Rollout, gpu: Gpu | None) -> Parts:

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from triptych.recipe import PpoStage, Stage, Workers, workers_of
+from triptych.recipe import TrainedStage, Workers
+from triptych.recipe.refusals import under_strategy
 
 StrategyName = Literal["single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
 
@@ -57,9 +58,13 @@ def fewest(workers: Workers) -> int:
     return workers.min_count or workers.count
 
 
-def with_strategy(stage: Stage, strategy: StrategyName) -> Stage:
+def may_shard(stage: TrainedStage) -> bool:
+    """Whether `strategy: auto` may shard the stage's base model."""
+    method = stage.own_method
+    return stage.shards_by_default and (method is None or under_strategy(method, "fsdp") is None)
+
+
+def with_strategy(stage: TrainedStage, strategy: StrategyName) -> TrainedStage:
     """The stage under another strategy."""
-    workers = workers_of(stage).model_copy(update={"strategy": strategy})
-    if isinstance(stage, PpoStage):
-        return stage.model_copy(update={"workers": workers})
+    workers = stage.workers.model_copy(update={"strategy": strategy})
     return stage.model_copy(update={"train": stage.train.model_copy(update={"workers": workers})})

@@ -8,14 +8,15 @@ from triptych.methods.added import trained
 from triptych.models.sizes import Sizes
 from triptych.plan.activations import BYTES, FP32
 from triptych.plan.machines import Machine
-from triptych.plan.memory import head_of, method_of
+from triptych.plan.memory import head_of
 from triptych.plan.placement import Request, cores, requests
 from triptych.plan.rates import CPU, Rates, of_gpu
 from triptych.plan.sharding import StrategyName, sharding
 from triptych.plan.work import Computation, Micro, Work
 from triptych.plan.worker import ANSWER_SHARE
-from triptych.recipe import Memory, Method, PpoStage, Recipe, Reward, Stage, Supervised, workers_of
+from triptych.recipe import Method, Recipe, RoleSpec, Rollout, TrainedStage
 from triptych.recipe.method import trains_base
+from triptych.recipe.stage import SamplingShape
 
 FILL = 0.5
 """Length of rows as a share of the longest allowed."""
@@ -79,15 +80,17 @@ def stage_speed(
 ) -> Speed:
     """A step of a stage. `rates`: of a thread of the machine, where they were measured; `fill`: usual length of rows
     as a share of the longest."""
-    stage = recipe.stages[name]
+    stage = recipe.trained[name]
     workers = _workers(recipe, stage, machine, rates or CPU)
-    if isinstance(stage, PpoStage):
-        return _ppo(recipe, stage, sizes, machine, workers, {r.role: r for r in requests(name, stage)})
-    micro = usual_micro(stage, fill)
-    members = stage.members if isinstance(stage, Reward) else 1
-    computed = Computation(sizes, stage.method, recipe.model.dtype, stage.train.memory).step(micro) * members
-    sent = members * _sent(recipe, stage, sizes, strategy, micro.count)
-    count = workers_of(stage).count
+    sampling, engines = stage.shape().sampling, stage.engines
+    if sampling is not None and engines is not None:
+        asked = next(request for request in requests(name, stage) if request.role == "engine")
+        rate = _sampling_rate(sampling, engines, asked, sizes, machine, workers.rates, recipe.model.dtype)
+        return _sampled_step(recipe, stage, sampling, sizes, workers, rate)
+    micro, roles = usual_micro(stage, fill), stage.trained_roles(recipe.stages)
+    computed = _computation(recipe, stage, sizes, roles[0].method).step(micro) * len(roles)
+    sent = sum(_sent(recipe, stage, role, sizes, strategy, micro.count) for role in roles)
+    count = stage.workers.count
     return Speed(
         count * micro.count * micro.tokens,
         workers.seconds(computed),
@@ -95,18 +98,22 @@ def stage_speed(
     )
 
 
-def usual_micro(stage: Supervised, fill: float = FILL) -> Micro:
+def usual_micro(stage: TrainedStage, fill: float = FILL) -> Micro:
     """The micro-batches of a worker's step where rows are of the usual length."""
-    batch = stage.train.batch
-    rows = batch.rows * (2 if stage.kind == "reward" else 1) / workers_of(stage).count
-    length = fill * batch.max_length
-    count = max(1, math.ceil(rows * length / max(batch.micro_tokens, length)))
+    shape = stage.shape()
+    rows = shape.sequences_per_update / stage.workers.count
+    length = fill * shape.longest
+    count = max(1, math.ceil(rows * length / max(stage.train.batch.micro_tokens, length)))
     tokens = rows * length / count
-    return Micro(count, tokens, length, ANSWER_SHARE[1] * tokens if stage.kind == "sft" else 0.0)
+    return Micro(count, tokens, length, ANSWER_SHARE[1] * tokens if shape.logits else 0.0)
 
 
-def _workers(recipe: Recipe, stage: Stage, machine: Machine, rates: Rates) -> _Workers:
-    workers = workers_of(stage)
+def _computation(recipe: Recipe, stage: TrainedStage, sizes: Sizes, method: Method) -> Computation:
+    return Computation(sizes, method, recipe.model.dtype, stage.train.memory)
+
+
+def _workers(recipe: Recipe, stage: TrainedStage, machine: Machine, rates: Rates) -> _Workers:
+    workers = stage.workers
     if workers.gpus and machine.gpu is not None:
         return _Workers(of_gpu(machine.gpu), recipe.model.dtype, 1, 1 / min(1.0, workers.gpus))
     threads = workers.threads or math.ceil(workers.cpus)
@@ -115,10 +122,12 @@ def _workers(recipe: Recipe, stage: Stage, machine: Machine, rates: Rates) -> _W
     return _Workers(rates, recipe.model.dtype, threads, max(1.0, there * threads / max(1.0, largest)))
 
 
-def _sent(recipe: Recipe, stage: Supervised, sizes: Sizes, strategy: StrategyName, micro_batches: float) -> float:
-    """Bytes of a step that a worker sends to others."""
-    workers, method = workers_of(stage), stage.method
-    gradients = FP32 * sum(tensor.numel for tensor in [*trained(method, sizes), *head_of(sizes, stage)])
+def _sent(
+    recipe: Recipe, stage: TrainedStage, role: RoleSpec, sizes: Sizes, strategy: StrategyName, micro_batches: float
+) -> float:
+    """Bytes of a step of one role that a worker sends to others."""
+    workers, method = stage.workers, role.method
+    gradients = FP32 * sum(tensor.numel for tensor in [*trained(method, sizes), *head_of(sizes, role)])
     share, spread = (workers.count - 1) / workers.count, sharding(workers, strategy)
     if not spread.whole_model:
         return share * 2 * gradients  # an all-reduce, or a reduce-scatter and a gather
@@ -127,49 +136,53 @@ def _sent(recipe: Recipe, stage: Supervised, sizes: Sizes, strategy: StrategyNam
     return share * (2 * weights * micro_batches + gradients)  # gathered for each pass; gradients are scattered
 
 
-def _link(stage: Stage, machine: Machine) -> float:
+def _link(stage: TrainedStage, machine: Machine) -> float:
     """Bytes a second that a worker sends: within a node, or between nodes where it takes more than one."""
-    workers = workers_of(stage)
+    workers = stage.workers
     if not workers.gpus or machine.gpu is None:
         return _CPU_LINK
     within = max(node.gpus for node in machine.nodes) >= workers.count * workers.gpus
     return machine.gpu.link if within else min(machine.gpu.link, _NETWORK_LINK)
 
 
-def _ppo(
-    recipe: Recipe, stage: PpoStage, sizes: Sizes, machine: Machine, workers: _Workers, asked: dict[str, Request]
+def _sampled_step(
+    recipe: Recipe, stage: TrainedStage, sampling: SamplingShape, sizes: Sizes, workers: _Workers, rate: float
 ) -> Speed:
-    """Sampling, two scored passes of policy and of reward model, and the updates of policy and critic."""
-    samples = stage.prompts_per_step * stage.samples_per_prompt
-    answers = samples * stage.rollout.sampling.max_new_tokens
-    rows = (answers + FILL * samples * stage.max_prompt_tokens) / stage.workers.count
-    count = max(1.0, rows / stage.micro_tokens)
-    length = rows * stage.workers.count / samples
-    written = Micro(count, rows / count, length, rows / count * answers / (rows * stage.workers.count))
+    """Sampling at `rate` tokens a second, a scored pass of each role, and the updates of those that are trained."""
+    samples, ranks = sampling.samples, stage.workers.count
+    answers = samples * sampling.max_new_tokens
+    rows = (answers + FILL * samples * sampling.max_prompt_tokens) / ranks
+    count = max(1.0, rows / stage.train.batch.micro_tokens)
+    length = rows * ranks / samples
+    written = Micro(count, rows / count, length, rows / count * answers / (rows * ranks))
     read = Micro(count, rows / count, length, 0.0)
 
-    def computation(method: Method, memory: Memory) -> Computation:
-        return Computation(sizes, method, recipe.model.dtype, memory)
-
-    policy = computation(method_of(recipe, stage.policy), stage.memory)
-    reward = computation(method_of(recipe, stage.reward), stage.memory)
-    scored = policy.forward(written) * 2 + reward.forward(read) * 2
-    updates = (policy.update() + reward.update()) * stage.ppo.minibatches
-    updated = (policy.passes(written) + reward.passes(read) + updates) * stage.ppo.epochs
-    sampled = answers / _sampling_rate(stage, asked["engine"], sizes, machine, workers.rates, recipe.model.dtype)
-    return Speed(answers, workers.seconds(scored + updated), sampling=sampled)
+    scored, updated = Work(), Work()
+    for role in stage.roles(recipe.stages):
+        computed = _computation(recipe, stage, sizes, role.method)
+        micro = read if role.head else written
+        scored += computed.forward(micro)
+        if role.trained:
+            updated += computed.passes(micro) + computed.update() * sampling.minibatches
+    return Speed(answers, workers.seconds(scored + updated * sampling.epochs), sampling=answers / rate)
 
 
 def _sampling_rate(
-    stage: PpoStage, engines: Request, sizes: Sizes, machine: Machine, rates: Rates, dtype: str
+    sampling: SamplingShape,
+    rollout: Rollout,
+    engines: Request,
+    sizes: Sizes,
+    machine: Machine,
+    rates: Rates,
+    dtype: str,
 ) -> float:
     """Tokens a second of all engines: bound by arithmetic on CPU, by reading the weights on GPU."""
     arithmetic = 2 * sizes.total
     if not engines.gpus or machine.gpu is None:
-        threads = min(stage.rollout.threads, cores(engines, machine))
+        threads = min(rollout.threads, cores(engines, machine))
         costs = (CPU if rates.launches else rates).costs[dtype]
         return engines.count * threads / (arithmetic * (costs["product_flops"] + costs["product_bytes"] / 4))
     share = engines.count * min(1.0, engines.gpus)
-    sequences = min(_SEQUENCES, stage.prompts_per_step * stage.samples_per_prompt / engines.count)
+    sequences = min(_SEQUENCES, sampling.samples / engines.count)
     reading = sequences * _DECODE_EFFICIENCY * machine.gpu.bandwidth / (sizes.total * BYTES[dtype])
     return share * min(reading, 1 / (arithmetic * of_gpu(machine.gpu).costs[dtype]["product_flops"]))

@@ -4,9 +4,8 @@ from triptych.errors import UserError
 from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan.devices import on_devices
 from triptych.plan.machines import Machine
-from triptych.plan.sharding import StrategyName
-from triptych.recipe import PpoStage, Recipe, workers_of
-from triptych.recipe.refusals import under_strategy
+from triptych.plan.sharding import StrategyName, may_shard
+from triptych.recipe import Recipe
 
 
 def resolve_strategy(recipe: Recipe, name: str, machine: Machine, sizes: Sizes | None = None) -> StrategyName:
@@ -15,7 +14,7 @@ def resolve_strategy(recipe: Recipe, name: str, machine: Machine, sizes: Sizes |
     One worker is `single`; more are `ddp`, or `fsdp` where a device would not hold the peak of ddp and holds that of
     fsdp. `sizes` None: those of the base; a base of unknown sizes is left to ddp.
     """
-    workers = workers_of(recipe.stages[name])
+    workers = recipe.trained[name].workers
     if workers.strategy != "auto":
         return workers.strategy
     if workers.count == 1:
@@ -27,8 +26,7 @@ def resolve_strategy(recipe: Recipe, name: str, machine: Machine, sizes: Sizes |
     _, replicated = on_devices(recipe, name, sizes, machine, "ddp")
     if all(device.peak.expected <= device.capacity for device in replicated.values()):
         return "ddp"
-    stage = recipe.stages[name]
-    if not isinstance(stage, PpoStage) and under_strategy(stage.method, "fsdp"):
+    if not may_shard(recipe.trained[name]):
         return "ddp"
     _, sharded = on_devices(recipe, name, sizes, machine, "fsdp")
     return "fsdp" if all(device.peak.low <= device.capacity for device in sharded.values()) else "ddp"

@@ -1,34 +1,53 @@
 """What a run is: closed typed models, YAML in and out, dotted overrides."""
 
-from triptych.recipe.base import Closed, Count, Fraction, Name, Positive
+from triptych.recipe.algorithm import Importance, Kl, Ppo
+from triptych.recipe.base import Closed, Count, Fraction, Name, Positive, with_effect
 from triptych.recipe.data import Data, Source
 from triptych.recipe.errors import Problem, RecipeError
 from triptych.recipe.graph import ready, stage_order
-from triptych.recipe.load import dump_recipe, load_recipe, load_recipe_text, load_yaml
-from triptych.recipe.matrix import Lora
-from triptych.recipe.method import Full, Method
-from triptych.recipe.model import Dtype, Model
-from triptych.recipe.ppo import Importance, Kl, Ppo
-from triptych.recipe.recipe import Recipe, Storage, TrackerName
-from triptych.recipe.rollout import Rollout, Sampling
-from triptych.recipe.space import overrides_of, with_values
-from triptych.recipe.stages import (
+from triptych.recipe.kinds import (
+    KINDS,
     Classification,
-    Labelling,
-    PpoStage,
+    LabellingStage,
     QuestionAnswering,
     Reward,
     Sft,
     Stage,
-    Supervised,
+    SupervisedStage,
     TokenClassification,
-    workers_of,
-    workers_path,
+)
+from triptych.recipe.load import dump_recipe, load_recipe, load_recipe_text, load_yaml
+from triptych.recipe.matrix import Lora
+from triptych.recipe.method import Full, Method
+from triptych.recipe.model import Dtype, Model
+from triptych.recipe.recipe import Recipe, Storage, TrackerName
+from triptych.recipe.rl import ModelReward, Rl, RlTraining
+from triptych.recipe.rollout import Rollout, Sampling
+from triptych.recipe.space import overrides_of, with_values
+from triptych.recipe.stage import (
+    CLASSIFIER,
+    CRITIC,
+    POLICY,
+    REFERENCE,
+    REWARD,
+    HeadSpec,
+    RoleSpec,
+    StageBase,
+    TrainedStage,
+    WorkShape,
+    member_roles,
+    method_of,
 )
 from triptych.recipe.sweep import Asha, Dimension, Sweep, Values
-from triptych.recipe.training import Batch, EarlyStopping, Memory, Optimizer, Training, Workers
+from triptych.recipe.training import Batch, EarlyStopping, Memory, Optimizer, Training, TrainingBase, Workers
 
 __all__ = [
+    "CLASSIFIER",
+    "CRITIC",
+    "KINDS",
+    "POLICY",
+    "REFERENCE",
+    "REWARD",
     "Asha",
     "Batch",
     "Classification",
@@ -40,44 +59,53 @@ __all__ = [
     "EarlyStopping",
     "Fraction",
     "Full",
+    "HeadSpec",
     "Importance",
     "Kl",
-    "Labelling",
+    "LabellingStage",
     "Lora",
     "Memory",
     "Method",
     "Model",
+    "ModelReward",
     "Name",
     "Optimizer",
     "Positive",
     "Ppo",
-    "PpoStage",
     "Problem",
     "QuestionAnswering",
     "Recipe",
     "RecipeError",
     "Reward",
+    "Rl",
+    "RlTraining",
+    "RoleSpec",
     "Rollout",
     "Sampling",
     "Sft",
     "Source",
     "Stage",
+    "StageBase",
     "Storage",
-    "Supervised",
+    "SupervisedStage",
     "Sweep",
     "TokenClassification",
     "TrackerName",
+    "TrainedStage",
     "Training",
+    "TrainingBase",
     "Values",
+    "WorkShape",
     "Workers",
     "dump_recipe",
     "load_recipe",
     "load_recipe_text",
     "load_yaml",
+    "member_roles",
+    "method_of",
     "overrides_of",
     "ready",
     "stage_order",
+    "with_effect",
     "with_values",
-    "workers_of",
-    "workers_path",
 ]

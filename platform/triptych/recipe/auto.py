@@ -16,7 +16,7 @@ def name_auto(data: Any) -> Any:
     for stage in stages.values() if isinstance(stages, dict) else ():
         if not isinstance(stage, dict):
             continue
-        holder = stage if stage.get("kind") == "ppo" else stage.get("train")
+        holder = stage.get("train")
         if isinstance(holder, dict):
             _take(holder)
     return data
@@ -33,6 +33,6 @@ def _take(holder: dict[str, Any]) -> None:
 
 
 def _places(holder: dict[str, Any]) -> list[dict[str, Any]]:
-    """Where levers stand: in the stage of PPO itself, in `batch`, in `memory`."""
+    """The parts of a stage's `train` that levers stand in."""
     below = (holder.get(name) for name in ("batch", "memory"))
-    return [holder, *(place for place in below if isinstance(place, dict))]
+    return [place for place in below if isinstance(place, dict)]

@@ -1,9 +1,11 @@
 """What every recipe model shares: unknown keys are refused, and a recipe never changes once loaded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 
 class Closed(BaseModel):
@@ -20,6 +22,49 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+
+T = TypeVar("T")
+
+
+class _NoEffect:
+    """Marker of a field that changes how a stage runs, or what may be done with its result, not the result."""
+
+
+NoEffect = Annotated[T, _NoEffect()]
+"""A field whose value does not change what a stage computes: a run can go on under another value."""
+
+
+def with_effect(model: BaseModel) -> dict[str, Any]:
+    """JSON data of a model without the fields, at any depth, that are marked `NoEffect`."""
+    fields = type(model).model_fields
+    kept = {name for name, field in fields.items() if not any(isinstance(m, _NoEffect) for m in field.metadata)}
+    plain = model.model_dump(mode="json", include=kept)
+    return {name: _effective(getattr(model, name), plain[name]) for name in fields if name in kept}
+
+
+def _effective(value: Any, plain: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return with_effect(value)
+    if isinstance(value, tuple):
+        return [_effective(one, other) for one, other in zip(value, plain, strict=True)]
+    if isinstance(value, dict):
+        return {key: _effective(item, plain[key]) for key, item in value.items()}
+    return plain
+
+
+@dataclass(frozen=True)
+class Tagged:
+    """Annotation of a field whose model is chosen from a table by the value of one of its keys.
+
+    The table is read when the schema of the model that holds the field is built (`model_rebuild(force=True)`).
+    """
+
+    key: str
+    table: Mapping[str, type[BaseModel]]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        choices = {tag: handler.generate_schema(model) for tag, model in self.table.items()}
+        return core_schema.tagged_union_schema(choices, discriminator=self.key)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Where rows come from."""
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from triptych.recipe.base import Closed, Count
+from triptych.recipe.base import Closed, Count, NoEffect
 
 
 class Source(Closed):
@@ -15,23 +15,40 @@ class Source(Closed):
     [...]}}`. A prompt is a string or a list of chat messages.
     """
 
-    path: str = Field(min_length=1)
+    path: str | None = Field(None, min_length=1)
     """A .jsonl, .parquet or .csv file (any fsspec URL), or `hf://owner/name`."""
+    stage: str | None = None
+    """Stage of the recipe whose data set is read, in place of a path."""
     split: str = "train"
     """Split of an `hf://` data set."""
     columns: dict[str, str] = {}
     """Our column name -> the file's column name, where they differ."""
     limit: Count | None = None
     """Use only the first rows."""
-    max_bad_rows: int = Field(0, ge=0)
+    max_bad_rows: NoEffect[int] = Field(0, ge=0)
     """Malformed rows are dropped and counted; more than this many refuse the source."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "Source":
+        if (self.path is None) == (self.stage is None):
+            raise ValueError("give exactly one of `path` and `stage`")
+        return self
+
+    @property
+    def file(self) -> str:
+        """Path or URL of the rows. ValueError: the output of a stage, which has no path before its run is known."""
+        if self.path is None:
+            raise ValueError(f"the output of stage {self.stage} has no path yet")
+        return self.path
 
 
 class Data(Closed):
     """What a stage learns from, and what it is measured on."""
 
     train: Source
+    """Rows that are learned from."""
     heldout: Source | None = None
+    """Rows that are only measured on; None: nothing is measured."""
 
     def splits(self) -> dict[str, Source]:
         """The sources that are there, by name."""

@@ -3,6 +3,15 @@
 from dataclasses import dataclass
 
 from triptych.errors import UserError
+from triptych.recipe.spec import Path
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A combination of fields that cannot work, at the path of the field to change."""
+
+    path: Path
+    message: str
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """The graph of stages: who waits for whom."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
-from triptych.recipe.errors import Problem, RecipeError
+from triptych.recipe.errors import Fault, Problem, RecipeError
 from triptych.recipe.recipe import Recipe
-from triptych.recipe.rules import Fault, rule_faults
+from triptych.recipe.rules import rule_faults
 from triptych.recipe.spec import Path, did_you_mean, dotted
-from triptych.recipe.stages import PpoStage
+from triptych.recipe.stage import Output, Reference, StageBase
 
 _VERSION = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?@[1-9][0-9]*")
 
@@ -34,49 +34,53 @@ def ready(recipe: Recipe, done: Collection[str], running: Collection[str]) -> li
 
 def faults(recipe: Recipe) -> list[Fault]:
     """All that is wrong across fields: references between stages first, then cycles, then what cannot go together."""
-    found = [
-        fault
-        for name, stage in recipe.stages.items()
-        for fault in (
-            *((_ppo_faults(recipe, name, stage)) if isinstance(stage, PpoStage) else ()),
-            *(
-                _unknown(recipe, name, ("needs", i), ref)
-                for i, ref in enumerate(stage.needs)
-                if ref not in recipe.stages
-            ),
-        )
-    ]
+    found = [fault for name, stage in recipe.stages.items() for fault in _reference_faults(recipe, name, stage)]
     return found or _cycle(recipe) or rule_faults(recipe)
 
 
-def _ppo_faults(recipe: Recipe, name: str, stage: PpoStage) -> list[Fault]:
-    found = []
-    for field, ref, kind in (("policy", stage.policy, "sft"), ("reward", stage.reward, "reward")):
-        path: Path = ("stages", name, field)
-        named = recipe.stages.get(ref)
-        if "@" in ref:
-            if not _VERSION.fullmatch(ref):
-                found.append(
-                    Fault(path, f"`{ref}` is no adapter version; allowed: a name, `@` and a number, as `name@3`")
-                )
-        elif named is None:
-            found.append(_unknown(recipe, name, (field,), ref, kind))
-        elif named.kind != kind:
-            message = f"`{ref}` is a stage of kind {named.kind}; allowed: {_candidates(recipe, name, kind)}"
-            found.append(Fault(path, message))
-    return found
+def _reference_faults(recipe: Recipe, name: str, stage: StageBase) -> Iterator[Fault]:
+    for reference in stage.references():
+        fault = _reference_fault(recipe, name, reference)
+        if fault:
+            yield fault
+    for number, ref in enumerate(stage.needs):
+        if ref not in recipe.stages:
+            yield _unknown(recipe, name, ("needs", number), ref, _candidates(recipe, name))
 
 
-def _unknown(recipe: Recipe, name: str, field: Path, ref: str, kind: str | None = None) -> Fault:
+def _reference_fault(recipe: Recipe, name: str, reference: Reference) -> Fault | None:
+    path: Path = ("stages", name, *reference.field)
+    ref, named = reference.ref, recipe.stages.get(reference.ref)
+    allowed = _candidates(recipe, name, reference)
+    if "@" in ref and reference.versions:
+        fits = _VERSION.fullmatch(ref)
+        message = f"`{ref}` is no adapter version; allowed: a name, `@` and a number, as `name@3`"
+        return None if fits else Fault(path, message)
+    if named is None:
+        return _unknown(recipe, name, reference.field, ref, allowed)
+    if named.output not in reference.outputs:
+        return Fault(
+            path, f"`{ref}` is a stage of kind {named.kind}, whose output is {_words(named.output)}; allowed: {allowed}"
+        )
+    return None
+
+
+def _unknown(recipe: Recipe, name: str, field: Path, ref: str, allowed: str) -> Fault:
     near = did_you_mean(ref, [other for other in recipe.stages if other != name])
-    return Fault(("stages", name, *field), f"no stage `{ref}`{near}; allowed: {_candidates(recipe, name, kind)}")
+    return Fault(("stages", name, *field), f"no stage `{ref}`{near}; allowed: {allowed}")
 
 
-def _candidates(recipe: Recipe, name: str, kind: str | None) -> str:
-    """The stages that a reference of stage `name` may name."""
-    others = [other for other, stage in recipe.stages.items() if other != name and kind in (None, stage.kind)]
-    words = ", ".join(others) or (f"a stage of kind {kind}" if kind else "none: there is no other stage")
-    return words if kind is None else f"{words}, or an adapter version as `name@3`"
+def _candidates(recipe: Recipe, name: str, reference: Reference | None = None) -> str:
+    """The stages that a reference of stage `name`, or its `needs`, may name."""
+    if reference is None:
+        return ", ".join(other for other in recipe.stages if other != name) or "none: there is no other stage"
+    fitting = [other for other, stage in recipe.stages.items() if other != name and stage.output in reference.outputs]
+    words = ", ".join(fitting) or f"a stage whose output is {_words(reference.outputs[0])}"
+    return f"{words}, or an adapter version as `name@3`" if reference.versions else words
+
+
+def _words(output: Output) -> str:
+    return "nothing" if output == "none" else f"a {output.replace('_', ' ')}"
 
 
 def _cycle(recipe: Recipe) -> list[Fault]:
@@ -92,7 +96,6 @@ def _cycle(recipe: Recipe) -> list[Fault]:
         trail.append(next(parent for parent in recipe.stages[trail[-1]].parents() if parent in left))
     trail = trail[trail.index(trail[-1]) :]
     stage = recipe.stages[trail[0]]
-    fields: list[Path] = [("needs", i) for i, ref in enumerate(stage.needs) if ref == trail[1]]
-    if isinstance(stage, PpoStage):
-        fields = [(f,) for f in ("policy", "reward") if getattr(stage, f) == trail[1]] + fields
+    fields: list[Path] = [one.field for one in stage.references() if one.ref == trail[1]]
+    fields += [("needs", number) for number, ref in enumerate(stage.needs) if ref == trail[1]]
     return [Fault(("stages", trail[0], *fields[0]), f"stages wait for each other: {' -> '.join(trail)}")]

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path as FilePath
 from typing import TypeVar
 
@@ -18,6 +18,7 @@ from triptych.recipe.graph import faults
 from triptych.recipe.overrides import Override, apply
 from triptych.recipe.recipe import Recipe
 from triptych.recipe.spec import Path, Spec, did_you_mean, dotted
+from triptych.recipe.upgrade import MOVED, is_old, old_path, upgraded
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -61,20 +62,28 @@ def dump_recipe(recipe: Recipe) -> str:
 class _Source:
     """Where each value came from: a line of the file, or an override."""
 
-    def __init__(self, document: Document, overrides: list[Override]) -> None:
+    def __init__(self, document: Document, overrides: list[Override], old: frozenset[str]) -> None:
         self.document = document
         self.overrides = overrides
+        self.old = old
+        """Names of stages that the file writes in the form of before."""
 
     def problem(self, path: Path, message: str) -> Problem:
-        """A problem at `path`, located."""
-        line: int | str = self.document.line(path)
+        """A problem at `path`, located, under the names that the file has."""
+        written = self._written(path)
+        line: int | str = self.document.line(written)
         for override in self.overrides:
             if path[: len(override.path)] == override.path:
                 line = override.text
         below = [o.text for o in self.overrides if o.path[: len(path)] == path and len(o.path) > len(path)]
         if below and path:
             message += f" (with {' '.join(below)})"
-        return Problem(self.document.file, line, dotted(path), message)
+        return Problem(self.document.file, line, dotted(written), message)
+
+    def _written(self, path: Path) -> Path:
+        if len(path) > 2 and path[0] == "stages" and path[1] in self.old:
+            return (*path[:2], *old_path(path[2:]))
+        return path
 
 
 def _recipe(document: Document, overrides: Sequence[str]) -> tuple[Recipe, _Source]:
@@ -87,7 +96,8 @@ def _recipe(document: Document, overrides: Sequence[str]) -> tuple[Recipe, _Sour
 
 
 def _load(document: Document, model: type[Model], overrides: Sequence[str]) -> tuple[Model, _Source]:
-    source = _Source(document, apply(document, model, overrides))
+    document, old = _of_today(document) if model is Recipe else (document, frozenset())
+    source = _Source(document, apply(document, model, overrides, old), old)
     data = name_auto(document.data) if model is Recipe else document.data
     try:
         # Strict as JSON: a list becomes a tuple and 1 a float, but no text a number and no number a truth value.
@@ -96,6 +106,16 @@ def _load(document: Document, model: type[Model], overrides: Sequence[str]) -> t
         faults = [_explain(model, detail) for detail in error.errors(include_url=False)]
     problems = [source.problem(fault.path, fault.message) for fault in _one_a_union(faults)]
     raise RecipeError(*sorted(problems, key=lambda p: p.line if isinstance(p.line, int) else sys.maxsize))
+
+
+def _of_today(document: Document) -> tuple[Document, frozenset[str]]:
+    """The document with stages of the form before in today's form, and the names of those stages."""
+    stages = document.data.get("stages")
+    old = frozenset(name for name, stage in stages.items() if is_old(stage)) if isinstance(stages, dict) else ()
+    try:
+        return replace(document, data=upgraded(document.data)), frozenset(old)
+    except ValueError as error:
+        raise RecipeError(Problem(document.file, document.line(("stages",)), "", str(error))) from None
 
 
 @dataclass(frozen=True)
@@ -120,8 +140,11 @@ def _explain(model: type[BaseModel], detail: ErrorDetails) -> _Explained:
     if detail["type"] == "extra_forbidden":
         spec, path, union = _place(model, steps[:-1])
         known = spec.keys()
-        message = f"unknown key{did_you_mean(steps[-1], known)}; allowed: {', '.join(known)}"
-        return _Explained((*path, steps[-1]), message, union)
+        moved = (
+            f"; it stands in `{dotted(MOVED[steps[-1:]])}` now" if "rewards" in known and steps[-1:] in MOVED else ""
+        )
+        near = moved or did_you_mean(steps[-1], known)
+        return _Explained((*path, steps[-1]), f"unknown key{near}; allowed: {', '.join(known)}", union)
     if steps and steps[-1] == "[key]":
         spec, path, union = _place(model, steps[:-2])
         message = f"cannot be called {_shown(steps[-2])}; allowed: {spec.key().describe()}"

@@ -1,6 +1,6 @@
 """`--set a.b=c`: changes to a recipe from the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from triptych.recipe.document import Document, parse
 from triptych.recipe.errors import Problem, RecipeError
 from triptych.recipe.spec import Path, Spec, did_you_mean, dotted
+from triptych.recipe.upgrade import moved_path
 
 
 @dataclass(frozen=True)
@@ -19,13 +20,22 @@ class Override:
     path: Path
 
 
-def apply(document: Document, model: type[BaseModel], texts: Sequence[str]) -> list[Override]:
-    """Write the overrides into the document's data, in order. RecipeError: unknown paths, values that are not YAML."""
+def apply(
+    document: Document, model: type[BaseModel], texts: Sequence[str], old: Collection[str] = ()
+) -> list[Override]:
+    """Write the overrides into the document's data, in order.
+
+    Args:
+        old: Names of stages that the file writes in the form of before: overrides may name their fields so.
+
+    Raises:
+        RecipeError: unknown paths, values that are not YAML.
+    """
     applied: list[Override] = []
     problems: list[Problem] = []
     for text in texts:
         try:
-            applied.append(_apply_one(document, model, text))
+            applied.append(_apply_one(document, model, text, old))
         except RecipeError as error:
             problems.extend(error.problems)
     if problems:
@@ -33,9 +43,9 @@ def apply(document: Document, model: type[BaseModel], texts: Sequence[str]) -> l
     return applied
 
 
-def _apply_one(document: Document, model: type[BaseModel], text: str) -> Override:
+def _apply_one(document: Document, model: type[BaseModel], text: str, old: Collection[str]) -> Override:
     where, equals, value_text = text.partition("=")
-    where = where.strip()
+    where = _of_today(where.strip(), old)
     label = f"--set {text}"
     if not equals or not where:
         raise RecipeError(
@@ -55,6 +65,15 @@ def _apply_one(document: Document, model: type[BaseModel], text: str) -> Overrid
             data[step] = value
             return Override(label, path)
         data = _below(data, step)
+
+
+def _of_today(where: str, old: Collection[str]) -> str:
+    """A dotted path below a stage of the form before, as the path of today."""
+    for name in old:
+        stage = f"stages.{name}."
+        if where.startswith(stage):
+            return stage + dotted(moved_path(tuple(where.removeprefix(stage).split("."))))
+    return where
 
 
 def _below(data: Any, step: str | int) -> Any:

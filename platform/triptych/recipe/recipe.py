@@ -6,15 +6,16 @@ from pydantic import Field, model_validator
 
 from triptych.recipe.amount import Amount
 from triptych.recipe.base import Closed, Name
+from triptych.recipe.kinds import Stage
 from triptych.recipe.model import Model
-from triptych.recipe.stages import Stage
+from triptych.recipe.stage import TrainedStage
 from triptych.recipe.sweep import Sweep
 
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 
 
 class Storage(Closed):
-    """Where a run writes. Every value is a folder or an fsspec URL."""
+    """Places that a run writes to. Every value is a folder or an fsspec URL."""
 
     runs: str = "runs"
     """A run lives in `<runs>/<recipe name>`."""
@@ -28,16 +29,21 @@ class Recipe(Closed):
     """What a person writes, and all that a run depends on."""
 
     name: Name
+    """Name of the run, and the beginning of its adapters' names."""
     seed: int = Field(0, ge=0)
+    """Start of every random stream of the run."""
     machine: str = "local"
     """Hardware that `plan` assumes: `local`, or a preset such as `8xh100-80`."""
     memory: Amount | None = None
     """What the recipe may use of each device's memory, such as `8GB`; None: all of it. `plan` keeps to it."""
     model: Model
+    """The base model of all stages."""
     storage: Storage = Storage()
+    """Places of runs, registry and artifacts."""
     trackers: tuple[TrackerName, ...] = ()
     """Where metrics go beside the run's folder; `mlflow` and `wandb` are extras of the package."""
     stages: dict[Name, Stage] = Field(min_length=1)
+    """Stages by name; a stage that names others waits for them."""
     sweep: Sweep | None = None
     """Trials of one stage over a space of this recipe's keys, for `triptych sweep`."""
 
@@ -46,3 +52,8 @@ class Recipe(Closed):
         if len(set(self.trackers)) < len(self.trackers):
             raise ValueError(f"trackers: each once, not {', '.join(self.trackers)}")
         return self
+
+    @property
+    def trained(self) -> dict[str, TrainedStage]:
+        """The stages that have a learner."""
+        return {name: stage for name, stage in self.stages.items() if isinstance(stage, TrainedStage)}

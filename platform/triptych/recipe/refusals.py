@@ -37,9 +37,9 @@ def by_optimizer(method: Method, optimizer: str) -> str | None:
     return None
 
 
-def in_stage(method: Method, kind: str) -> str | None:
-    """Why a stage cannot train by it."""
-    if kind != "sft" and trains_base(method):
+def beside_head(method: Method, kind: str) -> str | None:
+    """Why a stage of this kind, which trains a head, cannot train by it."""
+    if trains_base(method):
         return f"{names_of(method)} makes a whole model, and a {kind} stage makes a head beside a frozen base"
     return None
 

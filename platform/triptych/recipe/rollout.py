@@ -8,19 +8,33 @@ from triptych.recipe.base import Closed, Count, Fraction, Positive
 
 
 class Sampling(Closed):
+    """How one answer is sampled."""
+
     max_new_tokens: Count = 48
+    """Tokens after which an answer is cut."""
     temperature: float = Field(1.0, gt=0, le=2)
     """Divides the logits here and in every log-probability of the learner."""
     top_p: float = Field(1.0, gt=0, le=1)
+    """Probability mass that tokens are drawn from: the most likely ones that reach it together."""
 
 
 class Rollout(Closed):
-    """The pool of vLLM engines."""
+    """The prompts of a step, and the pool of vLLM engines that answers them."""
 
+    prompts_per_step: Count = 16
+    """Prompts of one step."""
+    samples_per_prompt: Count = 4
+    """Answers to each prompt."""
+    max_prompt_tokens: Count = 256
+    """Longer prompts are malformed rows."""
+    sampling: Sampling = Sampling()
+    """How answers are sampled."""
     engines: Count = 2
+    """Engines in the pool."""
     cpus: float = Field(0.5, ge=0)
     """Logical CPUs that Ray reserves for each engine."""
     gpus: float = Field(0.0, ge=0)
+    """GPUs, or a share of one, that Ray reserves for each engine."""
     threads: Count = 1
     """Cores of each engine."""
     kv_cache_gb: Positive = 1.0
@@ -31,4 +45,3 @@ class Rollout(Closed):
     """How weights reach the engines: merged into the base, or as an adapter. auto: merged on CPU, adapter on GPU."""
     timeout_s: Positive = 300.0
     """An engine that answers nothing for this long is replaced."""
-    sampling: Sampling = Sampling()

@@ -1,132 +1,103 @@
 """What cannot go together, across the model, the stages and their workers."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from triptych.recipe.method import names_of
+from triptych.recipe.errors import Fault
 from triptych.recipe.recipe import Recipe
-from triptych.recipe.refusals import as_policy, by_optimizer, in_stage, is_lora, on_quantized, under_strategy
-from triptych.recipe.spec import Path
-from triptych.recipe.stages import PpoStage, Reward, Stage, workers_of, workers_path
-from triptych.recipe.training import Optimizer, Workers
+from triptych.recipe.refusals import beside_head, by_optimizer, on_quantized, under_strategy
+from triptych.recipe.stage import TrainedStage
 
 RUNS_UNDER_ZERO = ("adamw", "sgd", "lion")
 """DeepSpeed lays a group's parameters end to end: only element-wise rules survive that. Schedule-free AdamW is one, but
 its average would have to be taken in DeepSpeed's own copy of the weights."""
 
 
-@dataclass(frozen=True)
-class Fault:
-    """Something wrong that no field shows by itself."""
-
-    path: Path
-    message: str
-
-
 def rule_faults(recipe: Recipe) -> list[Fault]:
     """All that the recipe's stages cannot do with its model and their workers; its references must be right."""
-    return [
-        fault
-        for name, stage in recipe.stages.items()
-        for rule in (_zero, _quantization, _method, _elastic, _ratios)
-        for fault in rule(recipe, name, stage)
+    found = [
+        Fault(("stages", name, *fault.path), fault.message)
+        for name, stage in recipe.trained.items()
+        for rule in (_zero, _quantization, _method)
+        for fault in rule(recipe, stage)
     ]
+    for name, stage in recipe.stages.items():
+        found += [Fault(("stages", name, *fault.path), fault.message) for fault in stage.faults(recipe.stages)]
+    return found + [fault for name, stage in recipe.trained.items() for fault in _elastic(recipe, name, stage)]
 
 
-def _zero(recipe: Recipe, name: str, stage: Stage) -> Iterator[Fault]:
-    path, workers = _workers(name, stage)
-    strategy = workers.strategy
+def _zero(recipe: Recipe, stage: TrainedStage) -> Iterator[Fault]:
+    strategy, roles = stage.workers.strategy, stage.trained_roles(recipe.stages)
     if not strategy.startswith("zero"):
         return
-    for field, optimizer in _optimizers(name, stage):
-        if optimizer.name not in RUNS_UNDER_ZERO:
+    for role in roles:
+        if role.optimizer is not None and role.optimizer.name not in RUNS_UNDER_ZERO:
             yield Fault(
-                (*field, "name"),
-                f"{optimizer.name} cannot run under strategy {strategy}, which flattens parameters; allowed: "
+                (*role.optimizer_field, "name"),
+                f"{role.optimizer.name} cannot run under strategy {strategy}, which flattens parameters; allowed: "
                 f"{', '.join(RUNS_UNDER_ZERO)}, or workers.strategy auto, single, ddp or fsdp",
             )
+    field = ("train", "workers", "strategy")
     if recipe.model.dtype == "float16":
         yield Fault(
-            (*path, "strategy"),
+            field,
             f"{strategy} has no loss scaling, which model.dtype float16 needs; "
             "allowed: auto, single, ddp, fsdp, or model.dtype bfloat16 or float32",
         )
-    if strategy == "zero3" and (isinstance(stage, PpoStage) or (isinstance(stage, Reward) and stage.members > 1)):
-        roles = "a policy and a value model" if isinstance(stage, PpoStage) else f"{stage.members} members"
+    if strategy == "zero3" and len(roles) > 1:
+        names = ", ".join(role.name for role in roles)
         yield Fault(
-            (*path, "strategy"),
-            f"zero3 trains one role, and this stage has {roles}; allowed: auto, single, ddp, fsdp, zero1, zero2",
+            field, f"zero3 trains one role, and this stage has {names}; allowed: auto, single, ddp, fsdp, zero1, zero2"
         )
     if strategy == "zero3" and recipe.model.quantization:
         yield Fault(
-            (*path, "strategy"),
+            field,
             f"zero3 holds the base in float32, not in model.quantization {recipe.model.quantization}; "
             "allowed: auto, single, ddp, zero1, zero2",
         )
 
 
-def _quantization(recipe: Recipe, name: str, stage: Stage) -> Iterator[Fault]:
-    path, workers = _workers(name, stage)
-    if recipe.model.quantization == "nf4" and workers.gpus == 0:
+def _quantization(recipe: Recipe, stage: TrainedStage) -> Iterator[Fault]:
+    if recipe.model.quantization == "nf4" and stage.workers.gpus == 0:
         yield Fault(
-            (*path, "gpus"), "0, and model.quantization nf4 needs a GPU; allowed: more than 0, or quantization int8"
+            ("train", "workers", "gpus"),
+            "0, and model.quantization nf4 needs a GPU; allowed: more than 0, or quantization int8",
         )
 
 
-def _method(recipe: Recipe, name: str, stage: Stage) -> Iterator[Fault]:
-    """What its method cannot be combined with; PPO's is that of the stage that its policy comes from."""
-    if isinstance(stage, PpoStage):
-        started = recipe.stages.get(stage.policy)
-        if started is None or isinstance(started, PpoStage):
-            return
-        if reason := as_policy(started.method):
-            yield Fault(("stages", name, "policy"), f"`{stage.policy}`: {reason}")
-        elif stage.rollout.sync == "adapter" and not is_lora(started.method):
-            yield Fault(
-                ("stages", name, "rollout", "sync"),
-                f"adapter, and engines run no {names_of(started.method)} beside the weights; allowed: auto, merged",
-            )
+def _method(recipe: Recipe, stage: TrainedStage) -> Iterator[Fault]:
+    """Combinations that the stage's own method does not allow."""
+    method, quantization = stage.own_method, recipe.model.quantization
+    if method is None:
         return
-    method, quantization = stage.method, recipe.model.quantization
+    with_head = any(role.head for role in stage.roles(recipe.stages))
     reasons = [
-        in_stage(method, stage.kind),
-        under_strategy(method, stage.train.workers.strategy),
+        beside_head(method, stage.kind) if with_head else None,
+        under_strategy(method, stage.workers.strategy),
         by_optimizer(method, stage.train.optimizer.name),
         on_quantized(method, quantization) if quantization else None,
     ]
     for reason in reasons:
         if reason:
-            yield Fault(("stages", name, "method"), f"{reason}; allowed: another method, such as lora")
+            yield Fault(("method",), f"{reason}; allowed: another method, such as lora")
 
 
-def _elastic(recipe: Recipe, name: str, stage: Stage) -> Iterator[Fault]:
-    path, workers = _workers(name, stage)
-    if workers.min_count is None:
+def _elastic(recipe: Recipe, name: str, stage: TrainedStage) -> Iterator[Fault]:
+    field = ("stages", name, "train", "workers", "min_count")
+    if stage.workers.min_count is None:
         return
-    if isinstance(stage, PpoStage):
+    if stage.engines is not None:
         yield Fault(
-            (*path, "min_count"),
-            "an elastic group needs the cluster for itself, and PPO's engines run beside it; allowed: no min_count",
+            field,
+            "an elastic group needs the cluster for itself, and the stage's engines run beside it; "
+            "allowed: no min_count",
         )
     before = _ancestors(recipe, name)
     for other in recipe.stages:
         if other != name and other not in before and name not in _ancestors(recipe, other):
             yield Fault(
-                (*path, "min_count"),
+                field,
                 f"an elastic group needs the cluster for itself, and stage `{other}` may run beside `{name}`; "
                 f"allowed: no min_count, or one of the two among the `needs` of the other",
-            )
-
-
-def _ratios(recipe: Recipe, name: str, stage: Stage) -> Iterator[Fault]:
-    if not isinstance(stage, PpoStage):
-        return
-    for field, optimizer in _optimizers(name, stage):
-        if optimizer.name == "adamw_schedule_free":
-            yield Fault(
-                (*field, "name"),
-                "adamw_schedule_free samples at one point and takes gradients at another, and PPO's ratios compare the "
-                "two; allowed: adamw, adamw_8bit, sgd, lion, muon",
             )
 
 
@@ -139,14 +110,3 @@ def _ancestors(recipe: Recipe, name: str) -> set[str]:
         found |= parents
         left += parents
     return found
-
-
-def _workers(name: str, stage: Stage) -> tuple[Path, Workers]:
-    return ("stages", name, *workers_path(stage)), workers_of(stage)
-
-
-def _optimizers(name: str, stage: Stage) -> list[tuple[Path, Optimizer]]:
-    if isinstance(stage, PpoStage):
-        fields = {"policy_optimizer": stage.policy_optimizer, "value_optimizer": stage.value_optimizer}
-        return [(("stages", name, field), optimizer) for field, optimizer in fields.items()]
-    return [(("stages", name, "train", "optimizer"), stage.train.optimizer)]

@@ -4,10 +4,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from triptych.recipe.errors import RecipeError
+from triptych.recipe.errors import Fault, RecipeError
 from triptych.recipe.load import recipe_with
 from triptych.recipe.recipe import Recipe
-from triptych.recipe.rules import Fault
 from triptych.recipe.spec import did_you_mean
 from triptych.recipe.sweep import Dimension, Sweep, Values, wanted
 
@@ -26,7 +25,7 @@ def overrides_of(recipe: Recipe, values: Values) -> list[str]:
     for key, value in values.items():
         stage = recipe.stages.get(key.removeprefix("stages.").removesuffix(".method.name"))
         if stage is not None and key.endswith(".method.name"):
-            if getattr(getattr(stage, "method", None), "name", None) != value:
+            if getattr(stage.own_method, "name", None) != value:
                 texts.append(f"{key.removesuffix('.name')}={json.dumps({'name': value})}")
         else:
             texts.append(f"{key}={json.dumps(value)}")

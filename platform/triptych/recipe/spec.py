@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, Discriminator
 from pydantic.fields import FieldInfo
 
-from triptych.recipe.base import Name, TagAt
+from triptych.recipe.base import Name, TagAt, Tagged
 
 Path = tuple[str | int, ...]
 
@@ -59,6 +59,8 @@ class Spec:
         found = replace(self, metadata=(*self.metadata, *extras))
         if isinstance(extra, FieldInfo) and isinstance(extra.discriminator, str):
             return replace(found, discriminator=extra.discriminator)
+        for table in (one for one in extras if isinstance(one, Tagged)):
+            found = replace(found, discriminator=table.key)
         tags = [one.discriminator for one in extras if isinstance(one, Discriminator)]
         for tag in tags:
             if isinstance(tag, TagAt):
@@ -67,6 +69,9 @@ class Spec:
 
     def members(self) -> list["Spec"]:
         """The types of a union, None left out; itself where it is no union."""
+        tables = [one.table for one in self.metadata if isinstance(one, Tagged)]
+        if tables:
+            return [Spec(model) for model in tables[0].values()]
         if get_origin(self.annotation) not in (Union, UnionType):
             return [self]
         members = [Spec.of(arg) for arg in get_args(self.annotation) if arg is not NoneType]

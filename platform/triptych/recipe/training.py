@@ -1,10 +1,12 @@
 """How parameters are updated, and on what resources."""
 
+import math
+from abc import abstractmethod
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from triptych.recipe.base import Closed, Count, Fraction, Positive
+from triptych.recipe.base import Closed, Count, Fraction, NoEffect, Positive
 
 Lever = Literal["micro_tokens", "checkpointing", "loss_chunk"]
 """What a recipe can leave to the plan: it changes memory and speed, and nothing that is learned."""
@@ -50,14 +52,20 @@ class Optimizer(Closed):
         return self
 
 
-class Batch(Closed):
+class BatchBase(Closed):
+    """How a step's rows are cut into micro-batches."""
+
+    micro_tokens: Count = 4096
+    """Tokens of one forward and backward pass, padding included where there is padding; the rest is accumulated."""
+
+
+class Batch(BatchBase):
     """How rows are cut. The gradient depends on `rows` alone."""
 
     rows: Count = 16
-    """Rows, pairs (reward) or samples (PPO) of one optimiser step, over all workers."""
-    micro_tokens: Count = 4096
-    """Tokens of one forward and backward pass, padding included where there is padding; the rest is accumulated."""
+    """Rows or pairs (reward) of one optimiser step, over all workers."""
     max_length: Count = 512
+    """Tokens of the longest row."""
     overlength: Literal["truncate", "split", "drop"] = "truncate"
     """Longer chats are cut on the right, cut into several rows, or left out, and counted; longer pairs are left out."""
 
@@ -112,26 +120,44 @@ class EarlyStopping(Closed):
     """A smaller gain is no progress."""
 
 
-class Training(Closed):
-    """The loop of SFT and reward stages: give epochs or steps."""
+class TrainingBase(Closed):
+    """The part of a stage's training that is the same for every kind."""
 
-    epochs: Positive | None = None
-    steps: Count | None = None
     optimizer: Optimizer = Optimizer()
-    batch: Batch = Batch()
+    """Optimizer of the trained roles."""
+    batch: BatchBase = BatchBase()
+    """Size of micro-batches."""
     memory: Memory = Memory()
-    workers: Workers = Workers()
-    log_every: Count = 1
-    """Steps that one row of the metrics log is made of; checkpoints and evaluations end a row too."""
-    checkpoint_every: Count = 20
+    """Settings that trade speed for memory."""
+    workers: NoEffect[Workers] = Workers()
+    """Number, resources and strategy of the Ray Train workers."""
+    checkpoint_every: NoEffect[Count] = 20
     """Steps between checkpoints."""
     evaluate_every: Count | None = None
     """Steps between measurements on held-out rows; None: at the end only."""
-    early_stopping: EarlyStopping | None = None
     max_bad_steps: Count = 5
     """Steps in a row without a finite loss and gradient that end the stage; each is skipped, and counted."""
-    auto: tuple[Lever, ...] = ()
+    auto: NoEffect[tuple[Lever, ...]] = ()
     """What the plan chooses for the machine, the fastest that fits; `auto` in the place of a value says the same."""
+
+    @abstractmethod
+    def total_steps(self, rows: int) -> int:
+        """Optimiser steps of the whole stage on `rows` training rows."""
+
+
+class Training(TrainingBase):
+    """Training on rows that are there before it starts: give epochs or steps."""
+
+    epochs: Positive | None = None
+    """Passes over the training rows."""
+    steps: Count | None = None
+    """Optimiser steps, in place of epochs."""
+    batch: Batch = Batch()
+    """Rows of an optimiser step, and how they are cut."""
+    log_every: NoEffect[Count] = 1
+    """Steps that one row of the metrics log is made of; checkpoints and evaluations end a row too."""
+    early_stopping: EarlyStopping | None = None
+    """End before the last step where a held-out metric stops improving."""
 
     @model_validator(mode="after")
     def _one_length(self) -> "Training":
@@ -140,3 +166,9 @@ class Training(Closed):
         if self.early_stopping and not self.evaluate_every:
             raise ValueError("early_stopping needs `evaluate_every`")
         return self
+
+    def total_steps(self, rows: int) -> int:
+        """Optimiser steps of the whole stage; each epoch ends with what is left, however few."""
+        if self.steps is not None:
+            return self.steps
+        return math.ceil((self.epochs or 0) * math.ceil(rows / self.batch.rows))

@@ -10,11 +10,11 @@ from triptych.data.batches import pad_right
 from triptych.data.encode import encode_texts
 from triptych.data.rows import Row, parse_text
 from triptych.forward.roles import RoleModel
-from triptych.recipe import Classification
+from triptych.recipe import CLASSIFIER, Classification
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext
 from triptych.stages.encoding import TOKENS, Examples
-from triptych.stages.labelling import CLASSIFIER, label, learn_labels
+from triptych.stages.labelling import label, learn_labels
 from triptych.stages.supervised import open_rows
 from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch

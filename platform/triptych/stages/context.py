@@ -11,32 +11,13 @@ from triptych.errors import UserError
 from triptych.models.adapter import Adapter, load_adapter
 from triptych.models.base import resolve_base
 from triptych.observe.progress import Progress
-from triptych.plan.levers import auto_levers
-from triptych.recipe import (
-    Classification,
-    PpoStage,
-    QuestionAnswering,
-    Recipe,
-    Reward,
-    Sft,
-    TokenClassification,
-)
+from triptych.recipe import KINDS, Recipe, TrainedStage, with_effect
+from triptych.recipe.changes import differences
+from triptych.recipe.upgrade import is_old, upgraded_stage
 from triptych.registry import AdapterVersion, Registry
 from triptych.stages.table import Table, write_table
 
-StageT = TypeVar("StageT", Sft, Classification, TokenClassification, QuestionAnswering, Reward, PpoStage)
-
-_WITHOUT_EFFECT = {
-    "workers",
-    "log_every",
-    "checkpoint_every",
-    "needs",
-    "register_as",
-    "max_bad_rows",
-    "min_accuracy",
-    "auto",
-}
-"""Fields that change how a stage runs, or what may be done with it, not what comes out."""
+StageT = TypeVar("StageT", bound=TrainedStage)
 
 
 class Monitor(Protocol):
@@ -127,9 +108,8 @@ def remember(ctx: StageContext[Any], digests: Mapping[str, str], parents: Mappin
     Raises:
         UserError: its folder was begun from something else; the differing fields are named.
     """
-    fields = ctx.stage.model_dump(mode="json")
     inputs = {
-        "stage": _without(fields, _WITHOUT_EFFECT | set(auto_levers(ctx.recipe.stages[ctx.name]))),
+        "stage": _without(with_effect(ctx.stage), set(ctx.recipe.trained[ctx.name].train.auto)),
         "model": ctx.recipe.model.model_dump(mode="json"),
         "base": ctx.base_fingerprint,
         "seed": ctx.recipe.seed,
@@ -145,14 +125,21 @@ def _write_or_compare(url: str, inputs: dict[str, Any]) -> None:
     if not storage.exists(url):
         storage.write_bytes(url, json.dumps(inputs, indent=2).encode())
         return
-    before, now = _flat(json.loads(storage.read_bytes(url))), _flat(json.loads(json.dumps(inputs)))
-    differing = [key for key in sorted(before | now) if before.get(key) != now.get(key)]
-    if differing:
-        listed = ", ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in differing[:5])
+    before = json.loads(storage.read_bytes(url))
+    if is_old(before["stage"]):
+        before["stage"] = _of_today(before["stage"])
+    listed = differences(before, json.loads(json.dumps(inputs)))
+    if listed:
         raise UserError(
             f"{url} was begun from another recipe or other data ({listed}); "
             "give the run another `name`, or remove the folder of that file to do the stage again"
         )
+
+
+def _of_today(stage: dict[str, Any]) -> dict[str, Any]:
+    """Fields that an earlier version wrote down, as this one does."""
+    fields = upgraded_stage(stage)
+    return with_effect(KINDS[fields["kind"]].model_validate_json(json.dumps(fields)))
 
 
 def measured(ctx: StageContext[Any]) -> dict[str, float]:
@@ -228,9 +215,3 @@ def _without(value: Any, keys: set[str]) -> Any:
     if isinstance(value, dict):
         return {key: _without(item, keys) for key, item in value.items() if key not in keys}
     return value
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {path: value}
-    return {k: v for key, item in value.items() for k, v in _flat(item, f"{path}.{key}" if path else key).items()}

@@ -160,7 +160,7 @@ def _in_tasks(
 ) -> Iterator[tuple[pa.Table, Mapping[str, int]]]:
     """As `_here`, by tasks on the CPUs that are the stage's own: its workers do not need them yet."""
     workers: Workers = ctx.stage.train.workers
-    local = source.model_copy(update={"path": storage.absolute(source.path)})  # tasks have another working directory
+    local = source.model_copy(update={"path": storage.absolute(source.file)})  # tasks have another working directory
     blocks = ray.data.read_datasource(
         _RowBlocks(local, examples.parse),
         num_cpus=0,  # else it could hold the only CPU that the tasks behind it wait for

@@ -5,7 +5,7 @@ from typing import Any
 
 from triptych.forward.roles import RoleModel
 from triptych.models.heads import ClassHead
-from triptych.recipe import Labelling
+from triptych.recipe import CLASSIFIER, LabellingStage
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext, finish, measured
 from triptych.stages.encoding import Examples
@@ -13,9 +13,6 @@ from triptych.stages.loop import Rows
 from triptych.stages.supervised import Learn, fit_and_evaluate, learner_for, prepare, save, train
 from triptych.train.learner import Objective
 from triptych.train.side_by_side import Steps
-
-CLASSIFIER = "classifier"
-"""The role that is trained, and the kind of what is registered."""
 
 
 def label(ctx: StageContext[Any], examples: Examples, learn: Learn) -> AdapterVersion:
@@ -29,9 +26,9 @@ def learn_labels(
     ctx: StageContext[Any], model: RoleModel, objective: Objective, rows: Mapping[str, Rows]
 ) -> Steps[None]:
     """On every worker: an adapter and a head of the stage's labels, trained, measured and saved."""
-    stage: Labelling = ctx.stage
+    stage: LabellingStage = ctx.stage
     role = objective.role
-    model.add(role, stage.method, trainable=True, head=ClassHead(model.hidden_size, len(stage.labels)))
+    model.add(role, stage.method, trainable=True, head=ClassHead(model.hidden_size, len(stage.classes)))
     learner = learner_for(ctx, model, {role: CLASSIFIER}, rows)
     metrics = yield from fit_and_evaluate(ctx, learner, objective, rows)
-    save(ctx, learner, role, CLASSIFIER, metrics, stage.labels)
+    save(ctx, learner, role, CLASSIFIER, metrics, stage.classes)

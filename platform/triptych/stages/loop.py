@@ -11,7 +11,6 @@ import torch
 from triptych import storage
 from triptych.data.batches import epoch_order, micro_batches, packed_micro_batches
 from triptych.observe.metrics import TrainMetrics
-from triptych.recipe import Supervised
 from triptych.stages.context import StageContext
 from triptych.stages.meter import Meter
 from triptych.stages.recorder import Recorder
@@ -48,13 +47,6 @@ class Rows:
         return [[[rows[place] for place in micro] for micro in own] for own in cut]
 
 
-def total_steps(stage: Supervised, rows: int) -> int:
-    """Optimiser steps of the whole stage; each epoch ends with what is left, however few."""
-    if stage.train.steps is not None:
-        return stage.train.steps
-    return math.ceil((stage.train.epochs or 0) * math.ceil(rows / stage.train.batch.rows))
-
-
 def fit(ctx: StageContext[Any], learner: Learner, objective: Objective, train: Rows, heldout: Rows | None) -> None:
     """Train from the last checkpoint to the end. Every rank calls it; rank 0 writes the metrics."""
     take(fitting(ctx, learner, objective, train, heldout))
@@ -65,7 +57,7 @@ def fitting(
 ) -> Steps[None]:
     """`fit`, whose steps are taken by whoever iterates it."""
     training = ctx.stage.train
-    total = total_steps(ctx.stage, len(train.sequences))
+    total = training.total_steps(len(train.sequences))
     writer = checkpoint.Writer(ctx.checkpoints, learner.group)
     stopper = Stopper(training.early_stopping) if training.early_stopping else None
     done, meter = _resume(ctx, learner, stopper), Meter(ctx, learner)

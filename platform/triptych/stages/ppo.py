@@ -21,7 +21,7 @@ from triptych.objectives.advantages import gae, whiten
 from triptych.objectives.kl import kl_penalty
 from triptych.objectives.policy import importance_weights
 from triptych.observe.metrics import PpoMetrics
-from triptych.recipe import PpoStage, Reward, Source
+from triptych.recipe import CRITIC, POLICY, REFERENCE, Reward, Rl, Source
 from triptych.recipe.refusals import as_policy, is_lora
 from triptych.registry import AdapterVersion
 from triptych.rollout.pool import RolloutPool
@@ -30,7 +30,7 @@ from triptych.stages.context import StageContext, begin, finish, measured, paren
 from triptych.stages.meter import memory
 from triptych.stages.models import tokenizer_of
 from triptych.stages.ppo_evaluation import evaluate, write_rollouts
-from triptych.stages.ppo_run import CRITIC, POLICY, REFERENCE, Run, request, resume, save, start
+from triptych.stages.ppo_run import Run, request, resume, save, start
 from triptych.stages.ppo_sync import PROBES, first_sync, probe, sync_policy
 from triptych.stages.recorder import Recorder
 from triptych.stages.reward import check_gate
@@ -42,7 +42,7 @@ from triptych.train.on_ray import launch
 from triptych.train.tasks import PolicyUpdate, ValueUpdate, response_values
 
 
-def run(ctx: StageContext[PpoStage]) -> AdapterVersion:
+def run(ctx: StageContext[Rl]) -> AdapterVersion:
     """Prompts -> rollouts and updates -> registered policy. Goes on from where an earlier call stopped."""
     stage = ctx.stage
     reward, reward_version = parent(ctx, stage.reward, "reward")
@@ -58,24 +58,23 @@ def run(ctx: StageContext[PpoStage]) -> AdapterVersion:
         pool = start_pool(ctx, policy)
         try:
             config = {"ctx": ctx, "pool": pool, "policy": policy, "reward": reward}
-            launch(ctx.name, _train, config, stage.workers, storage.join(ctx.folder, "ray"))
+            launch(ctx.name, _train, config, stage.train.workers, storage.join(ctx.folder, "ray"))
         finally:
             pool.close()
     return finish(ctx, inputs, "lora", measured(ctx))
 
 
-def start_pool(ctx: StageContext[PpoStage], policy: Adapter) -> RolloutPool:
+def start_pool(ctx: StageContext[Rl], policy: Adapter) -> RolloutPool:
     """The engines, for policies of this one's method and rank; they run merged weights where it is no LoRA."""
     stage = ctx.stage
     native = is_lora(policy.method)
     rollout = stage.rollout if native else stage.rollout.model_copy(update={"sync": "merged"})
-    answer = max(stage.rollout.sampling.max_new_tokens, stage.evaluation.max_new_tokens)
     return RolloutPool.start(
         model_dir=str(ctx.base_dir),
         dtype=ctx.recipe.model.dtype,
         rollout=rollout,
-        max_model_len=stage.max_prompt_tokens + answer,
         lora_r=largest_rank(policy.configs["lora"].to_dict()) if native else 1,
+        max_model_len=stage.shape().context,
         stop_token_ids=[tokenizer_of(ctx).eos_token_id],
         base=ctx.recipe.model,
     )
@@ -83,7 +82,7 @@ def start_pool(ctx: StageContext[PpoStage], policy: Adapter) -> RolloutPool:
 
 def ppo_step(run: Run, step: int) -> dict[str, float]:
     """One step: sample, score, look back, reward, advantage, update, sync, record. Metrics back."""
-    ppo, learner, clock = run.stage.ppo, run.learner, Clock()
+    ppo, learner, clock = run.stage.algorithm, run.learner, Clock()
 
     samples = run.sample(requests_of(run, step), run.stage.rollout.sampling)
     mask = samples.mask
@@ -101,8 +100,9 @@ def ppo_step(run: Run, step: int) -> dict[str, float]:
     advantages, returns = gae(rewards, old_values, mask, ppo.gamma, ppo.lam)
     if ppo.whiten:
         advantages = whiten(advantages, mask)
+    importance = run.stage.importance
     weights = importance_weights(
-        old_logprobs, samples.rollout_logprobs, mask, level=ppo.importance.level, cap=ppo.importance.cap
+        old_logprobs, samples.rollout_logprobs, mask, level=importance.level, cap=importance.cap
     )
     clock.lap("advantages")
 
@@ -143,13 +143,13 @@ def ppo_step(run: Run, step: int) -> dict[str, float]:
 
 def requests_of(run: Run, step: int) -> list[SampleRequest]:
     """The prompts of a step, each `samples_per_prompt` times; every answer has a lease and a seed of its own."""
-    stage, seed = run.stage, run.ctx.recipe.seed
-    first = step * stage.prompts_per_step
+    rollout, seed = run.stage.rollout, run.ctx.recipe.seed
+    first = step * rollout.prompts_per_step
     requests = []
-    for number in range(first, first + stage.prompts_per_step):
+    for number in range(first, first + rollout.prompts_per_step):
         epoch, position = divmod(number, len(run.prompts))
         prompt = run.prompts[epoch_order(len(run.prompts), seed, epoch)[position]]
-        leases = [f"{step}/{number - first}/{copy}" for copy in range(stage.samples_per_prompt)]
+        leases = [f"{step}/{number - first}/{copy}" for copy in range(rollout.samples_per_prompt)]
         requests += [request(prompt, lease, seed) for lease in leases]
     return requests
 
@@ -159,47 +159,52 @@ def token_rewards(run: Run, samples: Samples, scores: Tensor, old: Tensor, refer
 
     Ziegler et al. 2019 (arXiv 1909.08593), equation 2. An answer that was cut by its length loses a fixed amount.
     """
-    ppo, mask = run.stage.ppo, samples.mask
-    rewards = torch.where(mask, -run.kl_coef * kl_penalty(old, reference, kind=ppo.kl.kind), 0.0)
-    final = scores.clamp(-ppo.reward_clip, ppo.reward_clip) - ppo.missing_eos_penalty * samples.truncated
+    stage, mask = run.stage, samples.mask
+    rewards = torch.where(mask, -run.kl_coef * kl_penalty(old, reference, kind=stage.kl.kind), 0.0)
+    final = scores.clamp(-stage.reward_clip, stage.reward_clip) - stage.missing_eos_penalty * samples.truncated
     last = mask.sum(dim=1) - 1
     return rewards.index_put((torch.arange(len(last)), last), final, accumulate=True)
 
 
 def update(run: Run, step: int, samples: Samples, columns: dict[str, Tensor]) -> dict[str, float]:
     """The optimiser steps on one batch of samples: a fresh order each epoch, every sample once an epoch."""
-    ppo, learner = run.stage.ppo, run.learner
+    ppo, batch, learner = run.stage.algorithm, run.stage.train.batch, run.learner
     policy = PolicyUpdate(POLICY, ppo.clip, run.stage.rollout.sampling.temperature)
     value = ValueUpdate(CRITIC, ppo.value_clip)
     count = len(samples.records)
     totals: dict[str, float] = {}
-    for epoch in range(ppo.epochs):
-        order = epoch_order(count, run.ctx.recipe.seed, step * ppo.epochs + epoch)
-        for part in range(ppo.minibatches):
-            rows = order[part * count // ppo.minibatches : (part + 1) * count // ppo.minibatches]
-            batches = [batch for _, batch in samples.micro_batches(learner, rows, columns)]
+    for epoch in range(batch.epochs):
+        order = epoch_order(count, run.ctx.recipe.seed, step * batch.epochs + epoch)
+        for part in range(batch.minibatches):
+            rows = order[part * count // batch.minibatches : (part + 1) * count // batch.minibatches]
+            batches = [micro for _, micro in samples.micro_batches(learner, rows, columns)]
             policy_report, value_report = learner.step(policy, batches), learner.step(value, batches)
             metrics = policy_report.metrics | {f"value_{k}": v for k, v in value_report.metrics.items()}
             for name, number in metrics.items():
-                totals[name] = totals.get(name, 0.0) + number / (ppo.epochs * ppo.minibatches)
+                totals[name] = totals.get(name, 0.0) + number / (batch.epochs * batch.minibatches)
     return totals
 
 
 def _train(config: dict[str, Any]) -> None:
     """On every worker of the Ray Train group."""
-    ctx: StageContext[PpoStage] = config["ctx"]
+    ctx: StageContext[Rl] = config["ctx"]
     stage, run = ctx.stage, start(config)
     done, shown = resume(run), ("reward", "kl", "logprob_gap")
-    with Recorder(ctx, PpoMetrics, run.learner.group.rank, shown, done=done, total=stage.steps) as recorder:
+    with Recorder(ctx, PpoMetrics, run.learner.group.rank, shown, done=done, total=stage.train.steps) as recorder:
         first_sync(run, done)
         if run.heldout and done == 0:
             evaluate(run, "before")
-        for step in range(done + 1, stage.steps + 1):
+        for step in range(done + 1, stage.train.steps + 1):
             row = {"step": step} | ppo_step(run, step - 1)
-            if run.heldout and stage.evaluate_every and step % stage.evaluate_every == 0 and step < stage.steps:
+            if (
+                run.heldout
+                and stage.train.evaluate_every
+                and step % stage.train.evaluate_every == 0
+                and step < stage.train.steps
+            ):
                 row |= evaluate(run, f"step-{step:08d}")
             recorder.record(row)
-            if step % stage.checkpoint_every == 0 or step == stage.steps:
+            if step % stage.train.checkpoint_every == 0 or step == stage.train.steps:
                 save(run, recorder, step)
     run.writer.wait()
     metrics = evaluate(run, "after") if run.heldout else {}
@@ -210,10 +215,10 @@ def _train(config: dict[str, Any]) -> None:
             (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
-def _encode(ctx: StageContext[PpoStage], source: Source) -> Table:
+def _encode(ctx: StageContext[Rl], source: Source) -> Table:
     """Load and encode a source's prompts."""
     rows = load_rows(source, "prompts")
     prompts = encode_prompts(
-        rows.items, tokenizer_of(ctx), ctx.stage.max_prompt_tokens, source.max_bad_rows - len(rows.bad)
+        rows.items, tokenizer_of(ctx), ctx.stage.rollout.max_prompt_tokens, source.max_bad_rows - len(rows.bad)
     )
     return Table({"prompt_ids": prompts}, rows.digest)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from triptych import storage
 from triptych.data.judge import JUDGES, distinct_n
-from triptych.recipe import PpoStage
+from triptych.recipe import POLICY, REFERENCE, Rl
 from triptych.stages.context import StageContext
 from triptych.stages.models import tokenizer_of
-from triptych.stages.ppo_run import POLICY, REFERENCE, Run, request
+from triptych.stages.ppo_run import Run, request
 from triptych.stages.samples import Samples
 
 
@@ -22,7 +22,7 @@ def evaluate(run: Run, label: str) -> dict[str, float]:
     requests = [
         request(prompt, f"heldout/{number}/{copy}", seed)
         for number, prompt in enumerate(run.heldout)
-        for copy in range(stage.samples_per_prompt)
+        for copy in range(stage.rollout.samples_per_prompt)
     ]
     samples = run.sample(requests, stage.evaluation)
     scores = run.scores(samples)
@@ -46,13 +46,13 @@ def evaluate(run: Run, label: str) -> dict[str, float]:
     return metrics
 
 
-def read_evaluation(ctx: StageContext[PpoStage], label: str) -> dict[str, float]:
+def read_evaluation(ctx: StageContext[Rl], label: str) -> dict[str, float]:
     """The metrics of an earlier `evaluate`."""
     metrics: dict[str, float] = json.loads(storage.read_bytes(_evaluation(ctx, label)))
     return metrics
 
 
-def write_rollouts(ctx: StageContext[PpoStage], step: int, samples: Samples, scores: Tensor) -> None:
+def write_rollouts(ctx: StageContext[Rl], step: int, samples: Samples, scores: Tensor) -> None:
     """All answers of a step as one Parquet file; a step that is done again replaces it."""
     records = samples.records
     columns = {
@@ -84,11 +84,11 @@ def _write_answers(
     storage.write_bytes(storage.join(run.ctx.folder, "samples", f"{label}.jsonl"), text.encode())
 
 
-def _evaluation(ctx: StageContext[PpoStage], label: str) -> str:
+def _evaluation(ctx: StageContext[Rl], label: str) -> str:
     return storage.join(ctx.folder, "evaluations", f"{label}.json")
 
 
-def _texts(ctx: StageContext[PpoStage], sequences: list[tuple[int, ...]]) -> list[str]:
+def _texts(ctx: StageContext[Rl], sequences: list[tuple[int, ...]]) -> list[str]:
     tokenizer = tokenizer_of(ctx)
     texts: list[str] = tokenizer.batch_decode([list(ids) for ids in sequences], skip_special_tokens=True)
     return [text.strip() for text in texts]

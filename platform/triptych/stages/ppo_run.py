@@ -12,7 +12,7 @@ from triptych.errors import RunError
 from triptych.forward.roles import RoleModel
 from triptych.models.adapter import Adapter
 from triptych.objectives.kl import AdaptiveKL
-from triptych.recipe import Method, PpoStage, Sampling
+from triptych.recipe import CRITIC, POLICY, REFERENCE, REWARD, Method, Rl, Sampling, member_roles
 from triptych.rollout.pool import RolloutPool
 from triptych.rollout.record import SampleRequest
 from triptych.stages.context import StageContext
@@ -22,16 +22,14 @@ from triptych.stages.samples import Samples
 from triptych.stages.table import read_table
 from triptych.train import checkpoint
 from triptych.train.learner import Learner
-from triptych.train.tasks import mean_scores, member_roles, response_logprobs, response_logprobs_and_entropy
-
-POLICY, REFERENCE, CRITIC, REWARD = "policy", "reference", "critic", "reward"
+from triptych.train.tasks import mean_scores, response_logprobs, response_logprobs_and_entropy
 
 
 @dataclass
 class Run:
     """What a rank holds while it trains."""
 
-    ctx: StageContext[PpoStage]
+    ctx: StageContext[Rl]
     learner: Learner
     pool: RolloutPool
     prompts: list[list[int]]
@@ -43,12 +41,12 @@ class Run:
     pad: int
 
     @property
-    def stage(self) -> PpoStage:
+    def stage(self) -> Rl:
         return self.ctx.stage
 
     @property
     def kl_coef(self) -> float:
-        return self.stage.ppo.kl.coef if self.kl is None else self.kl.coef
+        return self.stage.kl.coef if self.kl is None else self.kl.coef
 
     def sample(self, requests: list[SampleRequest], sampling: Sampling) -> Samples:
         """Answers of the pool, in the order of the requests, on every rank."""
@@ -56,7 +54,7 @@ class Run:
         received = self.learner.group.broadcast(records)
         if received is None:
             raise RunError("rank 0 broadcast no samples")
-        return Samples(received, self.pad, self.stage.micro_tokens)
+        return Samples(received, self.pad, self.stage.train.batch.micro_tokens)
 
     def scores(self, samples: Samples) -> Tensor:
         """The reward model's score of each answer [N]: the mean over its members."""
@@ -79,22 +77,23 @@ class Run:
 
 def start(config: dict[str, Any]) -> Run:
     """The four roles on one base, and what surrounds them."""
-    ctx: StageContext[PpoStage] = config["ctx"]
+    ctx: StageContext[Rl] = config["ctx"]
     stage = ctx.stage
     policy: Adapter = config["policy"]
     reward: Adapter = config["reward"]
-    model = role_model(ctx, stage.memory, get_device())
+    model = role_model(ctx, stage.train.memory, get_device())
     reward_roles = add_roles(model, policy, reward)
-    updates = stage.steps * stage.ppo.epochs * stage.ppo.minibatches
-    optimizers = {POLICY: stage.policy_optimizer, CRITIC: stage.value_optimizer}
-    kl = stage.ppo.kl
-    workers = stage.workers
+    updates = stage.train.steps * stage.train.batch.epochs * stage.train.batch.minibatches
+    optimizers = {POLICY: stage.train.optimizer, CRITIC: stage.algorithm.critic.optimizer}
+    kl = stage.kl
+    workers = stage.train.workers
     learner = Learner(
         model,
         optimizers,
         dict.fromkeys(optimizers, updates),
         strategy=workers.strategy,
         offload=workers.offload,
+        max_bad_steps=stage.train.max_bad_steps,
     )
     return Run(
         ctx=ctx,
@@ -128,7 +127,7 @@ def add_roles(model: RoleModel, policy: Adapter, reward: Adapter) -> tuple[str, 
     return roles
 
 
-def read_prompts(ctx: StageContext[PpoStage], split: str) -> list[list[int]]:
+def read_prompts(ctx: StageContext[Rl], split: str) -> list[list[int]]:
     """The encoded prompts that the driver committed."""
     prompts: list[list[int]] = read_table(storage.join(ctx.folder, "data", split))["prompt_ids"]
     return prompts

@@ -10,11 +10,12 @@ from torch import Tensor
 from triptych.forward.roles import BASE, RoleModel
 from triptych.methods.merge import changed_weights
 from triptych.models.adapter import peft_json
+from triptych.recipe import POLICY
 from triptych.recipe.refusals import is_lora
 from triptych.rollout.record import RolloutRecord
 from triptych.rollout.sync import REPLACED
 from triptych.rollout.sync_check import check_sync
-from triptych.stages.ppo_run import POLICY, Run
+from triptych.stages.ppo_run import Run
 from triptych.stages.supervised import adapter_of
 from triptych.train.batch import Batch, sample_batch
 from triptych.train.tasks import response_logprobs

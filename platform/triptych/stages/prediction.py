@@ -9,7 +9,6 @@ from triptych.observe.log import read_metrics
 from triptych.observe.planned import FILE, actual_figures
 from triptych.plan import Machine, estimate, grown, known_here, machine_kind, worker_parts
 from triptych.plan.amounts import total
-from triptych.recipe import PpoStage
 from triptych.recipe.method import names_of
 from triptych.stages.context import StageContext
 
@@ -37,7 +36,7 @@ def predict(ctx: StageContext[Any], machine: Machine) -> None:
     predicted = {
         "machine": machine_kind(machine),
         "kind": stage.kind,
-        "method": "lora" if isinstance(stage, PpoStage) else names_of(stage.method),
+        "method": names_of(stage.roles(settled.stages)[0].method),
         "strategy": found.strategy,
         "dtype": ctx.recipe.model.dtype,
         "peak_bytes": total(parts.values()).as_dict(),

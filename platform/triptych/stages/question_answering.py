@@ -19,11 +19,11 @@ from triptych.data.batches import pad_right
 from triptych.data.labelled import encode_questions
 from triptych.data.sources import PARSERS
 from triptych.forward.roles import RoleModel
-from triptych.recipe import QuestionAnswering
+from triptych.recipe import CLASSIFIER, QuestionAnswering
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext
 from triptych.stages.encoding import TOKENS, Examples
-from triptych.stages.labelling import CLASSIFIER, label, learn_labels
+from triptych.stages.labelling import label, learn_labels
 from triptych.stages.loop import Rows
 from triptych.stages.supervised import open_rows
 from triptych.stages.table import StoredTable

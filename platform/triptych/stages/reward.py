@@ -21,7 +21,7 @@ from triptych.errors import RunError
 from triptych.forward.roles import RoleModel
 from triptych.models.adapter import Adapter, Normalization, save_adapter
 from triptych.models.heads import ScalarHead
-from triptych.recipe import Reward
+from triptych.recipe import REWARD, Reward, member_roles
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext, finish, measured
 from triptych.stages.encoding import TOKENS, Examples
@@ -32,9 +32,8 @@ from triptych.stages.table import StoredTable, read_table
 from triptych.train.batch import Batch, pair_batch
 from triptych.train.learner import Learner, Objective, StepReport
 from triptych.train.side_by_side import Steps
-from triptych.train.tasks import PairwiseReward, member_roles
+from triptych.train.tasks import PairwiseReward
 
-REWARD = "reward"
 NORMALIZED_PAIRS = 256
 """Training pairs whose scores give mean and standard deviation: their error is 4% of a standard deviation."""
 

@@ -29,7 +29,7 @@ RUNNERS: dict[str, Callable[[StageContext[Any]], Any]] = {
     "token_classification": token_classification.run,
     "question_answering": question_answering.run,
     "reward": reward.run,
-    "ppo": ppo.run,
+    "rl": ppo.run,
 }
 
 
@@ -100,7 +100,7 @@ def stage_context(recipe: Recipe, name: str, progress: Progress) -> StageContext
     return StageContext(
         recipe=recipe,
         name=name,
-        stage=recipe.stages[name],
+        stage=recipe.trained[name],
         run=run_folder(recipe),
         base_dir=base,
         base_fingerprint=fingerprint(base),
@@ -130,7 +130,7 @@ def _wanted(recipe: Recipe, only: str | None, done: list[str]) -> list[str]:
 
 def _fits(recipe: Recipe, machine: Machine, names: list[str]) -> bool:
     """Whether the cluster has room for these stages at once."""
-    return pack([request for name in names for request in requests(name, recipe.stages[name])], machine) is not None
+    return pack([request for name in names for request in requests(name, recipe.trained[name])], machine) is not None
 
 
 def _run_stage(ctx: StageContext[Any], ended: "queue.Queue[Ended]") -> None:

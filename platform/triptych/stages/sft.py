@@ -8,7 +8,7 @@ import pyarrow as pa
 from triptych.data.encode import encode_sft
 from triptych.data.sources import PARSERS
 from triptych.forward.roles import RoleModel
-from triptych.recipe import Sft
+from triptych.recipe import POLICY, Sft
 from triptych.recipe.method import trains_base
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext, finish, measured
@@ -18,8 +18,6 @@ from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch, language_batch
 from triptych.train.side_by_side import Steps
 from triptych.train.tasks import LanguageModeling
-
-POLICY = "policy"
 
 
 def run(ctx: StageContext[Sft]) -> AdapterVersion:

@@ -25,7 +25,7 @@ from triptych.recipe.matrix import AdaLora
 from triptych.recipe.method import Freeze, parts_of, trains_base
 from triptych.stages.context import StageContext, remember
 from triptych.stages.encoding import Examples, encode
-from triptych.stages.loop import Rows, evaluate, fitting, step_rows, total_steps
+from triptych.stages.loop import Rows, evaluate, fitting, step_rows
 from triptych.stages.models import role_model, tokenizer_of
 from triptych.stages.table import StoredTable
 from triptych.train import checkpoint
@@ -114,7 +114,7 @@ def learner_for(
     training = ctx.stage.train
     if reads_inputs(ctx.stage.method):
         start_from_inputs(model, list(roles), _first_batches(ctx, model, rows["train"]), Group())
-    steps = total_steps(ctx.stage, len(rows["train"].sequences))
+    steps = training.total_steps(len(rows["train"].sequences))
     return kind(
         model,
         dict.fromkeys(roles, training.optimizer),

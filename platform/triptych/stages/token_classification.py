@@ -14,11 +14,11 @@ from triptych.data.encode import IGNORE
 from triptych.data.labelled import encode_tags
 from triptych.data.rows import Row, parse_tags
 from triptych.forward.roles import RoleModel
-from triptych.recipe import TokenClassification
+from triptych.recipe import CLASSIFIER, TokenClassification
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext
 from triptych.stages.encoding import TOKENS, Examples
-from triptych.stages.labelling import CLASSIFIER, label, learn_labels
+from triptych.stages.labelling import label, learn_labels
 from triptych.stages.supervised import open_rows
 from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch

@@ -138,11 +138,6 @@ def sequence_scores(model: RoleModel, batch: Batch) -> Tensor:
     return model.scores(last_token(model.hidden(batch["ids"], batch["mask"]), batch["mask"]))
 
 
-def member_roles(role: str, members: int) -> tuple[str, ...]:
-    """Names of an ensemble's roles; the first is `role`."""
-    return (role, *(f"{role}-{number}" for number in range(1, members)))
-
-
 def member_scores(model: RoleModel, batch: Batch, roles: Sequence[str]) -> Tensor:
     """Each role's score of each row: [roles, B]."""
     scores = []

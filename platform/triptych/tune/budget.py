@@ -5,7 +5,7 @@ from typing import Any
 
 from ray.tune import Stopper
 
-from triptych.recipe import Recipe, workers_of
+from triptych.recipe import Recipe
 from triptych.recipe.sweep import SweepBudget
 from triptych.tune.record import Record
 
@@ -17,7 +17,7 @@ class Budget(Stopper):
         assert recipe.sweep is not None
         self._limits: SweepBudget = recipe.sweep.budget
         self._record = record
-        workers = workers_of(recipe.stages[recipe.sweep.stage])
+        workers = recipe.trained[recipe.sweep.stage].workers
         self._devices = workers.count * (workers.gpus or 1.0)
         self._since: dict[int, float] = {}
 

@@ -14,7 +14,7 @@ from triptych import storage
 from triptych.observe.log import read_metrics
 from triptych.observe.progress import Progress
 from triptych.plan import Machine, cluster
-from triptych.recipe import Asha, Recipe, dump_recipe, with_values, workers_of
+from triptych.recipe import Asha, Recipe, dump_recipe, with_values
 from triptych.stages.context import StageContext, summary
 from triptych.stages.run import RUNNERS, chosen, stage_context
 from triptych.train import checkpoint
@@ -96,7 +96,7 @@ def follow(trial: Trial, ctx: StageContext[Any], clock: "Clock") -> Iterator[Rep
     gate: Any = ray.remote(num_cpus=0)(Gate).remote()
     yield from _unreported(ctx, trial, clock)
     ended: queue.Queue[Exception | None] = queue.Queue()
-    restarts = workers_of(trial.recipe.stages[trial.stage]).max_restarts
+    restarts = trial.recipe.trained[trial.stage].workers.max_restarts
     work = (replace(ctx, monitor=GateMonitor(gate, trial.asha)), restarts, ended)
     threading.Thread(target=_run_stage, args=work, daemon=True).start()
     arrived = gate.arrived.remote()
@@ -126,7 +126,7 @@ class Clock:
     """What a trial has spent: devices x seconds, and tokens by its metrics log."""
 
     def __init__(self, trial: Trial, ctx: StageContext[Any]) -> None:
-        workers = workers_of(ctx.stage)
+        workers = ctx.stage.workers
         self._devices = workers.count * (workers.gpus or 1.0)
         self._before, self._tokens, self._started = trial.device_seconds, trial.tokens, time.monotonic()
 

@@ -7,7 +7,7 @@ from triptych.errors import UserError
 from triptych.measure import traced
 from triptych.plan import Machine, estimate, requests
 from triptych.plan.placement import pack
-from triptych.recipe import PpoStage, Recipe, RecipeError, Values, with_values
+from triptych.recipe import Recipe, RecipeError, Values, with_values
 from triptych.tune.points import draw
 
 DRAWN = 64
@@ -50,7 +50,7 @@ def feasible_points(recipe: Recipe, machine: Machine) -> list[dict[str, Any]]:
 
 def side_by_side(recipe: Recipe, stage: str, machine: Machine) -> int:
     """How many runs of a stage the machine has room for at once: CPUs, GPUs, and memory where they share it."""
-    asked = requests(stage, recipe.stages[stage])
+    asked = requests(stage, recipe.trained[stage])
     count = 1
     while count < _MOST and pack(asked * (count + 1), machine) is not None:
         count += 1
@@ -78,20 +78,16 @@ def _changes(recipe: Recipe) -> Iterator[dict[str, Any]]:
     """Ways to need less, the mildest first."""
     assert recipe.sweep is not None
     name = recipe.sweep.stage
-    stage, where = recipe.stages[name], f"stages.{name}"
-    if isinstance(stage, PpoStage):
-        budget, part = (stage.micro_tokens, 1), where
-    else:
-        budget, part = (stage.train.batch.micro_tokens, stage.train.batch.max_length), f"{where}.train"
-    field = f"{where}.micro_tokens" if isinstance(stage, PpoStage) else f"{part}.batch.micro_tokens"
+    stage, part = recipe.trained[name], f"stages.{name}.train"
+    field, longest = f"{part}.batch.micro_tokens", stage.shape().longest
     for checkpointing in ({}, {f"{part}.memory.checkpointing": "full"}):
-        tokens = budget[0] if checkpointing else budget[0] // 2
-        while tokens >= budget[1]:
+        tokens = stage.train.batch.micro_tokens
+        tokens = tokens if checkpointing else tokens // 2
+        while tokens >= longest:
             yield {field: tokens, **checkpointing}
             tokens //= 2
-    if isinstance(stage, PpoStage):
-        return
-    length = stage.train.batch.max_length // 2
+    length = longest // 2
     while length >= 16:
-        yield {f"{part}.batch.max_length": length, field: length, f"{part}.memory.checkpointing": "full"}
+        limit = {f"stages.{name}.{stage.shape().context_field}": length}
+        yield {**limit, field: length, f"{part}.memory.checkpointing": "full"}
         length //= 2

@@ -10,6 +10,7 @@ from triptych import storage
 from triptych.errors import UserError
 from triptych.observe.sweeps import EVENTS, RECIPE, Event, TrialView, apply_event, read_events, trial_name
 from triptych.recipe import Recipe, dump_recipe, load_recipe_text
+from triptych.recipe.changes import differences
 from triptych.tune.trial import Report
 
 _MAY_CHANGE = ("budget", "concurrency", "shared_base", "winner")
@@ -85,10 +86,8 @@ class Record:
 
 def _compare(before: Recipe, now: Recipe, url: str) -> None:
     """UserError where another recipe, or another sweep of it, was begun in the folder."""
-    one, other = _flat(_comparable(before)), _flat(_comparable(now))
-    differing = sorted(key for key in one | other if one.get(key) != other.get(key))
-    if differing:
-        listed = ", ".join(f"{key}: {one.get(key)!r} -> {other.get(key)!r}" for key in differing[:5])
+    listed = differences(_comparable(before), _comparable(now))
+    if listed:
         raise UserError(
             f"{url} was begun from another recipe ({listed}); give the recipe another `name`, or remove that folder "
             f"to sweep again; allowed to change: sweep.{', sweep.'.join(_MAY_CHANGE)}"
@@ -100,9 +99,3 @@ def _comparable(recipe: Recipe) -> dict[str, Any]:
     for key in _MAY_CHANGE:
         del data["sweep"][key]
     return data
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {path: value}
-    return {k: v for key, item in value.items() for k, v in _flat(item, f"{path}.{key}" if path else key).items()}

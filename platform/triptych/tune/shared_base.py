@@ -16,7 +16,7 @@ from triptych.errors import RunError, UserError
 from triptych.measure import traced
 from triptych.observe.progress import Progress
 from triptych.plan import Machine, estimate
-from triptych.recipe import Lora, PpoStage, Recipe, Reward, Training, with_values
+from triptych.recipe import Lora, Recipe, TrainingBase, with_values
 from triptych.stages.context import StageContext
 from triptych.stages.supervised import Learn
 from triptych.train import checkpoint
@@ -70,10 +70,10 @@ def why_apart(recipes: Sequence[Recipe], stage: str) -> str | None:
 
 
 def _why_alone(recipe: Recipe, name: str) -> str | None:
-    stage = recipe.stages[name]
-    if isinstance(stage, PpoStage):
-        return f"stages.{name}: ppo has engines of its own; allowed: stages that learn from rows"
-    method, workers = stage.method, stage.train.workers
+    stage = recipe.trained[name]
+    if stage.engines is not None:
+        return f"stages.{name}: it has engines of its own; allowed: stages that learn from rows"
+    method, workers, members = stage.own_method, stage.workers, len(stage.trained_roles(recipe.stages))
     where = f"stages.{name}.method"
     if not isinstance(method, Lora):
         return f"{where}: {getattr(method, 'name', 'a list')} changes more than rows of its own; allowed: lora"
@@ -83,8 +83,8 @@ def _why_alone(recipe: Recipe, name: str) -> str | None:
         return f"{where}.init {method.init}: allowed: {', '.join(_INITS)}"
     if method.freeze_a:
         return f"{where}.freeze_a: allowed: false"
-    if isinstance(stage, Reward) and stage.members > 1:
-        return f"stages.{name}.members {stage.members}: allowed: 1"
+    if members > 1:
+        return f"stages.{name}.members {members}: allowed: 1"
     if recipe.model.quantization:
         return f"model.quantization {recipe.model.quantization}: allowed: none"
     if workers.count > 1 or workers.strategy not in ("auto", "single"):
@@ -159,15 +159,13 @@ class ShareClock(Clock):
         return sum(value for key, value in parts if key.startswith("seconds_") and key not in _WAITED)
 
 
-def _training(recipe: Recipe, stage: str) -> Training:
-    found = recipe.stages[stage]
-    assert not isinstance(found, PpoStage)
-    return found.train
+def _training(recipe: Recipe, stage: str) -> TrainingBase:
+    return recipe.trained[stage].train
 
 
 def at_once(recipe: Recipe, stage: str, machine: Machine) -> int:
     """How many trials like this one memory has room for: passes as full as they get, and what each has for itself."""
-    rows = _training(recipe, stage).batch.rows * _MOST
+    rows = recipe.trained[stage].shape().rows_per_update * _MOST
     try:
         full = with_values(recipe, {f"stages.{stage}.train.batch.rows": rows})
         planned = estimate(full, machine=machine, stage=stage, trace=traced).stages[stage]

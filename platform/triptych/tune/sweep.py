@@ -14,7 +14,7 @@ from triptych.errors import RunError, UserError
 from triptych.observe.progress import Progress
 from triptych.observe.sweeps import SweepView, read_sweep, sweep_name
 from triptych.plan import Machine, cluster
-from triptych.recipe import PpoStage, Recipe, Sweep, with_values
+from triptych.recipe import Recipe, Sweep, with_values
 from triptych.tune.budget import Budget
 from triptych.tune.driver import Job, drive
 from triptych.tune.executor import Executor
@@ -79,10 +79,11 @@ def check_sweep(recipe: Recipe) -> Sweep:
     sweep = recipe.sweep
     if sweep is None:
         raise UserError(f"{recipe.name} has no `sweep:`; add one with stage, space, objective and budget")
-    stage = recipe.stages[sweep.stage]
-    if isinstance(stage, PpoStage):
+    stage = recipe.trained.get(sweep.stage)
+    if stage is None or stage.references():
         raise UserError(
-            f"sweep.stage: {sweep.stage} is of kind ppo, which starts from other stages; allowed: another kind of stage"
+            f"sweep.stage: {sweep.stage} is of kind {recipe.stages[sweep.stage].kind} and starts from other stages; "
+            "allowed: a stage that learns from rows of files"
         )
     allowed = reported_metrics(stage)
     for objective in sweep.objectives:
@@ -128,8 +129,7 @@ def _tune(
     """Run Tune until nothing is left to do. `slots`: a population is begun at once, and takes turns."""
     budget = Budget(recipe, record)
     ledger = Ledger(record, budget, executor, slots)
-    stage = recipe.stages[sweep.stage]
-    assert not isinstance(stage, PpoStage)
+    stage = recipe.trained[sweep.stage]
     every = stage.train.evaluate_every
     judge = None if slots else Judge(sweep, ledger, every)  # before the search: it may end trials on record
     search = Search(recipe, record, budget, machine)

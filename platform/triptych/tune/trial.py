@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych import storage
-from triptych.recipe import Asha, Data, PpoStage, Recipe, Source, Storage, Values, with_values
+from triptych.recipe import Asha, Data, Recipe, Source, Storage, Values, with_values
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ class Assignment:
         """The trial of a sweep's recipe in its folder."""
         assert recipe.sweep is not None
         own = trial_recipe(recipe, self.values, self.run, folder)
-        stage = own.stages[recipe.sweep.stage]
-        assert not isinstance(stage, PpoStage)
+        stage = own.trained[recipe.sweep.stage]
         at_rungs = recipe.sweep.scheduler == "asha" and stage.train.evaluate_every is None
         return Trial(
             name=self.run,
@@ -82,8 +81,8 @@ def trial_recipe(recipe: Recipe, values: Values, name: str, folder: str) -> Reci
     assert recipe.sweep is not None
     with_point = with_values(recipe, values)
     only = recipe.sweep.stage
-    stage = with_point.stages[only].model_copy(
-        update={"needs": (), "register_as": None, "data": _placed(with_point.stages[only].data)}
+    stage = with_point.trained[only].model_copy(
+        update={"needs": (), "register_as": None, "data": _placed(with_point.trained[only].data)}
     )
     model = with_point.model
     if Path(model.base).expanduser().is_dir():
@@ -99,7 +98,7 @@ def _placed(data: Data) -> Data:
 
 
 def _absolute(source: Source) -> Source:
-    path = source.path if source.path.startswith("hf://") else storage.absolute(source.path)
+    path = source.file if source.file.startswith("hf://") else storage.absolute(source.file)
     return source.model_copy(update={"path": path})
 
 

@@ -55,7 +55,7 @@ def grown(configuration: Configuration) -> dict[str, float]:
     before, attached = run.learner.model.loaded_bytes, resident_memory(CPU)
     run.step(WARM)
     warm = _peak()
-    run.step(micro_batch(recipe.stages["stage"]), accumulated(recipe.stages["stage"]))
+    run.step(micro_batch(recipe.trained["stage"]), accumulated(recipe.trained["stage"]))
     return {"loaded": before, "attached": attached - before, "warm": warm - before, "grown": _peak() - before}
 
 

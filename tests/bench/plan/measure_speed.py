@@ -33,7 +33,7 @@ def main() -> None:
 def timed(configuration: Configuration) -> dict[str, float]:
     torch.manual_seed(0)
     recipe = configuration.recipe()
-    stage = recipe.stages["stage"]
+    stage = recipe.trained["stage"]
     run = dry_run(recipe, "stage", random_base(recipe.model), "single")
     walls, cpus = [], []
     for _ in range(STEPS + 1):  # the first one makes buffers

@@ -65,7 +65,7 @@ def predicted(configuration: Configuration, actual: int, machine: Machine) -> Ro
         )
         for by_trace in (False, True)
     )
-    method = names_of(recipe.stages["stage"].method)  # type: ignore[union-attr]
+    method = names_of(recipe.trained["stage"].roles(recipe.stages)[0].method)
     record = MemoryRecord(machine_kind(machine), method, configuration.strategy, configuration.dtype, exact, actual)
     return Row(configuration, record, closed)
 

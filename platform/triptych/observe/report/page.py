@@ -88,12 +88,12 @@ def tiles(stage: StageView) -> list[Tile]:
     before = {f"heldout_{key}": value for key, value in samples.means(stage.samples.get("before", [])).items()}
     before |= stage.evaluations.get("before", {})
     order = [*(key for key in _FIRST_TILES if key in after), *(key for key in after if key not in _FIRST_TILES)]
-    return [_tile(key, after[key], before, stage.kind) for key in order if isinstance(after[key], int | float)]
+    return [_tile(key, after[key], before) for key in order if isinstance(after[key], int | float)]
 
 
-def _tile(key: str, value: float, before: dict[str, float], kind: str) -> Tile:
+def _tile(key: str, value: float, before: dict[str, float]) -> Tile:
     label = _NAMES.get(key) or key.replace("heldout_", "Held-out ").replace("_", " ")
-    if key not in before or kind != "ppo":
+    if key not in before:
         return Tile(label, svg.number(value), None, None)
     difference = value - before[key]
     change = f"{difference:+.3g}"

@@ -1,0 +1,232 @@
+"""Stage kinds that learn from rows (chats, labels, preference pairs), and the table of all kinds."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
+
+from triptych.recipe.base import Count, Fraction, NoEffect, Tagged
+from triptych.recipe.matrix import Lora
+from triptych.recipe.method import Method, trains_base
+from triptych.recipe.rl import Rl
+from triptych.recipe.stage import (
+    CLASSIFIER,
+    POLICY,
+    REWARD,
+    HeadSpec,
+    Output,
+    RoleSpec,
+    StageBase,
+    TrainedStage,
+    WorkShape,
+    adapter_method,
+    member_roles,
+)
+from triptych.recipe.training import Training
+
+_OF_ENTITY = re.compile("[BIES]-.+")
+_ENTITY_METRICS = ("precision", "recall", "f1")
+_OPTIMIZER = ("train", "optimizer")
+
+
+class SupervisedStage(TrainedStage):
+    """A stage that trains one method on rows."""
+
+    method: Method = Lora()
+    """Parameters that are trained: one method, or a list of parts that train together."""
+    train: Training
+    """Length, optimizer, batches, memory, workers, checkpoints and evaluations."""
+
+    @property
+    def own_method(self) -> Method | None:
+        return self.method
+
+    def output_method(self, stages: Mapping[str, StageBase]) -> Method:
+        """Method of the adapter that the stage registers."""
+        return adapter_method(self.method)
+
+    def shape(self) -> WorkShape:
+        """Amounts of an optimiser step."""
+        batch = self.train.batch
+        return WorkShape(batch.max_length, batch.max_length, "train.batch.max_length", batch.rows)
+
+    def _role(self, name: str, head: HeadSpec | None = None, *, logits: bool = False) -> RoleSpec:
+        return RoleSpec(name, self.method, self.train.optimizer, _OPTIMIZER, head, logits)
+
+
+class Sft(SupervisedStage):
+    """Supervised fine-tuning on chats; the loss counts the assistant's tokens only."""
+
+    kind: Literal["sft"]
+
+    @property
+    def output(self) -> Output:
+        """An adapter, or a whole model where the method trains the base."""
+        return "model" if trains_base(self.method) else "policy"
+
+    def roles(self, stages: Mapping[str, StageBase]) -> tuple[RoleSpec, ...]:
+        """The policy."""
+        return (self._role(POLICY, logits=True),)
+
+    def shape(self) -> WorkShape:
+        """Amounts of an optimiser step."""
+        batch = self.train.batch
+        return WorkShape(batch.max_length, batch.max_length, "train.batch.max_length", batch.rows, logits=True)
+
+    def reports(self) -> tuple[str, ...]:
+        """Held-out loss."""
+        return ("loss",)
+
+
+class LabellingStage(SupervisedStage):
+    """A stage that trains a head of classes, which reads the model's hidden states."""
+
+    @model_validator(mode="after")
+    def _whole_rows(self) -> "LabellingStage":
+        if self.train.batch.overlength == "split":
+            raise ValueError("train.batch.overlength: split is for chats; allowed here: truncate, drop")
+        return self
+
+    @property
+    def output(self) -> Output:
+        return "classifier"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the head's outputs, in order."""
+        return ()
+
+    def roles(self, stages: Mapping[str, StageBase]) -> tuple[RoleSpec, ...]:
+        """The classifier."""
+        return (self._role(CLASSIFIER, HeadSpec(len(self.classes), bias=False)),)
+
+
+def _each_once(labels: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"each class once, not {', '.join(labels)}")
+    return labels
+
+
+Labels = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_each_once)]
+
+
+class Classification(LabellingStage):
+    """A head that names the class of a text."""
+
+    kind: Literal["classification"]
+    labels: Labels
+    """The classes, in the order of the head's outputs."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.labels
+
+    def reports(self) -> tuple[str, ...]:
+        """Loss, accuracy and F1, by class and averaged."""
+        return ("loss", "accuracy", "macro_f1", *(f"f1_{label}" for label in self.labels))
+
+
+class TokenClassification(LabellingStage):
+    """A head that names the tag of every word: entities, parts of speech."""
+
+    kind: Literal["token_classification"]
+    labels: Labels
+    """The tags, in the order of the head's outputs. Entities are marked by `O` and by `B-`, `I-`, `E-`, `S-` before a
+    type (BIO, BIOES), and are measured whole."""
+    separator: str = " "
+    """Text between two words: a space, or nothing where a script has none."""
+
+    @model_validator(mode="after")
+    def _tags_of_one_kind(self) -> "TokenClassification":
+        odd = [label for label in self.labels if label != "O" and not _OF_ENTITY.fullmatch(label)]
+        if odd and self.mark_entities:
+            raise ValueError(
+                f"labels: {', '.join(odd)} beside tags of entities; allowed: O, and B-, I-, E- or S- before a type; "
+                "or none of these"
+            )
+        return self
+
+    @property
+    def mark_entities(self) -> bool:
+        """Whether the tags are those of entities."""
+        return any(_OF_ENTITY.fullmatch(label) for label in self.labels)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.labels
+
+    def reports(self) -> tuple[str, ...]:
+        """Loss and accuracy; for entities also precision, recall and F1, over all and by type."""
+        if not self.mark_entities:
+            return ("loss", "accuracy")
+        types = sorted({label.partition("-")[2] for label in self.labels if label != "O"})
+        by_type = (f"{metric}_{entity}" for metric in _ENTITY_METRICS for entity in types)
+        return ("loss", "accuracy", *_ENTITY_METRICS, *by_type, "macro_f1")
+
+
+class QuestionAnswering(LabellingStage):
+    """A head that finds where in a context the answer to a question starts and ends."""
+
+    kind: Literal["question_answering"]
+    max_answer_tokens: Count = 30
+    """Longer spans are not answers (30: as BERT's on SQuAD, Devlin et al. 2019)."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return ("start", "end")
+
+    def reports(self) -> tuple[str, ...]:
+        """Loss, exact match and F1 of words."""
+        return ("loss", "exact_match", "f1")
+
+
+class Reward(SupervisedStage):
+    """Reward model on preference pairs (Bradley-Terry)."""
+
+    kind: Literal["reward"]
+    min_accuracy: NoEffect[Fraction] = 0.0
+    """Pairwise accuracy on held-out pairs below which the stage fails and nothing is registered."""
+    margin: bool = False
+    """Ask for a score gap of each pair's `margin` (Touvron et al. 2023, arXiv 2307.09288, section 3.2.2)."""
+    centering: float = Field(0.0, ge=0)
+    """Coefficient of the squared sum of a pair's scores (Eisenstein et al. 2023, arXiv 2312.09244)."""
+    members: int = Field(1, ge=1, le=8)
+    """Reward models of an ensemble; the score is their mean."""
+
+    @model_validator(mode="after")
+    def _gate_is_measured(self) -> "Reward":
+        if self.min_accuracy > 0 and self.data.heldout is None:
+            raise ValueError("min_accuracy is measured on `data.heldout`, which is not given")
+        return self
+
+    @property
+    def output(self) -> Output:
+        return "reward_model"
+
+    def roles(self, stages: Mapping[str, StageBase]) -> tuple[RoleSpec, ...]:
+        """The members of the ensemble, each with a scalar head."""
+        return tuple(self._role(name, HeadSpec(1, bias=True)) for name in member_roles(REWARD, self.members))
+
+    def shape(self) -> WorkShape:
+        """Amounts of an optimiser step; a row is a pair of sequences."""
+        batch = self.train.batch
+        return WorkShape(batch.max_length, batch.max_length, "train.batch.max_length", batch.rows, sequences_per_row=2)
+
+    def reports(self) -> tuple[str, ...]:
+        """Loss, pairwise accuracy and margin; for an ensemble also its disagreement."""
+        return ("loss", "accuracy", "margin", *(("disagreement",) if self.members > 1 else ()))
+
+
+KINDS: dict[str, type[StageBase]] = {
+    "sft": Sft,
+    "classification": Classification,
+    "token_classification": TokenClassification,
+    "question_answering": QuestionAnswering,
+    "reward": Reward,
+    "rl": Rl,
+}
+"""Kind -> model of its fields. Everything else about a kind is asked of the model; its training is in `stages`."""
+
+Stage = Annotated[StageBase, Tagged("kind", KINDS)]
+"""A stage of any kind in the table."""

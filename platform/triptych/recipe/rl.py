@@ -1,0 +1,195 @@
+"""The stage kind of reinforcement learning."""
+
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from triptych.recipe.algorithm import Importance, Kl, Ppo
+from triptych.recipe.base import Closed, Count, NoEffect
+from triptych.recipe.errors import Fault
+from triptych.recipe.method import Method, names_of
+from triptych.recipe.refusals import as_policy, is_lora
+from triptych.recipe.rollout import Rollout, Sampling
+from triptych.recipe.stage import (
+    CRITIC,
+    POLICY,
+    REFERENCE,
+    REWARD,
+    HeadSpec,
+    Output,
+    Reference,
+    RoleSpec,
+    SamplingShape,
+    StageBase,
+    TrainedStage,
+    WorkShape,
+    method_of,
+)
+from triptych.recipe.training import BatchBase, Optimizer, TrainingBase, Workers
+
+_SCALAR = HeadSpec(1, bias=True)
+_CRITIC_OPTIMIZER = ("algorithm", "critic", "optimizer")
+
+
+class ModelReward(Closed):
+    """Score of a reward model: the mean over its members, normalised."""
+
+    name: Literal["model"] = "model"
+    """Kind of the reward."""
+    stage: str
+    """The reward stage, or a registered reward model."""
+
+
+class Synchronous(Closed):
+    """Sample, then learn: every answer is of the newest weights."""
+
+    name: Literal["sync"] = "sync"
+    """Name of the schedule."""
+
+
+class RlBatch(BatchBase):
+    """How the samples of a step are learned from."""
+
+    epochs: Count = 1
+    """Passes over the samples of a step."""
+    minibatches: Count = 1
+    """Optimiser steps a pass."""
+
+
+class RlTraining(TrainingBase):
+    """Training on samples: a step samples, scores and updates."""
+
+    steps: Count
+    """Steps of the stage, each with its own samples."""
+    optimizer: Optimizer = Optimizer(lr=1e-4)
+    """Optimizer of the policy."""
+    batch: RlBatch = RlBatch()
+    """Updates of a step, and size of micro-batches."""
+    workers: NoEffect[Workers] = Workers(threads=2)
+    """Ray Train workers. More threads than CPUs pay off: the engines rest while the learner works."""
+    checkpoint_every: NoEffect[Count] = 4
+    """Steps between checkpoints."""
+    evaluate_every: Count | None = None
+    """Steps between measurements on held-out prompts; None: before the first and after the last only."""
+
+    def total_steps(self, rows: int) -> int:
+        """Steps of the whole stage, however many prompts there are."""
+        return self.steps
+
+
+class Rl(TrainedStage):
+    """Reinforcement learning of a policy from rewards."""
+
+    kind: Literal["rl"]
+    policy: str
+    """The SFT stage, or a registered adapter version, that the policy starts from and is held to."""
+    algorithm: Ppo = Ppo()
+    """How credit is assigned, and what is optimised."""
+    rewards: tuple[ModelReward, ...] = Field(min_length=1, max_length=1)
+    """Scores of an answer."""
+    schedule: Synchronous = Synchronous()
+    """How sampling and learning take turns."""
+    rollout: Rollout = Rollout()
+    """Prompts of a step, and the engines that answer them."""
+    train: RlTraining
+    """Steps, policy's optimizer, batches, memory, workers, checkpoints and evaluations."""
+    kl: Kl = Kl()
+    """Penalty for leaving the reference."""
+    importance: Importance = Importance()
+    """Correction for what engines and learner compute differently."""
+    reward_clip: float = Field(10.0, gt=0)
+    """Largest absolute score."""
+    missing_eos_penalty: float = Field(1.0, ge=0)
+    """Subtracted from the score of an answer that was cut by its length."""
+    evaluation: Sampling = Sampling()
+    """How held-out answers are sampled."""
+    judge: Literal["vader"] | None = None
+    """A score that training never sees, measured on the held-out answers."""
+
+    @property
+    def reward(self) -> str:
+        """The reward stage, or registered reward model, that scores answers."""
+        return self.rewards[0].stage
+
+    @property
+    def output(self) -> Output:
+        return "policy"
+
+    @property
+    def engines(self) -> Rollout | None:
+        return self.rollout
+
+    @property
+    def shards_by_default(self) -> bool:
+        return False
+
+    def references(self) -> tuple[Reference, ...]:
+        """Data, policy and reward model."""
+        return (
+            *super().references(),
+            Reference(("policy",), self.policy, ("policy", "model")),
+            Reference(("rewards", 0, "stage"), self.reward, ("reward_model",)),
+        )
+
+    def output_method(self, stages: Mapping[str, StageBase]) -> Method:
+        """Method of the adapter that the policy starts from."""
+        return method_of(stages, self.policy)
+
+    def roles(self, stages: Mapping[str, StageBase]) -> tuple[RoleSpec, ...]:
+        """Policy and its frozen reference; critic, a trainable copy of the frozen reward model."""
+        policy, reward = method_of(stages, self.policy), method_of(stages, self.reward)
+        scoring = stages.get(self.reward)
+        members = len(scoring.roles(stages)) if isinstance(scoring, TrainedStage) else 1
+        return (
+            RoleSpec(POLICY, policy, self.train.optimizer, ("train", "optimizer"), logits=True),
+            RoleSpec(REFERENCE, policy, None),
+            RoleSpec(CRITIC, reward, self.algorithm.critic.optimizer, _CRITIC_OPTIMIZER, _SCALAR),
+            RoleSpec(REWARD, reward, None, head=_SCALAR, copies=members),
+        )
+
+    def shape(self) -> WorkShape:
+        """Amounts of an optimiser step; a row is a sample."""
+        rollout, batch = self.rollout, self.train.batch
+        longest = rollout.max_prompt_tokens + rollout.sampling.max_new_tokens
+        evaluated = rollout.max_prompt_tokens + self.evaluation.max_new_tokens
+        sampling = "evaluation" if evaluated > longest else "rollout.sampling"
+        shape = SamplingShape(
+            rollout.prompts_per_step,
+            rollout.samples_per_prompt,
+            rollout.max_prompt_tokens,
+            rollout.sampling.max_new_tokens,
+            batch.epochs,
+            batch.minibatches,
+        )
+        return WorkShape(
+            longest=longest,
+            context=max(longest, evaluated),
+            context_field=f"rollout.max_prompt_tokens + {sampling}.max_new_tokens",
+            rows_per_update=shape.samples // batch.minibatches,
+            logits=True,
+            dropout=False,
+            sampling=shape,
+        )
+
+    def faults(self, stages: Mapping[str, StageBase]) -> Iterator[Fault]:
+        """A policy that engines cannot run, and optimizers whose ratios mean nothing."""
+        started = stages.get(self.policy)
+        if started is not None:
+            yield from self._policy_faults(started.own_method or started.output_method(stages))
+        for role in self.trained_roles(stages):
+            if role.optimizer is not None and role.optimizer.name == "adamw_schedule_free":
+                yield Fault(
+                    (*role.optimizer_field, "name"),
+                    "adamw_schedule_free samples at one point and takes gradients at another, and PPO's ratios compare "
+                    "the two; allowed: adamw, adamw_8bit, sgd, lion, muon",
+                )
+
+    def _policy_faults(self, method: Method) -> Iterator[Fault]:
+        if reason := as_policy(method):
+            yield Fault(("policy",), f"`{self.policy}`: {reason}")
+        elif self.rollout.sync == "adapter" and not is_lora(method):
+            yield Fault(
+                ("rollout", "sync"),
+                f"adapter, and engines run no {names_of(method)} beside the weights; allowed: auto, merged",
+            )

@@ -1,0 +1,222 @@
+"""The description that a stage kind gives of itself: references, roles, shape of its work, metrics, output.
+
+Everything that plans, sweeps or orders stages reads these; nothing outside the table of kinds asks for a kind by name.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from triptych.recipe.base import Closed, Name, NoEffect
+from triptych.recipe.data import Data
+from triptych.recipe.matrix import Lora
+from triptych.recipe.method import Method, trains_base
+from triptych.recipe.spec import Path
+from triptych.recipe.training import Optimizer, TrainingBase, Workers
+
+if TYPE_CHECKING:
+    from triptych.recipe.errors import Fault
+    from triptych.recipe.rollout import Rollout
+
+Output = Literal["policy", "reward_model", "classifier", "model", "dataset", "none"]
+"""Result of a stage, by the kinds of artifacts in the registry; `none`: a stage that registers nothing."""
+
+POLICY, REFERENCE, CRITIC, REWARD, CLASSIFIER = "policy", "reference", "critic", "reward", "classifier"
+"""Names of the roles that stages put on the base model."""
+
+DEFAULT_METHOD = Lora()
+"""Method assumed for a registered version: a recipe does not say by which one it was trained."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A field of a stage that names another stage's output, or a registered version."""
+
+    field: Path
+    """Path of the field below the stage."""
+    ref: str
+    """Name of a stage of the recipe, or `name@3`."""
+    outputs: tuple[Output, ...]
+    """Outputs that the field accepts."""
+    versions: bool = True
+    """Whether a registered version may stand there."""
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """A linear head on the hidden states."""
+
+    outputs: int
+    bias: bool
+
+
+@dataclass(frozen=True)
+class RoleSpec:
+    """A role that a stage puts on the base model: an adapter, perhaps with a head."""
+
+    name: str
+    method: Method
+    optimizer: Optimizer | None
+    """Optimizer of a trained role; None: the role is a frozen copy."""
+    optimizer_field: Path = ()
+    """Path of the optimizer below the stage."""
+    head: HeadSpec | None = None
+    logits: bool = False
+    """Whether its loss needs logits over the vocabulary."""
+    copies: int = 1
+    """Members of an ensemble that work as this one role."""
+
+    @property
+    def trained(self) -> bool:
+        return self.optimizer is not None
+
+
+@dataclass(frozen=True)
+class SamplingShape:
+    """Amounts of an optimiser step that samples its rows itself."""
+
+    prompts: int
+    samples_per_prompt: int
+    max_prompt_tokens: int
+    max_new_tokens: int
+    epochs: int
+    """Passes over the samples."""
+    minibatches: int
+    """Optimiser steps a pass."""
+
+    @property
+    def samples(self) -> int:
+        return self.prompts * self.samples_per_prompt
+
+
+@dataclass(frozen=True)
+class WorkShape:
+    """Amounts of an optimiser step at the limits that the recipe sets."""
+
+    longest: int
+    """Tokens of the longest sequence that is trained on."""
+    context: int
+    """Tokens of the longest sequence that a model reads or writes, answers of an evaluation included."""
+    context_field: str
+    """Fields below the stage that set `context`."""
+    rows_per_update: int
+    """Rows of one optimiser step, over all workers."""
+    sequences_per_row: int = 1
+    """Sequences of a row that are always in one micro-batch: 2 for a preference pair."""
+    logits: bool = False
+    """Whether a role's loss needs logits over the vocabulary."""
+    dropout: bool = True
+    """Whether dropout is active in training."""
+    sampling: SamplingShape | None = None
+    """Amounts of sampling, for a stage that samples its rows itself."""
+
+    @property
+    def sequences_per_update(self) -> int:
+        return self.rows_per_update * self.sequences_per_row
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of the longest row: the least that a micro-batch must hold."""
+        return self.longest * self.sequences_per_row
+
+
+def member_roles(role: str, members: int) -> tuple[str, ...]:
+    """Role names of an ensemble; the first member has the name of the whole."""
+    return (role, *(f"{role}-{number}" for number in range(1, members)))
+
+
+class StageBase(Closed):
+    """Fields and properties that every kind of stage has."""
+
+    kind: str
+    """Kind of the stage, which decides its other fields."""
+    needs: NoEffect[tuple[str, ...]] = ()
+    """Stages that must end first, beside those that a field of this stage names."""
+    register_as: NoEffect[Name | None] = None
+    """Name of the output in the registry; None: `<recipe>-<stage>`."""
+
+    @property
+    def output(self) -> Output:
+        """Kind of the artifact that the stage registers."""
+        return "none"
+
+    @property
+    def own_method(self) -> Method | None:
+        """Method that the stage itself names; None: its roles start from other stages' adapters."""
+        return None
+
+    def references(self) -> tuple[Reference, ...]:
+        """Fields that name another stage's output, `needs` apart."""
+        return ()
+
+    def parents(self) -> tuple[str, ...]:
+        """Names of the stages that this one reads from or waits for."""
+        return tuple(one.ref for one in self.references() if "@" not in one.ref) + self.needs
+
+    def faults(self, stages: Mapping[str, "StageBase"]) -> Iterator["Fault"]:
+        """Combinations of the kind's own fields that cannot work; paths are below the stage."""
+        yield from ()
+
+    def output_method(self, stages: Mapping[str, "StageBase"]) -> Method:
+        """Method of the adapter that the stage registers."""
+        return DEFAULT_METHOD
+
+
+class TrainedStage(StageBase):
+    """A stage with a learner: a group of Ray Train workers that takes optimiser steps."""
+
+    data: Data
+    """Rows that it learns from, and rows that it is measured on."""
+    train: TrainingBase
+    """Optimizer, batches, memory, workers, checkpoints and evaluations."""
+
+    @property
+    def workers(self) -> Workers:
+        """The Ray Train group of the stage."""
+        return self.train.workers
+
+    @property
+    def engines(self) -> "Rollout | None":
+        """Engines that sample for the stage while it trains."""
+        return None
+
+    @property
+    def shards_by_default(self) -> bool:
+        """Whether `strategy: auto` may shard the base model."""
+        return True
+
+    def references(self) -> tuple[Reference, ...]:
+        """Data that other stages make."""
+        return tuple(
+            Reference(("data", split, "stage"), source.stage, ("dataset",), versions=False)
+            for split, source in self.data.splits().items()
+            if source.stage is not None
+        )
+
+    @abstractmethod
+    def roles(self, stages: Mapping[str, StageBase]) -> tuple[RoleSpec, ...]:
+        """Roles of the learner, a trained one first; `stages`: those of the recipe, by name."""
+
+    def trained_roles(self, stages: Mapping[str, StageBase]) -> tuple[RoleSpec, ...]:
+        """Roles that are updated."""
+        return tuple(role for role in self.roles(stages) if role.trained)
+
+    @abstractmethod
+    def shape(self) -> WorkShape:
+        """Amounts of an optimiser step."""
+
+    def reports(self) -> tuple[str, ...]:
+        """Metrics on held-out rows, without `heldout_`, that a sweep can optimise."""
+        return ()
+
+
+def method_of(stages: Mapping[str, StageBase], ref: str) -> Method:
+    """Method of the adapter that `ref` names: a stage's, or the default for a registered version."""
+    stage = stages.get(ref)
+    return DEFAULT_METHOD if stage is None else stage.output_method(stages)
+
+
+def adapter_method(method: Method) -> Method:
+    """The method itself, or the default where it trains the base and leaves no adapter."""
+    return DEFAULT_METHOD if trains_base(method) else method
