@@ -69,9 +69,9 @@ def median_rate(generate: Callable[[int], int]) -> float:
 def measure_pool(name: str, model: Path, adapter: Path) -> None:
     import ray
 
+    from triptych.engines.base import SampleRequest
     from triptych.recipe.rollout import Rollout, Sampling
     from triptych.rollout.pool import RolloutPool
-    from triptych.rollout.record import SampleRequest
 
     prompts, sampling = chat_prompts(model), Sampling(max_new_tokens=NEW_TOKENS)
     content = (adapter / "adapter_model.safetensors").read_bytes()

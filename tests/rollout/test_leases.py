@@ -4,9 +4,9 @@ import random
 
 import pytest
 
+from triptych.engines.base import RolloutRecord, SampleRequest
 from triptych.errors import RunError
 from triptych.rollout.leases import LARGEST_CHUNK, Leases, chunked
-from triptych.rollout.record import RolloutRecord, SampleRequest
 
 
 def requests(count: int) -> list[SampleRequest]:

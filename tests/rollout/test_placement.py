@@ -1,11 +1,15 @@
 """Which cores and which vLLM settings an engine gets."""
 
+import subprocess
+import sys
+
 import pytest
 
+from triptych.engines.base import EnginePlan, resolve_mode
+from triptych.engines.vllm import VllmEngine, vllm_arguments
 from triptych.recipe.rollout import Rollout
-from triptych.rollout.engine import EnginePlan, Place
-from triptych.rollout.pool import choose_cores
-from triptych.rollout.sync import resolve_mode
+from triptych.rollout.coordinator import choose_cores
+from triptych.rollout.engine_actor import Place
 
 
 def place(*cores: int) -> Place:
@@ -29,12 +33,12 @@ def plan(**settings: object) -> EnginePlan:
 
 
 def test_threads_reach_openmp() -> None:
-    assert plan(threads=3).environment()["OMP_NUM_THREADS"] == "3"
+    assert VllmEngine.environment(plan(threads=3))["OMP_NUM_THREADS"] == "3"
 
 
 @pytest.mark.parametrize("gpus", [0.0, 0.5])
 def test_memory_follows_the_device(gpus: float) -> None:
-    arguments = plan(gpus=gpus, kv_cache_gb=1.5, gpu_memory=0.3).vllm_arguments()
+    arguments = vllm_arguments(plan(gpus=gpus, kv_cache_gb=1.5, gpu_memory=0.3))
     if gpus:
         assert arguments["gpu_memory_utilization"] == 0.3
         assert "kv_cache_memory_bytes" not in arguments
@@ -45,5 +49,12 @@ def test_memory_follows_the_device(gpus: float) -> None:
 
 
 def test_adapter_rank_is_one_that_vllm_has() -> None:
-    assert plan(sync="adapter").vllm_arguments()["max_lora_rank"] == 16
-    assert "enable_lora" not in plan().vllm_arguments()
+    assert vllm_arguments(plan(sync="adapter"))["max_lora_rank"] == 16
+    assert "enable_lora" not in vllm_arguments(plan())
+
+
+def test_a_pool_is_scheduled_without_torch_and_vllm() -> None:
+    """The coordinator is a process of its own: they would cost it seconds and hundreds of megabytes."""
+    loaded = "import sys, triptych.rollout.pool; print([name for name in ('torch', 'vllm') if name in sys.modules])"
+    shown = subprocess.run([sys.executable, "-c", loaded], check=True, capture_output=True, text=True).stdout
+    assert shown == "[]\n"

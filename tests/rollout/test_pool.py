@@ -12,10 +12,19 @@ from typing import Any
 import pytest
 import ray
 
+from triptych.engines.base import (
+    BASE_VERSION,
+    Ack,
+    Engine,
+    EnginePlan,
+    RolloutRecord,
+    SampleRequest,
+    adapter_digest,
+)
+from triptych.engines.table import ENGINES
 from triptych.errors import RunError, UserError
 from triptych.recipe.rollout import Rollout, Sampling
 from triptych.rollout.pool import RolloutPool
-from triptych.rollout.record import BASE_VERSION, Ack, RolloutRecord, SampleRequest
 from triptych.rollout.sync_check import check_sync
 
 pytestmark = pytest.mark.slow
@@ -60,6 +69,31 @@ def adapters(make_adapter: Callable[..., Any]) -> list[Any]:
     return [make_adapter(1), make_adapter(1, size=0.06)]
 
 
+class ToyEngine(Engine):
+    """Answers every prompt with one stop token."""
+
+    def __init__(self, index: int, plan: EnginePlan) -> None:
+        self._index, self._stop, self._version = index, plan.stop_token_ids[0], BASE_VERSION
+
+    @classmethod
+    def environment(cls, plan: EnginePlan) -> dict[str, str]:
+        return {"TOY_ENGINE": plan.model_dir}
+
+    def sync(self, adapter: bytes, config: dict[str, Any], version: int) -> Ack:
+        self._version = version
+        return Ack(version, adapter_digest(adapter, config))
+
+    def generate(self, requests: list[SampleRequest], sampling: Sampling) -> list[RolloutRecord]:
+        def answer(r: SampleRequest) -> RolloutRecord:
+            versions = (self._version,)
+            return RolloutRecord(r.lease, r.prompt_ids, (self._stop,), (0.0,), versions, "stop", r.seed, self._index)
+
+        return [answer(request) for request in requests]
+
+    def logprobs(self, sequences: list[list[int]], prompt_lens: list[int]) -> Logprobs:
+        return [[float(os.environ["TOY_ENGINE"])] * (len(s) - n) for s, n in zip(sequences, prompt_lens, strict=True)]
+
+
 def requests(count: int, seed: int = 0) -> list[SampleRequest]:
     draw = random.Random(seed)
     prompts = [tuple(draw.randrange(3, VOCAB) for _ in range(draw.randrange(4, 40))) for _ in range(count)]
@@ -81,7 +115,8 @@ def mean_gap(left: Logprobs, right: Logprobs) -> float:
 
 def engine_actor(pool: RolloutPool, index: int) -> Any:
     """The actor itself: how these tests inject faults and ask one engine alone."""
-    return ray.get(pool._coordinator.__ray_call__.remote(lambda coordinator: coordinator._slots[index].actor))
+    coordinator: Any = pool._coordinator
+    return ray.get(coordinator.__ray_call__.remote(lambda coordinator: coordinator._slots[index].actor))
 
 
 def pids(pool: RolloutPool) -> list[int]:
@@ -190,18 +225,16 @@ def test_the_check_catches_an_engine_that_skips_a_sync(
 
 
 def _skip_sync(engine: Any) -> None:
-    from triptych.rollout.sync import adapter_digest
-
-    engine._sync.load = lambda adapter, config, version: Ack(version, adapter_digest(adapter, config))
+    engine._engine._sync.load = lambda adapter, config, version: Ack(version, adapter_digest(adapter, config))
 
 
 def _mend_sync(engine: Any) -> None:
-    del engine._sync.load
+    del engine._engine._sync.load
 
 
 def test_an_engine_that_acknowledges_other_weights_is_named(pool: RolloutPool, adapters: list[Any]) -> None:
     faulty = engine_actor(pool, 0)
-    ray.get(faulty.__ray_call__.remote(lambda e: setattr(e._sync, "load", lambda *_: Ack(1, "f" * 64))))
+    ray.get(faulty.__ray_call__.remote(lambda e: setattr(e._engine._sync, "load", lambda *_: Ack(1, "f" * 64))))
     try:
         with pytest.raises(RunError, match="rollout engine 0 loaded version 1 \\(ffffffffffff\\)"):
             pool.sync(adapters[0].content, adapters[0].config, version=1)
@@ -292,3 +325,20 @@ def test_adapter_mode_and_close(cluster: None, model_dir: Path, adapters: list[A
 def test_a_pool_that_finds_no_place_says_what_is_missing(cluster: None, model_dir: Path) -> None:
     with pytest.raises(RunError, match=r"2 of 2 rollout engines .* each needs 4 CPU, the cluster has 2 CPU"):
         start(model_dir, placement_timeout_s=3.0, cpus=4)
+
+
+def test_another_kind_of_engine_is_a_class_and_a_line_of_the_table(
+    cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENGINES, "toy", ToyEngine)
+    pool = RolloutPool.start("-0.5", "float32", Rollout(cpus=0), MODEL_LEN, 4, [STOP], engine="toy")
+    try:
+        pool.sync(b"weights", {}, version=3)
+        asked = requests(200)
+        records = pool.generate(asked, SAMPLING)
+        assert [record.lease for record in records] == [request.lease for request in asked]
+        assert {record.versions for record in records} == {(3,)}
+        assert {record.engine for record in records} == {0, 1}
+        assert pool.logprobs([[5, 6, 7]], [1]) == [[[-0.5, -0.5]]] * 2
+    finally:
+        pool.close()

@@ -1,1 +1,1 @@
-"""The rollout pool: vLLM engines in Ray actors, leases, weight sync and the check after it."""
+"""The rollout pool: engines in Ray actors, leases, weights for all of them and the check after a sync."""

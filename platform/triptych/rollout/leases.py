@@ -3,8 +3,8 @@
 from collections import deque
 from collections.abc import Sequence
 
+from triptych.engines.base import RolloutRecord, SampleRequest
 from triptych.errors import RunError
-from triptych.rollout.record import RolloutRecord, SampleRequest
 
 LARGEST_CHUNK = 128
 

@@ -1,314 +1,32 @@
-"""A pool of rollout engines behind one coordinator actor.
+"""The handle of a pool of rollout engines.
 
-The driver of a stage starts the pool and passes the handle, `RolloutPool`, into the training workers: engines then
-outlive a worker's restart. The coordinator owns the engines, so that none survives it.
+The driver of a stage starts the pool and passes the handle into the training workers: engines then outlive a worker's
+restart. The coordinator behind it owns the engines, so that none survives it.
 """
 
-import asyncio
 import contextlib
-import time
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import ray
+from ray import ObjectRef
+from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
+from triptych.engines.base import EnginePlan, Logprobs, RolloutRecord, SampleRequest, resolve_mode
+from triptych.engines.table import ENGINES
 from triptych.errors import RunError, UserError
 from triptych.recipe.model import Model
 from triptych.recipe.rollout import Rollout, Sampling
-from triptych.rollout.engine import Engine, EnginePlan, Place
-from triptych.rollout.leases import Leases
-from triptych.rollout.record import BASE_VERSION, Ack, RolloutRecord, SampleRequest, SyncReport
-from triptych.rollout.sync import adapter_digest, resolve_mode
-
-PLACEMENT_TIMEOUT_S = 120.0
-LOAD_TIMEOUT_S = 1800.0
-"""A large model from slow storage takes minutes; an engine that dies while it loads is noticed at once."""
-RESPAWNS_PER_CALL = 3
-"""A request that kills every engine it meets must end the run, not go round for ever."""
+from triptych.rollout.coordinator import PLACEMENT_TIMEOUT_S, Coordinator, SyncReport
 
 T = TypeVar("T")
-
-
-class EngineLostError(Exception):
-    """The engine died or did not answer in time; its replacement is on the way."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What every engine must run now, kept for those that come later."""
-
-    adapter: Any
-    """ObjectRef of the adapter's bytes, owned by the coordinator."""
-    config: dict[str, Any]
-    version: int
-    digest: str
-
-
-@dataclass
-class EngineStats:
-    """One engine's work since the pool started, its predecessors' included."""
-
-    index: int
-    place: Place | None = None
-    pinned: tuple[int, ...] = ()
-    """The cores it was given for itself; empty: not pinned."""
-    version: int = BASE_VERSION
-    restarts: int = 0
-    requests: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    """Busy with sampling."""
-
-
-@dataclass
-class Slot:
-    """One engine's place in the pool; the actor in it may be replaced."""
-
-    stats: EngineStats
-    actor: Any = None
-    ready: "asyncio.Task[None] | None" = None
-    """Done when the actor runs the current weights."""
-
-
-@dataclass
-class Respawns:
-    """How many lost engines one call has met."""
-
-    causes: list[str] = field(default_factory=list)
-
-    def count(self, lost: EngineLostError) -> None:
-        self.causes.append(str(lost))
-        if len(self.causes) > RESPAWNS_PER_CALL:
-            raise RunError(f"{len(self.causes)} rollout engines were lost in one call: {'; '.join(self.causes)}")
-
-
-def choose_cores(place: Place, threads: int, taken: Iterable[int]) -> tuple[int, ...]:
-    """Distinct cores for an engine among those of its node; none (not pinned) where they do not suffice."""
-    busy = set(taken)
-    free = [core for core in place.cores if core not in busy]
-    return tuple(free[:threads]) if len(free) >= threads else ()
-
-
-class Coordinator:
-    """Async actor. `sync`, `generate` and `logprobs` take turns; `stats` answers meanwhile."""
-
-    def __init__(self, plan: EnginePlan) -> None:
-        self._plan = plan
-        self._slots = [Slot(EngineStats(index)) for index in range(plan.rollout.engines)]
-        self._weights: Weights | None = None
-        self._turn = asyncio.Lock()
-        self._tokens = 0
-        self._seconds = 0.0
-        self._sync_seconds: list[float] = []
-
-    async def start(self, placement_timeout_s: float) -> None:
-        """All engines up, or RunError."""
-        for slot in self._slots:
-            slot.ready = asyncio.create_task(self._bring_up(slot, placement_timeout_s))
-        await asyncio.gather(*(slot.ready for slot in self._slots if slot.ready))
-
-    async def sync(self, adapter: bytes, config: dict[str, Any], version: int) -> SyncReport:
-        async with self._turn:
-            start = time.monotonic()
-            digest = adapter_digest(adapter, config)
-            self._weights = Weights(ray.put(adapter), config, version, digest)
-            await self._all(self._send_weights)
-            self._sync_seconds.append(time.monotonic() - start)
-            return SyncReport(self._sync_seconds[-1], digest, self._plan.mode)
-
-    async def logprobs(self, sequences: list[list[int]], prompt_lens: list[int]) -> list[list[list[float]]]:
-        async with self._turn:
-            return await self._all(lambda slot: self._ask(slot, "logprobs", sequences, prompt_lens))
-
-    async def generate(self, requests: list[SampleRequest], sampling: Sampling) -> list[RolloutRecord]:
-        self._refuse_too_long(requests, sampling)
-        async with self._turn:
-            start = time.monotonic()
-            leases = Leases(requests, len(self._slots))
-            await self._serve(leases, sampling)
-            records = leases.records()
-            self._seconds += time.monotonic() - start
-            self._tokens += sum(len(record.response_ids) for record in records)
-            return records
-
-    async def stats(self) -> dict[str, Any]:
-        return {
-            "mode": self._plan.mode,
-            "tokens": self._tokens,
-            "seconds": self._seconds,
-            "tokens_per_second": self._tokens / self._seconds if self._seconds else 0.0,
-            "sync_seconds": list(self._sync_seconds),
-            "restarts": sum(slot.stats.restarts for slot in self._slots),
-            "engines": [asdict(slot.stats) for slot in self._slots],
-        }
-
-    async def close(self) -> None:
-        for slot in self._slots:
-            if slot.ready:
-                slot.ready.cancel()
-            if slot.actor is not None:
-                ray.kill(slot.actor)
-
-    # One call over all engines
-
-    async def _serve(self, leases: Leases, sampling: Sampling) -> None:
-        """Whichever engine is idle takes the next chunk, until every lease is answered."""
-        respawns = Respawns()
-        # A slot that is being replaced counts as busy with nothing.
-        busy: dict[asyncio.Task[Any], tuple[Slot, list[SampleRequest]]] = {_ready(s): (s, []) for s in self._slots}
-        idle: list[Slot] = []
-        try:
-            while not leases.done:
-                finished, _ = await asyncio.wait(busy, return_when=asyncio.FIRST_COMPLETED)
-                for task in finished:
-                    slot, chunk = busy.pop(task)
-                    try:
-                        leases.answer(chunk, task.result() or [])
-                        idle.append(slot)
-                    except EngineLostError as lost:
-                        leases.give_back(chunk)
-                        respawns.count(lost)
-                        busy[_ready(slot)] = (slot, [])
-                while idle and (next_chunk := leases.take()):
-                    slot = idle.pop(0)
-                    busy[asyncio.create_task(self._sample(slot, next_chunk, sampling))] = (slot, next_chunk)
-        finally:
-            for task, (_, chunk) in busy.items():
-                if chunk:
-                    task.cancel()
-
-    async def _all(self, ask: Callable[[Slot], Awaitable[T]]) -> list[T]:
-        """The answer of every engine, a lost one's from its replacement."""
-        respawns = Respawns()
-
-        async def persist(slot: Slot) -> T:
-            while True:
-                try:
-                    await asyncio.shield(_ready(slot))
-                    return await ask(slot)
-                except EngineLostError as lost:
-                    respawns.count(lost)
-
-        return list(await asyncio.gather(*map(persist, self._slots)))
-
-    # One call to one engine
-
-    async def _sample(self, slot: Slot, chunk: list[SampleRequest], sampling: Sampling) -> list[RolloutRecord]:
-        start = time.monotonic()
-        records: list[RolloutRecord] = await self._ask(slot, "generate", chunk, sampling)
-        current = self._weights.version if self._weights else BASE_VERSION
-        if any(version != current for record in records for version in record.versions):
-            raise RunError(f"{_name(slot)} sampled with other weights than version {current}")
-        slot.stats.seconds += time.monotonic() - start
-        slot.stats.requests += len(records)
-        slot.stats.tokens += sum(len(record.response_ids) for record in records)
-        return records
-
-    async def _send_weights(self, slot: Slot) -> None:
-        weights = self._weights
-        if weights is None:
-            return
-        ack: Ack = await self._ask(slot, "sync", weights.adapter, weights.config, weights.version)
-        if ack != Ack(weights.version, weights.digest):
-            raise RunError(
-                f"{_name(slot)} loaded version {ack.version} ({ack.digest[:12]}) "
-                f"where version {weights.version} ({weights.digest[:12]}) was sent"
-            )
-        slot.stats.version = ack.version
-
-    async def _ask(self, slot: Slot, method: str, *args: Any) -> Any:
-        """One call to an engine.
-
-        Raises:
-            EngineLostError: it died or answered nothing for rollout.timeout_s; a new one is being started.
-            RunError: the call itself failed.
-        """
-        try:
-            return await _answer(slot, method, *args, timeout_s=self._plan.rollout.timeout_s)
-        except RayActorError:
-            cause = f"{_name(slot)} died"
-        except TimeoutError:
-            cause = f"{_name(slot)} gave no answer to {method} for {self._plan.rollout.timeout_s:.0f} s"
-        ray.kill(slot.actor)
-        slot.stats.restarts += 1
-        slot.ready = asyncio.create_task(self._bring_up(slot, PLACEMENT_TIMEOUT_S))
-        raise EngineLostError(cause)
-
-    # Starting an engine
-
-    async def _bring_up(self, slot: Slot, placement_timeout_s: float) -> None:
-        """Place an engine, start vLLM in it, give it the current weights."""
-        rollout, stats = self._plan.rollout, slot.stats
-        stats.place, stats.pinned, stats.version = None, (), BASE_VERSION
-        slot.actor = (
-            ray.remote(Engine)
-            .options(num_cpus=rollout.cpus, num_gpus=rollout.gpus, runtime_env={"env_vars": self._plan.environment()})
-            .remote(stats.index, self._plan)
-        )
-        try:
-            place: Place = await _answer(slot, "place", timeout_s=placement_timeout_s)
-            if not rollout.gpus:
-                stats.pinned = choose_cores(place, rollout.threads, self._pinned_on(place.node_id))
-            stats.place = place
-            await _answer(slot, "load", stats.pinned, timeout_s=LOAD_TIMEOUT_S)
-            if self._weights is not None:
-                await self._send_weights(slot)
-        except TimeoutError:
-            raise RunError(self._why_not_up(slot, placement_timeout_s)) from None
-        except RayActorError as error:
-            raise RunError(f"{_name(slot)} died while it started: {error}") from None
-
-    def _pinned_on(self, node_id: str) -> list[int]:
-        stats = [slot.stats for slot in self._slots]
-        return [core for s in stats if s.place and s.place.node_id == node_id for core in s.pinned]
-
-    def _why_not_up(self, slot: Slot, placement_timeout_s: float) -> str:
-        if slot.stats.place is not None:
-            return f"{_name(slot)} was placed but did not start within {LOAD_TIMEOUT_S:.0f} s"
-        rollout, waiting = self._plan.rollout, sum(slot.stats.place is None for slot in self._slots)
-        total, free = ray.cluster_resources(), ray.available_resources()
-        wanted = {"CPU": rollout.cpus} | ({"GPU": rollout.gpus} if rollout.gpus else {})
-        cluster = " and ".join(f"{total.get(key, 0):g} {key} ({free.get(key, 0):g} free)" for key in wanted)
-        each = " and ".join(f"{amount:g} {key}" for key, amount in wanted.items())
-        return (
-            f"{waiting} of {len(self._slots)} rollout engines found no place within {placement_timeout_s:.0f} s: "
-            f"each needs {each}, the cluster has {cluster}; lower rollout.engines, rollout.cpus or rollout.gpus, "
-            "or free what other jobs hold"
-        )
-
-    def _refuse_too_long(self, requests: list[SampleRequest], sampling: Sampling) -> None:
-        longest = max((len(request.prompt_ids) for request in requests), default=0)
-        if longest + sampling.max_new_tokens > self._plan.max_model_len:
-            raise UserError(
-                f"rollout.sampling.max_new_tokens: {sampling.max_new_tokens} after a prompt of {longest} tokens is "
-                f"more than the engines' {self._plan.max_model_len}"
-            )
-
-
-def _name(slot: Slot) -> str:
-    return f"rollout engine {slot.stats.index}"
-
-
-def _ready(slot: Slot) -> "asyncio.Task[None]":
-    if slot.ready is None:
-        raise RunError("the rollout pool was not started")
-    return slot.ready
-
-
-async def _answer(slot: Slot, method: str, *args: Any, timeout_s: float) -> Any:
-    """An engine's answer; what it raised becomes a RunError that names it."""
-    try:
-        return await asyncio.wait_for(getattr(slot.actor, method).remote(*args), timeout_s)
-    except RayTaskError as error:
-        raise RunError(f"{_name(slot)} failed in {method}: {error.cause}") from None
 
 
 class RolloutPool:
     """Picklable handle of the coordinator; whoever started the pool closes it."""
 
-    def __init__(self, coordinator: Any) -> None:
+    def __init__(self, coordinator: type[Coordinator]) -> None:
+        """`coordinator`: a handle, typed as the class behind it: `coordinator.method.remote(...)`."""
         self._coordinator = coordinator
 
     @classmethod
@@ -322,6 +40,7 @@ class RolloutPool:
         stop_token_ids: list[int],
         placement_timeout_s: float = PLACEMENT_TIMEOUT_S,
         base: Model | None = None,
+        engine: str = "vllm",
     ) -> "RolloutPool":
         """A pool whose engines all answer; they run the base model until the first `sync`.
 
@@ -331,6 +50,9 @@ class RolloutPool:
             max_model_len: longest prompt plus answer, in tokens.
             lora_r: rank of the adapters to come.
             stop_token_ids: the only tokens that end an answer.
+            placement_timeout_s: longest wait for a place in the cluster.
+            base: the model in `model_dir`, for nodes that do not have that folder.
+            engine: a kind of `engines.table`.
 
         Raises:
             RunError: resources were missing for `placement_timeout_s`, or an engine did not start.
@@ -345,9 +67,10 @@ class RolloutPool:
             stop_token_ids=tuple(stop_token_ids),
             base=base,
         )
-        pool = cls(ray.remote(Coordinator).options(num_cpus=0).remote(plan))
+        coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(ENGINES[engine], plan)
+        pool = cls(cast("type[Coordinator]", coordinator))
         try:
-            pool._call("start", placement_timeout_s)
+            pool._answer(pool._coordinator.start.remote(placement_timeout_s))
         except BaseException:
             pool.close()
             raise
@@ -359,8 +82,7 @@ class RolloutPool:
         Raises:
             RunError: an engine could not load them or acknowledges others.
         """
-        report: SyncReport = self._call("sync", adapter, adapter_config, version)
-        return report
+        return self._answer(self._coordinator.sync.remote(adapter, adapter_config, version))
 
     def generate(self, requests: list[SampleRequest], sampling: Sampling) -> list[RolloutRecord]:
         """One record for each request, in their order; an engine's death on the way loses and doubles none.
@@ -369,28 +91,25 @@ class RolloutPool:
             UserError: a prompt leaves too little room for the answer.
             RunError: engines die again and again, or a call fails.
         """
-        records: list[RolloutRecord] = self._call("generate", requests, sampling)
-        return records
+        return self._answer(self._coordinator.generate.remote(requests, sampling))
 
-    def logprobs(self, sequences: list[list[int]], prompt_lens: list[int]) -> list[list[list[float]]]:
+    def logprobs(self, sequences: list[list[int]], prompt_lens: list[int]) -> list[Logprobs]:
         """[engine][sequence][response token]: teacher-forced log-probabilities at temperature 1, for `check_sync`."""
-        logprobs: list[list[list[float]]] = self._call("logprobs", sequences, prompt_lens)
-        return logprobs
+        return self._answer(self._coordinator.logprobs.remote(sequences, prompt_lens))
 
     def stats(self) -> dict[str, Any]:
         """Tokens, seconds, restarts, in all and by engine, since the start."""
-        stats: dict[str, Any] = self._call("stats")
-        return stats
+        return self._answer(self._coordinator.stats.remote())
 
     def close(self) -> None:
         """End the engines and the coordinator; the handle is useless afterwards."""
         with contextlib.suppress(RayActorError):  # it may be gone already, and its engines with it
-            self._call("close")
-        ray.kill(self._coordinator)
+            self._answer(self._coordinator.close.remote())
+        ray.kill(cast("ActorHandle[Coordinator]", self._coordinator))
 
-    def _call(self, method: str, *args: Any) -> Any:
+    def _answer(self, reply: ObjectRef[T]) -> T:
         try:
-            return ray.get(getattr(self._coordinator, method).remote(*args))
+            return ray.get(reply)
         except RayTaskError as error:
             if isinstance(error.cause, UserError | RunError):
                 raise error.cause from None

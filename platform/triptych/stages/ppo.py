@@ -14,6 +14,7 @@ from torch import Tensor
 from triptych import storage
 from triptych.data import encode_prompts, load_rows
 from triptych.data.batches import epoch_order
+from triptych.engines.base import SampleRequest
 from triptych.errors import UserError
 from triptych.models.adapter import Adapter, save_adapter
 from triptych.models.peft_files import largest_rank
@@ -25,7 +26,6 @@ from triptych.recipe import CRITIC, POLICY, REFERENCE, Reward, Rl, Source
 from triptych.recipe.refusals import as_policy, is_lora
 from triptych.registry import AdapterVersion
 from triptych.rollout.pool import RolloutPool
-from triptych.rollout.record import SampleRequest
 from triptych.stages.context import StageContext, begin, finish, measured, parent
 from triptych.stages.meter import memory
 from triptych.stages.models import tokenizer_of

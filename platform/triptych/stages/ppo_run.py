@@ -8,13 +8,13 @@ from ray.train.torch import get_device
 from torch import Tensor
 
 from triptych import storage
+from triptych.engines.base import SampleRequest
 from triptych.errors import RunError
 from triptych.forward.roles import RoleModel
 from triptych.models.adapter import Adapter
 from triptych.objectives.kl import AdaptiveKL
 from triptych.recipe import CRITIC, POLICY, REFERENCE, REWARD, Method, Rl, Sampling, member_roles
 from triptych.rollout.pool import RolloutPool
-from triptych.rollout.record import SampleRequest
 from triptych.stages.context import StageContext
 from triptych.stages.models import role_model, tokenizer_of
 from triptych.stages.recorder import Recorder

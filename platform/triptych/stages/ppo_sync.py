@@ -7,13 +7,12 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
+from triptych.engines.base import REPLACED, RolloutRecord
 from triptych.forward.roles import BASE, RoleModel
 from triptych.methods.merge import changed_weights
 from triptych.models.adapter import peft_json
 from triptych.recipe import POLICY
 from triptych.recipe.refusals import is_lora
-from triptych.rollout.record import RolloutRecord
-from triptych.rollout.sync import REPLACED
 from triptych.rollout.sync_check import check_sync
 from triptych.stages.ppo_run import Run
 from triptych.stages.supervised import adapter_of

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from triptych.data.batches import micro_batches, packed_micro_batches
+from triptych.engines.base import RolloutRecord
 from triptych.forward.roles import RoleModel
-from triptych.rollout.record import RolloutRecord
 from triptych.train.batch import Batch, response_mask, sample_batch
 from triptych.train.learner import Learner
 

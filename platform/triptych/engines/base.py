@@ -1,0 +1,141 @@
+"""The interface of an engine, and the records that cross it: tokens in, tokens out.
+
+No torch and no Ray: whoever only schedules engines imports this.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from triptych.models.base import resolve_base
+from triptych.recipe.model import Model
+from triptych.recipe.rollout import Rollout, Sampling
+
+BASE_VERSION = -1
+"""The policy version of an engine that has had no sync: the base model alone."""
+
+SyncMode = Literal["merged", "adapter"]
+REPLACED: dict[str, Any] = {"weights": "replaced"}
+"""The configuration of an adapter that holds whole new weights, by their names in the checkpoint."""
+
+Logprobs = list[list[float]]
+"""[sequence][response token]."""
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """One answer to sample."""
+
+    lease: str
+    """Names the request within one call; its answer comes back under it exactly once."""
+    prompt_ids: tuple[int, ...]
+    seed: int
+    """The answer's own random stream, whatever it is batched with."""
+
+
+@dataclass(frozen=True)
+class RolloutRecord:
+    """One sampled answer, with what the learner must know about how it was sampled."""
+
+    lease: str
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    """Ends with the stop token where there was one."""
+    logprobs: tuple[float, ...]
+    """Of each response token under the distribution it was drawn from: after temperature and the cut of top_p."""
+    versions: tuple[int, ...]
+    """The policy version that drew each response token. All are equal: an engine takes new weights only between calls
+    of `generate`, so the whole answer was drawn by the version that it had when the call began."""
+    finish_reason: Literal["stop", "length"]
+    seed: int
+    engine: int
+
+
+@dataclass(frozen=True)
+class Ack:
+    """The weights that one engine says it runs after a sync."""
+
+    version: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """Settings that every engine of a pool has in common."""
+
+    model_dir: str
+    dtype: str
+    rollout: Rollout
+    mode: SyncMode
+    max_model_len: int
+    """Longest prompt plus answer, in tokens."""
+    lora_r: int
+    """Largest rank of the adapters to come."""
+    stop_token_ids: tuple[int, ...]
+    base: Model | None = None
+    """The model in `model_dir`, for nodes that do not have that folder."""
+
+    def here(self) -> "EnginePlan":
+        """The plan with the folder of this node."""
+        if self.base is None or Path(self.model_dir).is_dir():
+            return self
+        return replace(self, model_dir=str(resolve_base(self.base)))
+
+
+class Engine(ABC):
+    """One language model in this process; its weights are replaced between calls, never during one.
+
+    A kind of engine is a subclass in a file of its own, and a line of `engines.table`.
+    """
+
+    @abstractmethod
+    def __init__(self, index: int, plan: EnginePlan) -> None:
+        """Load the base model. `index` is the engine's number in its pool, which its records carry."""
+
+    @classmethod
+    @abstractmethod
+    def environment(cls, plan: EnginePlan) -> dict[str, str]:
+        """Environment variables that the process needs before it starts."""
+
+    @abstractmethod
+    def sync(self, adapter: bytes, config: dict[str, Any], version: int) -> Ack:
+        """Replace the policy: the content of a peft adapter's safetensors file and its configuration, or `REPLACED`.
+
+        Nothing of the old weights answers afterwards. The digest of the answer is `adapter_digest` of what was loaded.
+
+        Raises:
+            RunError: the adapter has parts that this engine would leave out.
+        """
+
+    @abstractmethod
+    def generate(self, requests: list[SampleRequest], sampling: Sampling) -> list[RolloutRecord]:
+        """One record for each request, in their order; a seed gives the same answer whatever it is batched with."""
+
+    @abstractmethod
+    def logprobs(self, sequences: list[list[int]], prompt_lens: list[int]) -> Logprobs:
+        """Teacher-forced log-probabilities of the tokens after each prompt, at temperature 1, with the weights of now.
+
+        Args:
+            sequences: token ids of each prompt and its answer.
+            prompt_lens: tokens of each prompt.
+        """
+
+
+def resolve_mode(sync: Literal["auto", "merged", "adapter"], on_gpu: bool) -> SyncMode:
+    """The way in which new weights reach an engine; `auto` takes the one that samples faster.
+
+    A CPU engine about halves its speed with an adapter on; a GPU engine hardly notices, and merging moves it all.
+    """
+    if sync != "auto":
+        return sync
+    return "adapter" if on_gpu else "merged"
+
+
+def adapter_digest(adapter: bytes, config: dict[str, Any]) -> str:
+    """sha256 over the safetensors content and the canonical config."""
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
+    digest.update(adapter)
+    return digest.hexdigest()

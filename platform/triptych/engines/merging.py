@@ -1,0 +1,82 @@
+"""Base plus adapter as one checkpoint: W + scale * B @ A in float32, tensor by tensor.
+
+For methods other than LoRA an engine gets the new weights themselves (`REPLACED`).
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load as load_safetensors
+
+from triptych.engines.base import REPLACED
+from triptych.errors import RunError
+from triptych.models.peft_files import MODEL_WEIGHTS, PREFIX, of_module
+
+
+def checkpoint_files(model_dir: Path) -> list[Path]:
+    """The safetensors files of a Hugging Face folder."""
+    index = model_dir / f"{MODEL_WEIGHTS}.index.json"
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        return [model_dir / name for name in names]
+    return [model_dir / MODEL_WEIGHTS]
+
+
+def lora_scale(config: dict[str, Any], module: str = "") -> float:
+    """alpha / r, or alpha / sqrt(r) with rslora (Kalajdzievski 2023, arXiv 2312.03732), of one module."""
+    r = of_module(config.get("rank_pattern"), module, config["r"])
+    alpha = of_module(config.get("alpha_pattern"), module, config["lora_alpha"])
+    return float(alpha / r**0.5 if config.get("use_rslora") else alpha / r)
+
+
+def lora_pairs(adapter: bytes, config: dict[str, Any]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Base weight name -> (A [r, in], B [out, r]) of a peft adapter.
+
+    Raises:
+        RunError: the adapter has parts that merging would leave out.
+    """
+    unsupported = [k for k in ("use_dora", "modules_to_save") if config.get(k)]
+    if config.get("fan_in_fan_out") or config.get("bias", "none") != "none":
+        unsupported.append("fan_in_fan_out or bias")
+    if unsupported:
+        raise RunError(f"an adapter with {', '.join(unsupported)} cannot be merged into rollout engines")
+    halves: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in load_safetensors(adapter).items():
+        module, _, half = name.removesuffix(".weight").rpartition(".")
+        if half not in ("lora_A", "lora_B"):
+            raise RunError(
+                f"the adapter's tensor {name} is no part of a LoRA: it cannot be merged into rollout engines"
+            )
+        halves.setdefault(module.removeprefix(PREFIX) + ".weight", {})[half] = tensor
+    for name, pair in halves.items():
+        for half in ("lora_A", "lora_B"):
+            if half not in pair:
+                raise RunError(f"the adapter has a part for {name} without {half}")
+    return {name: (pair["lora_A"], pair["lora_B"]) for name, pair in halves.items()}
+
+
+def merged_weights(
+    model_dir: Path, adapter: bytes, config: dict[str, Any], dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the base checkpoint, with the adapter added in float32 before the cast to `dtype`.
+
+    Raises:
+        RunError: a part of the adapter belongs to no tensor of the checkpoint (it would silently be lost).
+    """
+    replaced = load_safetensors(adapter) if config == REPLACED else {}
+    pairs = {} if config == REPLACED else lora_pairs(adapter, config)
+    for file in checkpoint_files(model_dir):
+        with safe_open(file, framework="pt", device=str(device)) as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                weight = tensors.get_tensor(name)
+                if name in pairs:
+                    a, b = (half.to(device, torch.float32) for half in pairs.pop(name))
+                    scale = lora_scale(config, name.removesuffix(".weight"))
+                    weight = torch.addmm(weight.float(), b, a, alpha=scale)
+                yield name, replaced.pop(name, weight).to(device, dtype)
+    for name in (*pairs, *replaced):
+        raise RunError(f"the base model in {model_dir} has no {name}, which the adapter changes")

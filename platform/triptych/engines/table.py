@@ -1,0 +1,6 @@
+"""The kinds of engine, by name."""
+
+from triptych.engines.base import Engine
+from triptych.engines.vllm import VllmEngine
+
+ENGINES: dict[str, type[Engine]] = {"vllm": VllmEngine}

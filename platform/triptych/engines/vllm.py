@@ -1,0 +1,229 @@
+"""vLLM as an engine, in the process that makes it, so that killing the process kills it all.
+
+New weights reach it in one of two ways. `merged` loads base plus adapter as a whole checkpoint, and nothing about the
+engine's speed changes. `adapter` moves a few megabytes and lets vLLM apply A and B beside W in every layer.
+
+Whoever only knows of this engine imports neither torch nor vLLM: they are imported where the model is.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Protocol
+
+from triptych.engines.base import (
+    BASE_VERSION,
+    Ack,
+    Engine,
+    EnginePlan,
+    Logprobs,
+    RolloutRecord,
+    SampleRequest,
+    adapter_digest,
+)
+from triptych.errors import RunError
+from triptych.models.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from triptych.recipe.rollout import Sampling
+from triptych.recipe.serve import LORA_RANKS
+
+
+class VllmEngine(Engine):
+    """See Engine."""
+
+    def __init__(self, index: int, plan: EnginePlan) -> None:
+        from vllm import LLM
+
+        self._index, self._plan = index, plan.here()
+        self._version = BASE_VERSION
+        self._llm: Any = LLM(**vllm_arguments(self._plan))
+        adapter_mode = self._plan.mode == "adapter"
+        self._sync: WeightSync = AdapterSync(self._llm) if adapter_mode else MergedSync(self._llm, self._plan.model_dir)
+
+    @classmethod
+    def environment(cls, plan: EnginePlan) -> dict[str, str]:
+        """See Engine. OpenMP reads its variables once, and Ray would set one thread."""
+        variables = {
+            "OMP_NUM_THREADS": str(plan.rollout.threads),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+            "VLLM_NO_USAGE_STATS": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
+        if not plan.rollout.gpus:
+            # vLLM compiles the rank of each sampled token: a C++ compiler and 15 s at the first answer, for nothing.
+            variables["TORCHDYNAMO_DISABLE"] = "1"
+        return variables
+
+    def sync(self, adapter: bytes, config: dict[str, Any], version: int) -> Ack:
+        """See Engine."""
+        ack = self._sync.load(adapter, config, version)
+        self._version = ack.version
+        return ack
+
+    def generate(self, requests: list[SampleRequest], sampling: Sampling) -> list[RolloutRecord]:
+        """See Engine."""
+        from vllm import SamplingParams
+
+        params = [
+            SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_new_tokens,
+                seed=request.seed,
+                logprobs=0,  # of the drawn token only
+                ignore_eos=True,  # stop_token_ids alone decide
+                stop_token_ids=list(self._plan.stop_token_ids),
+                detokenize=False,
+            )
+            for request in requests
+        ]
+        outputs = self._run([request.prompt_ids for request in requests], params)
+        return [self._record(request, output.outputs[0]) for request, output in zip(requests, outputs, strict=True)]
+
+    def logprobs(self, sequences: list[list[int]], prompt_lens: list[int]) -> Logprobs:
+        """See Engine.
+
+        vLLM applies no temperature to prompt tokens, whatever its logprobs_mode; and it reads no cached prefix for
+        such a request, so every position is computed with the weights of now.
+        """
+        from vllm import SamplingParams
+
+        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, ignore_eos=True, detokenize=False)
+        outputs = self._run([tuple(sequence) for sequence in sequences], [params] * len(sequences))
+        return [
+            [output.prompt_logprobs[t][sequence[t]].logprob for t in range(prompt_len, len(sequence))]
+            for sequence, prompt_len, output in zip(sequences, prompt_lens, outputs, strict=True)
+        ]
+
+    def _run(self, prompts: list[tuple[int, ...]], params: list[Any]) -> list[Any]:
+        tokens = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        outputs: list[Any] = self._llm.generate(tokens, params, use_tqdm=False, lora_request=self._sync.request)
+        return outputs
+
+    def _record(self, request: SampleRequest, completion: Any) -> RolloutRecord:
+        if completion.finish_reason not in ("stop", "length"):
+            raise RunError(f"engine {self._index} ended {request.lease} with {completion.finish_reason}")
+        ids = tuple(completion.token_ids)
+        return RolloutRecord(
+            lease=request.lease,
+            prompt_ids=request.prompt_ids,
+            response_ids=ids,
+            logprobs=tuple(step[token].logprob for step, token in zip(completion.logprobs, ids, strict=True)),
+            versions=(self._version,) * len(ids),
+            finish_reason=completion.finish_reason,
+            seed=request.seed,
+            engine=self._index,
+        )
+
+
+def vllm_arguments(plan: EnginePlan) -> dict[str, Any]:
+    """Arguments of `vllm.LLM`."""
+    common: dict[str, Any] = {
+        "model": plan.model_dir,
+        "dtype": plan.dtype,
+        "max_model_len": plan.max_model_len + 1,  # teacher forcing a full sequence still samples one token
+        "skip_tokenizer_init": True,
+        "generation_config": "vllm",  # the model's own sampling defaults would change what is drawn
+        "logprobs_mode": "processed_logprobs",
+        "distributed_executor_backend": "uni",
+        "worker_extension_cls": f"{MergeExtension.__module__}.{MergeExtension.__name__}",
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+    }
+    if plan.rollout.gpus:
+        common["gpu_memory_utilization"] = plan.rollout.gpu_memory
+    else:
+        common |= {
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": int(plan.rollout.kv_cache_gb * 2**30),
+            "block_size": 32,  # at the default of 128 no chat shares the keys and values of its system prompt
+        }
+    if plan.mode == "adapter":
+        rank = next(r for r in LORA_RANKS if r >= plan.lora_r)
+        # Two in memory: the new adapter is loaded before the old one goes.
+        common |= {"enable_lora": True, "max_loras": 1, "max_cpu_loras": 2, "max_lora_rank": rank}
+    return common
+
+
+class MergeExtension:
+    """Methods that vLLM mixes into its worker: they run where the weights are."""
+
+    model_runner: Any
+
+    def triptych_merge(self, model_dir: str, adapter: bytes, config: dict[str, Any]) -> None:
+        """Replace every weight by base plus adapter.
+
+        The whole checkpoint is loaded each time: vLLM fuses q, k and v into one matrix and prepacks it on CPU, so a
+        part of it cannot be replaced alone.
+        """
+        import torch
+
+        from triptych.engines.merging import merged_weights
+
+        model_config = self.model_runner.model_config
+        device = torch.device(self.model_runner.device)
+        with torch.inference_mode():
+            weights = merged_weights(Path(model_dir), adapter, config, model_config.dtype, device)
+            self.model_runner.reload_weights(weights_iterator=weights)
+
+
+class WeightSync(Protocol):
+    """One way in which new weights enter vLLM."""
+
+    request: Any
+    """The LoRARequest of every generation, or None."""
+
+    def load(self, adapter: bytes, config: dict[str, Any], version: int) -> Ack:
+        """Replace the policy of this engine; nothing of the old one answers afterwards."""
+
+
+class MergedSync:
+    """Base plus adapter becomes the engine's model."""
+
+    request = None
+
+    def __init__(self, llm: Any, model_dir: str) -> None:
+        self._llm, self._model_dir = llm, model_dir
+
+    def load(self, adapter: bytes, config: dict[str, Any], version: int) -> Ack:
+        """See WeightSync."""
+        self._llm.collective_rpc("triptych_merge", args=(self._model_dir, adapter, config))
+        if not self._llm.reset_prefix_cache():  # keys and values of the old weights
+            raise RunError("the engine keeps keys and values of the old weights: its prefix cache is in use")
+        return Ack(version, adapter_digest(adapter, config))
+
+
+class AdapterSync:
+    """The adapter goes through a folder in memory, under a name, number and path that are never used twice.
+
+    vLLM's `load_inplace` is avoided: its prefix cache would still hold keys and values of the old adapter.
+    """
+
+    def __init__(self, llm: Any) -> None:
+        self._llm = llm
+        self._count = 0
+        self.request: Any = None
+
+    def load(self, adapter: bytes, config: dict[str, Any], version: int) -> Ack:
+        """See WeightSync."""
+        from vllm.lora.request import LoRARequest
+
+        self._count += 1
+        shm = Path("/dev/shm")  # noqa: S108 (the folder gets a random name and mode 0700)
+        folder = Path(tempfile.mkdtemp(prefix="triptych-adapter-", dir=shm if shm.is_dir() else None))
+        try:
+            (folder / ADAPTER_WEIGHTS).write_bytes(adapter)
+            (folder / ADAPTER_CONFIG).write_text(json.dumps(config))
+            request = LoRARequest(f"policy-{self._count}", self._count, str(folder))
+            self._llm.llm_engine.add_lora(request)
+            if self.request is not None:
+                self._llm.llm_engine.remove_lora(self.request.lora_int_id)
+            resident = set(self._llm.llm_engine.list_loras())
+            if resident != {self._count}:
+                raise RunError(f"the engine holds adapters {sorted(resident)} where only {self._count} was expected")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.request = request
+        return Ack(version, adapter_digest(adapter, config))

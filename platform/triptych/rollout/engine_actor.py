@@ -1,0 +1,55 @@
+"""The Ray actor around one engine."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from triptych.engines.base import Ack, Engine, EnginePlan, Logprobs, RolloutRecord, SampleRequest
+from triptych.recipe.rollout import Sampling
+
+
+@dataclass(frozen=True)
+class Place:
+    """Node and cores of an engine's process."""
+
+    node_id: str
+    pid: int
+    cores: tuple[int, ...]
+    """Those that the process may use."""
+
+
+class EngineActor:
+    """Placed at once, loaded by `load`, so that waiting for resources and loading a model are told apart."""
+
+    def __init__(self, index: int, kind: type[Engine], plan: EnginePlan) -> None:
+        self._index, self._kind, self._plan = index, kind, plan
+        self._engine: Engine
+
+    @ray.method
+    def place(self) -> Place:
+        """Node, process and cores."""
+        return Place(ray.get_runtime_context().get_node_id(), os.getpid(), tuple(sorted(os.sched_getaffinity(0))))
+
+    @ray.method
+    def load(self, cores: tuple[int, ...]) -> None:
+        """Start the engine on these cores (all, if empty)."""
+        if cores:
+            os.sched_setaffinity(0, cores)  # inherited by every thread that the engine starts from here
+        self._engine = self._kind(self._index, self._plan)
+
+    @ray.method
+    def sync(self, adapter: bytes, config: dict[str, Any], version: int) -> Ack:
+        """See Engine."""
+        return self._engine.sync(adapter, config, version)
+
+    @ray.method
+    def generate(self, requests: list[SampleRequest], sampling: Sampling) -> list[RolloutRecord]:
+        """See Engine."""
+        return self._engine.generate(requests, sampling)
+
+    @ray.method
+    def logprobs(self, sequences: list[list[int]], prompt_lens: list[int]) -> Logprobs:
+        """See Engine."""
+        return self._engine.logprobs(sequences, prompt_lens)
