@@ -1,5 +1,6 @@
 """The counts of tools/structure.py: their rules on a small package, and the limits that this checkout keeps."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from counts.docstrings import docstring_count, first_word
 from counts.imports import reach_count
 from counts.kinds import kind_check_count, kinds_of, touched_count
 from counts.names import meeting_count, shared_name_count
+from counts.rl_step import function_lines, recorded_calls
 from counts.source import Package
 from structure import measure, show_offenders
 
@@ -15,7 +17,7 @@ LIMITS = {
     "reach": 185,
     "kinds": 78,
     "touched": 15,
-    "names": 19,
+    "names": 21,
     "meetings": 16,
     "docstrings": 20.7,
     "fields": 108,
@@ -106,6 +108,32 @@ def test_docstrings_of_modules_functions_and_names_are_read(toy: Package) -> Non
 @pytest.mark.parametrize(("text", "word"), [("Of one.", "of"), ("(in bytes)", "in"), ("`x` of y", "`x`"), (" ", "")])
 def test_the_first_word_is_compared_without_punctuation(text: str, word: str) -> None:
     assert first_word(text) == word
+
+
+def test_calls_of_this_thread_and_of_new_ones_are_recorded() -> None:
+    def here() -> None: ...
+
+    def there() -> None: ...
+
+    def before() -> None: ...
+
+    before()
+    with recorded_calls() as called:
+        here()
+        thread = threading.Thread(target=there)
+        thread.start()
+        thread.join()
+    assert {here.__code__, there.__code__} <= called
+    assert before.__code__ not in called
+
+
+def test_a_function_has_the_lines_from_its_head_to_its_last_statement() -> None:
+    def three(number: int) -> int:
+        number += 1
+        return number
+
+    first = three.__code__.co_firstlineno
+    assert list(function_lines(three.__code__)) == [first, first + 1, first + 2]
 
 
 def test_this_checkout_keeps_the_limits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,6 +124,8 @@ def _checks(module: Module, types: set[str], names: set[str]) -> Iterator[Offend
 def _asks_type(node: ast.AST, types: set[str]) -> bool:
     if isinstance(node, ast.MatchClass):
         return _last(node.cls) in types
+    if isinstance(node, ast.Compare):  # type(stage) is ...
+        return any(_last(side) in types for side in node.comparators)
     called = isinstance(node, ast.Call) and _last(node.func) in {"isinstance", "issubclass"} and len(node.args) == 2
     return called and any(_last(item) in types for item in ast.walk(node.args[1]))  # type: ignore[attr-defined]
 
