@@ -17,6 +17,7 @@ from triptych.engines.base import (
     Ack,
     Engine,
     EnginePlan,
+    Logprobs,
     RolloutRecord,
     SampleRequest,
     adapter_digest,
@@ -33,7 +34,6 @@ STOP, VOCAB, MODEL_LEN = 2, 512, 128
 SAMPLING = Sampling(max_new_tokens=24, temperature=0.7)
 NOISE = 1e-4
 """Mean |engine - transformers| of a token, fp32."""
-Logprobs = list[list[float]]
 Reference = Callable[..., Logprobs]
 
 

@@ -14,10 +14,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from triptych.engines.base import Logprobs
 from triptych.errors import RunError
 
-Logprobs = Sequence[Sequence[float]]
-"""[sequence][response token], at temperature 1."""
 CONFIDENCE = 3.0
 """Standard errors that a verdict needs."""
 
@@ -59,7 +58,7 @@ def check_sync(
     """Compare each engine with the learner after a sync.
 
     Args:
-        engine_logprobs: for each engine, what `RolloutPool.logprobs` gave.
+        engine_logprobs: for each engine, what `RolloutPool.logprobs` gave, at temperature 1.
         learner_new: the learner's own, with the weights just sent.
         learner_old: with the weights before; None at the first sync.
         tolerance: largest mean |engine - new| of a token, in nats.

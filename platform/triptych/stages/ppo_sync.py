@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-from triptych.engines.base import REPLACED, RolloutRecord
+from triptych.engines.base import REPLACED, Logprobs, RolloutRecord
 from triptych.forward.roles import BASE, RoleModel
 from triptych.methods.merge import changed_weights
 from triptych.models.adapter import peft_json
@@ -24,8 +24,6 @@ PROBES = 4
 
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.25}
 """Largest mean |engine - learner| of a token, in nats; measured here: 7e-6 and 0.045."""
-
-Logprobs = list[list[float]]
 
 
 @dataclass(frozen=True)
