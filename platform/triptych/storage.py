@@ -211,11 +211,11 @@ def write_bytes(url: str, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def read_bytes(url: str) -> bytes:
-    """The content of one file; UserError when there is none."""
+def read_bytes(url: str, start: int | None = None, end: int | None = None) -> bytes:
+    """The content of one file, or its bytes from `start` up to `end`; UserError when there is none."""
     fs, path = _open(url)
     try:
-        data: bytes = fs.cat_file(path)
+        data: bytes = fs.cat_file(path, start=start, end=end)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise UserError(f"there is no file {url}") from error
     return data

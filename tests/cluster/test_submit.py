@@ -115,7 +115,7 @@ def test_a_run_goes_on_without_its_laptop_and_without_a_node(laptop: Laptop, tmp
     assert "<html" in (laptop.folder / "tiny-report.html").read_text()
     assert laptop.call("adapters", "export", "tiny-sft", "fetched")[:2] == (0, "tiny-sft@1 -> fetched\n")
     assert storage.verify(str(laptop.folder / "fetched")).digest == summary["sha256"]
-    load_adapter(laptop.folder / "fetched", "lora")
+    load_adapter(laptop.folder / "fetched", "policy")
     runs = json.loads(laptop.call("runs", "list", "--json")[1])
     [listed] = [run for run in runs if run["name"] == "tiny"]
     assert (listed["job"], listed["runs"], listed["stages"]) == ("succeeded", str(shared), {"sft": "done"})

@@ -170,15 +170,15 @@ def test_an_export_without_the_adapters_of_first_layers(tiny_model_dir: Path, tm
     model = soft_cases.roles(tiny_model_dir)
     model.add("policy", method, trainable=True)
     soft_cases.disturb(model, "policy")
-    save_adapter(tmp_path / "whole", adapter_of(method, model.adapter("policy"), "lora"), {})
+    save_adapter(tmp_path / "whole", adapter_of(method, model.adapter("policy"), "policy"), {})
     export_without(tmp_path / "whole", str(tmp_path / "dropped"), 1)
     export_without(tmp_path / "dropped", str(tmp_path / "again"), 0)
-    weights = load_adapter(tmp_path / "whole", "lora").weights
+    weights = load_adapter(tmp_path / "whole", "policy").weights
     zero = {name: torch.zeros_like(w) if ".up." in name and "layers.0." in name else w for name, w in weights.items()}
     assert any(not torch.equal(zero[name], weights[name]) for name in weights)
 
     def states(folder: str, given: dict[str, Tensor] | None = None) -> Tensor:
-        adapter, fresh = load_adapter(tmp_path / folder, "lora"), soft_cases.roles(tiny_model_dir)
+        adapter, fresh = load_adapter(tmp_path / folder, "policy"), soft_cases.roles(tiny_model_dir)
         fresh.add("policy", adapter.method, trainable=False, weights=given or adapter.weights)
         return soft_cases.states(fresh.eval(), "policy", soft_cases.ROWS)
 
@@ -198,7 +198,7 @@ def test_an_export_without_the_adapters_of_first_layers(tiny_model_dir: Path, tm
 def test_what_cannot_be_dropped(tiny_model_dir: Path, tmp_path: Path, method: Any, layers: int, message: str) -> None:
     model = soft_cases.roles(tiny_model_dir)
     model.add("policy", method, trainable=True)
-    save_adapter(tmp_path / "whole", adapter_of(method, model.adapter("policy"), "lora"), {})
+    save_adapter(tmp_path / "whole", adapter_of(method, model.adapter("policy"), "policy"), {})
     with pytest.raises(UserError, match=message):
         export_without(tmp_path / "whole", str(tmp_path / "out"), layers)
     assert not (tmp_path / "out").exists()

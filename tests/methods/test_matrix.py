@@ -78,7 +78,7 @@ def test_merged_into_the_weights_it_computes_the_same(tiny_model_dir: Path, meth
     with torch.no_grad():
         for parameter in model.parameters_of("policy").values():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    adapter = adapter_of(method, model.adapter("policy"), "lora")
+    adapter = adapter_of(method, model.adapter("policy"), "policy")
     changes, weights = merged_model(tiny_model_dir, adapter.method, adapter.weights)
     config = AutoConfig.from_pretrained(tiny_model_dir)
     for key, value in changes.items():
@@ -156,7 +156,7 @@ def test_a_base_in_8_bits(tiny_model_dir: Path) -> None:
     batch = [language(list(range(8)), torch.float32)]
     losses = [learner.step(LanguageModeling("policy"), batch).metrics["loss"] for _ in range(5)]
     assert losses[-1] < losses[0]
-    adapter = adapter_of(m.Pissa(r=4), learner.weights("policy"), "lora")
+    adapter = adapter_of(m.Pissa(r=4), learner.weights("policy"), "policy")
     _, weights = merged_model(tiny_model_dir, adapter.method, adapter.weights, "int8")
     plain = load_causal_lm(tiny_model_dir, torch.float32)
     original = divergence(tiny_model_dir, adapter.method, adapter.weights, "int8", plain)

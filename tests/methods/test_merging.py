@@ -33,12 +33,12 @@ def registered(folder: Path, base: Path, method: Method, **about: Any) -> torch.
             parameter.add_(torch.randn_like(parameter) * 0.05)
         logits = model.logits(model.hidden(IDS, torch.ones_like(IDS)))
     facts = {"base": str(base), "base_fingerprint": fingerprint(base), "recipe": "r"}
-    save_adapter(folder / "adapter", adapter_of(method, model.adapter("policy"), "lora"), facts | about)
+    save_adapter(folder / "adapter", adapter_of(method, model.adapter("policy"), "policy"), facts | about)
     registry = Registry(f"sqlite:///{folder}/registry.db", str(folder / "artifacts"), create=True)
     registry.register(
         "a",
         str(folder / "adapter"),
-        kind="lora",
+        kind="policy",
         base=facts["base"],
         base_fingerprint=facts["base_fingerprint"],
         lineage={},

@@ -173,7 +173,7 @@ def test_a_hybrid_is_its_parts_together(tiny_model_dir: Path, tmp_path: Path) ->
     model.add("policy", parts, trainable=True)
     disturb(model, "policy")
     found = states(model, "policy", ROWS)
-    save_adapter(tmp_path, adapter_of(parts, model.adapter("policy"), "lora"), {})
+    save_adapter(tmp_path, adapter_of(parts, model.adapter("policy"), "policy"), {})
 
     merged = PeftModel.from_pretrained(load_causal_lm(tiny_model_dir, torch.float32), tmp_path / "lora")
     plain = PeftModel.from_pretrained(merged.merge_and_unload(), tmp_path / "prefix_tuning").eval()
@@ -182,7 +182,7 @@ def test_a_hybrid_is_its_parts_together(tiny_model_dir: Path, tmp_path: Path) ->
         expected = plain(input_ids=ids, attention_mask=mask).logits[mask.bool()]
     assert (model.logits(found) - expected).abs().max() <= 1e-5 * expected.abs().max()
 
-    kept, again = load_adapter(tmp_path, "lora"), roles(tiny_model_dir)
+    kept, again = load_adapter(tmp_path, "policy"), roles(tiny_model_dir)
     again.add("policy", kept.method, trainable=False, weights=kept.weights)
     assert (states(again, "policy", ROWS) - found).abs().max() <= 1e-5 * found.abs().max()
     again.add("trained", parts, trainable=True, weights=load_file(tmp_path / "state.safetensors"))

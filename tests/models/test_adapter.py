@@ -36,7 +36,7 @@ def reward(tiny_model_dir: Path) -> Adapter:
     head = ScalarHead(model.hidden_size)
     tensors = {"weight": head.weight.detach(), "bias": torch.tensor([0.5])}
     return replace(
-        adapter_of(config, random_adapter(model, "any", 1), "reward"),
+        adapter_of(config, random_adapter(model, "any", 1), "reward_model"),
         head=tensors,
         normalization=Normalization(2.0, 4.0),
     )
@@ -50,8 +50,8 @@ def test_the_adapter_alone_on_the_original_base_is_the_policy(
     model.add("sft", config, trainable=False)
     weights = random_adapter(model, "sft", 0)
     model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
-    add_roles(model, adapter_of(config, weights, "lora"), reward)
-    save_adapter(tmp_path, adapter_of(config, model.adapter(POLICY), "lora"), ABOUT)
+    add_roles(model, adapter_of(config, weights, "policy"), reward)
+    save_adapter(tmp_path, adapter_of(config, model.adapter(POLICY), "policy"), ABOUT)
 
     ids = torch.randint(5, 300, (2, 9), generator=torch.Generator().manual_seed(3))
     plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), str(tmp_path)).eval()
@@ -67,7 +67,7 @@ def test_ppo_starts_with_equal_pairs_of_roles_on_one_base(tiny_model_dir: Path, 
     model = RoleModel(base)
     config = Lora(r=4)
     model.add("sft", config, trainable=False)
-    policy = adapter_of(config, random_adapter(model, "sft", 0), "lora")
+    policy = adapter_of(config, random_adapter(model, "sft", 0), "policy")
     base = load_causal_lm(tiny_model_dir, torch.float32)
     frozen = sum(parameter.numel() for parameter in base.parameters())
     model = RoleModel(base)
@@ -99,7 +99,7 @@ def test_ppo_starts_with_equal_pairs_of_roles_on_one_base(tiny_model_dir: Path, 
 @pytest.mark.parametrize("missing", ["head.safetensors", "normalization"])
 def test_a_reward_model_without_head_or_normalization_is_refused(tmp_path: Path, reward: Adapter, missing: str) -> None:
     save_adapter(tmp_path, reward, ABOUT)
-    assert load_adapter(tmp_path, "reward").normalization == Normalization(2.0, 4.0)
+    assert load_adapter(tmp_path, "reward_model").normalization == Normalization(2.0, 4.0)
     if missing == "normalization":
         facts = json.loads((tmp_path / "triptych.json").read_text())
         del facts["normalization"]
@@ -107,7 +107,7 @@ def test_a_reward_model_without_head_or_normalization_is_refused(tmp_path: Path,
     else:
         (tmp_path / missing).unlink()
     with pytest.raises(UserError, match="reward model without its head"):
-        load_adapter(tmp_path, "reward")
+        load_adapter(tmp_path, "reward_model")
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_an_ensemble_is_one_folder_and_peft_reads_each_member(
 ) -> None:
     save_adapter(tmp_path, ensemble, ABOUT)
     assert json.loads((tmp_path / "triptych.json").read_text())["members"] == 3
-    loaded = load_adapter(tmp_path, "reward")
+    loaded = load_adapter(tmp_path, "reward_model")
     for folder, kept, saved in zip(
         (tmp_path, tmp_path / "member-1", tmp_path / "member-2"),
         (loaded, *loaded.others),
@@ -146,7 +146,7 @@ def test_an_ensemble_is_one_folder_and_peft_reads_each_member(
 
     (tmp_path / "member-2" / "triptych.json").unlink()
     with pytest.raises(UserError, match="member-2: not an adapter"):
-        load_adapter(tmp_path, "reward")
+        load_adapter(tmp_path, "reward_model")
 
 
 def test_ppo_scores_by_the_mean_of_the_members_and_starts_the_critic_from_the_first(
@@ -154,7 +154,7 @@ def test_ppo_scores_by_the_mean_of_the_members_and_starts_the_critic_from_the_fi
 ) -> None:
     model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
     model.add("sft", ensemble.method, trainable=False)
-    policy = adapter_of(ensemble.method, random_adapter(model, "sft", 0), "lora")
+    policy = adapter_of(ensemble.method, random_adapter(model, "sft", 0), "policy")
     model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
     roles = add_roles(model, policy, ensemble)
     assert roles == ("reward", "reward-1", "reward-2")
@@ -179,8 +179,8 @@ def test_ppo_scores_by_the_mean_of_the_members_and_starts_the_critic_from_the_fi
 
 def test_another_kind_is_refused(tmp_path: Path, reward: Adapter) -> None:
     save_adapter(tmp_path, reward, ABOUT)
-    with pytest.raises(UserError, match="kind 'reward', where 'lora' is needed"):
-        load_adapter(tmp_path, "lora")
+    with pytest.raises(UserError, match="kind 'reward_model', where 'policy' is needed"):
+        load_adapter(tmp_path, "policy")
 
 
 def test_an_adapter_of_another_shape_is_refused(tiny_model_dir: Path) -> None:
@@ -208,3 +208,11 @@ def test_the_score_is_read_at_the_last_real_token(tiny_model_dir: Path, reward: 
     assert torch.allclose(score(torch.cat([ids, pad], dim=1), mask), alone, atol=1e-12)
     assert torch.allclose(score(torch.cat([pad, ids], dim=1), mask.flip(1)), alone, atol=1e-12)
     assert not torch.allclose(score(ids[:, :3], torch.ones(1, 3, dtype=torch.long)), alone)
+
+
+def test_a_folder_says_its_kind_in_the_words_of_the_version_before_too(tmp_path: Path, reward: Adapter) -> None:
+    save_adapter(tmp_path, reward, ABOUT)
+    note = json.loads((tmp_path / "triptych.json").read_text())
+    assert (note.pop("artifact_kind"), note["kind"]) == ("reward_model", "reward")
+    (tmp_path / "triptych.json").write_text(json.dumps(note))
+    assert load_adapter(tmp_path, "reward_model").kind == "reward_model"

@@ -75,7 +75,7 @@ def add(registry: Registry, lora: Path) -> Callable[..., AdapterVersion]:
 
     def add_version(name: str = "reviews", **lineage: Any) -> AdapterVersion:
         return registry.register(
-            name, lora, kind="lora", base="b", base_fingerprint="f", lineage=lineage, metrics={"loss": 1.5}
+            name, lora, kind="policy", base="b", base_fingerprint="f", lineage=lineage, metrics={"loss": 1.5}
         )
 
     return add_version

@@ -62,7 +62,7 @@ def test_from_register_to_export(run: Run, noted: Path, tmp_path: Path) -> None:
 
     listing = run("adapters", "list").out.splitlines()
     assert listing[0].split() == ["name", "means", "kind", "base", "servable", "aliases"]
-    assert listing[1].split() == ["reviews", "reviews@2", "lora", "tiny", "yes", "default=2"]
+    assert listing[1].split() == ["reviews", "reviews@2", "policy", "tiny", "yes", "default=2"]
     assert [line.split()[0] for line in run("adapters", "list", "reviews").out.splitlines()[1:]] == [
         "reviews@1",
         "reviews@2",
@@ -77,7 +77,7 @@ def test_show(run: Run, noted: Path) -> None:
     run("adapters", "register", "ppo", noted, "--parent", "reviews")
     facts = json.loads(run("adapters", "show", "reviews", "--json").out)
     assert facts["ref"] == "reviews@1"
-    assert (facts["base"], facts["base_fingerprint"], facts["kind"]) == ("tiny", "f1", "lora")
+    assert (facts["base"], facts["base_fingerprint"], facts["kind"]) == ("tiny", "f1", "policy")
     assert (facts["descendants"], facts["used_by"], facts["ancestors"]) == (["ppo@1"], ["ppo@1"], [])
     assert facts["lineage"]["source"] == str(noted)
     text = run("adapters", "show", "ppo").out

@@ -20,18 +20,18 @@ from triptych.registry import AdapterVersion, Registry, UnknownAdapter
 from triptych.registry.tables import SCHEMA_VERSION
 
 Add = Callable[..., AdapterVersion]
-ABOUT: dict[str, Any] = {"kind": "lora", "base": "b", "base_fingerprint": "f", "lineage": {}, "metrics": {}}
+ABOUT: dict[str, Any] = {"kind": "policy", "base": "b", "base_fingerprint": "f", "lineage": {}, "metrics": {}}
 
 
 def test_a_registered_version_comes_back_as_it_was(registry: Registry, lora: Path, url: str) -> None:
     before = datetime.now(UTC)
     lineage = {"recipe": "r1", "data": {"train": "d1"}, "parents": []}
     made = registry.register(
-        "reviews", lora, kind="lora", base="tiny", base_fingerprint="f1", lineage=lineage, metrics={"loss": 1.25}
+        "reviews", lora, kind="policy", base="tiny", base_fingerprint="f1", lineage=lineage, metrics={"loss": 1.25}
     )
     assert made.ref == "reviews@1"
     assert before <= made.created_at <= datetime.now(UTC)
-    assert (made.servable, made.why_not) == (True, None)
+    assert (made.kind, made.recorded_why_not) == ("policy", None)
     assert (made.lineage, made.metrics) == (lineage, {"loss": 1.25})
     assert made.sha256 == storage.verify(made.url).digest
     assert Registry(url).get("reviews@1") == made
@@ -351,7 +351,7 @@ print("ready", flush=True)
 sys.stdin.readline()
 url, artifacts, folder = sys.argv[1:]
 registry = Registry(url, artifacts)
-about = {"kind": "lora", "base": "b", "base_fingerprint": "f", "lineage": {}, "metrics": {}}
+about = {"kind": "policy", "base": "b", "base_fingerprint": "f", "lineage": {}, "metrics": {}}
 for _ in range(10):
     print(registry.register("reviews", folder, **about).version)
     registry.get("reviews"), registry.adapters()
@@ -404,13 +404,13 @@ def test_a_server_says_where_artifacts_go(postgres: str, lora: Path) -> None:
 def test_a_newer_registry_on_postgresql(postgres: str) -> None:
     Registry(postgres)
     with create_engine(postgres).begin() as connection:
-        connection.execute(text("UPDATE meta SET value = '99'"))
+        connection.execute(text("UPDATE meta SET value = '99' WHERE key = 'schema_version'"))
     try:
         with pytest.raises(UserError, match="schema version 99"):
             Registry(postgres)
     finally:
         with create_engine(postgres).begin() as connection:
-            connection.execute(text(f"UPDATE meta SET value = '{SCHEMA_VERSION}'"))
+            connection.execute(text(f"UPDATE meta SET value = '{SCHEMA_VERSION}' WHERE key = 'schema_version'"))
 
 
 def test_many_open_at_once(tmp_path: Path) -> None:

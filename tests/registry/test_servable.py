@@ -13,17 +13,24 @@ import torch
 from safetensors.torch import save_file
 
 from triptych.errors import UserError
-from triptych.registry import ArtifactError, Registry
-from triptych.registry.servable import check_files, inspect
+from triptych.registry import ArtifactError, Registry, compat
+from triptych.registry.validation import check_content, check_files
+from triptych.serve.capabilities import Capabilities
 
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
 Write = Callable[..., Path]
 ABOUT: dict[str, Any] = {"base": "b", "base_fingerprint": "f", "lineage": {}, "metrics": {}}
+JUDGE = Capabilities().why_not
 
 
-def reason(folder: Path, kind: str = "lora", max_rank: int = 64) -> str | None:
+def reason(folder: Path, kind: str = "policy", max_rank: int = 64) -> str | None:
+    """Why vLLM with LoRA cannot serve the folder; what the version before is told of a policy is the same."""
     check_files(folder)
-    return inspect(folder, kind, max_rank)
+    facts = check_content(folder, kind)
+    found = Capabilities(max_rank).why_not(kind, facts)
+    if kind == "policy":
+        assert compat.why_not(kind, facts, max_rank) == found
+    return found
 
 
 @pytest.mark.parametrize(
@@ -72,11 +79,32 @@ def test_what_vllm_cannot_serve_says_why(
     assert why in found
 
     with pytest.raises(UserError, match="cannot be served"):
-        registry.register("reviews", folder, kind="lora", for_serving=True, **ABOUT)
+        registry.register("reviews", folder, kind="policy", for_serving=JUDGE, **ABOUT)
     assert registry.adapters() == []
     assert not list((tmp_path / "runs/artifacts/reviews").iterdir())
-    kept = registry.register("reviews", folder, kind="lora", **ABOUT)
-    assert (kept.servable, kept.why_not) == (False, found)
+    kept = registry.register("reviews", folder, kind="policy", **ABOUT)
+    assert Capabilities().why_not(kept.kind, registry.facts(kept.ref)) == kept.recorded_why_not == found
+
+
+def test_a_head_beside_a_policy_is_not_served(tmp_path: Path, write_reward: Write) -> None:
+    folder = write_reward(tmp_path / "a")
+    (folder / "triptych.json").unlink()
+    assert "scalar head" in str(reason(folder, "policy"))
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_what_is_no_adapter_is_kept_and_not_served(tmp_path: Path, registry: Registry, kind: str) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    (folder / "rows.jsonl").write_text("{}\n")
+    if kind == "model":
+        with pytest.raises(ArtifactError, match=r"model.safetensors is missing"):
+            registry.register("other", folder, kind=kind, **ABOUT)
+        save_file({"w": torch.ones(2)}, folder / "model.safetensors")
+    version = registry.register("other", folder, kind=kind, **ABOUT)
+    assert (version.kind, registry.facts("other").config) == (kind, None)
+    assert JUDGE(kind, registry.facts("other")) is not None
+    assert version.recorded_why_not is not None
 
 
 def test_the_largest_rank_is_configured(tmp_path: Path, write_lora: Write) -> None:
@@ -94,11 +122,11 @@ def test_a_score_head_of_peft_is_servable_and_other_tensors_are_not(tmp_path: Pa
 
 def test_a_reward_model_is_kept_and_not_served(tmp_path: Path, registry: Registry, write_reward: Write) -> None:
     folder = write_reward(tmp_path / "a")
-    version = registry.register("reward", folder, kind="reward", **ABOUT)
-    assert "scalar head" in str(version.why_not)
-    assert "scalar head" in str(reason(folder, "lora"))
+    version = registry.register("reward", folder, kind="reward_model", **ABOUT)
+    assert "scalar head" in str(version.recorded_why_not)
+    assert "scalar head" in str(reason(folder, "reward_model"))
     with pytest.raises(UserError, match="cannot be served: it has a scalar head"):
-        registry.register("reward", folder, kind="reward", for_serving=True, **ABOUT)
+        registry.register("reward", folder, kind="reward_model", for_serving=JUDGE, **ABOUT)
 
 
 def _write_classifier(folder: Path, write_lora: Write, labels: object, **head: torch.Tensor) -> Path:
@@ -111,9 +139,9 @@ def _write_classifier(folder: Path, write_lora: Write, labels: object, **head: t
 def test_a_classifier_is_kept_and_not_served(tmp_path: Path, registry: Registry, write_lora: Write) -> None:
     folder = _write_classifier(tmp_path / "a", write_lora, ["bad", "good"], weight=torch.randn(2, 8))
     version = registry.register("stars", folder, kind="classifier", **ABOUT)
-    assert version.why_not == "it is a classifier: the endpoint generates text, it names no classes"
+    assert version.recorded_why_not == "it is a classifier: the endpoint generates text, it names no classes"
     with pytest.raises(UserError, match="cannot be served: it is a classifier"):
-        registry.register("stars", folder, kind="classifier", for_serving=True, **ABOUT)
+        registry.register("stars", folder, kind="classifier", for_serving=JUDGE, **ABOUT)
 
 
 @pytest.mark.parametrize(
@@ -130,10 +158,10 @@ def test_half_a_classifier_is_refused(
 ) -> None:
     folder = _write_classifier(tmp_path / "a", write_lora, labels, **head)
     with pytest.raises(ArtifactError, match=message):
-        inspect(folder, "classifier")
+        check_content(folder, "classifier")
     (folder / "head.safetensors").unlink()
     with pytest.raises(ArtifactError, match="classifier without its head"):
-        inspect(folder, "classifier")
+        check_content(folder, "classifier")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +183,7 @@ def test_half_a_reward_model_is_refused(
     folder = write_reward(tmp_path / "a")
     damage(folder)
     with pytest.raises(ArtifactError, match=message):
-        reason(folder, "reward")
+        reason(folder, "reward_model")
 
 
 def _save(path: Path, **tensors: torch.Tensor) -> None:
@@ -230,7 +258,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: (f / "head.safetensors").write_bytes(b"\x80\x04"),
         "head.safetensors is not a sound safetensors file",
     ),
-    "note": (lambda f: (f / "triptych.json").write_text('{"kind": "reward"}'), "kind is 'reward', .*'lora'"),
+    "note": (lambda f: (f / "triptych.json").write_text('{"kind": "reward"}'), "kind is 'reward_model', .*'policy'"),
     "base": (lambda f: (f / "triptych.json").write_text('{"base_fingerprint": "g"}'), "base_fingerprint is 'g'"),
 }
 
@@ -240,7 +268,7 @@ def test_a_broken_or_unsafe_artifact_is_never_kept(lora: Path, registry: Registr
     damage, message = BROKEN[case]
     damage(lora)
     with pytest.raises(ArtifactError, match=f"^{lora}: .*{message}"):
-        registry.register("reviews", lora, kind="lora", **ABOUT)
+        registry.register("reviews", lora, kind="policy", **ABOUT)
     assert registry.adapters() == []
     assert not list((tmp_path / "runs/artifacts/reviews").iterdir())
 
@@ -252,7 +280,7 @@ def test_too_many_bytes_are_refused(lora: Path) -> None:
 
 def test_no_folder(registry: Registry, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no folder"):
-        registry.register("reviews", tmp_path / "nowhere", kind="lora", **ABOUT)
+        registry.register("reviews", tmp_path / "nowhere", kind="policy", **ABOUT)
 
 
 def test_what_peft_writes_is_servable_and_loads_again(tiny_model_dir: Path, registry: Registry, tmp_path: Path) -> None:
@@ -266,7 +294,7 @@ def test_what_peft_writes_is_servable_and_loads_again(tiny_model_dir: Path, regi
             torch.nn.init.normal_(parameter)
     trained.save_pretrained(str(tmp_path / "peft"))
 
-    version = registry.register("reviews", tmp_path / "peft", kind="lora", for_serving=True, **ABOUT)
+    version = registry.register("reviews", tmp_path / "peft", kind="policy", for_serving=JUDGE, **ABOUT)
     folder = registry.fetch(version.ref)
     loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), str(folder))
     ids = torch.tensor([[5, 6, 7]])

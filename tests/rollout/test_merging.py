@@ -93,7 +93,7 @@ def test_other_methods_than_lora_replace_weights(model_dir: Path, method: Dora |
     with torch.no_grad():
         for parameter in policy.parameters_of("policy").values():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    adapter = adapter_of(method, policy.adapter("policy"), "lora")
+    adapter = adapter_of(method, policy.adapter("policy"), "policy")
     content = save_safetensors(changed_weights(model_dir, adapter.method, adapter.weights))
     engine = LlamaForCausalLM.from_pretrained(model_dir)
     before = engine.model.layers[0].mlp.down_proj.weight.clone()

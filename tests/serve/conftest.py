@@ -36,7 +36,7 @@ def _save_lora(base: Path, folder: Path, *, seed: int, r: int = 4, scale: float 
 def _register(registry: Registry, name: str, folder: Path, base: Path) -> AdapterVersion:
     """The folder as the next version of `name`."""
     return registry.register(
-        name, folder, kind="lora", base=base.name, base_fingerprint=fingerprint(base), lineage={}, metrics={}
+        name, folder, kind="policy", base=base.name, base_fingerprint=fingerprint(base), lineage={}, metrics={}
     )
 
 

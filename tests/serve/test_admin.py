@@ -18,6 +18,7 @@ from triptych.errors import RunError, UserError
 from triptych.models.base import fingerprint
 from triptych.registry import Registry, UnknownAdapter
 from triptych.registry.remote import RemoteRegistry
+from triptych.serve.capabilities import VLLM
 from triptych.serve.gateway import Gateway
 
 
@@ -33,7 +34,8 @@ class NoEngine:
 def endpoint(registry: Registry, tiny_model_dir: Path) -> Iterator[str]:
     """URL of a gateway whose clients need no key to ask the models."""
     config = {"model": {"base": str(tiny_model_dir)}, "registry": registry.url, "require_key": False}
-    gateway = Gateway(NoEngine(), config=config, base_fingerprint=fingerprint(tiny_model_dir))  # type: ignore[arg-type]
+    engines: Any = {VLLM: NoEngine()}
+    gateway = Gateway(engines, config=config, base_fingerprint=fingerprint(tiny_model_dir))
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(gateway.app(), log_level="error"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
@@ -72,6 +74,7 @@ def test_what_is_read_there_is_what_the_database_says(registry: Registry, endpoi
     assert remote.adapters() == registry.adapters()
     assert remote.versions("opinion") == registry.versions("opinion")
     assert remote.get("opinion@canary") == registry.get("opinion@1")
+    assert remote.facts("opinion@canary") == registry.facts("opinion@1")
     assert remote.users("opinion@1") == ["opinion@canary"]
     assert remote.ancestors("opinion") == remote.descendants("opinion") == []
     assert [key.label for key in remote.keys()] == ["operator"]  # noqa: SIM118

@@ -16,6 +16,7 @@ from ray.serve.exceptions import BackPressureError
 
 from triptych.models.base import fingerprint
 from triptych.registry import Registry
+from triptych.serve.capabilities import VLLM
 from triptych.serve.gateway import Gateway
 
 CHAT = {"messages": [{"role": "user", "content": "Is it good?"}]}
@@ -64,7 +65,7 @@ def key(registry: Registry) -> str:
 
 def client_of(engine: Any, registry: Registry, base: Path, max_lora_rank: int = 8, **fields: Any) -> TestClient:
     config = {"model": {"base": str(base)}, "registry": registry.url, "engine": {"max_lora_rank": max_lora_rank}}
-    gateway = Gateway(engine, config=config | fields, base_fingerprint=fingerprint(base))
+    gateway = Gateway({VLLM: engine}, config=config | fields, base_fingerprint=fingerprint(base))
     return TestClient(gateway.app(), raise_server_exceptions=False)
 
 
@@ -324,5 +325,5 @@ def test_the_caller_travels_to_the_gateway(
     for headers in ({"Authorization": f"Bearer {key}"}, {}):
         client.post("/v1/chat/completions", json={"model": "tiny", **CHAT}, headers=headers)
     asked = [record.getMessage() for record in caplog.records if record.getMessage().startswith("chat by")]
-    assert asked == [f"chat by key {key_id} (test): tiny"]
+    assert asked == [f"chat by key {key_id} (test): tiny on vllm, chosen by base"]
     assert key not in caplog.text

@@ -14,7 +14,8 @@ from triptych.models.base import fingerprint
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import AdapterVersion, Registry
 from triptych.serve import build
-from triptych.serve.loader import fetch, misfit
+from triptych.serve.capabilities import VLLM, Capabilities, MisfitError, engine_for
+from triptych.serve.loader import fetch
 from triptych.serve.preflight import check, check_port
 
 
@@ -74,11 +75,15 @@ def test_a_damaged_copy_is_made_anew(version: AdapterVersion) -> None:
     assert weights.read_bytes() == good
 
 
-def test_what_does_not_fit(version: AdapterVersion, tiny_model_dir: Path) -> None:
+def test_what_does_not_fit(version: AdapterVersion, registry: Registry, tiny_model_dir: Path) -> None:
     base = fingerprint(tiny_model_dir)
-    assert misfit(version, base, max_rank=8) is None
-    assert "its rank is 4" in str(misfit(version, base, max_rank=2))
-    assert "another base (tiny)" in str(misfit(version, "0" * 64, max_rank=8))
+    wide, narrow = Capabilities(8), Capabilities(2, "engine.max_lora_rank")
+    assert engine_for(version, registry, base, {VLLM: wide}) == VLLM
+    assert engine_for(version, registry, base, {VLLM: narrow, "wide": wide}) == "wide"
+    with pytest.raises(MisfitError, match=r"its rank is 4, and engine.max_lora_rank is 2"):
+        engine_for(version, registry, base, {VLLM: narrow})
+    with pytest.raises(MisfitError, match=r"another base \(tiny\)"):
+        engine_for(version, registry, "0" * 64, {VLLM: wide})
 
 
 def test_an_adapter_that_vllm_cannot_serve(
@@ -86,7 +91,7 @@ def test_an_adapter_that_vllm_cannot_serve(
 ) -> None:
     folder = save_lora(tiny_model_dir, tmp_path / "dora", seed=1, use_dora=True)
     base = fingerprint(tiny_model_dir)
-    registry.register("dora", folder, kind="lora", base="tiny", base_fingerprint=base, lineage={}, metrics={})
+    registry.register("dora", folder, kind="policy", base="tiny", base_fingerprint=base, lineage={}, metrics={})
     with pytest.raises(UserError, match=r"adapters: dora cannot be served: .*DoRA"):
         check(config_of(registry, tiny_model_dir, adapters=["dora"]))
 

@@ -139,7 +139,7 @@ def test_ranks_of_adalora_are_written_for_the_report(context: Callable[[str], St
     ctx = replace(ctx, stage=ctx.stage.model_copy(update={"method": method}))
     model = RoleModel(load_causal_lm(ctx.base_dir, torch.float32))
     model.add("policy", method, trainable=True)
-    save(ctx, learner_for(ctx, model, {"policy": "policy"}, {"train": rows()}), "policy", "lora", {})
+    save(ctx, learner_for(ctx, model, {"policy": "policy"}, {"train": rows()}), "policy", "policy", {})
     written = json.loads((Path(ctx.folder) / "ranks.json").read_text())
     assert written == {"policy": {f"model.layers.{layer}.self_attn.q_proj": 3 for layer in (0, 1)}}
 

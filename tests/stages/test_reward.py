@@ -103,7 +103,7 @@ def test_an_ensemble_is_trained_measured_and_held_to_its_gate(
 
     # The registered folder gives the scores that were measured, and its constants make them 0 +- 1 on training answers.
     version = registry.get(summary["registered"])
-    adapter = load_adapter(Path(version.url), "reward")
+    adapter = load_adapter(Path(version.url), "reward_model")
     assert len(adapter.others) == 1
     model = RoleModel(load_causal_lm(Path(lenient.model.base), torch.float32))
     roles = member_roles(REWARD, 2)

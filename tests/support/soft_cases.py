@@ -111,7 +111,7 @@ def assert_as_in_peft(folder: Path, method: Any, place: Path) -> None:
     model = roles(folder)
     model.add("policy", method, trainable=True)
     disturb(model, "policy")
-    save_adapter(place, adapter_of(method, model.adapter("policy"), "lora"), {})
+    save_adapter(place, adapter_of(method, model.adapter("policy"), "policy"), {})
     plain = PeftModel.from_pretrained(load_causal_lm(folder, torch.float32), place).eval()
     ids, mask = batch(ROWS)
     virtual = 0 if (place / "prefix.safetensors").exists() else method.num_virtual_tokens  # peft gives their logits too
@@ -122,7 +122,7 @@ def assert_as_in_peft(folder: Path, method: Any, place: Path) -> None:
     assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert (found - base).abs().max() > 0.01 * base.abs().max()
 
-    kept, again = load_adapter(place, "lora"), roles(folder)
+    kept, again = load_adapter(place, "policy"), roles(folder)
     again.add("policy", kept.method, trainable=False, weights=kept.weights)
     assert (again.logits(states(again, "policy", ROWS)) - expected).abs().max() <= 1e-5 * expected.abs().max()
     if (place / "state.safetensors").exists():

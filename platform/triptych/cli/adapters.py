@@ -9,10 +9,11 @@ import typer
 
 from triptych.cli.on_cluster import on_cluster
 from triptych.cli.registry import DEFAULT, AsJson, RegistryUrl, open_registry, print_table
-from triptych.errors import UserError
+from triptych.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from triptych.registry import Adapter, AdapterVersion, Registry
+    from triptych.serve.capabilities import Capabilities
 
 app = typer.Typer(help="Trained adapters: versions, aliases, lineage.", no_args_is_help=True)
 
@@ -41,7 +42,7 @@ def show(ref: Ref, registry: RegistryUrl = DEFAULT, as_json: AsJson = False) -> 
     """One version: where it lies, what it was made from, what was made from it."""
     known = open_registry(registry)
     version = known.get(ref)
-    facts = _facts(version) | {
+    facts = _fields(known, version) | {
         "ancestors": [one.ref for one in known.ancestors(version.ref)],
         "descendants": [one.ref for one in known.descendants(version.ref)],
         "used_by": known.users(version.ref),
@@ -58,7 +59,10 @@ def show(ref: Ref, registry: RegistryUrl = DEFAULT, as_json: AsJson = False) -> 
 def register(
     name: AdapterName,
     folder: Annotated[str, typer.Argument(metavar="FOLDER", help="adapter_config.json, adapter_model.safetensors.")],
-    kind: Annotated[str | None, typer.Option(help="`lora` or `reward`; default: what triptych.json says.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(help="policy, reward_model, classifier, ...; default: by triptych.json."),
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Base model; default: what triptych.json says.")] = None,
     parent: Annotated[list[str] | None, typer.Option(metavar="REF", help="Made from; may be repeated.")] = None,
     for_serving: Annotated[bool, typer.Option(help="Refuse what vLLM cannot serve.")] = False,
@@ -71,27 +75,31 @@ def register(
 ) -> None:
     """Add a folder as the next version of NAME."""
     from triptych import __version__, storage
+    from triptych.artifact_kinds import current_kind, kind_in
     from triptych.registry.artifacts import read_note
+    from triptych.serve.capabilities import Capabilities
 
     note = read_note(folder)
     base, fingerprint = _base(base, note)
-    version = open_registry(registry, artifacts, create=True).register(
+    engine = Capabilities(max_rank)
+    known = open_registry(registry, artifacts, create=True)
+    version = known.register(
         name,
         folder,
-        kind=kind or str(note.get("kind", "lora")),
+        kind=current_kind(kind) if kind else kind_in(note) or "policy",
         base=base,
         base_fingerprint=fingerprint,
         lineage={"source": storage.absolute(folder), "code": __version__, "parents": parent or []},
         metrics={},
-        for_serving=for_serving,
+        for_serving=engine.why_not if for_serving else None,
         max_rank=max_rank,
     )
     if as_json:
-        typer.echo(json.dumps(_facts(version), indent=2))
+        typer.echo(json.dumps(_fields(known, version, engine), indent=2))
         return
     typer.echo(version.ref)
-    if version.why_not is not None:
-        typer.echo(f"{version.ref} is kept, but cannot be served: {version.why_not}", err=True)
+    if (why_not := _why_not(known, version, engine)) is not None:
+        typer.echo(f"{version.ref} is kept, but cannot be served: {why_not}", err=True)
 
 
 @app.command()
@@ -184,8 +192,8 @@ def merge(
 
     known = open_registry(registry)
     version = known.get(ref)
-    if version.kind != "lora":
-        raise UserError(f"{version.ref} is of kind {version.kind!r}; allowed: adapters that generate text (kind lora)")
+    if version.kind != "policy":
+        raise UserError(f"{version.ref} is of kind {version.kind!r}; allowed: adapters that generate text (policy)")
     changed = merge_adapter(known.fetch(version.ref), folder, base or version.base, dtype, limit)
     typer.echo(f"{version.ref} -> {folder}" + (f" (KL {changed:.1e} nats a token)" if changed is not None else ""))
 
@@ -193,11 +201,14 @@ def merge(
 def _list_adapters(known: "Registry", as_json: bool) -> None:
     found = [(adapter, known.get(f"{adapter.name}@{adapter.plain}")) for adapter in known.adapters()]
     if as_json:
-        facts = [asdict(adapter) | {"plain": adapter.plain, "servable": version.servable} for adapter, version in found]
+        facts = [
+            asdict(adapter) | {"plain": adapter.plain, "servable": _why_not(known, version) is None}
+            for adapter, version in found
+        ]
         typer.echo(json.dumps(facts, indent=2, default=str))
         return
     rows = [
-        (adapter.name, version.ref, version.kind, version.base, _served(version), _aliases(adapter))
+        (adapter.name, version.ref, version.kind, version.base, _served(known, version), _aliases(adapter))
         for adapter, version in found
     ]
     print_table(("name", "means", "kind", "base", "servable", "aliases"), rows)
@@ -206,21 +217,43 @@ def _list_adapters(known: "Registry", as_json: bool) -> None:
 def _list_versions(known: "Registry", name: str, as_json: bool) -> None:
     versions = known.versions(name)
     if as_json:
-        typer.echo(json.dumps([_facts(version) for version in versions], indent=2))
+        typer.echo(json.dumps([_fields(known, version) for version in versions], indent=2))
         return
     rows = [
-        (version.ref, version.kind, f"{version.created_at:%Y-%m-%d %H:%M}", version.sha256[:12], _served(version))
+        (
+            version.ref,
+            version.kind,
+            f"{version.created_at:%Y-%m-%d %H:%M}",
+            version.sha256[:12],
+            _served(known, version),
+        )
         for version in versions
     ]
     print_table(("version", "kind", "created", "sha256", "servable"), rows)
 
 
-def _facts(version: "AdapterVersion") -> dict[str, Any]:
-    return {"ref": version.ref} | asdict(version) | {"created_at": version.created_at.isoformat()}
+def _fields(known: "Registry", version: "AdapterVersion", engine: "Capabilities | None" = None) -> dict[str, Any]:
+    """What --json prints of a version."""
+    fields = {"ref": version.ref} | asdict(version) | {"created_at": version.created_at.isoformat()}
+    del fields["recorded_why_not"]
+    why_not = _why_not(known, version, engine)
+    return fields | {"servable": why_not is None, "why_not": why_not}
 
 
-def _served(version: "AdapterVersion") -> str:
-    return "yes" if version.why_not is None else f"no: {version.why_not}"
+def _why_not(known: "Registry", version: "AdapterVersion", engine: "Capabilities | None" = None) -> str | None:
+    """Why an engine, by default one of vLLM with LoRA, cannot serve the version; None if it can."""
+    from triptych.serve.capabilities import Capabilities
+
+    try:
+        facts = known.facts(version.ref)
+    except (UserError, RunError):  # an endpoint of the version before, or one of its artifacts that is gone
+        return version.recorded_why_not
+    return (engine or Capabilities()).why_not(version.kind, facts)
+
+
+def _served(known: "Registry", version: "AdapterVersion") -> str:
+    why_not = _why_not(known, version)
+    return "yes" if why_not is None else f"no: {why_not}"
 
 
 def _aliases(adapter: "Adapter") -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych import storage
+from triptych.artifact_kinds import kind_in
 from triptych.errors import UserError
 from triptych.models.adapter import load_adapter
 from triptych.models.peft_files import FACTS
@@ -33,7 +34,7 @@ def export_without(folder: Path, target: str, layers: int) -> None:
         raise UserError(
             f"--drop-layers: {folder.name} has no bottleneck adapters; allowed for {', '.join(_BOTTLENECKS)}"
         )
-    named = load_adapter(folder, facts["kind"]).weights
+    named = load_adapter(folder, kind_in(facts) or "policy").weights
     blocks = 1 + max(int(found[1]) for name in named if (found := _BLOCK.search(name)))
     if layers >= blocks:
         raise UserError(f"--drop-layers: {layers} of {blocks} layers; allowed: 0 to {blocks - 1}")

@@ -31,7 +31,7 @@ def merge_adapter(adapter: Path, target: Path, base: str, dtype: str, limit: flo
     folder = resolve_base(Model(base=base))
     if fingerprint(folder) != facts["base_fingerprint"]:
         raise UserError(f"--base: {base} is another model than {facts['base']}, on which the adapter was trained")
-    found, quantization = load_adapter(adapter, "lora"), facts.get("quantization")
+    found, quantization = load_adapter(adapter, "policy"), facts.get("quantization")
     changes, weights = merged_model(folder, found.method, found.weights, quantization)
     target.mkdir(parents=True)
     about = {key: facts[key] for key in _KEPT if key in facts}

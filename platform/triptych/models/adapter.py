@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from triptych.artifact_kinds import kind_fields, kind_in
 from triptych.errors import UserError
 from triptych.models.heads import ScalarHead
 from triptych.models.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FACTS, HEAD_WEIGHTS
@@ -43,7 +44,7 @@ class Adapter:
     weights: dict[str, Tensor]
     """As roles name them: in a hybrid, each part's method stands before its names."""
     kind: str
-    """`lora`, `reward`, or the kind of the head."""
+    """`policy`, `reward_model` or `classifier`."""
     configs: Mapping[str, PeftConfig] = field(default_factory=dict)
     """peft's configuration of each part that peft has a format for, by the part's method."""
     peft: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
@@ -91,7 +92,7 @@ def save_adapter(folder: Path, adapter: Adapter, about: Mapping[str, Any]) -> No
         _save(adapter.peft.get(name, own), part / ADAPTER_WEIGHTS)
         if name in adapter.peft:
             _save(own, part / _PREFIX)
-    facts: dict[str, Any] = dict(about) | {"kind": adapter.kind, "method": _dumped(adapter.method)}
+    facts: dict[str, Any] = dict(about) | kind_fields(adapter.kind) | {"method": _dumped(adapter.method)}
     if adapter.state is not None:
         _save(adapter.state, folder / _STATE)
         facts["trained"] = _dumped(adapter.trained)
@@ -116,12 +117,12 @@ def load_adapter(folder: Path, kind: str) -> Adapter:
             head or labels.
     """
     facts = _facts(folder)
-    if facts["kind"] != kind:
-        raise UserError(f"{folder.name}: an adapter of kind {facts['kind']!r}, where {kind!r} is needed")
+    if kind_in(facts) != kind:
+        raise UserError(f"{folder.name}: an adapter of kind {kind_in(facts)!r}, where {kind!r} is needed")
     adapter = _load(folder, facts)
-    if kind == "lora":
+    if kind == "policy":
         return adapter
-    if kind != "reward":
+    if kind != "reward_model":
         if not (folder / HEAD_WEIGHTS).is_file() or "labels" not in facts:
             raise UserError(f"{folder}: a classifier without its head ({HEAD_WEIGHTS}) or labels; train it again")
         return replace(adapter, head=load_file(folder / HEAD_WEIGHTS), labels=tuple(facts["labels"]))
@@ -157,7 +158,7 @@ def _load(folder: Path, facts: Mapping[str, Any]) -> Adapter:
         if (part / _PREFIX).is_file():
             peft[name], own = own, load_file(part / _PREFIX)
         weights |= {f"{prefix}{key}": value for key, value in own.items()}
-    return Adapter(method, weights, facts["kind"], configs, peft)
+    return Adapter(method, weights, kind_in(facts) or "policy", configs, peft)
 
 
 def _method_of(folder: Path, facts: Mapping[str, Any]) -> Method:

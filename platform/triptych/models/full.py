@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from triptych.artifact_kinds import kind_fields
 from triptych.models.peft_files import FACTS, MODEL_WEIGHTS
 
 _TOKENIZER = (
@@ -46,4 +47,4 @@ def save_model(
     for name in _TOKENIZER:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
-    (folder / FACTS).write_text(json.dumps(dict(about) | {"kind": "model"}, indent=2, sort_keys=True))
+    (folder / FACTS).write_text(json.dumps(dict(about) | kind_fields("model"), indent=2, sort_keys=True))

@@ -18,6 +18,9 @@ FACTS = "triptych.json"
 PREFIX = "base_model.model."
 """Before the names of a model's modules, in peft's files."""
 
+LORA_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
+"""Name of a LoRA's A or B."""
+
 Value = TypeVar("Value")
 
 

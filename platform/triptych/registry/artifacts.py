@@ -5,18 +5,18 @@ import shutil
 from pathlib import Path
 
 from triptych import storage
+from triptych.artifact_kinds import kind_in
 from triptych.errors import UserError
 from triptych.models.peft_files import FACTS
-from triptych.registry import servable
+from triptych.registry import validation
+from triptych.registry.facts import Facts, Judge
 
 
-def store(
-    source: str, target: str, kind: str, base_fingerprint: str, max_rank: int, *, for_serving: bool
-) -> str | None:
-    """Commit a copy of `source` at `target`; why vLLM cannot serve it, None if it can.
+def store(source: str, target: str, kind: str, base_fingerprint: str, for_serving: Judge | None) -> Facts:
+    """Commit a copy of `source` at `target`; its facts.
 
     The copy is what is inspected, so nothing can be exchanged in between. UserError, and no copy: broken, unsafe, at
-    odds with its own triptych.json, or not servable when it is meant `for_serving`.
+    odds with its own triptych.json, or refused by `for_serving`.
     """
     if not storage.exists(source):
         raise UserError(f"there is no folder {source}")
@@ -27,12 +27,13 @@ def store(
         try:
             _copy_files(folder, staging)
             _check_note(staging, kind, base_fingerprint)
-            why_not = servable.inspect(staging, kind, max_rank)
-        except servable.ArtifactError as error:
-            raise servable.ArtifactError(f"{source}: {error}") from error
-        if for_serving and why_not is not None:
+            facts = validation.check_content(staging, kind)
+        except validation.ArtifactError as error:
+            raise validation.ArtifactError(f"{source}: {error}") from error
+        why_not = None if for_serving is None else for_serving(kind, facts)
+        if why_not is not None:
             raise UserError(f"{source} cannot be served: {why_not}")
-    return why_not
+    return facts
 
 
 def copy(folder: Path, target: str) -> None:
@@ -49,14 +50,14 @@ def read_note(url: str) -> dict[str, object]:
     try:
         note = json.loads(storage.read_bytes(place)) if storage.exists(place) else {}
     except ValueError as error:
-        raise servable.ArtifactError(f"{FACTS} is not valid JSON: {error}") from error
+        raise validation.ArtifactError(f"{FACTS} is not valid JSON: {error}") from error
     if not isinstance(note, dict):
-        raise servable.ArtifactError(f"{FACTS} holds no JSON object")
+        raise validation.ArtifactError(f"{FACTS} holds no JSON object")
     return note
 
 
 def _copy_files(folder: Path, target: Path) -> None:
-    for path in servable.check_files(folder):
+    for path in validation.check_files(folder):
         name = path.relative_to(folder)
         if name.as_posix() != storage.MANIFEST:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -65,6 +66,11 @@ def _copy_files(folder: Path, target: Path) -> None:
 
 def _check_note(folder: Path, kind: str, base_fingerprint: str) -> None:
     note = read_note(str(folder))
-    for field, asked in (("kind", kind), ("base_fingerprint", base_fingerprint)):
-        if note.get(field, asked) != asked:
-            raise servable.ArtifactError(f"{FACTS}: {field} is {note[field]!r}, it is being registered with {asked!r}")
+    noted = kind_in(note) or kind
+    if noted != kind:
+        raise validation.ArtifactError(f"{FACTS}: kind is {noted!r}, it is being registered with {kind!r}")
+    if note.get("base_fingerprint", base_fingerprint) != base_fingerprint:
+        raise validation.ArtifactError(
+            f"{FACTS}: base_fingerprint is {note['base_fingerprint']!r}, it is being registered with "
+            f"{base_fingerprint!r}"
+        )

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, insert, inspect, text, update
+from sqlalchemy import URL, Connection, Engine, create_engine, delete, event, insert, inspect, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.orm import Session
@@ -18,10 +18,16 @@ _BUSY_S = 30.0
 _ADVISORY_LOCK = 0x74726970  # "trip": the key of PostgreSQL's lock around the creation of the tables
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (("ALTER TABLE keys ADD COLUMN admin BOOLEAN NOT NULL DEFAULT false",), ())
 """What leads from schema version 1 to 2, from 2 to 3, ...; tables that are new need no statement."""
+_ADDITIONS: tuple[tuple[str, ...], ...] = (
+    ("ALTER TABLE versions ADD COLUMN artifact_kind VARCHAR(64)", "ALTER TABLE versions ADD COLUMN facts JSON"),
+)
+"""Changes since, in order, that older code does not notice: it goes on reading and writing. The row `additions` of
+`meta` counts them; `schema_version` stays, since older code refuses a higher one."""
 _UNUSABLE = {
     "not a database": "it is not a SQLite file",
     "unable to open": "it cannot be opened: check that its folder exists and is writable",
     "readonly": "it is read-only: make the file and its folder writable",
+    "must be owner": "its tables need a change that this user may not make: open it once as their owner",
     "disk is full": "the disk is full: free some space",
     "disk I/O error": "the disk does not take it: check its space and health",
 }
@@ -91,28 +97,30 @@ class Database:
                 if self.file is None:
                     return False  # a server's database may hold other tables beside ours
                 raise UserError(f"{self.place} is a database, but not a registry: it has the tables {sorted(tables)}")
-            found = connection.execute(text("SELECT value FROM meta WHERE key = 'schema_version'")).scalar_one_or_none()
+            found, added = _number(connection, "schema_version"), _number(connection, "additions")
         if found is None:
             raise UserError(f"{self.place} is not a registry: its table `meta` has no schema_version")
-        if int(found) > SCHEMA_VERSION:
+        if found > SCHEMA_VERSION:
             raise UserError(
                 f"the registry {self.place} has schema version {found}, from a newer Triptych; this one knows "
                 f"{SCHEMA_VERSION}: upgrade Triptych, or use another registry"
             )
-        if int(found) < SCHEMA_VERSION:
+        if found < SCHEMA_VERSION or (added or 0) < len(_ADDITIONS):
             self._migrate()
         return True
 
     def _migrate(self) -> None:
         """From an older version, step by step, in one transaction."""
         with self._changing_tables() as connection:
-            version = text("SELECT value FROM meta WHERE key = 'schema_version'")
-            for step in _MIGRATIONS[int(connection.execute(version).scalar_one()) - 1 :]:
+            found, added = (
+                _number(connection, "schema_version") or SCHEMA_VERSION,
+                _number(connection, "additions") or 0,
+            )
+            for step in (*_MIGRATIONS[found - 1 :], *_ADDITIONS[added:]):
                 for statement in step:
                     connection.execute(text(statement))
             Base.metadata.create_all(connection)  # those that are not there yet
-            now = update(MetaRow).where(MetaRow.key == "schema_version").values(value=str(SCHEMA_VERSION))
-            connection.execute(now)
+            _write_numbers(connection, schema_version=SCHEMA_VERSION, additions=max(added, len(_ADDITIONS)))
 
     @contextmanager
     def _changing_tables(self) -> Iterator[Connection]:
@@ -131,7 +139,7 @@ class Database:
             if MetaRow.__tablename__ in inspect(connection).get_table_names():
                 return  # another process was faster
             Base.metadata.create_all(connection)
-            connection.execute(insert(MetaRow).values(key="schema_version", value=str(SCHEMA_VERSION)))
+            _write_numbers(connection, schema_version=SCHEMA_VERSION, additions=len(_ADDITIONS))
 
     def _switch_to_wal(self) -> None:
         """Write-ahead log: readers and the writer do not block each other. The file keeps this mode."""
@@ -162,6 +170,18 @@ class Database:
             if error.connection_invalidated or "connection" in reason:
                 raise RunError(f"the registry {self.place} cannot be reached: {reason}") from error
             raise
+
+
+def _number(connection: Connection, key: str) -> int | None:
+    """A number that `meta` holds; None where it holds none."""
+    value = connection.execute(select(MetaRow.value).where(MetaRow.key == key)).scalar_one_or_none()
+    return None if value is None else int(value)
+
+
+def _write_numbers(connection: Connection, **numbers: int) -> None:
+    for key, number in numbers.items():
+        connection.execute(delete(MetaRow).where(MetaRow.key == key))
+        connection.execute(insert(MetaRow).values(key=key, value=str(number)))
 
 
 def _parse(url: str) -> URL:

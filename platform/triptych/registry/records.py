@@ -18,7 +18,7 @@ class AdapterVersion:
     name: str
     version: int
     kind: str
-    """`lora`, `reward` for a reward model (an adapter with a scalar head), or `classifier` (with a head of classes)."""
+    """One of `artifact_kinds.KINDS`, or what else older code registered."""
     base: str
     base_fingerprint: str
     """Identifies the base model's weights: an adapter fits no other."""
@@ -30,9 +30,9 @@ class AdapterVersion:
     """Where it came from: digests of recipe and data, code version, `parents` (a list of `name@version`)."""
     metrics: dict[str, Any]
     created_at: datetime
-    servable: bool
-    why_not: str | None
-    """Why vLLM cannot serve it; None if it can."""
+    recorded_why_not: str | None
+    """Verdict of the version before on serving it, for its processes and for want of facts; else judge anew from
+    `Registry.facts`."""
 
     @property
     def ref(self) -> str:

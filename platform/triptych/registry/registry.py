@@ -12,9 +12,11 @@ from typing import Any
 from sqlalchemy import select
 
 from triptych import storage
+from triptych.artifact_kinds import check_kind, current_kind, former_kind
 from triptych.errors import RunError, UserError
-from triptych.registry import artifacts, calibrations, keys, queries, servable
+from triptych.registry import artifacts, calibrations, compat, keys, queries
 from triptych.registry.database import Database
+from triptych.registry.facts import Facts, Judge, from_record, read_facts
 from triptych.registry.records import Adapter, AdapterVersion, Key
 from triptych.registry.tables import AdapterRow, AliasMoveRow, ParentRow, VersionRow
 
@@ -59,19 +61,21 @@ class Registry:
         base_fingerprint: str,
         lineage: Mapping[str, Any],
         metrics: Mapping[str, Any],
-        for_serving: bool = False,
-        max_rank: int = servable.MAX_RANK,
+        for_serving: Judge | None = None,
+        max_rank: int = compat.MAX_RANK,
     ) -> AdapterVersion:
         """Copy the folder into the artifacts and give it the next version number of `name`.
 
         `lineage["parents"]`: the versions it was made from, as refs (a list, or a mapping by ref); all must be known.
-        UserError, and nothing stored: a broken or unsafe artifact; with `for_serving`, one that vLLM cannot serve.
+        `max_rank`: the largest rank that processes of the version before take as servable.
+        UserError, and nothing stored: a broken or unsafe artifact, or one that `for_serving` refuses.
         """
         _check_name("adapter name", name)
-        _check_name("kind", kind)
+        check_kind(kind)
         row = VersionRow(
             name=name,
-            kind=kind,
+            kind=former_kind(kind),
+            artifact_kind=kind,
             base=base,
             base_fingerprint=base_fingerprint,
             lineage=_plain_json("lineage", lineage),
@@ -82,7 +86,8 @@ class Registry:
             found = [queries.version(session, ref) for ref in lineage.get("parents") or ()]
             parents = {(parent.name, parent.version) for parent in found}
         url = storage.join(self._artifact_root(), name, uuid.uuid4().hex)
-        row.why_not = artifacts.store(str(folder), url, kind, base_fingerprint, max_rank, for_serving=for_serving)
+        facts = artifacts.store(str(folder), url, kind, base_fingerprint, for_serving)
+        row.facts, row.why_not = facts.record(), compat.why_not(kind, facts, max_rank)
         try:
             row.location, row.sha256 = self._relative(url), storage.verify(url).digest
             with self._database.write() as session:
@@ -103,6 +108,17 @@ class Registry:
         """`name@3`, `name@alias`, or `name`: its alias `default` where set, else its latest version."""
         with self._database.read() as session:
             return self._record(queries.version(session, ref))
+
+    def facts(self, ref: str) -> Facts:
+        """What the files of a version say; of one that older code registered they are read from the artifact.
+
+        Raises:
+            UserError, RunError: older code registered it, and its files are damaged or gone.
+        """
+        with self._database.read() as session:
+            row = queries.version(session, ref)
+            url, known = self._record(row).url, from_record(row.facts)
+        return read_facts(url) if known is None else known
 
     def fetch(self, ref: str, cache: Path | None = None) -> Path:
         """A local folder with the artifact, every byte of it as it was registered; RunError if that is not so."""
@@ -238,7 +254,7 @@ class Registry:
         return AdapterVersion(
             name=row.name,
             version=row.version,
-            kind=row.kind,
+            kind=row.artifact_kind or current_kind(row.kind),
             base=row.base,
             base_fingerprint=row.base_fingerprint,
             url=row.location if absolute else f"{self._home}/{row.location}",
@@ -246,8 +262,7 @@ class Registry:
             lineage=dict(row.lineage),
             metrics=dict(row.metrics),
             created_at=row.created_at,
-            servable=row.why_not is None,
-            why_not=row.why_not,
+            recorded_why_not=row.why_not,
         )
 
     def _walk(self, ref: str, *, up: bool) -> list[AdapterVersion]:

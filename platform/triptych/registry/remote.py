@@ -9,8 +9,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from triptych import credentials
 from triptych.errors import RunError, UserError
+from triptych.registry.facts import Facts
 from triptych.registry.records import Adapter, AdapterVersion, Key, UnknownAdapter
 from triptych.registry.registry import Registry
+from triptych.registry.wire import VersionMessage, from_message
 
 KEY = "TRIPTYCH_KEY"
 ROUTES = "/admin"
@@ -44,13 +46,17 @@ class RemoteRegistry(Registry):
         return self._endpoint
 
     def get(self, ref: str) -> AdapterVersion:
-        return self._ask(AdapterVersion, "GET", "versions", ref)
+        return from_message(self._ask(VersionMessage, "GET", "versions", ref))
+
+    def facts(self, ref: str) -> Facts:
+        """As of any registry; a UserError too where the endpoint is of the version before, which has none."""
+        return self._ask(Facts, "GET", "versions", ref, "facts")
 
     def adapters(self) -> list[Adapter]:
         return self._ask(list[Adapter], "GET", "adapters")
 
     def versions(self, name: str) -> list[AdapterVersion]:
-        return self._ask(list[AdapterVersion], "GET", "adapters", name)
+        return [from_message(found) for found in self._ask(list[VersionMessage], "GET", "adapters", name)]
 
     def alias(self, name: str, alias: str, version: int) -> None:
         self._ask(None, "PUT", "adapters", name, "aliases", alias, body={"version": version})
@@ -59,19 +65,19 @@ class RemoteRegistry(Registry):
         self._ask(None, "DELETE", "adapters", name, "aliases", alias)
 
     def rollback(self, name: str, alias: str = "default") -> AdapterVersion:
-        return self._ask(AdapterVersion, "POST", "adapters", name, "aliases", alias, "rollback")
+        return from_message(self._ask(VersionMessage, "POST", "adapters", name, "aliases", alias, "rollback"))
 
     def users(self, ref: str) -> list[str]:
         return self._ask(list[str], "GET", "versions", ref, "users")
 
     def ancestors(self, ref: str) -> list[AdapterVersion]:
-        return self._ask(list[AdapterVersion], "GET", "versions", ref, "ancestors")
+        return [from_message(found) for found in self._ask(list[VersionMessage], "GET", "versions", ref, "ancestors")]
 
     def descendants(self, ref: str) -> list[AdapterVersion]:
-        return self._ask(list[AdapterVersion], "GET", "versions", ref, "descendants")
+        return [from_message(found) for found in self._ask(list[VersionMessage], "GET", "versions", ref, "descendants")]
 
     def remove(self, ref: str, *, force: bool = False) -> AdapterVersion:
-        return self._ask(AdapterVersion, "DELETE", "versions", ref, force=force)
+        return from_message(self._ask(VersionMessage, "DELETE", "versions", ref, force=force))
 
     def add_key(self, sha256: str, label: str, *, admin: bool = False) -> None:
         self._ask(None, "POST", "keys", body={"sha256": sha256, "label": label, "admin": admin})

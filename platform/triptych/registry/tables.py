@@ -1,4 +1,4 @@
-"""The registry's tables. A change of them raises SCHEMA_VERSION and adds its migration to `database.py`."""
+"""The registry's tables. `database.py` migrates the tables of older code to these."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -7,6 +7,7 @@ from sqlalchemy import JSON, DateTime, Dialect, ForeignKey, ForeignKeyConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 SCHEMA_VERSION = 3
+"""Raised by a change that older code cannot work with; it refuses a registry of a higher number."""
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -56,6 +57,7 @@ class VersionRow(Base):
     name: Mapped[str] = mapped_column(ForeignKey("adapters.name"), primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     kind: Mapped[str] = mapped_column(String(64))
+    """Word of the version before for `artifact_kind`."""
     base: Mapped[str]
     base_fingerprint: Mapped[str]
     location: Mapped[str]
@@ -65,6 +67,11 @@ class VersionRow(Base):
     metrics: Mapped[dict[str, Any]]
     created_at: Mapped[datetime]
     why_not: Mapped[str | None]
+    """Verdict of the version before: see `compat.py`."""
+    artifact_kind: Mapped[str | None] = mapped_column(String(64))
+    """None in rows of the version before."""
+    facts: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True), deferred=True)
+    """`Facts.record()`; None in rows of the version before. Tens of kilobytes, so it is read where it is needed."""
 
 
 class ParentRow(Base):

@@ -10,8 +10,10 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
 
 from triptych.errors import RunError, UserError
-from triptych.registry import Adapter, AdapterVersion, Key, Registry, UnknownAdapter
+from triptych.registry import Adapter, Key, Registry, UnknownAdapter
+from triptych.registry.facts import Facts
 from triptych.registry.remote import NOT_FOUND, ROUTES
+from triptych.registry.wire import VersionMessage, to_message
 from triptych.serve import errors
 from triptych.serve.caller import caller_of
 from triptych.serve.errors import ApiError
@@ -44,28 +46,32 @@ def admin_routes(registry: Registry) -> APIRouter:
         return registry.adapters()
 
     @routes.get("/adapters/{name}")
-    def versions(name: str) -> list[AdapterVersion]:
-        return registry.versions(name)
+    def versions(name: str) -> list[VersionMessage]:
+        return [to_message(found) for found in registry.versions(name)]
 
     @routes.get("/versions/{ref}")
-    def version(ref: str) -> AdapterVersion:
-        return registry.get(ref)
+    def version(ref: str) -> VersionMessage:
+        return to_message(registry.get(ref))
+
+    @routes.get("/versions/{ref}/facts")
+    def facts(ref: str) -> Facts:
+        return registry.facts(ref)
 
     @routes.get("/versions/{ref}/users")
     def users(ref: str) -> list[str]:
         return registry.users(ref)
 
     @routes.get("/versions/{ref}/ancestors")
-    def ancestors(ref: str) -> list[AdapterVersion]:
-        return registry.ancestors(ref)
+    def ancestors(ref: str) -> list[VersionMessage]:
+        return [to_message(found) for found in registry.ancestors(ref)]
 
     @routes.get("/versions/{ref}/descendants")
-    def descendants(ref: str) -> list[AdapterVersion]:
-        return registry.descendants(ref)
+    def descendants(ref: str) -> list[VersionMessage]:
+        return [to_message(found) for found in registry.descendants(ref)]
 
     @routes.delete("/versions/{ref}")
-    def remove(ref: str, force: bool = False) -> AdapterVersion:
-        return registry.remove(ref, force=force)
+    def remove(ref: str, force: bool = False) -> VersionMessage:
+        return to_message(registry.remove(ref, force=force))
 
     @routes.put("/adapters/{name}/aliases/{alias}", status_code=204)
     def set_alias(name: str, alias: str, target: _Target) -> None:
@@ -76,8 +82,8 @@ def admin_routes(registry: Registry) -> APIRouter:
         registry.drop_alias(name, alias)
 
     @routes.post("/adapters/{name}/aliases/{alias}/rollback")
-    def rollback(name: str, alias: str) -> AdapterVersion:
-        return registry.rollback(name, alias)
+    def rollback(name: str, alias: str) -> VersionMessage:
+        return to_message(registry.rollback(name, alias))
 
     @routes.get("/keys")
     def keys() -> list[Key]:

@@ -6,6 +6,7 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.llm import build_llm_deployment
 
 from triptych.recipe.serve import ServeConfig
+from triptych.serve.capabilities import VLLM
 from triptych.serve.engine import AdapterServer, llm_config
 from triptych.serve.gateway import Gateway
 from triptych.serve.router import GatewayRouter
@@ -24,4 +25,4 @@ def application(config: ServeConfig, base_fingerprint: str) -> Application:
         max_ongoing_requests=2 * config.engine.max_num_seqs * config.replicas + config.engine.max_queued_requests + 64,
         request_router_config=RequestRouterConfig(request_router_class=GatewayRouter),  # type: ignore[arg-type]
     )
-    return deploy(serve.ingress()(Gateway)).bind(engine, config=values, base_fingerprint=base_fingerprint)
+    return deploy(serve.ingress()(Gateway)).bind({VLLM: engine}, config=values, base_fingerprint=base_fingerprint)

@@ -1,30 +1,55 @@
 """Which models there are: the base, and the registry's adapters that fit it."""
 
+import logging
 import re
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
+from triptych.errors import RunError, UserError
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import AdapterVersion, Registry, UnknownAdapter
+from triptych.serve.capabilities import MisfitError, engine_for, engines_of
 from triptych.serve.errors import ApiError, unknown_model
 from triptych.serve.fresh import SEEN_AFTER_S, Fresh
-from triptych.serve.loader import misfit
+
+logger = logging.getLogger("ray.serve")
 
 _NAME = r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?"
 _REFERENCE = re.compile(rf"{_NAME}(@{_NAME})?")
 
 
 @dataclass(frozen=True)
+class Route:
+    """Where a request goes, and why."""
+
+    engine: str
+    """Name of the engine."""
+    model: str
+    """Name of the model there: the base's id, or `name@version`. An engine never sees an alias."""
+    version: AdapterVersion | None
+    """None for the base."""
+    chosen_by: Literal["base", "version", "alias", "name"]
+    """Form of the name that the client used: the base's id, `name@3`, `name@alias`, or the bare `name`."""
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Engine that serves a version, or why none does."""
+
+    engine: str | None
+    reason: str
+
+
+@dataclass(frozen=True)
 class _Found:
     version: AdapterVersion
-    reason: str | None
-    """Why it is not served here, if so."""
+    fit: _Fit
 
 
 class Catalog:
-    """Names that clients use, to names that the engine knows: the base's id, or `name@version`.
+    """Routes by the names that clients use.
 
     A name that is not one by its form never reaches the registry. All answers are at most SEEN_AFTER_S old.
     """
@@ -33,24 +58,25 @@ class Catalog:
         self._config = config
         self._fingerprint = base_fingerprint
         self._registry = registry
-        self._reasons: dict[str, str | None] = {}
+        self._engines = engines_of(config)
+        self._fits: dict[str, _Fit] = {}
         self._found = Fresh(self._find, pool, SEEN_AFTER_S)
         self._cards = Fresh(self._list, pool, SEEN_AFTER_S)
 
-    async def resolve(self, model: str | None) -> str:
-        """The engine's name for what a client asked for; ApiError 404 if there is none, 400 if it asked for none."""
+    async def resolve(self, model: str | None) -> Route:
+        """The route to the model that a client asked for; ApiError 404 if there is none, 400 if it asked for none."""
         if not model:
             raise ApiError(400, "invalid_request", "You must name a model.", param="model")
         if model == self._config.model_id:
-            return model
+            return Route(next(iter(self._engines)), model, None, "base")
         if not _REFERENCE.fullmatch(model):
             raise unknown_model(model)
         found = await self._found.get(model)
         if found is None:
             raise unknown_model(model)
-        if found.reason is not None:
-            raise unknown_model(model, found.reason)
-        return found.version.ref
+        if found.fit.engine is None:
+            raise unknown_model(model, found.fit.reason)
+        return Route(found.fit.engine, found.version.ref, found.version, _chosen_by(model))
 
     async def cards(self) -> list[dict[str, Any]]:
         """Every model that is served: the base, and each adapter by its name and by `name@version`."""
@@ -58,17 +84,24 @@ class Catalog:
 
     async def card(self, model: str) -> dict[str, Any]:
         """One model under the name that the client used; ApiError 404 if there is none."""
-        name = await self.resolve(model)
+        name = (await self.resolve(model)).model
         cards = {card["id"]: card for card in await self.cards()}
         if name not in cards:
             raise unknown_model(model)
         return {**cards[name], "id": model}
 
-    def unfit(self, version: AdapterVersion) -> str | None:
-        """Why the version is not served here; None if it is. Versions never change, so neither does the answer."""
-        if version.ref not in self._reasons:
-            self._reasons[version.ref] = misfit(version, self._fingerprint, self._config.engine.max_lora_rank)
-        return self._reasons[version.ref]
+    def _fit(self, version: AdapterVersion) -> _Fit:
+        """The engine for the version. Versions never change, so neither does the answer."""
+        if version.ref not in self._fits:
+            try:
+                engine = engine_for(version, self._registry, self._fingerprint, self._engines)
+                self._fits[version.ref] = _Fit(engine, "")
+            except MisfitError as error:
+                self._fits[version.ref] = _Fit(None, str(error))
+            except (UserError, RunError, OSError):
+                logger.warning("%s is left out: its files cannot be read", version.ref, exc_info=True)
+                return _Fit(None, "its files cannot be read")
+        return self._fits[version.ref]
 
     def _find(self, model: str) -> _Found | None:
         if self._config.adapters != "all" and model.partition("@")[0] not in self._config.adapters:
@@ -77,7 +110,7 @@ class Catalog:
             version = self._registry.get(model)
         except UnknownAdapter:
             return None
-        return _Found(version, self.unfit(version))
+        return _Found(version, self._fit(version))
 
     def _list(self, _: None) -> list[dict[str, Any]]:
         base = self._config.model_id
@@ -85,9 +118,9 @@ class Catalog:
         for adapter in self._registry.adapters():
             if self._config.adapters != "all" and adapter.name not in self._config.adapters:
                 continue
-            served = [version for version in self._registry.versions(adapter.name) if self.unfit(version) is None]
+            served = [version for version in self._registry.versions(adapter.name) if self._fit(version).engine]
             plain = self._find(adapter.name)
-            if plain is not None and plain.reason is None:
+            if plain is not None and plain.fit.engine is not None:
                 cards.append(self._card(adapter.name, plain.version))
             cards.extend(self._card(version.ref, version) for version in served)
         return cards
@@ -101,6 +134,11 @@ class Catalog:
             "root": version.ref,
             "parent": self._config.model_id,
         }
+
+
+def _chosen_by(model: str) -> Literal["version", "alias", "name"]:
+    _, at, selector = model.partition("@")
+    return ("version" if selector.isdigit() else "alias") if at else "name"
 
 
 def _seconds(moment: datetime) -> int:

@@ -16,6 +16,7 @@ from triptych.models.base import fingerprint, resolve_base
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import Registry
 from triptych.serve import errors, loader
+from triptych.serve.capabilities import MisfitError, engine_for, engines_of
 from triptych.serve.resident import Resident
 
 logger = logging.getLogger("ray.serve")
@@ -92,6 +93,7 @@ class AdapterServer(LLMServer):
 
     async def __init__(self, llm_config: LLMConfig, *, config: dict[str, Any]) -> None:  # type: ignore[misc]
         self._config = ServeConfig.model_validate(config)
+        self._engines = engines_of(self._config)
         folder = resolve_base(self._config.model)
         self._fingerprint = fingerprint(folder)
         self._registry = Registry(self._config.registry, self._config.artifacts, create=False)
@@ -128,7 +130,7 @@ class AdapterServer(LLMServer):
             await self._resident.ensure(ref)
         except TimeoutError:
             return _error(503, errors.ADAPTER_SLOW, f"The adapter {ref} is still being loaded; try again later.")
-        except loader.MisfitError as error:
+        except MisfitError as error:
             return _error(400, errors.ADAPTER_UNFIT, f"The adapter {ref} is not served here: {error}.")
         except Exception:
             logger.exception("adapter %s could not be loaded", ref)
@@ -143,9 +145,7 @@ class AdapterServer(LLMServer):
 
     def _fetch(self, ref: str) -> str:
         version = self._registry.get(ref)
-        reason = loader.misfit(version, self._fingerprint, self._config.engine.max_lora_rank)
-        if reason is not None:
-            raise loader.MisfitError(reason)
+        engine_for(version, self._registry, self._fingerprint, self._engines)
         return str(loader.fetch(version))
 
 

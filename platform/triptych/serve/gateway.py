@@ -1,6 +1,7 @@
 """The deployment that clients talk to."""
 
 import logging
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -24,16 +25,18 @@ _REGISTRY_THREADS = 8
 
 
 class Gateway:
-    """Names become versions here, so the engine never sees an alias; and nobody without a key comes further."""
+    """Names become routes here, so an engine never sees an alias; and nobody without a key comes further."""
 
-    def __init__(self, engine: DeploymentHandle[Any], *, config: dict[str, Any], base_fingerprint: str) -> None:
+    def __init__(
+        self, engines: Mapping[str, DeploymentHandle[Any]], *, config: dict[str, Any], base_fingerprint: str
+    ) -> None:
         settings = ServeConfig.model_validate(config)
         registry = Registry(settings.registry, settings.artifacts, create=False)
         pool = ThreadPoolExecutor(_REGISTRY_THREADS, thread_name_prefix="registry")
         self._registry = registry
         self._keys = KeyCheck(registry, pool, required=settings.require_key)
         self._catalog = Catalog(settings, base_fingerprint, registry, pool)
-        self._engine = EngineClient(engine)
+        self._engines = {name: EngineClient(replicas) for name, replicas in engines.items()}
         self._metrics = GatewayMetrics()
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
@@ -59,9 +62,10 @@ class Gateway:
     async def generate(self, caller: Caller, method: Method, body: Body) -> Response:
         """Answer a chat or a completion, whole or as a stream of server-sent events."""
         try:
-            model = await self._catalog.resolve(body.model)
+            route = await self._catalog.resolve(body.model)
         except ApiError as error:
             self.rejected(error)
             raise
-        logger.debug("%s by key %s (%s): %s", method, caller.key_id, caller.label, model)
-        return await Exchange(method, body, model, self._metrics).run(self._engine)
+        told = (method, caller.key_id, caller.label, route.model, route.engine, route.chosen_by)
+        logger.debug("%s by key %s (%s): %s on %s, chosen by %s", *told)
+        return await Exchange(method, body, route.model, self._metrics).run(self._engines[route.engine])

@@ -1,6 +1,5 @@
 """Adapters from the registry to folders that the engine can read again at any time."""
 
-import json
 import logging
 import shutil
 from contextlib import suppress
@@ -9,26 +8,9 @@ from pathlib import Path
 from triptych import storage
 from triptych.cache import cache_dir
 from triptych.errors import RunError
-from triptych.models.peft_files import ADAPTER_CONFIG, largest_rank
 from triptych.registry import AdapterVersion
 
 logger = logging.getLogger("ray.serve")
-
-
-class MisfitError(Exception):
-    """The adapter exists, but this engine cannot serve it; the message is fit for a client."""
-
-
-def misfit(version: AdapterVersion, base_fingerprint: str, max_rank: int) -> str | None:
-    """Why an engine on this base cannot serve the adapter; None if it can."""
-    if not version.servable:
-        return version.why_not or "it cannot be served"
-    if version.base_fingerprint != base_fingerprint:
-        return f"it was trained on another base ({version.base})"
-    rank = largest_rank(json.loads(storage.read_bytes(storage.join(version.url, ADAPTER_CONFIG))))
-    if rank > max_rank:
-        return f"its rank is {rank}, and engine.max_lora_rank is {max_rank}"
-    return None
 
 
 def fetch(version: AdapterVersion) -> Path:

@@ -10,7 +10,7 @@ from triptych.plan import Machine, Request
 from triptych.plan.placement import pack
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import Registry
-from triptych.serve.loader import misfit
+from triptych.serve.capabilities import MisfitError, engine_for, engines_of
 from triptych.storage import absolute
 
 
@@ -22,9 +22,10 @@ def check(config: ServeConfig) -> tuple[ServeConfig, str]:
     base = fingerprint(resolve_base(config.model))
     registry = Registry(config.registry, config.artifacts, create=False)
     for name in () if config.adapters == "all" else config.adapters:
-        reason = misfit(registry.get(name), base, config.engine.max_lora_rank)
-        if reason is not None:
-            raise UserError(f"adapters: {name} cannot be served: {reason}")
+        try:
+            engine_for(registry.get(name), registry, base, engines_of(config))
+        except MisfitError as error:
+            raise UserError(f"adapters: {name} cannot be served: {error}") from error
     return _absolute(config, registry), base
 
 

@@ -45,10 +45,10 @@ from triptych.train.tasks import PolicyUpdate, ValueUpdate, response_values
 def run(ctx: StageContext[Rl]) -> AdapterVersion:
     """Prompts -> rollouts and updates -> registered policy. Goes on from where an earlier call stopped."""
     stage = ctx.stage
-    reward, reward_version = parent(ctx, stage.reward, "reward")
+    reward, reward_version = parent(ctx, stage.reward, "reward_model")
     if isinstance(gate := ctx.recipe.stages.get(stage.reward), Reward):
         check_gate(stage.reward, gate, reward_version.metrics)  # it may have been raised since
-    policy, policy_version = parent(ctx, stage.policy, "lora")
+    policy, policy_version = parent(ctx, stage.policy, "policy")
     if reason := as_policy(policy.method):
         raise UserError(f"stages.{ctx.name}.policy: {policy_version.ref}: {reason}")
     tables = {split: _encode(ctx, source) for split, source in stage.data.splits().items()}
@@ -61,7 +61,7 @@ def run(ctx: StageContext[Rl]) -> AdapterVersion:
             launch(ctx.name, _train, config, stage.train.workers, storage.join(ctx.folder, "ray"))
         finally:
             pool.close()
-    return finish(ctx, inputs, "lora", measured(ctx))
+    return finish(ctx, inputs, "policy", measured(ctx))
 
 
 def start_pool(ctx: StageContext[Rl], policy: Adapter) -> RolloutPool:
@@ -211,7 +211,7 @@ def _train(config: dict[str, Any]) -> None:
     weights = run.learner.weights(POLICY)
     if run.learner.group.rank == 0:
         with storage.committed(ctx.artifact) as folder:
-            save_adapter(folder, adapter_of(run.policy_method, weights, "lora"), ctx.about())
+            save_adapter(folder, adapter_of(run.policy_method, weights, "policy"), ctx.about())
             (folder / "metrics.json").write_text(json.dumps(metrics))
 
 

@@ -70,7 +70,7 @@ def sync_policy(run: Run, version: int, asked: Probe) -> dict[str, float]:
 
 def _for_engines(run: Run, weights: dict[str, Tensor]) -> tuple[bytes, dict[str, Any]]:
     """The policy as a LoRA, or by any other method as weights of the base: safetensors and their configuration."""
-    adapter = adapter_of(run.policy_method, weights, "lora")
+    adapter = adapter_of(run.policy_method, weights, "policy")
     if is_lora(adapter.method):
         tensors = {name: value.contiguous() for name, value in adapter.weights.items()}
         return save(tensors), peft_json(adapter.configs["lora"])

@@ -47,7 +47,7 @@ def run(ctx: StageContext[Reward]) -> AdapterVersion:
     train(ctx, learn)
     metrics = measured(ctx)
     check_gate(ctx.name, ctx.stage, metrics)
-    return finish(ctx, prepared.inputs, "reward", metrics, prepared.data)
+    return finish(ctx, prepared.inputs, "reward_model", metrics, prepared.data)
 
 
 def check_gate(name: str, stage: Reward, metrics: Mapping[str, float]) -> None:
@@ -161,7 +161,7 @@ def _adapter(
     if learner.group.rank == 0:
         write_ranks(ctx, weights)
     members = [
-        dataclasses.replace(adapter_of(ctx.stage.method, own, "reward"), normalization=normalization)
+        dataclasses.replace(adapter_of(ctx.stage.method, own, "reward_model"), normalization=normalization)
         for own in weights.values()
     ]
     return dataclasses.replace(members[0], others=tuple(members[1:]))

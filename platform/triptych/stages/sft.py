@@ -29,7 +29,7 @@ def run(ctx: StageContext[Sft]) -> AdapterVersion:
 
 def kind(stage: Sft) -> str:
     """What the stage makes: an adapter, or a whole model."""
-    return "model" if trains_base(stage.method) else "lora"
+    return "model" if trains_base(stage.method) else "policy"
 
 
 def chats(stage: Sft) -> Examples:

@@ -109,7 +109,7 @@ def exported(cell: Cell, folder: Path, place: Path, weights: dict[str, Tensor], 
                 plain_answer(cell, load_causal_lm(place / "model", torch.float32), weights, rows), answers
             )
         }
-    kind = "classifier" if cell.task == "classification" else "lora"
+    kind = "classifier" if cell.task == "classification" else "policy"
     save_adapter(place / "adapter", replace(adapter_of(method, weights, kind), labels=LABELS), {})
     adapter = load_adapter(place / "adapter", kind)
     model = RoleModel(load_causal_lm(folder, torch.float32))

@@ -1,4 +1,4 @@
-"""What an artifact folder is allowed to hold, and whether vLLM can serve it."""
+"""Checks of an artifact folder before it is stored: no code, no links, sound tensors that fit its configuration."""
 
 import json
 import math
@@ -13,32 +13,24 @@ from triptych.models.peft_files import (
     ADAPTER_WEIGHTS,
     FACTS,
     HEAD_WEIGHTS,
+    LORA_FACTOR,
     MODEL_WEIGHTS,
     PREFIX,
-    largest_rank,
     of_module,
 )
-from triptych.recipe.method import MERGING
+from triptych.registry.facts import Facts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_RANK = 64
-"""Largest rank that is taken as servable unless the caller says otherwise. An engine that serves a rank rounds it up to
-one that vLLM has kernels for, and every adapter in it then costs that rank."""
 MAX_BYTES = 8 * 2**30
 _SUFFIXES = {".safetensors", ".json", ".jsonl", ".parquet", ".txt", ".md", ".yaml", ".yml", ".jinja", ".model", ".html"}
 _NAMES = {"LICENSE", "NOTICE"}
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
 _NAME = re.compile(r"[a-z0-9_]{1,40}")
-_PLAIN_INITS = {"gaussian", "eva", "orthogonal", "mica", "lora_ga"}
-"""Ways to draw the first weights that leave the base alone; the others (PiSSA, OLoRA, CorDA, LoftQ) change it."""
 _INDICES = ".shira_indices"
 """Which entries of a weight are trained; all else are numbers with a fraction."""
-_SERVED_WHOLE = {"classifier", "score"}
-_ENTIRE = re.compile(r"\.(embed_tokens|lm_head)\.base_layer\.weight$|\.(score|classifier)\.(weight|bias)$")
-"""Entire matrices that vLLM takes, or skips, beside the factors."""
-_PAIR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
+_ADAPTERS = ("policy", "reward_model", "classifier")
 
 
 class ArtifactError(UserError):
@@ -67,57 +59,40 @@ def check_files(folder: Path, max_bytes: int = MAX_BYTES) -> list[Path]:
     return files
 
 
-def inspect(folder: Path, kind: str, max_rank: int = MAX_RANK) -> str | None:
-    """Why vLLM cannot serve the artifact; None if it can.
+def check_content(folder: Path, kind: str) -> Facts:
+    """The facts of an artifact that has passed `check_files`.
 
-    `folder` has passed `check_files`. ArtifactError if it is broken or refers to code: a tensor that is not finite,
-    shapes that contradict the rank, a malformed file, `auto_map` in a configuration.
+    ArtifactError if it is broken or refers to code: a tensor that is not finite, shapes that contradict the rank, a
+    malformed file, `auto_map` in a configuration.
     """
     for path in sorted(folder.rglob("*config.json")):
         if "auto_map" in _read_json(path):
             raise ArtifactError(f"{path.name}: auto_map points to Python code, and an artifact never brings code")
-    if kind == "model":
-        _checked_shapes(folder, MODEL_WEIGHTS)
-        return "it is a whole model, not an adapter: serve it as the base (`model.base`) of an endpoint of its own"
-    names = _method(folder)
-    if len(names) > 1 or (names and not (folder / ADAPTER_CONFIG).is_file()):
-        return _inspect_ours(folder, kind, names)
-    config = _read_json(folder / ADAPTER_CONFIG)
-    shapes = _checked_shapes(folder, ADAPTER_WEIGHTS)
-    _check_heads(folder, kind, shapes)
-    is_lora = config.get("peft_type") == "LORA"
-    stray = _check_pairs(config, shapes[ADAPTER_WEIGHTS]) if is_lora else []
+    methods = _methods(folder)
+    needed = _needed(folder, kind, methods)
+    configs = {path.relative_to(folder).as_posix(): _read_json(path) for path in folder.rglob(ADAPTER_CONFIG)}
+    facts = Facts(methods, configs, _checked_shapes(folder, needed))
+    if kind == "reward_model":
+        _check_head(folder, facts.shapes)
     if kind == "classifier":
-        return "it is a classifier: the endpoint generates text, it names no classes"
-    if kind != "lora" or HEAD_WEIGHTS in shapes:
-        return (
-            "it has a scalar head: the endpoint generates text, it gives no scores"
-            if HEAD_WEIGHTS in shapes
-            else (f"it is of kind {kind!r}: only adapters of kind 'lora' are served")
-        )
-    if not is_lora:
-        return f"its peft_type is {config.get('peft_type')!r}: vLLM serves LORA only{_instead(names)}"
-    return _unsupported(config, max_rank) or (f"vLLM has no place for its tensor {stray[0]}" if stray else None)
+        _check_class_head(folder, facts.shapes)
+    if kind in _ADAPTERS and facts.config is not None and facts.config.get("peft_type") == "LORA":
+        _check_pairs(facts.config, facts.shapes[ADAPTER_WEIGHTS])
+    return facts
 
 
-def _inspect_ours(folder: Path, kind: str, names: Sequence[str]) -> str:
-    """The same, of an adapter that peft has no format for, and of a hybrid, whose parts have a folder each."""
-    parts = [f"{name}/{ADAPTER_WEIGHTS}" for name in names] if len(names) > 1 else [ADAPTER_WEIGHTS]
-    shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for part in parts:
-        shapes |= _checked_shapes(folder, part)
-    _check_heads(folder, kind, shapes)
-    if kind != "lora":
-        return f"it is of kind {kind!r}: only adapters of kind 'lora' are served"
-    return f"its method is {' + '.join(names)}: vLLM serves LoRA only{_instead(names)}"
+def _needed(folder: Path, kind: str, methods: Sequence[str]) -> list[str]:
+    """The tensor files without which the folder is no artifact of its kind."""
+    if kind not in _ADAPTERS:
+        return [MODEL_WEIGHTS] if kind == "model" else []
+    if len(methods) > 1:
+        return [f"{name}/{ADAPTER_WEIGHTS}" for name in methods]
+    if not methods:  # made elsewhere, so in peft's format
+        _read_json(folder / ADAPTER_CONFIG)
+    return [ADAPTER_WEIGHTS]
 
 
-def _instead(names: Sequence[str]) -> str:
-    """What else can be done with an adapter of these methods."""
-    return "; merge it into the base (`adapters merge`)" if names and set(names) <= set(MERGING) else ""
-
-
-def _method(folder: Path) -> list[str]:
+def _methods(folder: Path) -> tuple[str, ...]:
     """The methods of an adapter that Triptych made; none where triptych.json names none."""
     facts = _read_json(folder / FACTS) if (folder / FACTS).is_file() else {}
     method = facts.get("method") or []
@@ -126,37 +101,7 @@ def _method(folder: Path) -> list[str]:
     wrong = [name for name in names if not (isinstance(name, str) and _NAME.fullmatch(name))]
     if wrong:
         raise ArtifactError(f"{FACTS}: {str(wrong[0])[:60]!r} is the name of no method")
-    return [str(name) for name in names]
-
-
-def _check_heads(folder: Path, kind: str, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> None:
-    if kind == "reward":
-        _check_head(folder, shapes)
-    if kind == "classifier":
-        _check_class_head(folder, shapes)
-
-
-def _unsupported(config: Mapping[str, Any], max_rank: int) -> str | None:
-    """The first feature of a LoRA configuration that vLLM does not serve."""
-    init = config.get("init_lora_weights", True)
-    others = sorted(set(config.get("modules_to_save") or ()) - _SERVED_WHOLE)
-    rank = largest_rank(config)
-    refusals = {
-        "it uses DoRA (use_dora): merge it into the base, or train plain LoRA": config.get("use_dora"),
-        "it trains biases (lora_bias)": config.get("lora_bias"),
-        f"it trains biases (bias={config.get('bias')!r})": config.get("bias", "none") != "none",
-        f"init_lora_weights={init!r} changed the base's weights: convert it to plain LoRA first": (
-            isinstance(init, str) and init.lower() not in _PLAIN_INITS
-        ),
-        f"it trains whole modules (modules_to_save: {', '.join(others)})": others,
-        "it trains single tokens (trainable_token_indices)": config.get("trainable_token_indices"),
-        "it is an activated LoRA (alora_invocation_tokens)": config.get("alora_invocation_tokens"),
-        "it replicates layers (layer_replication)": config.get("layer_replication"),
-        "it is block-diagonal (use_bdlora)": config.get("use_bdlora"),
-        "it uses QA-LoRA (use_qalora)": config.get("use_qalora"),
-        f"its rank is {rank}, and {max_rank} is the largest allowed": rank > max_rank,
-    }
-    return next((reason for reason, applies in refusals.items() if applies), None)
+    return tuple(str(name) for name in names)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -173,11 +118,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _checked_shapes(folder: Path, needed: str) -> dict[str, dict[str, tuple[int, ...]]]:
+def _checked_shapes(folder: Path, needed: Sequence[str]) -> dict[str, dict[str, tuple[int, ...]]]:
     """File -> tensor -> shape, of every safetensors file; ArtifactError at a malformed file or a value not finite."""
-    if not (folder / needed).is_file():
-        config = ADAPTER_CONFIG if needed == ADAPTER_WEIGHTS else "config.json"
-        raise ArtifactError(f"{needed} is missing: the folder of an adapter or model holds {config} and {needed}")
+    for name in needed:
+        if not (folder / name).is_file():
+            config = ADAPTER_CONFIG if name == ADAPTER_WEIGHTS else "config.json"
+            raise ArtifactError(f"{name} is missing: the folder of an adapter or model holds {config} and {name}")
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
     for path in sorted(folder.rglob("*.safetensors")):
         name = path.relative_to(folder).as_posix()
@@ -232,18 +178,15 @@ def _finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-def _check_pairs(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Check that LoRA's A and B come in pairs and agree with the rank; the tensors that are neither."""
+def _check_pairs(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Check that LoRA's A and B come in pairs and agree with the rank."""
     default, pattern = config.get("r"), config.get("rank_pattern") or {}
     if not all(isinstance(rank, int) and rank > 0 for rank in (default, *pattern.values())):
         raise ArtifactError(f"{ADAPTER_CONFIG}: r and rank_pattern hold ranks, whole numbers from 1")
     ranks: dict[str, dict[str, int]] = {}
-    stray = []
     for key, shape in shapes.items():
-        match = _PAIR.fullmatch(key)
+        match = LORA_FACTOR.fullmatch(key)
         if match is None:
-            if not _ENTIRE.search(key):
-                stray.append(key)
             continue
         if len(shape) < 2:
             raise ArtifactError(f"{ADAPTER_WEIGHTS}: {key} has shape {list(shape)}; LoRA's factors are matrices")
@@ -261,7 +204,6 @@ def _check_pairs(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
                 f"{ADAPTER_WEIGHTS}: {module} has rank {found['A']} in lora_A and {found['B']} in lora_B, "
                 f"{ADAPTER_CONFIG} says {expected}"
             )
-    return stray
 
 
 def _rank_of(module: str, default: Any, pattern: Mapping[str, int]) -> int:
