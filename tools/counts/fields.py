@@ -3,7 +3,8 @@
 import importlib
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -20,7 +21,7 @@ def field_count(checkout: Path) -> Count:
     """
     if (source := str(checkout / "platform")) not in sys.path:
         sys.path.insert(0, source)
-    models = _models(checkout)
+    models = models_of(checkout)
     fields = [(model, name, field) for model in models for name, field in _own_fields(model) if not _is_tag(field)]
     bare = [_offender(checkout, model, name) for model, name, field in fields if not field.description]
     return Count(
@@ -32,7 +33,7 @@ def field_count(checkout: Path) -> Count:
     )
 
 
-def _models(checkout: Path) -> list[type]:
+def models_of(checkout: Path) -> list[type]:
     """Every model that the roots reach, each once, with the bases that declare their fields."""
     seen: list[type] = []
     for module, name in ROOTS:
@@ -51,16 +52,19 @@ def _reach(model: type, seen: list[type]) -> None:
         if hasattr(base, "model_fields") and base.__module__.startswith("triptych"):
             _reach(base, seen)
     for field in model.model_fields.values():  # type: ignore[attr-defined]
-        for part in _parts(field.annotation):
+        for part in (part for place in (field.annotation, *field.metadata) for part in _parts(place)):
             if inspect.isclass(part) and hasattr(part, "model_fields"):
                 _reach(part, seen)
 
 
 def _parts(annotation: Any) -> Iterator[Any]:
-    """An annotation and all that it is put together from."""
+    """An annotation and all that it is put together from, the members of a table in `Annotated` included."""
     yield annotation
     for part in get_args(annotation) if get_origin(annotation) is not Literal else ():
         yield from _parts(part)
+    tables = vars(annotation).values() if hasattr(annotation, "__dict__") and is_dataclass(annotation) else ()
+    for table in tables:
+        yield from table.values() if isinstance(table, Mapping) else ()
 
 
 def _own_fields(model: Any) -> Iterator[tuple[str, Any]]:
