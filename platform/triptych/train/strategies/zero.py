@@ -75,6 +75,8 @@ class Zero:
 
     def run(self, role: str, compute: Callable[[], T]) -> T:
         """See Strategy."""
+        if role not in self._engines and not self._whole_model:
+            return compute()  # nothing of it is sharded: it is not trained
         found: T = self._engines[role](compute)
         return found
 
