@@ -10,6 +10,7 @@ from torch import Tensor
 from triptych.data.batches import micro_batches, packed_micro_batches
 from triptych.engines.base import RolloutRecord
 from triptych.forward.roles import RoleModel
+from triptych.objectives.masking import widen
 from triptych.train.batch import Batch, response_mask, sample_batch
 from triptych.train.learner import Learner
 
@@ -64,10 +65,10 @@ class Samples:
         for rows, batch in self.micro_batches(learner):
             # Ranks that shard the weights work together: one that has no rows left computes one for nothing.
             values = learner.forward(role, compute, self._batch([0], {}) if batch is None else batch)
-            values = values[: len(rows)].float().cpu()
+            values = widen(values[: len(rows)]).cpu()
             if whole is None:
                 width = self.mask.shape[1:] if values.ndim > 1 else ()
-                whole = torch.zeros(len(self.records), *width, *values.shape[2:])
+                whole = torch.zeros(len(self.records), *width, *values.shape[2:], dtype=values.dtype)
             if values.ndim == 1:
                 whole[rows] = values
             else:
