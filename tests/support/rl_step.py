@@ -1,0 +1,187 @@
+"""One RL run on the tiny model without Ray: the place where the tests of the step import what they test."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+
+from tests.support.fake_pool import FakePool
+from tests.support.gradient_cases import PAD, in_float64, make_model
+from triptych.engines.base import RolloutRecord
+from triptych.forward.roles import RoleModel
+from triptych.models.adapter import Adapter, Normalization
+from triptych.models.base import load_causal_lm
+from triptych.objectives.kl import AdaptiveKL
+from triptych.observe.progress import Progress
+from triptych.recipe import CRITIC, POLICY, Lora, Recipe, Rl
+from triptych.rollout.pool import RolloutPool
+from triptych.stages.context import StageContext
+from triptych.stages.ppo import ppo_step, requests_of, token_rewards, update
+from triptych.stages.ppo_evaluation import evaluate
+from triptych.stages.ppo_run import Run, add_roles, request, resume, save
+from triptych.stages.ppo_sync import first_sync
+from triptych.stages.recorder import Recorder
+from triptych.stages.samples import Samples
+from triptych.train.checkpoint import Writer
+from triptych.train.learner import Learner
+
+__all__ = [
+    "CRITIC",
+    "POLICY",
+    "Run",
+    "Samples",
+    "Trained",
+    "comparable",
+    "evaluate",
+    "first_step",
+    "first_sync",
+    "make_run",
+    "pool_of",
+    "ppo_step",
+    "request",
+    "requests_of",
+    "token_rewards",
+    "train",
+    "update",
+    "with_terms",
+]
+
+METHOD = Lora(r=4, alpha=8)
+PROMPTS = [[50, 61, 72, 83], [90, 81, 72], [50, 61, 72, 99, 100], [111, 122, 133], [140, 151, 162, 173, 184, 195]]
+HELDOUT = [[201, 212, 223], [234, 245, 256, 267]]
+MEASURED_ANEW = ("seconds", "memory_bytes")
+"""Parts of the names of metrics that no two runs share."""
+
+
+def make_run(
+    folder: Path, home: Path, *, strategy: str = "single", dtype: torch.dtype = torch.float64, **terms: Any
+) -> Run:
+    """What a rank holds at the start of a stage; `terms`: see `with_terms`."""
+    ctx = _context(folder, home, strategy, dtype)
+    stage = _changed(ctx.stage, terms)
+    ctx = replace(ctx, stage=stage)
+    policy, reward = _adapters(folder)
+    model = RoleModel(load_causal_lm(folder, dtype))
+    reward_roles = add_roles(model, policy, reward)
+    if dtype == torch.float64:
+        in_float64(model)
+    optimizers = {POLICY: stage.train.optimizer, CRITIC: stage.algorithm.critic.optimizer}
+    learner = Learner(model, optimizers, dict.fromkeys(optimizers, 100), strategy=stage.train.workers.strategy)
+    kl = stage.kl
+    return Run(
+        ctx=ctx,
+        learner=learner,
+        pool=cast(RolloutPool, FakePool(folder, dtype)),
+        prompts=PROMPTS,
+        heldout=HELDOUT,
+        policy_method=METHOD,
+        reward_roles=reward_roles,
+        writer=Writer(ctx.checkpoints, learner.group),
+        kl=None if kl.target is None else AdaptiveKL(kl.coef, kl.target, kl.horizon),
+        pad=PAD,
+    )
+
+
+def with_terms(run: Run, **terms: Any) -> Run:
+    """The same run under other `kl`, `reward_clip`, `missing_eos_penalty`, `epochs` or `minibatches`."""
+    return replace(run, ctx=replace(run.ctx, stage=_changed(run.stage, terms)))
+
+
+def first_step(folder: Path, home: Path) -> Callable[[], dict[str, float]]:
+    """The first step of a run that is ready for it."""
+    run = make_run(folder, home)
+    first_sync(run, 0)
+    return lambda: ppo_step(run, 0)
+
+
+def pool_of(run: Run) -> FakePool:
+    """The fake behind the run's handle."""
+    return cast(FakePool, run.pool)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a rank saw: metrics, and on rank 0 the answers, of each call that sampled."""
+
+    metrics: list[dict[str, float]]
+    """Of the evaluation before, of two steps, and of the second one resumed."""
+    records: list[list[RolloutRecord]]
+
+
+def train(folder: Path, home: Path, strategy: str, dtype: torch.dtype) -> Trained:
+    """A run of two steps, then its second step again from the checkpoint after the first."""
+    settings: dict[str, Any] = {"strategy": strategy, "dtype": dtype, "minibatches": 2, "kl": {"target": 1.0}}
+    run = make_run(folder, home, **settings)
+    first_sync(run, 0)
+    metrics = [evaluate(run, "before"), ppo_step(run, 0)]
+    save(run, cast(Recorder, SimpleNamespace(flush=lambda step: None)), 1)
+    metrics.append(ppo_step(run, 1))
+    run.writer.wait()
+    run.learner.group.barrier()
+
+    again = make_run(folder, home, **settings)
+    first_sync(again, resume(again))
+    metrics.append(ppo_step(again, 1))
+    return Trained(list(map(comparable, metrics)), pool_of(run).records + pool_of(again).records)
+
+
+def comparable(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics that follow from the samples and the weights."""
+    return {name: value for name, value in metrics.items() if not any(part in name for part in MEASURED_ANEW)}
+
+
+def _changed(stage: Rl, terms: dict[str, Any]) -> Rl:
+    """The stage with other terms, all of them checked."""
+    fields = stage.model_dump()
+    for name, value in terms.items():
+        place = fields["train"]["batch"] if name in ("epochs", "minibatches") else fields
+        place[name] = value
+    return Rl.model_validate(fields)
+
+
+def _context(folder: Path, home: Path, strategy: str, dtype: torch.dtype) -> StageContext[Rl]:
+    sampling = {"max_new_tokens": 6, "temperature": 0.7}
+    stage = {
+        "kind": "rl",
+        "policy": "sft@1",
+        "rewards": [{"stage": "reward@1"}],
+        "algorithm": {"critic": {"optimizer": {"lr": 0.01}}},
+        "data": {"train": {"path": "prompts.jsonl"}},
+        "rollout": {"prompts_per_step": 3, "samples_per_prompt": 2, "sampling": sampling},
+        "evaluation": sampling,
+        "train": {
+            "steps": 4,
+            "optimizer": {"lr": 0.01},
+            "batch": {"micro_tokens": 24},
+            "workers": {"strategy": strategy, "count": 1 if strategy == "single" else 2},
+        },
+    }
+    named = "float32" if dtype == torch.float64 else str(dtype).removeprefix("torch.")  # recipes know no float64
+    model = {"base": str(folder), "dtype": named}
+    recipe = Recipe.model_validate({"name": "tiny", "model": model, "stages": {"rl": stage}})
+    loaded = recipe.stages["rl"]
+    assert isinstance(loaded, Rl)
+    return StageContext(
+        recipe=recipe,
+        name="rl",
+        stage=loaded,
+        run=str(home / "run"),
+        base_dir=folder,
+        base_fingerprint="tiny",
+        registry_url=f"sqlite:///{home}/registry.db",
+        artifacts=str(home / "artifacts"),
+        progress=Progress(None),
+    )
+
+
+@cache
+def _adapters(folder: Path) -> tuple[Adapter, Adapter]:
+    """A policy and a reward model with random weights, the same in every precision."""
+    model = make_model(folder, torch.float32, roles=("policy", "critic"))
+    head = {name: tensor.detach().clone() for name, tensor in model.heads["critic"].named_parameters()}
+    reward = Adapter(METHOD, model.adapter("critic"), "reward", head=head, normalization=Normalization(0.1, 0.5))
+    return Adapter(METHOD, model.adapter("policy"), "lora"), reward
