@@ -57,7 +57,7 @@ def measure_ours(job: Job) -> None:
     from triptych.models.heads import ScalarHead
     from triptych.recipe import Lora
     from triptych.train.batch import Batch, pair_batch
-    from triptych.train.tasks import PairwiseReward
+    from triptych.train.tasks.reward import PairwiseReward
 
     model, rows, pad = our_model(job), job.read_rows(), load_tokenizer(Path(job.model)).pad_token_id
     method = Lora(r=job.rank, alpha=job.alpha)

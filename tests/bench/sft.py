@@ -87,7 +87,7 @@ def measure_ours(job: Job) -> None:
     from triptych.models.base import load_tokenizer
     from triptych.recipe import Lora
     from triptych.train.batch import Batch, language_batch
-    from triptych.train.tasks import LanguageModeling
+    from triptych.train.tasks.language import LanguageModeling
 
     model, rows, pad = our_model(job), job.read_rows(), load_tokenizer(Path(job.model)).pad_token_id
     model.add("policy", Lora(r=job.rank, alpha=job.alpha), trainable=True)

@@ -61,7 +61,8 @@ class Trials:
         from triptych.recipe import Lora, Optimizer
         from triptych.train.learner import Learner
         from triptych.train.side_by_side import Ask
-        from triptych.train.tasks import LanguageModeling, TextClassification
+        from triptych.train.tasks.classification import TextClassification
+        from triptych.train.tasks.language import LanguageModeling
 
         model, rows = our_model(self.job), self.job.read_rows()
         labelled = "label" in rows[0]

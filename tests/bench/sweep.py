@@ -140,7 +140,7 @@ def accuracy(run_folder: Path, dev: Path) -> float:
     from triptych.recipe import Model, Optimizer
     from triptych.stages import classification
     from triptych.train.learner import Learner
-    from triptych.train.tasks import TextClassification
+    from triptych.train.tasks.classification import TextClassification
 
     base = resolve_base(Model(base="smollm2-135m-instruct"))
     tokenizer = load_tokenizer(base)

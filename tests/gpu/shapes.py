@@ -15,7 +15,7 @@ from triptych.models.sizes import Sizes, read_config, sizes_of
 from triptych.recipe import Full, Lora, Method, Model, Optimizer
 from triptych.train.batch import Batch, language_batch
 from triptych.train.learner import Learner
-from triptych.train.tasks import LanguageModeling
+from triptych.train.tasks.language import LanguageModeling
 
 Row = tuple[list[int], list[int]]
 """Tokens, and labels: -100 where nothing is learned."""

@@ -16,7 +16,7 @@ from triptych.recipe import Lora, Optimizer
 from triptych.train.batch import Batch, language_batch
 from triptych.train.learner import Learner
 from triptych.train.side_by_side import Ask, step_together
-from triptych.train.tasks import LanguageModeling
+from triptych.train.tasks.language import LanguageModeling
 
 PART = "together"
 TRIALS = (2, 4, 8, 16)

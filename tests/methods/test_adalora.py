@@ -18,7 +18,7 @@ from triptych.models.peft_files import PREFIX
 from triptych.recipe import Optimizer
 from triptych.recipe.matrix import AdaLora
 from triptych.train.learner import Learner
-from triptych.train.tasks import LanguageModeling
+from triptych.train.tasks.language import LanguageModeling
 
 STEPS = 20
 METHOD = AdaLora(init_r=4, target_r=2, targets=("q_proj", "down_proj"), tinit=0.1, tfinal=0.3, orth_reg_weight=0.1)

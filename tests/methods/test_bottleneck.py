@@ -28,7 +28,7 @@ from triptych.recipe.matrix import Lora
 from triptych.recipe.model import Model
 from triptych.stages.supervised import adapter_of
 from triptych.train.learner import Learner
-from triptych.train.tasks import LanguageModeling
+from triptych.train.tasks.language import LanguageModeling
 
 METHODS: list[Config] = [Houlsby(), Pfeiffer(), ParallelAdapter(reduction_factor=16)]
 ids = [method.name for method in METHODS]

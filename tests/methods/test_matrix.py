@@ -19,7 +19,7 @@ from triptych.recipe import matrix as m
 from triptych.recipe.method import BitFit
 from triptych.stages.supervised import adapter_of
 from triptych.train.learner import Learner
-from triptych.train.tasks import LanguageModeling
+from triptych.train.tasks.language import LanguageModeling
 
 METHODS: list[Method] = [
     m.Lora(r=4),

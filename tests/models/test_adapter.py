@@ -18,7 +18,7 @@ from triptych.recipe import CRITIC, POLICY, REFERENCE, REWARD, Lora
 from triptych.stages.ppo_run import add_roles
 from triptych.stages.supervised import adapter_of
 from triptych.train.batch import sample_batch
-from triptych.train.tasks import mean_scores, response_logprobs, response_values, sequence_scores
+from triptych.train.tasks.forward import mean_scores, response_logprobs, response_values, sequence_scores
 
 ABOUT = {"base": "tiny", "base_fingerprint": "f", "recipe": "r"}
 

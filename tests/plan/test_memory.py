@@ -17,7 +17,7 @@ from triptych.plan.activations import Pass
 from triptych.plan.worker import optimizer_bytes
 from triptych.recipe import Full, Lora, Memory, Method, Optimizer
 from triptych.train.optimizer import build_optimizer
-from triptych.train.tasks import LanguageModeling
+from triptych.train.tasks.language import LanguageModeling
 
 ROWS, LENGTH = 4, 64
 FULL = Full(name="full")

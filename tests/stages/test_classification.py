@@ -24,7 +24,8 @@ from triptych.stages.context import StageContext, summary
 from triptych.stages.table import read_table
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner
-from triptych.train.tasks import TextClassification, sequence_scores
+from triptych.train.tasks.classification import TextClassification
+from triptych.train.tasks.forward import sequence_scores
 
 LABELS = ("bad", "good", "odd")
 WORDS = {"bad": ("dull", "flat", "slow"), "good": ("warm", "funny", "lovely"), "odd": ("long", "music", "cast")}

@@ -15,7 +15,7 @@ import os, signal, sys, threading
 import ray
 from ray._private.worker import Worker
 from triptych import cli
-from triptych.stages import run
+from triptych.recipe import Sft
 
 class Pool:
     def interrupt(self, driver):
@@ -41,7 +41,7 @@ def stages_go_first(worker, name):
     object.__delattr__(worker, name)
 
 Worker.__delattr__ = stages_go_first
-run.RUNNERS["sft"] = stage
+Sft.runner = "__main__:stage"
 sys.argv = ["triptych", "run", sys.argv[1], "--stage", "sft", "--cpus", "1", "--metrics-port", sys.argv[2]]
 cli.main()
 """

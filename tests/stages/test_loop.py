@@ -24,7 +24,7 @@ from triptych.stages.loop import Rows, fit
 from triptych.stages.supervised import learner_for, save
 from triptych.train.batch import Batch, language_batch
 from triptych.train.learner import Learner, Sums
-from triptych.train.tasks import LanguageModeling
+from triptych.train.tasks.language import LanguageModeling
 
 Make = Callable[[dict[str, Any]], StageContext[Any]]
 SEQUENCES = [[10 + row, 11, 12 + row, 13, *range(20, 20 + row % 5)] for row in range(12)]

@@ -20,7 +20,7 @@ from triptych.registry import Registry
 from triptych.stages.reward import batch_of_pairs, check_gate
 from triptych.stages.run import run_recipe
 from triptych.stages.table import read_table
-from triptych.train.tasks import mean_scores
+from triptych.train.tasks.forward import mean_scores
 
 GATE = "stages.reward.min_accuracy="
 

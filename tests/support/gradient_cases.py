@@ -14,7 +14,9 @@ from triptych.models.heads import ScalarHead
 from triptych.recipe import Full, Lora, Optimizer
 from triptych.train.batch import Batch, language_batch, pair_batch, sample_batch
 from triptych.train.learner import Learner, Objective
-from triptych.train.tasks import LanguageModeling, PairwiseReward, PolicyUpdate, ValueUpdate
+from triptych.train.tasks.language import LanguageModeling
+from triptych.train.tasks.reward import PairwiseReward
+from triptych.train.tasks.rl import PolicyUpdate, ValueUpdate
 
 PAD = 0
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -14,8 +14,9 @@ from triptych.objectives.spans import EntityCounts
 from triptych.stages.question_answering import batch_of_questions
 from triptych.stages.token_classification import batch_of_tags
 from triptych.train.batch import Batch
-from triptych.train.labelling import SpanSelection, TokenTagging, best_spans, context_scores
 from triptych.train.learner import Learner
+from triptych.train.tasks.question_answering import SpanSelection, best_spans, context_scores
+from triptych.train.tasks.token_classification import TokenTagging
 
 TAGS = ("O", "B-PER", "I-PER", "B-LOC")
 TAGGING = TokenTagging("critic", TAGS, mark_entities=True)

@@ -22,7 +22,9 @@ from triptych.forward.roles import BASE, RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.recipe import Lora, Optimizer
 from triptych.train.learner import MAX_BAD_STEPS, Learner
-from triptych.train.tasks import LanguageModeling, PolicyUpdate, response_logprobs
+from triptych.train.tasks.forward import response_logprobs
+from triptych.train.tasks.language import LanguageModeling
+from triptych.train.tasks.rl import PolicyUpdate
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])

@@ -13,7 +13,8 @@ from triptych.recipe import Lora, Optimizer, member_roles
 from triptych.stages.reward import Ensemble, batch_of_pairs
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner
-from triptych.train.tasks import PairwiseReward, sequence_scores
+from triptych.train.tasks.forward import sequence_scores
+from triptych.train.tasks.reward import PairwiseReward
 
 PAIRS = 8
 OBJECTIVES = {"margin": PairwiseReward("reward"), "margin and centering": PairwiseReward("reward", centering=0.3)}

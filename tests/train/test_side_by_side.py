@@ -18,7 +18,8 @@ from triptych.recipe import Lora, Optimizer
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner, Objective, StepReport
 from triptych.train.side_by_side import Ask, step_together
-from triptych.train.tasks import LanguageModeling, PairwiseReward
+from triptych.train.tasks.language import LanguageModeling
+from triptych.train.tasks.reward import PairwiseReward
 
 METHODS: dict[str, Lora] = {
     "small": Lora(r=2, alpha=4),

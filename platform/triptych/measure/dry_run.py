@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pkgutil import resolve_name
 
 import torch
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from triptych.forward.roles import RoleModel
@@ -15,31 +15,19 @@ from triptych.plan.memory import micro_batch
 from triptych.plan.sharding import StrategyName
 from triptych.plan.worker import ANSWER_SHARE, MicroBatch
 from triptych.recipe import (
-    Classification,
     Method,
     Model,
-    QuestionAnswering,
     Recipe,
-    Reward,
-    Rl,
     RoleSpec,
-    TokenClassification,
     TrainedStage,
     member_roles,
 )
 from triptych.recipe.method import Mam, Unipelt
-from triptych.train.batch import Batch, language_batch, pair_batch, sample_batch
+from triptych.train.batch import Batch
 from triptych.train.group import Group
-from triptych.train.labelling import SpanSelection, TokenTagging
 from triptych.train.learner import Learner, Objective
 from triptych.train.strategies import where_it_begins
-from triptych.train.tasks import (
-    LanguageModeling,
-    PairwiseReward,
-    PolicyUpdate,
-    TextClassification,
-    ValueUpdate,
-)
+from triptych.train.tasks.task import Limits, Task
 
 STEPS = 1000
 """Length of the run that is pretended, for schedules."""
@@ -103,8 +91,13 @@ def dry_run(
         strategy=strategy,
         offload=stage.workers.offload,
     )
+    task: Task = resolve_name(stage.task)
     vocab = int(base.config.vocab_size)
-    return DryRun(learner, _objectives(stage, list(optimizers)), lambda limit: _batch(stage, limit, vocab))
+
+    def batch(limit: MicroBatch) -> Batch:
+        return task.full_batch(stage, Limits(limit.tokens, limit.length, vocab, ANSWER_SHARE[1]))
+
+    return DryRun(learner, task.objectives(stage, list(optimizers)), batch)
 
 
 def accumulated(stage: TrainedStage) -> int:
@@ -133,71 +126,3 @@ def _head(model: RoleModel, spec: RoleSpec) -> ScalarHead | ClassHead | None:
     if spec.head is None:
         return None
     return ScalarHead(model.hidden_size) if spec.head.bias else ClassHead(model.hidden_size, spec.head.outputs)
-
-
-def _objectives(stage: TrainedStage, roles: list[str]) -> Sequence[Objective]:
-    if isinstance(stage, Rl):
-        temperature = stage.rollout.sampling.temperature
-        policy, critic = roles
-        return [
-            PolicyUpdate(policy, stage.algorithm.clip, temperature),
-            ValueUpdate(critic, stage.algorithm.value_clip),
-        ]
-    if isinstance(stage, Reward):
-        return [PairwiseReward(role, stage.centering) for role in roles]
-    (role,) = roles
-    if isinstance(stage, QuestionAnswering):
-        return [SpanSelection(role, stage.max_answer_tokens)]
-    if isinstance(stage, TokenClassification):
-        return [TokenTagging(role, stage.labels, stage.mark_entities)]
-    if isinstance(stage, Classification):
-        return [TextClassification(role, stage.labels)]
-    return [LanguageModeling(role)]
-
-
-def _batch(stage: TrainedStage, limit: MicroBatch, vocab: int) -> Batch:
-    """Rows of random tokens that fill a micro-batch, of equal length but for the last."""
-    rows, rest = divmod(limit.tokens, limit.length)
-    if stage.kind == "reward":
-        rows += rows % 2
-        half = [_row(limit.length, vocab) for _ in range(rows)]
-        return pair_batch(list(zip(half[::2], half[1::2], strict=True)), 0)
-    lengths = [limit.length] * rows + ([rest] if rest > 1 else [])
-    texts = [_row(length, vocab) for length in lengths]
-    if isinstance(stage, Rl):
-        return _samples(stage, texts)
-    unlearned = [round(length * (1 - ANSWER_SHARE[1])) for length in lengths]
-    labels = [[-100] * count + text[count:] for count, text in zip(unlearned, texts, strict=True)]
-    batch = language_batch(list(zip(texts, labels, strict=True)), 0)
-    if stage.kind == "sft":
-        return batch
-    of_rows = _of_rows(stage, batch.pop("labels"), unlearned)
-    return batch | of_rows
-
-
-def _of_rows(stage: TrainedStage, labels: Tensor, unlearned: Sequence[int]) -> Batch:
-    """What a head's objective reads beside the tokens; words and answers stand where chats are learned."""
-    first = torch.zeros(len(labels), dtype=torch.long)
-    if isinstance(stage, TokenClassification):
-        return {"tags": labels.clamp(max=0)}
-    if isinstance(stage, QuestionAnswering):
-        return {"context_start": torch.tensor(unlearned), "start": first, "end": first}
-    return {"label": first}
-
-
-def _samples(stage: Rl, texts: Sequence[list[int]]) -> Batch:
-    """Prompts and answers of the longest lengths, and what the objectives read of each answer's token."""
-    prompt = stage.rollout.max_prompt_tokens
-    cut = [min(prompt, len(text) - 1) for text in texts]
-    batch = sample_batch(
-        [text[:at] for text, at in zip(texts, cut, strict=True)],
-        [text[at:] for text, at in zip(texts, cut, strict=True)],
-        0,
-    )
-    width = int(batch["length"].max())
-    names = ("old_logprobs", "advantages", "weights", "old_values", "returns")
-    return batch | {name: torch.zeros(len(texts), width) for name in names}
-
-
-def _row(length: int, vocab: int) -> list[int]:
-    return [int(token) for token in torch.randint(1, vocab, (length,))]

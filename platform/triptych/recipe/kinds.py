@@ -58,6 +58,9 @@ class SupervisedStage(TrainedStage):
 class Sft(SupervisedStage):
     """Supervised fine-tuning on chats; the loss counts the assistant's tokens only."""
 
+    runner = "triptych.stages.sft:run"
+    task = "triptych.train.tasks.language:TASK"
+
     kind: Literal["sft"]
 
     @property
@@ -114,6 +117,9 @@ Labels = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_each_on
 class Classification(LabellingStage):
     """A head that names the class of a text."""
 
+    runner = "triptych.stages.classification:run"
+    task = "triptych.train.tasks.classification:TASK"
+
     kind: Literal["classification"]
     labels: Labels
     """The classes, in the order of the head's outputs."""
@@ -129,6 +135,9 @@ class Classification(LabellingStage):
 
 class TokenClassification(LabellingStage):
     """A head that names the tag of every word: entities, parts of speech."""
+
+    runner = "triptych.stages.token_classification:run"
+    task = "triptych.train.tasks.token_classification:TASK"
 
     kind: Literal["token_classification"]
     labels: Labels
@@ -168,6 +177,9 @@ class TokenClassification(LabellingStage):
 class QuestionAnswering(LabellingStage):
     """A head that finds where in a context the answer to a question starts and ends."""
 
+    runner = "triptych.stages.question_answering:run"
+    task = "triptych.train.tasks.question_answering:TASK"
+
     kind: Literal["question_answering"]
     max_answer_tokens: Count = 30
     """Longer spans are not answers (30: as BERT's on SQuAD, Devlin et al. 2019)."""
@@ -183,6 +195,9 @@ class QuestionAnswering(LabellingStage):
 
 class Reward(SupervisedStage):
     """Reward model on preference pairs (Bradley-Terry)."""
+
+    runner = "triptych.stages.reward:run"
+    task = "triptych.train.tasks.reward:TASK"
 
     kind: Literal["reward"]
     min_accuracy: NoEffect[Fraction] = 0.0

@@ -81,6 +81,9 @@ class RlTraining(TrainingBase):
 class Rl(TrainedStage):
     """Reinforcement learning of a policy from rewards."""
 
+    runner = "triptych.stages.ppo:run"
+    task = "triptych.train.tasks.rl:TASK"
+
     kind: Literal["rl"]
     policy: str
     """The SFT stage, or a registered adapter version, that the policy starts from and is held to."""

@@ -6,7 +6,7 @@ Everything that plans, sweeps or orders stages reads these; nothing outside the 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from triptych.recipe.base import Closed, Name, NoEffect
 from triptych.recipe.data import Data
@@ -129,6 +129,9 @@ def member_roles(role: str, members: int) -> tuple[str, ...]:
 class StageBase(Closed):
     """Fields and properties that every kind of stage has."""
 
+    runner: ClassVar[str]
+    """Name of the function (stages) that runs a stage of the kind on the driver, as `module:function`."""
+
     kind: str
     """Kind of the stage, which decides its other fields."""
     needs: NoEffect[tuple[str, ...]] = ()
@@ -165,6 +168,9 @@ class StageBase(Closed):
 
 class TrainedStage(StageBase):
     """A stage with a learner: a group of Ray Train workers that takes optimiser steps."""
+
+    task: ClassVar[str]
+    """Name of the kind's `Task` (train/tasks), as `module:object`: its objectives and full micro-batches."""
 
     data: Data
     """Rows that it learns from, and rows that it is measured on."""

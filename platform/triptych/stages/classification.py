@@ -19,7 +19,7 @@ from triptych.stages.supervised import open_rows
 from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch
 from triptych.train.side_by_side import Steps
-from triptych.train.tasks import TextClassification
+from triptych.train.tasks.classification import TextClassification
 
 
 def run(ctx: StageContext[Classification]) -> AdapterVersion:

@@ -39,7 +39,8 @@ from triptych.stages.supervised import adapter_of
 from triptych.stages.table import Table
 from triptych.train.clock import Clock
 from triptych.train.on_ray import launch
-from triptych.train.tasks import PolicyUpdate, ValueUpdate, response_values
+from triptych.train.tasks.forward import response_values
+from triptych.train.tasks.rl import PolicyUpdate, ValueUpdate
 
 
 def run(ctx: StageContext[Rl]) -> AdapterVersion:

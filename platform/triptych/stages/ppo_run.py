@@ -22,7 +22,7 @@ from triptych.stages.samples import Samples
 from triptych.stages.table import read_table
 from triptych.train import checkpoint
 from triptych.train.learner import Learner
-from triptych.train.tasks import mean_scores, response_logprobs, response_logprobs_and_entropy
+from triptych.train.tasks.forward import mean_scores, response_logprobs, response_logprobs_and_entropy
 
 
 @dataclass

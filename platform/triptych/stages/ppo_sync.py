@@ -17,7 +17,7 @@ from triptych.rollout.sync_check import check_sync
 from triptych.stages.ppo_run import Run
 from triptych.stages.supervised import adapter_of
 from triptych.train.batch import Batch, sample_batch
-from triptych.train.tasks import response_logprobs
+from triptych.train.tasks.forward import response_logprobs
 
 PROBES = 4
 """Answers whose log-probabilities engines and learner are asked for after a sync."""

@@ -28,8 +28,8 @@ from triptych.stages.loop import Rows
 from triptych.stages.supervised import open_rows
 from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch
-from triptych.train.labelling import SpanSelection
 from triptych.train.side_by_side import Steps
+from triptych.train.tasks.question_answering import SpanSelection
 
 _NUMBERS = ("context_start", "start", "end")
 

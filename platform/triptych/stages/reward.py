@@ -32,7 +32,7 @@ from triptych.stages.table import StoredTable, read_table
 from triptych.train.batch import Batch, pair_batch
 from triptych.train.learner import Learner, Objective, StepReport
 from triptych.train.side_by_side import Steps
-from triptych.train.tasks import PairwiseReward
+from triptych.train.tasks.reward import PairwiseReward
 
 NORMALIZED_PAIRS = 256
 """Training pairs whose scores give mean and standard deviation: their error is 4% of a standard deviation."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from triptych.models.adapter import Normalization
 from triptych.stages.loop import Rows
 from triptych.train.learner import Learner
-from triptych.train.tasks import member_scores
+from triptych.train.tasks.forward import member_scores
 
 BINS = 10
 """Of the calibration; the histogram of gaps has as many on either side of zero."""

@@ -3,8 +3,9 @@
 import dataclasses
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 import ray
@@ -19,18 +20,8 @@ from triptych.plan import Machine, cluster, known_here, place, requests, with_ch
 from triptych.plan.placement import pack
 from triptych.recipe import Recipe, dump_recipe, ready, stage_order
 from triptych.registry.url import registry_url
-from triptych.stages import classification, ppo, question_answering, reward, sft, token_classification
 from triptych.stages.context import StageContext, summary
 from triptych.stages.prediction import fail, predict, settle
-
-RUNNERS: dict[str, Callable[[StageContext[Any]], Any]] = {
-    "sft": sft.run,
-    "classification": classification.run,
-    "token_classification": token_classification.run,
-    "question_answering": question_answering.run,
-    "reward": reward.run,
-    "rl": ppo.run,
-}
 
 
 @dataclass(frozen=True)
@@ -74,7 +65,7 @@ def run_recipe(
             if failure is None and name in wanted and _fits(recipe, machine, [*running, name]):
                 running.append(name)
                 # A daemon thread, so that Ctrl-C need not wait for it.
-                threading.Thread(target=_run_stage, args=(contexts[name], ended), daemon=True).start()
+                threading.Thread(target=_run_in_thread, args=(contexts[name], ended), daemon=True).start()
         if not running:
             break
         end = ended.get()
@@ -86,6 +77,11 @@ def run_recipe(
     if failure is not None:
         raise failure
     return {name: found for name in wanted if (found := summary(run, name)) is not None}
+
+
+def run_stage(ctx: StageContext[Any]) -> None:
+    """Run one stage to its registered output, on this driver."""
+    resolve_name(ctx.stage.runner)(ctx)
 
 
 def run_folder(recipe: Recipe) -> str:
@@ -133,10 +129,10 @@ def _fits(recipe: Recipe, machine: Machine, names: list[str]) -> bool:
     return pack([request for name in names for request in requests(name, recipe.trained[name])], machine) is not None
 
 
-def _run_stage(ctx: StageContext[Any], ended: "queue.Queue[Ended]") -> None:
+def _run_in_thread(ctx: StageContext[Any], ended: "queue.Queue[Ended]") -> None:
     error: Exception | None = None
     try:
-        RUNNERS[ctx.stage.kind](ctx)
+        run_stage(ctx)
         settle(ctx)
     except Exception as raised:  # noqa: BLE001 - the driver raises it
         error = raised

@@ -17,7 +17,7 @@ from triptych.stages.supervised import fit_and_evaluate, learner_for, open_rows,
 from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch, language_batch
 from triptych.train.side_by_side import Steps
-from triptych.train.tasks import LanguageModeling
+from triptych.train.tasks.language import LanguageModeling
 
 
 def run(ctx: StageContext[Sft]) -> AdapterVersion:

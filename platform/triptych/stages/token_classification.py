@@ -22,8 +22,8 @@ from triptych.stages.labelling import label, learn_labels
 from triptych.stages.supervised import open_rows
 from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch
-from triptych.train.labelling import TokenTagging
 from triptych.train.side_by_side import Steps
+from triptych.train.tasks.token_classification import TokenTagging
 
 
 def run(ctx: StageContext[TokenClassification]) -> AdapterVersion:

@@ -16,7 +16,7 @@ from triptych.observe.progress import Progress
 from triptych.plan import Machine, cluster
 from triptych.recipe import Asha, Recipe, dump_recipe, with_values
 from triptych.stages.context import StageContext, summary
-from triptych.stages.run import RUNNERS, chosen, stage_context
+from triptych.stages.run import chosen, run_stage, stage_context
 from triptych.train import checkpoint
 from triptych.train.on_ray import WorkerFailedError
 from triptych.tune.feasible import side_by_side
@@ -170,7 +170,7 @@ def _run_stage(ctx: StageContext[Any], restarts: int, ended: "queue.Queue[Except
     try:
         for left in range(restarts, -1, -1):
             try:
-                RUNNERS[ctx.stage.kind](ctx)
+                run_stage(ctx)
                 break
             except WorkerFailedError:
                 if not left:

@@ -92,8 +92,9 @@ def figures(metrics: Figures, trainable: int, head: int, ends: Sequence[float], 
 
 
 def objective(data: str) -> "Objective":
-    from triptych.train.labelling import TokenTagging
-    from triptych.train.tasks import LanguageModeling, TextClassification
+    from triptych.train.tasks.classification import TextClassification
+    from triptych.train.tasks.language import LanguageModeling
+    from triptych.train.tasks.token_classification import TokenTagging
 
     task = TASKS[data]
     if task.kind == "texts":

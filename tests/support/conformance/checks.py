@@ -39,7 +39,7 @@ from triptych.train import checkpoint
 from triptych.train.batch import Batch, last_token
 from triptych.train.group import Group
 from triptych.train.learner import Learner
-from triptych.train.tasks import sequence_scores
+from triptych.train.tasks.forward import sequence_scores
 
 SAVED = 2
 LAYOUTS = {

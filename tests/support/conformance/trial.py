@@ -21,7 +21,8 @@ from triptych.recipe import Optimizer
 from triptych.train.batch import Batch, language_batch
 from triptych.train.group import Group
 from triptych.train.learner import Learner, Objective
-from triptych.train.tasks import LanguageModeling, TextClassification
+from triptych.train.tasks.classification import TextClassification
+from triptych.train.tasks.language import LanguageModeling
 
 STEPS = 4
 STEPS_IN_HALF = 10

@@ -1,6 +1,6 @@
-"""Objectives of heads that read single positions: tags of words, borders of answers."""
+"""Cross-entropy of the first and last token of an answer in its context."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,49 +8,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from triptych.forward.roles import RoleModel
-from triptych.objectives.language import IGNORE
-from triptych.objectives.spans import EntityCounts
+from triptych.recipe import QuestionAnswering
 from triptych.train.batch import Batch
 from triptych.train.learner import Metrics, Sums
+from triptych.train.tasks.task import Limits, Task
 
-
-@dataclass(frozen=True)
-class TokenTagging:
-    """Mean cross-entropy of the tags of words; needs `tags` [B, T] in the batch, -100 where none is read.
-
-    `accuracy` counts words. Entities are measured as well where nothing is trained and the labels mark them.
-    """
-
-    role: str
-    labels: tuple[str, ...]
-    mark_entities: bool
-
-    def denominators(self, batch: Batch) -> Sums:
-        return {"loss": (batch["tags"] != IGNORE).sum()}
-
-    def loss(self, model: RoleModel, batch: Batch) -> tuple[Sums, Metrics]:
-        read = batch["tags"] != IGNORE
-        tags, count = batch["tags"][read], read.sum()
-        logits = model.scores(model.hidden(batch["ids"], batch["mask"])[read])
-        total = cross_entropy(logits, tags, reduction="sum")
-        predicted = logits.argmax(dim=1)
-        metrics = {"loss": (total, count), "accuracy": ((predicted == tags).sum(), count)}
-        if self.mark_entities and not torch.is_grad_enabled():
-            metrics |= self._entities(tags, predicted, read.sum(dim=1).tolist())
-        return {"loss": total}, metrics
-
-    def _entities(self, tags: Tensor, predicted: Tensor, words: list[int]) -> Metrics:
-        """Of rows of so many words each, laid end to end."""
-        counts = EntityCounts()
-        for row in zip(tags.split(words), predicted.split(words), strict=True):
-            counts.add(*([self.labels[index] for index in side.tolist()] for side in row))
-        return {
-            name: (torch.tensor(float(part)), torch.tensor(float(whole)))
-            for name, (part, whole) in counts.quotients().items()
-        }
-
-
-Judge = Callable[[int, int, int], tuple[float, float]]
+AnswerScorer = Callable[[int, int, int], tuple[float, float]]
 """Row, first and last token of the answer in its context -> exact match and F1 of the text there."""
 
 
@@ -64,7 +27,7 @@ class SpanSelection:
 
     role: str
     max_answer_tokens: int
-    judge: Judge | None = None
+    judge: AnswerScorer | None = None
 
     def denominators(self, batch: Batch) -> Sums:
         return {"loss": torch.tensor(len(batch["ids"]), device=batch["ids"].device)}
@@ -99,3 +62,18 @@ def best_spans(scores: Tensor, most: int) -> list[tuple[int, int]]:
     possible = torch.ones_like(sums[0], dtype=torch.bool).triu().tril(most - 1)
     best = sums.masked_fill(~possible, -torch.inf).flatten(1).argmax(dim=1).tolist()
     return [divmod(place, scores.shape[1]) for place in best]
+
+
+def _objectives(stage: QuestionAnswering, roles: Sequence[str]) -> list[SpanSelection]:
+    return [SpanSelection(role, stage.max_answer_tokens) for role in roles]
+
+
+def _full_batch(stage: QuestionAnswering, limits: Limits) -> Batch:
+    """Contexts stand where chats are learned."""
+    batch = limits.chats()
+    starts = torch.tensor([limits.unlearned(length) for length in batch["mask"].sum(dim=1).tolist()])
+    first = torch.zeros(len(batch.pop("labels")), dtype=torch.long)
+    return batch | {"context_start": starts, "start": first, "end": first}
+
+
+TASK = Task(_objectives, _full_batch)

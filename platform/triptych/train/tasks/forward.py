@@ -1,0 +1,61 @@
+"""Forward passes over a batch: scores of rows, values and log-probabilities of sampled answers."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from triptych.forward.roles import RoleModel
+from triptych.train.batch import Batch, before_response, last_token, response_ids, response_mask
+
+
+def sequence_scores(model: RoleModel, batch: Batch) -> Tensor:
+    """What the active role's head says of each row, [B] or [B, classes], read at its last real token."""
+    return model.scores(last_token(model.hidden(batch["ids"], batch["mask"]), batch["mask"]))
+
+
+def member_scores(model: RoleModel, batch: Batch, roles: Sequence[str]) -> Tensor:
+    """Each role's score of each row: [roles, B]."""
+    scores = []
+    for role in roles:
+        with model.use(role):
+            scores.append(sequence_scores(model, batch))
+    return torch.stack(scores)
+
+
+def mean_scores(model: RoleModel, batch: Batch, roles: Sequence[str]) -> Tensor:
+    """An ensemble's score of each row [B]: the mean of its members'."""
+    return member_scores(model, batch, roles).mean(dim=0)
+
+
+def response_values(model: RoleModel, batch: Batch) -> Tensor:
+    """The active role's value of the state before each token of the answer: [B, R]."""
+    return model.scores(before_response(model.hidden(batch["ids"], batch["mask"]), batch))
+
+
+def response_logprobs(model: RoleModel, batch: Batch, temperature: float) -> Tensor:
+    """Log-probability [B, R] of each token of the answer; 0 past its end."""
+    hidden, labels = _response(model, batch)
+    return _spread(model.logprobs(hidden, labels, temperature), batch)
+
+
+def response_logprobs_and_entropy(model: RoleModel, batch: Batch, temperature: float) -> Tensor:
+    """[B, R, 2]: log-probability of each token of the answer, and the entropy where it was drawn; 0 past its end.
+
+    Without gradients.
+    """
+    both = model.logprobs_and_entropy(*_response(model, batch), temperature)
+    return torch.stack([_spread(values, batch) for values in both], dim=2)
+
+
+def _response(model: RoleModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Hidden states [n, d] that the n answer tokens [n] of a batch were drawn from."""
+    mask = response_mask(batch["length"])
+    hidden = before_response(model.hidden(batch["ids"], batch["mask"]), batch)
+    return hidden[mask], response_ids(batch)[mask]
+
+
+def _spread(values: Tensor, batch: Batch) -> Tensor:
+    """[n] back to [B, R]."""
+    mask = response_mask(batch["length"])
+    return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
