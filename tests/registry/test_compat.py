@@ -12,10 +12,10 @@ import pytest
 from pydantic import TypeAdapter
 
 from tests.support import registry_before as before
-from triptych.errors import RunError, UserError
+from triptych.errors import UserError
 from triptych.registry import Registry
 from triptych.registry.artifacts import read_note
-from triptych.registry.facts import read_facts
+from triptych.registry.facts import UnreadableError, read_facts
 from triptych.registry.wire import VersionMessage, from_message, to_message
 from triptych.serve.capabilities import Capabilities
 
@@ -69,8 +69,16 @@ def test_facts_that_the_version_before_did_not_store_are_read_from_the_artifact(
     assert registry.facts("whole").shapes == {"model.safetensors": {"w": (2, 2)}}
     assert registry.facts("reward").has_head
     shutil.rmtree(tmp_path / "old/artifacts/reviews")
-    with pytest.raises(RunError, match=r"holds no committed folder"):
+    with pytest.raises(UnreadableError, match=r"its facts cannot be read \(it holds no committed folder"):
         registry.facts("reviews")
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 8, b"\x02\0\0\0\0\0\0\0[]", b'\x09\0\0\0\0\0\0\0{"a": 1}'])
+def test_a_damaged_artifact_has_no_facts(old: str, damage: bytes) -> None:
+    registry = Registry(old)
+    Path(registry.get("reviews@1").url, "adapter_model.safetensors").write_bytes(damage)
+    with pytest.raises(UnreadableError, match="its facts cannot be read"):
+        registry.facts("reviews@1")
 
 
 @pytest.mark.parametrize("ref", [ref for ref, kind in KINDS.items() if kind in ("policy", "classifier", "model")])

@@ -9,7 +9,7 @@ import typer
 
 from triptych.cli.on_cluster import on_cluster
 from triptych.cli.registry import DEFAULT, AsJson, RegistryUrl, open_registry, print_table
-from triptych.errors import RunError, UserError
+from triptych.errors import UserError
 
 if TYPE_CHECKING:
     from triptych.registry import Adapter, AdapterVersion, Registry
@@ -242,11 +242,12 @@ def _fields(known: "Registry", version: "AdapterVersion", engine: "Capabilities 
 
 def _why_not(known: "Registry", version: "AdapterVersion", engine: "Capabilities | None" = None) -> str | None:
     """Why an engine, by default one of vLLM with LoRA, cannot serve the version; None if it can."""
+    from triptych.registry.facts import UnreadableError
     from triptych.serve.capabilities import Capabilities
 
     try:
         facts = known.facts(version.ref)
-    except (UserError, RunError):  # an endpoint of the version before, or one of its artifacts that is gone
+    except (UserError, UnreadableError):  # an endpoint of the version before, or one of its artifacts that is gone
         return version.recorded_why_not
     return (engine or Capabilities()).why_not(version.kind, facts)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from triptych.artifact_kinds import ArtifactKind
 from triptych.recipe.base import Closed, Name, NoEffect
 from triptych.recipe.data import Data
 from triptych.recipe.matrix import Lora
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from triptych.recipe.errors import Fault
     from triptych.recipe.rollout import Rollout
 
-Output = Literal["policy", "reward_model", "classifier", "model", "dataset", "none"]
+Output = ArtifactKind | Literal["none"]
 """Result of a stage, by the kinds of artifacts in the registry; `none`: a stage that registers nothing."""
 
 POLICY, REFERENCE, CRITIC, REWARD, CLASSIFIER = "policy", "reference", "critic", "reward", "classifier"

@@ -10,12 +10,16 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from triptych import storage
-from triptych.errors import RunError
+from triptych.errors import RunError, UserError
 from triptych.models.peft_files import ADAPTER_CONFIG, FACTS, HEAD_WEIGHTS, largest_rank
 from triptych.recipe.method import MERGING
 
 _LONGEST_HEADER = 100_000_000
 """Bytes; the format's own limit."""
+
+
+class UnreadableError(RunError):
+    """An artifact whose facts are needed is gone or damaged."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,13 @@ def read_facts(url: str) -> Facts:
     """The facts of a committed artifact, from its small files and the headers of its tensors.
 
     Raises:
-        RunError: nothing is committed there, or a file is damaged.
+        UnreadableError: nothing is committed there, or a file is damaged.
     """
-    manifest = storage.read_manifest(url)
-    if manifest is None:
-        raise RunError(f"{url} holds no committed folder: its facts cannot be read")
-    paths = {name: storage.join(url, *name.split("/")) for name in manifest.files}
     try:
+        manifest = storage.read_manifest(url)
+        if manifest is None:
+            raise ValueError("it holds no committed folder")
+        paths = {name: storage.join(url, *name.split("/")) for name in manifest.files}
         note = json.loads(storage.read_bytes(paths[FACTS])) if FACTS in paths else {}
         return Facts(
             methods=method_names(note),
@@ -91,8 +95,8 @@ def read_facts(url: str) -> Facts:
             },
             shapes={name: _shapes(path) for name, path in paths.items() if name.endswith(".safetensors")},
         )
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise RunError(f"{url} is damaged: its facts cannot be read ({error})") from error
+    except (UserError, RunError, OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+        raise UnreadableError(f"{url}: its facts cannot be read ({error})") from error
 
 
 def method_names(note: dict[str, Any]) -> tuple[str, ...]:

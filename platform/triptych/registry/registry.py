@@ -113,7 +113,7 @@ class Registry:
         """What the files of a version say; of one that older code registered they are read from the artifact.
 
         Raises:
-            UserError, RunError: older code registered it, and its files are damaged or gone.
+            UnreadableError: older code registered it, and its files are damaged or gone.
         """
         with self._database.read() as session:
             row = queries.version(session, ref)

@@ -54,8 +54,9 @@ class Capabilities:
     def _rank_too_large(self, rank: int) -> str | None:
         if rank <= self.max_rank:
             return None
-        limit = f"{self.max_rank} is the largest allowed" if self.limited_by is None else ""
-        return f"its rank is {rank}, and {limit or f'{self.limited_by} is {self.max_rank}'}"
+        if self.limited_by is None:
+            return f"its rank is {rank}, and {self.max_rank} is the largest allowed"
+        return f"its rank is {rank}, and {self.limited_by} is {self.max_rank}"
 
 
 def engines_of(config: ServeConfig) -> dict[str, Capabilities]:
@@ -70,7 +71,7 @@ def engine_for(
 
     Raises:
         MisfitError: none can; the reason of the first.
-        UserError, RunError: the version's facts are not in the registry, and its files cannot be read.
+        UnreadableError: the version's facts are not in the registry, and its files cannot be read.
     """
     if version.base_fingerprint != base_fingerprint:
         raise MisfitError(f"it was trained on another base ({version.base})")

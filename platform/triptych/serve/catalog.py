@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from triptych.errors import RunError, UserError
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import AdapterVersion, Registry, UnknownAdapter
+from triptych.registry.facts import UnreadableError
 from triptych.serve.capabilities import MisfitError, engine_for, engines_of
 from triptych.serve.errors import ApiError, unknown_model
 from triptych.serve.fresh import SEEN_AFTER_S, Fresh
@@ -98,7 +98,7 @@ class Catalog:
                 self._fits[version.ref] = _Fit(engine, "")
             except MisfitError as error:
                 self._fits[version.ref] = _Fit(None, str(error))
-            except (UserError, RunError, OSError):
+            except UnreadableError:
                 logger.warning("%s is left out: its files cannot be read", version.ref, exc_info=True)
                 return _Fit(None, "its files cannot be read")
         return self._fits[version.ref]
