@@ -18,7 +18,7 @@ from tests.support.ranks import Ranks
 from tests.support.rl_step import (
     CRITIC,
     POLICY,
-    Run,
+    RlWorker,
     Samples,
     Trained,
     evaluate,
@@ -51,13 +51,13 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
 class Stepped:
     """A run after some steps, and the parameters of its roles before them."""
 
-    run: Run
+    run: RlWorker
     metrics: list[dict[str, float]]
     before: dict[str, dict[str, Tensor]]
 
 
 @pytest.fixture(scope="module")
-def still(_tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def still(_tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> RlWorker:
     """A run that no test changes."""
     return make_run(_tiny_model, tmp_path_factory.mktemp("still"))
 
@@ -75,7 +75,7 @@ def adaptive(_tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ste
     return _stepped(make_run(_tiny_model, tmp_path_factory.mktemp("adaptive"), epochs=2, kl=kl), 2)
 
 
-def _stepped(run: Run, steps: int) -> Stepped:
+def _stepped(run: RlWorker, steps: int) -> Stepped:
     first_sync(run, 0)
     model = run.learner.model
     before = {role: {n: p.detach().clone() for n, p in model.parameters_of(role).items()} for role in model.trainable}
@@ -83,7 +83,7 @@ def _stepped(run: Run, steps: int) -> Stepped:
 
 
 @pytest.fixture
-def run(tiny_model_dir: Path, tmp_path: Path) -> Run:
+def run(tiny_model_dir: Path, tmp_path: Path) -> RlWorker:
     """A run on one rank whose engine has the first weights."""
     made = make_run(tiny_model_dir, tmp_path)
     first_sync(made, 0)
@@ -93,7 +93,7 @@ def run(tiny_model_dir: Path, tmp_path: Path) -> Run:
 # The rewards of tokens
 
 
-def test_a_token_is_rewarded_by_its_kl_and_the_last_by_the_score_too(still: Run) -> None:
+def test_a_token_is_rewarded_by_its_kl_and_the_last_by_the_score_too(still: RlWorker) -> None:
     samples = _samples([(3, "stop"), (1, "length"), (2, "stop")])
     old = torch.tensor([[-1.0, -2.0, -0.5], [-3.0, NAN, NAN], [-1.0, -1.0, NAN]], dtype=torch.float64)
     reference = torch.tensor([[-1.5, -1.0, -0.5], [-2.0, NAN, NAN], [-1.0, -3.0, NAN]], dtype=torch.float64)
@@ -109,7 +109,7 @@ def test_a_token_is_rewarded_by_its_kl_and_the_last_by_the_score_too(still: Run)
 
 
 @pytest.mark.parametrize(("kind", "penalty"), [("k1", 0.5), ("k2", 0.125), ("k3", math.exp(-0.5) - 0.5)])
-def test_the_penalty_is_the_estimator_of_the_recipe(still: Run, kind: str, penalty: float) -> None:
+def test_the_penalty_is_the_estimator_of_the_recipe(still: RlWorker, kind: str, penalty: float) -> None:
     run = with_terms(still, kl={"coef": 2.0, "kind": kind})
     old, reference = torch.tensor([[-1.0, -1.0]]).double(), torch.tensor([[-1.5, -1.0]]).double()
     found = token_rewards(run, _samples([(2, "stop")]), torch.zeros(1).double(), old, reference)
@@ -129,21 +129,21 @@ def test_an_adaptive_coefficient_follows_the_kl_of_each_step(adaptive: Stepped) 
 # What is sampled
 
 
-def test_every_epoch_asks_each_prompt_once_in_an_order_of_its_own(still: Run) -> None:
+def test_every_epoch_asks_each_prompt_once_in_an_order_of_its_own(still: RlWorker) -> None:
     asked = [ask.prompt_ids for step in range(5) for ask in requests_of(still, step)[::2]]
     epochs = [asked[:5], asked[5:10], asked[10:]]
     assert all(sorted(epoch) == sorted(map(tuple, still.prompts)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
-def test_the_samples_of_a_prompt_stand_together_under_leases_of_their_own(still: Run) -> None:
+def test_the_samples_of_a_prompt_stand_together_under_leases_of_their_own(still: RlWorker) -> None:
     asked = requests_of(still, 7)
     assert [ask.lease for ask in asked] == ["7/0/0", "7/0/1", "7/1/0", "7/1/1", "7/2/0", "7/2/1"]
     assert [ask.prompt_ids for ask in asked[::2]] == [ask.prompt_ids for ask in asked[1::2]]
     assert requests_of(still, 7) == asked
 
 
-def test_a_seed_follows_from_the_recipes_seed_and_the_lease(still: Run) -> None:
+def test_a_seed_follows_from_the_recipes_seed_and_the_lease(still: RlWorker) -> None:
     seeds = [ask.seed for step in range(3) for ask in requests_of(still, step)]
     assert len(set(seeds)) == len(seeds)
     assert request([1], "0/0/0", 0).seed == request([2], "0/0/0", 0).seed == 3993743252  # the same in every version
@@ -157,7 +157,7 @@ def test_each_step_samples_with_the_weights_of_the_step_before(adaptive: Stepped
     assert adaptive.metrics[1]["kl"] != 0.0
 
 
-def test_an_engine_that_keeps_the_old_weights_is_noticed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_keeps_the_old_weights_is_noticed(run: RlWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run.pool, "sync", lambda *weights: SyncReport(0.0, "", "merged"))
     with pytest.raises(RunError, match="still runs the old weights"):
         ppo_step(run, 0)
@@ -232,7 +232,7 @@ def test_a_step_leaves_its_answers(first: Stepped) -> None:
     assert table["score"] == run.scores(Samples(records, PAD, 24)).tolist()
 
 
-def test_heldout_answers_are_those_of_fixed_seeds(run: Run) -> None:
+def test_heldout_answers_are_those_of_fixed_seeds(run: RlWorker) -> None:
     first, second = evaluate(run, "one"), evaluate(run, "two")
     asked = pool_of(run).requests
     assert first == second

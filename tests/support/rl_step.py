@@ -20,19 +20,19 @@ from triptych.observe.progress import Progress
 from triptych.recipe import CRITIC, POLICY, Lora, Recipe, Rl
 from triptych.rollout.pool import RolloutPool
 from triptych.stages.context import StageContext
-from triptych.stages.ppo import ppo_step, requests_of, token_rewards, update
-from triptych.stages.ppo_evaluation import evaluate
-from triptych.stages.ppo_run import Run, add_roles, request, resume, save
-from triptych.stages.ppo_sync import first_sync
 from triptych.stages.recorder import Recorder
-from triptych.stages.samples import Samples
+from triptych.stages.rl.evaluation import evaluate
+from triptych.stages.rl.samples import Samples
+from triptych.stages.rl.step import ppo_step, requests_of, token_rewards, update
+from triptych.stages.rl.sync import first_sync
+from triptych.stages.rl.worker import RlWorker, add_roles, request, resume, save
 from triptych.train.checkpoint import Writer
 from triptych.train.learner import Learner
 
 __all__ = [
     "CRITIC",
     "POLICY",
-    "Run",
+    "RlWorker",
     "Samples",
     "Trained",
     "comparable",
@@ -59,7 +59,7 @@ MEASURED_ANEW = ("seconds", "memory_bytes")
 
 def make_run(
     folder: Path, home: Path, *, strategy: str = "single", dtype: torch.dtype = torch.float64, **terms: Any
-) -> Run:
+) -> RlWorker:
     """What a rank holds at the start of a stage; `terms`: see `with_terms`."""
     ctx = _context(folder, home, strategy, dtype)
     stage = _changed(ctx.stage, terms)
@@ -72,7 +72,7 @@ def make_run(
     optimizers = {POLICY: stage.train.optimizer, CRITIC: stage.algorithm.critic.optimizer}
     learner = Learner(model, optimizers, dict.fromkeys(optimizers, 100), strategy=stage.train.workers.strategy)
     kl = stage.kl
-    return Run(
+    return RlWorker(
         ctx=ctx,
         learner=learner,
         pool=cast(RolloutPool, FakePool(folder, dtype)),
@@ -86,7 +86,7 @@ def make_run(
     )
 
 
-def with_terms(run: Run, **terms: Any) -> Run:
+def with_terms(run: RlWorker, **terms: Any) -> RlWorker:
     """The same run under other `kl`, `reward_clip`, `missing_eos_penalty`, `epochs` or `minibatches`."""
     return replace(run, ctx=replace(run.ctx, stage=_changed(run.stage, terms)))
 
@@ -98,7 +98,7 @@ def first_step(folder: Path, home: Path) -> Callable[[], dict[str, float]]:
     return lambda: ppo_step(run, 0)
 
 
-def pool_of(run: Run) -> FakePool:
+def pool_of(run: RlWorker) -> FakePool:
     """The fake behind the run's handle."""
     return cast(FakePool, run.pool)
 

@@ -81,7 +81,7 @@ class RlTraining(TrainingBase):
 class Rl(TrainedStage):
     """Reinforcement learning of a policy from rewards."""
 
-    runner = "triptych.stages.ppo:run"
+    runner = "triptych.stages.rl.stage:run"
     task = "triptych.train.tasks.rl:TASK"
 
     kind: Literal["rl"]

@@ -1,4 +1,4 @@
-"""What a rank holds during PPO: the roles, the pool, the prompts; how it starts, saves and goes on."""
+"""State of a rank of the RL stage: the roles, the pool, the prompts; how it starts, saves and goes on."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +18,7 @@ from triptych.rollout.pool import RolloutPool
 from triptych.stages.context import StageContext
 from triptych.stages.models import role_model, tokenizer_of
 from triptych.stages.recorder import Recorder
-from triptych.stages.samples import Samples
+from triptych.stages.rl.samples import Samples
 from triptych.stages.table import read_table
 from triptych.train import checkpoint
 from triptych.train.learner import Learner
@@ -26,8 +26,8 @@ from triptych.train.tasks.forward import mean_scores, response_logprobs, respons
 
 
 @dataclass
-class Run:
-    """What a rank holds while it trains."""
+class RlWorker:
+    """Roles, engines and prompts of one rank of the learner."""
 
     ctx: StageContext[Rl]
     learner: Learner
@@ -75,7 +75,7 @@ class Run:
         return self.stage.rollout.sampling.temperature
 
 
-def start(config: dict[str, Any]) -> Run:
+def start(config: dict[str, Any]) -> RlWorker:
     """The four roles on one base, and what surrounds them."""
     ctx: StageContext[Rl] = config["ctx"]
     stage = ctx.stage
@@ -95,7 +95,7 @@ def start(config: dict[str, Any]) -> Run:
         offload=workers.offload,
         max_bad_steps=stage.train.max_bad_steps,
     )
-    return Run(
+    return RlWorker(
         ctx=ctx,
         learner=learner,
         writer=checkpoint.Writer(ctx.checkpoints, learner.group),
@@ -139,7 +139,7 @@ def request(prompt: list[int], lease: str, seed: object) -> SampleRequest:
     return SampleRequest(lease, tuple(prompt), stream)
 
 
-def resume(run: Run) -> int:
+def resume(run: RlWorker) -> int:
     """Load the last checkpoint; steps done, 0 without one."""
     last = checkpoint.latest(run.ctx.checkpoints)
     if last is None:
@@ -150,7 +150,7 @@ def resume(run: Run) -> int:
     return last.step
 
 
-def save(run: Run, recorder: Recorder, step: int) -> None:
+def save(run: RlWorker, recorder: Recorder, step: int) -> None:
     """Write everything that `resume` needs."""
     recorder.flush(step)
     state = run.learner.state()

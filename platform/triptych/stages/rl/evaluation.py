@@ -12,11 +12,11 @@ from triptych.data.judge import JUDGES, distinct_n
 from triptych.recipe import POLICY, REFERENCE, Rl
 from triptych.stages.context import StageContext
 from triptych.stages.models import tokenizer_of
-from triptych.stages.ppo_run import Run, request
-from triptych.stages.samples import Samples
+from triptych.stages.rl.samples import Samples
+from triptych.stages.rl.worker import RlWorker, request
 
 
-def evaluate(run: Run, label: str) -> dict[str, float]:
+def evaluate(run: RlWorker, label: str) -> dict[str, float]:
     """Sample every held-out prompt, always with the same seeds; `heldout_*` metrics back, answers written."""
     stage, seed = run.stage, run.ctx.recipe.seed
     requests = [
@@ -73,7 +73,7 @@ def write_rollouts(ctx: StageContext[Rl], step: int, samples: Samples, scores: T
 
 
 def _write_answers(
-    run: Run, label: str, samples: Samples, scores: Tensor, answers: list[str], judged: list[float] | None
+    run: RlWorker, label: str, samples: Samples, scores: Tensor, answers: list[str], judged: list[float] | None
 ) -> None:
     prompts = _texts(run.ctx, [record.prompt_ids for record in samples.records])
     rows = [

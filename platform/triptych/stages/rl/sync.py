@@ -14,7 +14,7 @@ from triptych.models.adapter import peft_json
 from triptych.recipe import POLICY
 from triptych.recipe.refusals import is_lora
 from triptych.rollout.sync_check import check_sync
-from triptych.stages.ppo_run import Run
+from triptych.stages.rl.worker import RlWorker
 from triptych.stages.supervised import adapter_of
 from triptych.train.batch import Batch, sample_batch
 from triptych.train.tasks.forward import response_logprobs
@@ -36,20 +36,20 @@ class Probe:
     before: Logprobs
 
 
-def probe(run: Run, records: Sequence[RolloutRecord], role: str = POLICY) -> Probe:
+def probe(run: RlWorker, records: Sequence[RolloutRecord], role: str = POLICY) -> Probe:
     """Ask the learner about some answers, as `role`."""
     prompts, answers = [list(r.prompt_ids) for r in records], [list(r.response_ids) for r in records]
     return Probe(prompts, answers, _learner_logprobs(run, role, prompts, answers))
 
 
-def first_sync(run: Run, version: int) -> None:
+def first_sync(run: RlWorker, version: int) -> None:
     """Before any answer is there: prompts cut in two stand for answers, and the base for the old weights."""
     halves = [(prompt[: len(prompt) // 2], prompt[len(prompt) // 2 :]) for prompt in run.prompts[:PROBES]]
     prompts, answers = [first for first, _ in halves], [second for _, second in halves]
     sync_policy(run, version, Probe(prompts, answers, _learner_logprobs(run, BASE, prompts, answers)))
 
 
-def sync_policy(run: Run, version: int, asked: Probe) -> dict[str, float]:
+def sync_policy(run: RlWorker, version: int, asked: Probe) -> dict[str, float]:
     """Send the policy's adapter to every engine as `version`.
 
     Raises:
@@ -69,7 +69,7 @@ def sync_policy(run: Run, version: int, asked: Probe) -> dict[str, float]:
     return learner.group.broadcast(metrics)
 
 
-def _for_engines(run: Run, weights: dict[str, Tensor]) -> tuple[bytes, dict[str, Any]]:
+def _for_engines(run: RlWorker, weights: dict[str, Tensor]) -> tuple[bytes, dict[str, Any]]:
     """The policy as a LoRA, or by any other method as weights of the base: safetensors and their configuration."""
     adapter = adapter_of(run.policy_method, weights, "policy")
     if is_lora(adapter.method):
@@ -79,7 +79,7 @@ def _for_engines(run: Run, weights: dict[str, Tensor]) -> tuple[bytes, dict[str,
     return save({name: value.to(run.learner.model.dtype).contiguous() for name, value in changed.items()}), REPLACED
 
 
-def _learner_logprobs(run: Run, role: str, prompts: list[list[int]], answers: list[list[int]]) -> Logprobs:
+def _learner_logprobs(run: RlWorker, role: str, prompts: list[list[int]], answers: list[list[int]]) -> Logprobs:
     """Log-probabilities at temperature 1 of each answer's tokens."""
 
     def compute(model: RoleModel, batch: Batch) -> Tensor:

@@ -1,0 +1,1 @@
+"""Reinforcement learning of a policy: the driver, what a rank holds, and its step."""

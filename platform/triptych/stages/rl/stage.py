@@ -1,0 +1,108 @@
+"""Reinforcement learning: from prompts, a policy and a reward model to a registered policy.
+
+Four roles on one base: the policy starts as a trainable copy of the SFT adapter and the reference is a frozen one; the
+critic starts as a trainable copy of the reward model, head included. Every rank runs the same code; rank 0 talks to the
+pool and broadcasts what it said.
+"""
+
+import json
+from typing import Any
+
+from triptych import storage
+from triptych.data import encode_prompts, load_rows
+from triptych.errors import UserError
+from triptych.models.adapter import Adapter, save_adapter
+from triptych.models.peft_files import largest_rank
+from triptych.observe.metrics import PpoMetrics
+from triptych.recipe import POLICY, Reward, Rl, Source
+from triptych.recipe.refusals import as_policy, is_lora
+from triptych.registry import AdapterVersion
+from triptych.rollout.pool import RolloutPool
+from triptych.stages.context import StageContext, begin, finish, measured, parent
+from triptych.stages.models import tokenizer_of
+from triptych.stages.recorder import Recorder
+from triptych.stages.reward import check_gate
+from triptych.stages.rl.evaluation import evaluate
+from triptych.stages.rl.step import ppo_step
+from triptych.stages.rl.sync import first_sync
+from triptych.stages.rl.worker import resume, save, start
+from triptych.stages.supervised import adapter_of
+from triptych.stages.table import Table
+from triptych.train.on_ray import launch
+
+
+def run(ctx: StageContext[Rl]) -> AdapterVersion:
+    """Prompts -> rollouts and updates -> registered policy. Goes on from where an earlier call stopped."""
+    stage = ctx.stage
+    reward, reward_version = parent(ctx, stage.reward, "reward_model")
+    if isinstance(gate := ctx.recipe.stages.get(stage.reward), Reward):
+        check_gate(stage.reward, gate, reward_version.metrics)  # it may have been raised since
+    policy, policy_version = parent(ctx, stage.policy, "policy")
+    if reason := as_policy(policy.method):
+        raise UserError(f"stages.{ctx.name}.policy: {policy_version.ref}: {reason}")
+    tables = {split: _encode(ctx, source) for split, source in stage.data.splits().items()}
+    parents = {policy_version.ref: policy_version.sha256, reward_version.ref: reward_version.sha256}
+    inputs = begin(ctx, tables, parents)
+    if storage.read_manifest(ctx.artifact) is None:
+        pool = start_pool(ctx, policy)
+        try:
+            config = {"ctx": ctx, "pool": pool, "policy": policy, "reward": reward}
+            launch(ctx.name, _train, config, stage.train.workers, storage.join(ctx.folder, "ray"))
+        finally:
+            pool.close()
+    return finish(ctx, inputs, "policy", measured(ctx))
+
+
+def start_pool(ctx: StageContext[Rl], policy: Adapter) -> RolloutPool:
+    """The engines, for policies of this one's method and rank; they run merged weights where it is no LoRA."""
+    stage = ctx.stage
+    native = is_lora(policy.method)
+    rollout = stage.rollout if native else stage.rollout.model_copy(update={"sync": "merged"})
+    return RolloutPool.start(
+        model_dir=str(ctx.base_dir),
+        dtype=ctx.recipe.model.dtype,
+        rollout=rollout,
+        lora_r=largest_rank(policy.configs["lora"].to_dict()) if native else 1,
+        max_model_len=stage.shape().context,
+        stop_token_ids=[tokenizer_of(ctx).eos_token_id],
+        base=ctx.recipe.model,
+    )
+
+
+def _train(config: dict[str, Any]) -> None:
+    """On every worker of the Ray Train group."""
+    ctx: StageContext[Rl] = config["ctx"]
+    stage, run = ctx.stage, start(config)
+    done, shown = resume(run), ("reward", "kl", "logprob_gap")
+    with Recorder(ctx, PpoMetrics, run.learner.group.rank, shown, done=done, total=stage.train.steps) as recorder:
+        first_sync(run, done)
+        if run.heldout and done == 0:
+            evaluate(run, "before")
+        for step in range(done + 1, stage.train.steps + 1):
+            row = {"step": step} | ppo_step(run, step - 1)
+            if (
+                run.heldout
+                and stage.train.evaluate_every
+                and step % stage.train.evaluate_every == 0
+                and step < stage.train.steps
+            ):
+                row |= evaluate(run, f"step-{step:08d}")
+            recorder.record(row)
+            if step % stage.train.checkpoint_every == 0 or step == stage.train.steps:
+                save(run, recorder, step)
+    run.writer.wait()
+    metrics = evaluate(run, "after") if run.heldout else {}
+    weights = run.learner.weights(POLICY)
+    if run.learner.group.rank == 0:
+        with storage.committed(ctx.artifact) as folder:
+            save_adapter(folder, adapter_of(run.policy_method, weights, "policy"), ctx.about())
+            (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+def _encode(ctx: StageContext[Rl], source: Source) -> Table:
+    """Load and encode a source's prompts."""
+    rows = load_rows(source, "prompts")
+    prompts = encode_prompts(
+        rows.items, tokenizer_of(ctx), ctx.stage.rollout.max_prompt_tokens, source.max_bad_rows - len(rows.bad)
+    )
+    return Table({"prompt_ids": prompts}, rows.digest)
