@@ -17,6 +17,7 @@ from tests.support.gradient_cases import language
 from tests.support.plain_model import IDS, assert_counted, disturb, gradients, gradients_in_half, load, logits
 from triptych import storage
 from triptych.errors import UserError
+from triptych.forward.export import adapter_of
 from triptych.methods import counts
 from triptych.methods.adapter_drop import export_without
 from triptych.methods.bottleneck import Config, attach
@@ -26,7 +27,6 @@ from triptych.recipe import Optimizer
 from triptych.recipe.bottleneck import Houlsby, ParallelAdapter, Pfeiffer
 from triptych.recipe.matrix import Lora
 from triptych.recipe.model import Model
-from triptych.stages.supervised import adapter_of
 from triptych.train.learner import Learner
 from triptych.train.tasks.language import LanguageModeling
 

@@ -21,6 +21,7 @@ from tests.support.soft_cases import (
     states_and_gradients,
 )
 from triptych.forward.attention import RowPrefix, padded_attention
+from triptych.forward.export import adapter_of
 from triptych.forward.gated_prefix import with_gate
 from triptych.methods import METHODS
 from triptych.methods.gates import Gate
@@ -29,7 +30,6 @@ from triptych.recipe.bottleneck import GatedPfeiffer, Pfeiffer
 from triptych.recipe.matrix import GatedLora
 from triptych.recipe.method import Unipelt
 from triptych.recipe.virtual import GatedPrefix, PTuningV2
-from triptych.stages.supervised import adapter_of
 
 METHODS_HERE: dict[str, Any] = {
     "prefix": GatedPrefix(num_virtual_tokens=4, prefix_projection=False),

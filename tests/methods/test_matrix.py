@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.support.gradient_cases import language
 from triptych.errors import UserError
+from triptych.forward.export import adapter_of
 from triptych.forward.roles import BASE, RoleModel
 from triptych.methods.added import trained
 from triptych.methods.merge import merged_model
@@ -17,7 +18,6 @@ from triptych.models.sizes import model_sizes
 from triptych.recipe import Method, Model, Optimizer
 from triptych.recipe import matrix as m
 from triptych.recipe.method import BitFit
-from triptych.stages.supervised import adapter_of
 from triptych.train.learner import Learner
 from triptych.train.tasks.language import LanguageModeling
 

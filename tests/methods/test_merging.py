@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from triptych.cli import app
 from triptych.errors import UserError
+from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
 from triptych.models.adapter import save_adapter
 from triptych.models.base import fingerprint, load_causal_lm
@@ -18,7 +19,6 @@ from triptych.recipe import Method
 from triptych.recipe.bottleneck import Houlsby
 from triptych.recipe.matrix import Ia3, Lora
 from triptych.registry import Registry
-from triptych.stages.supervised import adapter_of
 
 IDS = torch.randint(5, 300, (1, 9), generator=torch.Generator().manual_seed(3))
 

@@ -25,6 +25,7 @@ from tests.support.soft_cases import (
     states_and_gradients,
 )
 from triptych.errors import UserError
+from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
 from triptych.methods import virtual
 from triptych.methods.prefix import TEXT
@@ -35,7 +36,6 @@ from triptych.models.sizes import model_sizes
 from triptych.recipe.matrix import Lora
 from triptych.recipe.model import Model
 from triptych.recipe.virtual import PrefixTuning, PTuningV2
-from triptych.stages.supervised import adapter_of
 
 METHODS_HERE: dict[str, Any] = {
     "plain": PTuningV2(num_virtual_tokens=4),

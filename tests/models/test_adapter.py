@@ -10,13 +10,13 @@ from peft import PeftModel, get_peft_model_state_dict
 from transformers import AutoModelForCausalLM
 
 from triptych.errors import UserError
+from triptych.forward.export import adapter_of
 from triptych.forward.roles import BASE, RoleModel
 from triptych.models.adapter import Adapter, Normalization, load_adapter, save_adapter
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead
 from triptych.recipe import CRITIC, POLICY, REFERENCE, REWARD, Lora
 from triptych.stages.rl.worker import add_roles
-from triptych.stages.supervised import adapter_of
 from triptych.train.batch import sample_batch
 from triptych.train.tasks.forward import mean_scores, response_logprobs, response_values, sequence_scores
 

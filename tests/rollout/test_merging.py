@@ -15,11 +15,11 @@ from transformers import LlamaForCausalLM
 from triptych.engines.base import REPLACED, adapter_digest, resolve_mode
 from triptych.engines.merging import checkpoint_files, merged_weights
 from triptych.errors import RunError
+from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
 from triptych.methods.merge import changed_weights
 from triptych.models.base import load_causal_lm
 from triptych.recipe.matrix import Dora, Ia3
-from triptych.stages.supervised import adapter_of
 
 MakeAdapter = Callable[..., Any]
 CPU = torch.device("cpu")

@@ -20,7 +20,8 @@ from triptych.observe.progress import Progress
 from triptych.recipe import Lora, Optimizer, RecipeError
 from triptych.serve.capabilities import Capabilities
 from triptych.stages import classification
-from triptych.stages.context import StageContext, summary
+from triptych.stages.artifact import summary
+from triptych.stages.context import StageContext
 from triptych.stages.table import read_table
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner

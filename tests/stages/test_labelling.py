@@ -18,7 +18,8 @@ from triptych.observe.report.page import tiles
 from triptych.observe.runs import StageView
 from triptych.recipe import RecipeError
 from triptych.stages import question_answering, token_classification
-from triptych.stages.context import StageContext, summary
+from triptych.stages.artifact import summary
+from triptych.stages.context import StageContext
 from triptych.stages.loop import Rows
 from triptych.train.learner import Learner
 

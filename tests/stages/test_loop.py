@@ -19,9 +19,10 @@ from triptych.observe.log import read_metrics
 from triptych.observe.progress import Progress
 from triptych.recipe import Lora
 from triptych.recipe.matrix import AdaLora
+from triptych.stages.artifact import commit_role
 from triptych.stages.context import StageContext
 from triptych.stages.loop import Rows, fit
-from triptych.stages.supervised import learner_for, save
+from triptych.stages.supervised import learner_for
 from triptych.train.batch import Batch, language_batch
 from triptych.train.learner import Learner, Sums
 from triptych.train.tasks.language import LanguageModeling
@@ -139,7 +140,8 @@ def test_ranks_of_adalora_are_written_for_the_report(context: Callable[[str], St
     ctx = replace(ctx, stage=ctx.stage.model_copy(update={"method": method}))
     model = RoleModel(load_causal_lm(ctx.base_dir, torch.float32))
     model.add("policy", method, trainable=True)
-    save(ctx, learner_for(ctx, model, {"policy": "policy"}, {"train": rows()}), "policy", "policy", {})
+    learner = learner_for(ctx, model, {"policy": "policy"}, {"train": rows()})
+    commit_role(ctx, learner, "policy", {})
     written = json.loads((Path(ctx.folder) / "ranks.json").read_text())
     assert written == {"policy": {f"model.layers.{layer}.self_attn.q_proj": 3 for layer in (0, 1)}}
 

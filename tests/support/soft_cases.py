@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.support.gradient_cases import in_float64
+from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
 from triptych.methods.added import trained
 from triptych.models.adapter import load_adapter, save_adapter
@@ -17,7 +18,6 @@ from triptych.models.base import load_causal_lm
 from triptych.models.sizes import model_sizes
 from triptych.recipe.method import Method
 from triptych.recipe.model import Model
-from triptych.stages.supervised import adapter_of
 
 ROWS = [[5, 6, 7, 8, 9], [5, 6, 7, 20, 21, 22, 23], [40, 41], [5, 6, 7, 8, 9, 10], [5, 6, 7, 8, 9]]
 """Some begin alike, and two are the same."""

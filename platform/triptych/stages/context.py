@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from triptych import __version__, storage
+from triptych import storage
 from triptych.errors import UserError
-from triptych.models.adapter import Adapter, load_adapter
 from triptych.models.base import resolve_base
 from triptych.observe.progress import Progress
 from triptych.recipe import KINDS, Recipe, TrainedStage, with_effect
 from triptych.recipe.changes import differences
 from triptych.recipe.upgrade import is_old, upgraded_stage
-from triptych.registry import AdapterVersion, Registry
+from triptych.registry import Registry
 from triptych.stages.table import Table, write_table
 
 StageT = TypeVar("StageT", bound=TrainedStage)
@@ -140,75 +139,6 @@ def _of_today(stage: dict[str, Any]) -> dict[str, Any]:
     """Fields that an earlier version wrote down, as this one does."""
     fields = upgraded_stage(stage)
     return with_effect(KINDS[fields["kind"]].model_validate_json(json.dumps(fields)))
-
-
-def measured(ctx: StageContext[Any]) -> dict[str, float]:
-    """The held-out metrics that the stage's workers left in its artifact."""
-    metrics: dict[str, float] = json.loads(storage.read_bytes(storage.join(ctx.artifact, "metrics.json")))
-    return metrics
-
-
-def finish(
-    ctx: StageContext[Any],
-    inputs: Mapping[str, Any],
-    kind: str,
-    metrics: Mapping[str, float],
-    data: Mapping[str, Mapping[str, int]] | None = None,
-) -> AdapterVersion:
-    """Register the stage's artifact, once, and write its summary; `data`: what became of the rows, by split."""
-    registry = ctx.registry()
-    digest = storage.verify(ctx.artifact).digest
-    known = [version for version in _versions(registry, ctx.adapter_name) if version.sha256 == digest]
-    version = known[0] if known else _register(ctx, registry, inputs, kind, metrics)
-    summary = {"kind": ctx.stage.kind, "metrics": dict(metrics), "registered": version.ref, "sha256": version.sha256}
-    summary |= {"data": {split: dict(counts) for split, counts in data.items()}} if data else {}
-    storage.write_bytes(storage.join(ctx.folder, "summary.json"), json.dumps(summary, indent=2).encode())
-    return version
-
-
-def summary(run: str, stage: str) -> dict[str, Any] | None:
-    """What a finished stage wrote; None before its end."""
-    url = storage.join(run, "stages", stage, "summary.json")
-    if not storage.exists(url):
-        return None
-    content: dict[str, Any] = json.loads(storage.read_bytes(url))
-    return content
-
-
-def parent(ctx: StageContext[Any], ref: str, kind: str) -> tuple[Adapter, AdapterVersion]:
-    """The adapter that `ref` names: a stage of this run, or `name@version` in the registry.
-
-    Raises:
-        UserError: it is of another kind or sits on another base.
-    """
-    registry = ctx.registry()
-    done = summary(ctx.run, ref) if ref in ctx.recipe.stages else None
-    version = registry.get(done["registered"] if done else ref)
-    if version.base_fingerprint != ctx.base_fingerprint:
-        raise UserError(f"{version.ref} was trained on {version.base}, another base than {ctx.recipe.model.base}")
-    storage.verify(version.url)
-    return load_adapter(storage.local_copy(version.url), kind), version
-
-
-def _register(
-    ctx: StageContext[Any], registry: Registry, inputs: Mapping[str, Any], kind: str, metrics: Mapping[str, float]
-) -> AdapterVersion:
-    lineage = dict(inputs) | {"run": ctx.run, "stage_name": ctx.name, "code": __version__}
-    lineage |= {**ctx.about(), **ctx.origin}
-    return registry.register(
-        ctx.adapter_name,
-        ctx.artifact,
-        kind=kind,
-        base=ctx.recipe.model.base,
-        base_fingerprint=ctx.base_fingerprint,
-        lineage=lineage,
-        metrics=dict(metrics),
-    )
-
-
-def _versions(registry: Registry, name: str) -> list[AdapterVersion]:
-    known = {adapter.name for adapter in registry.adapters()}
-    return list(registry.versions(name)) if name in known else []
 
 
 def _without(value: Any, keys: set[str]) -> Any:

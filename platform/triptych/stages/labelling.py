@@ -7,10 +7,11 @@ from triptych.forward.roles import RoleModel
 from triptych.models.heads import ClassHead
 from triptych.recipe import CLASSIFIER, LabellingStage
 from triptych.registry import AdapterVersion
-from triptych.stages.context import StageContext, finish, measured
+from triptych.stages.artifact import commit_role, finish, measured
+from triptych.stages.context import StageContext
 from triptych.stages.encoding import Examples
 from triptych.stages.loop import Rows
-from triptych.stages.supervised import Learn, fit_and_evaluate, learner_for, prepare, save, train
+from triptych.stages.supervised import Learn, fit_and_evaluate, learner_for, prepare, train
 from triptych.train.learner import Objective
 from triptych.train.side_by_side import Steps
 
@@ -19,7 +20,7 @@ def label(ctx: StageContext[Any], examples: Examples, learn: Learn) -> AdapterVe
     """Rows -> tables -> training by `learn` -> registered classifier."""
     prepared = prepare(ctx, examples)
     train(ctx, learn)
-    return finish(ctx, prepared.inputs, CLASSIFIER, measured(ctx), prepared.data)
+    return finish(ctx, prepared.inputs, measured(ctx), prepared.data)
 
 
 def learn_labels(
@@ -31,4 +32,4 @@ def learn_labels(
     model.add(role, stage.method, trainable=True, head=ClassHead(model.hidden_size, len(stage.classes)))
     learner = learner_for(ctx, model, {role: CLASSIFIER}, rows)
     metrics = yield from fit_and_evaluate(ctx, learner, objective, rows)
-    save(ctx, learner, role, CLASSIFIER, metrics, stage.classes)
+    commit_role(ctx, learner, role, metrics, stage.classes)

@@ -18,16 +18,18 @@ from triptych.data.encode import encode_pairs
 from triptych.data.rows import Kind
 from triptych.data.sources import PARSERS
 from triptych.errors import RunError
+from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
-from triptych.models.adapter import Adapter, Normalization, save_adapter
+from triptych.models.adapter import Adapter, Normalization
 from triptych.models.heads import ScalarHead
 from triptych.recipe import REWARD, Reward, member_roles
 from triptych.registry import AdapterVersion
-from triptych.stages.context import StageContext, finish, measured
+from triptych.stages.artifact import commit_adapter, finish, measured, write_ranks
+from triptych.stages.context import StageContext
 from triptych.stages.encoding import TOKENS, Examples
 from triptych.stages.loop import fitting
 from triptych.stages.reward_evaluation import Pairs, measure_normalization, reward_report, score_pairs, shared_prompts
-from triptych.stages.supervised import adapter_of, learner_for, open_rows, prepare, train, write_ranks
+from triptych.stages.supervised import learner_for, open_rows, prepare, train
 from triptych.stages.table import StoredTable, read_table
 from triptych.train.batch import Batch, pair_batch
 from triptych.train.learner import Learner, Objective, StepReport
@@ -47,7 +49,7 @@ def run(ctx: StageContext[Reward]) -> AdapterVersion:
     train(ctx, learn)
     metrics = measured(ctx)
     check_gate(ctx.name, ctx.stage, metrics)
-    return finish(ctx, prepared.inputs, "reward_model", metrics, prepared.data)
+    return finish(ctx, prepared.inputs, metrics, prepared.data)
 
 
 def check_gate(name: str, stage: Reward, metrics: Mapping[str, float]) -> None:
@@ -135,9 +137,7 @@ def learn(ctx: StageContext[Reward], model: RoleModel, role: str = REWARD) -> St
     adapter = _adapter(ctx, learner, members, normalization)
     if learner.group.rank == 0:
         metrics = {} if scores is None else _measured(ctx, objective, scores, normalization)
-        with storage.committed(ctx.artifact) as folder:
-            save_adapter(folder, adapter, ctx.about())
-            (folder / "metrics.json").write_text(json.dumps(metrics))
+        commit_adapter(ctx, adapter, metrics)
 
 
 def _measured(
@@ -161,7 +161,7 @@ def _adapter(
     if learner.group.rank == 0:
         write_ranks(ctx, weights)
     members = [
-        dataclasses.replace(adapter_of(ctx.stage.method, own, "reward_model"), normalization=normalization)
+        dataclasses.replace(adapter_of(ctx.stage.method, own, ctx.stage.output), normalization=normalization)
         for own in weights.values()
     ]
     return dataclasses.replace(members[0], others=tuple(members[1:]))

@@ -20,7 +20,8 @@ from triptych.plan import Machine, cluster, known_here, place, requests, with_ch
 from triptych.plan.placement import pack
 from triptych.recipe import Recipe, dump_recipe, ready, stage_order
 from triptych.registry.url import registry_url
-from triptych.stages.context import StageContext, summary
+from triptych.stages.artifact import summary
+from triptych.stages.context import StageContext
 from triptych.stages.prediction import fail, predict, settle
 
 

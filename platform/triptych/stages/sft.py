@@ -9,11 +9,11 @@ from triptych.data.encode import encode_sft
 from triptych.data.sources import PARSERS
 from triptych.forward.roles import RoleModel
 from triptych.recipe import POLICY, Sft
-from triptych.recipe.method import trains_base
 from triptych.registry import AdapterVersion
-from triptych.stages.context import StageContext, finish, measured
+from triptych.stages.artifact import commit_role, finish, measured
+from triptych.stages.context import StageContext
 from triptych.stages.encoding import TOKENS, Examples
-from triptych.stages.supervised import fit_and_evaluate, learner_for, open_rows, prepare, save, train
+from triptych.stages.supervised import fit_and_evaluate, learner_for, open_rows, prepare, train
 from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch, language_batch
 from triptych.train.side_by_side import Steps
@@ -24,12 +24,7 @@ def run(ctx: StageContext[Sft]) -> AdapterVersion:
     """Chats -> tables -> training -> registered adapter. Goes on from where an earlier call stopped."""
     prepared = prepare(ctx, chats(ctx.stage))
     train(ctx, learn)
-    return finish(ctx, prepared.inputs, kind(ctx.stage), measured(ctx), prepared.data)
-
-
-def kind(stage: Sft) -> str:
-    """What the stage makes: an adapter, or a whole model."""
-    return "model" if trains_base(stage.method) else "policy"
+    return finish(ctx, prepared.inputs, measured(ctx), prepared.data)
 
 
 def chats(stage: Sft) -> Examples:
@@ -56,4 +51,4 @@ def learn(ctx: StageContext[Sft], model: RoleModel, role: str = POLICY) -> Steps
     model.add(role, ctx.stage.method, trainable=True)
     learner = learner_for(ctx, model, {role: POLICY}, rows)
     metrics = yield from fit_and_evaluate(ctx, learner, LanguageModeling(role), rows)
-    save(ctx, learner, role, kind(ctx.stage), metrics)
+    commit_role(ctx, learner, role, metrics)

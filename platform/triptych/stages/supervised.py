@@ -1,28 +1,16 @@
 """What the stages that learn from rows share, from the sources to the registered artifact."""
 
-import dataclasses
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from ray.train.torch import get_device
-from torch import Tensor
 
 from triptych import storage
 from triptych.data.sources import survey
 from triptych.errors import UserError
-from triptych.forward.roles import HEAD, RoleModel
-from triptych.methods.adalora import ranks
-from triptych.methods.apply import export_method
-from triptych.methods.freeze import whole
-from triptych.models.adapter import Adapter, save_adapter
-from triptych.models.full import save_model
-from triptych.recipe import Method
-from triptych.recipe.matrix import AdaLora
-from triptych.recipe.method import Freeze, parts_of, trains_base
+from triptych.forward.roles import RoleModel
 from triptych.stages.context import StageContext, remember
 from triptych.stages.encoding import Examples, encode
 from triptych.stages.loop import Rows, evaluate, fitting, step_rows
@@ -144,52 +132,3 @@ def fit_and_evaluate(
     heldout = rows.get("heldout")
     yield from fitting(ctx, learner, objective, rows["train"], heldout)
     return evaluate(ctx, learner, objective, heldout) if heldout else {}
-
-
-def adapter_of(method: Method, weights: Mapping[str, Tensor], kind: str) -> Adapter:
-    """What a role trained, as `Learner.weights` gives it, in the form of its files: the method's, and its head's."""
-    own = {name: tensor for name, tensor in weights.items() if not name.startswith(HEAD)}
-    head = {name.removeprefix(HEAD): tensor for name, tensor in weights.items() if name.startswith(HEAD)}
-    parts = {part.method.name: part for part in export_method(method, own).values()}
-    before = {name: f"{name}." if len(parts) > 1 else "" for name in parts}
-    exported = tuple(part.method for part in parts.values())
-    return Adapter(
-        exported if len(parts) > 1 else exported[0],
-        {f"{before[name]}{key}": tensor for name, part in parts.items() for key, tensor in part.weights.items()},
-        kind,
-        {name: part.config for name, part in parts.items() if part.config is not None},
-        {name: part.peft for name, part in parts.items() if part.peft is not None},
-        head or None,
-        state=own if exported != parts_of(method) else None,
-        trained=method,
-    )
-
-
-def write_ranks(ctx: StageContext[Any], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Write the ranks that AdaLoRA left, by role, for the report; nothing for another method."""
-    if any(isinstance(part, AdaLora) for part in parts_of(ctx.stage.method)):
-        found = {role: ranks(own) for role, own in weights.items()}
-        storage.write_bytes(storage.join(ctx.folder, "ranks.json"), json.dumps(found).encode())
-
-
-def save(
-    ctx: StageContext[Any],
-    learner: Learner,
-    role: str,
-    kind: str,
-    metrics: Mapping[str, float],
-    labels: Sequence[str] = (),
-) -> None:
-    """Commit the role as the stage's artifact, and the metrics with it. Every rank calls it; rank 0 writes."""
-    weights = learner.weights(role)
-    if learner.group.rank == 0:
-        write_ranks(ctx, {role: weights})
-        with storage.committed(ctx.artifact) as folder:
-            if isinstance(ctx.stage.method, Freeze):
-                weights = whole(ctx.stage.method, ctx.base_dir, weights)
-            if trains_base(ctx.stage.method):
-                save_model(folder, ctx.base_dir, weights, getattr(torch, ctx.recipe.model.dtype), ctx.about())
-            else:
-                adapter = adapter_of(ctx.stage.method, weights, kind)
-                save_adapter(folder, dataclasses.replace(adapter, labels=tuple(labels)), ctx.about())
-            (folder / "metrics.json").write_text(json.dumps(dict(metrics)))

@@ -15,7 +15,8 @@ from triptych.observe.log import read_metrics
 from triptych.observe.progress import Progress
 from triptych.plan import Machine, cluster
 from triptych.recipe import Asha, Recipe, dump_recipe, with_values
-from triptych.stages.context import StageContext, summary
+from triptych.stages.artifact import summary
+from triptych.stages.context import StageContext
 from triptych.stages.run import chosen, run_stage, stage_context
 from triptych.train import checkpoint
 from triptych.train.on_ray import WorkerFailedError

@@ -25,6 +25,7 @@ from tests.support.conformance.trial import (
     step,
 )
 from tests.support.gradient_cases import gradients, in_float64, worst_error
+from triptych.forward.export import adapter_of
 from triptych.forward.roles import HEAD, RoleModel
 from triptych.methods import freeze
 from triptych.methods.merge import merged_model
@@ -34,7 +35,6 @@ from triptych.models.full import save_model
 from triptych.models.heads import ClassHead
 from triptych.recipe import Optimizer
 from triptych.recipe.method import MERGING, Freeze, parts_of, trains_base
-from triptych.stages.supervised import adapter_of
 from triptych.train import checkpoint
 from triptych.train.batch import Batch, last_token
 from triptych.train.group import Group

@@ -5,20 +5,21 @@ critic starts as a trainable copy of the reward model, head included. Every rank
 pool and broadcasts what it said.
 """
 
-import json
 from typing import Any
 
 from triptych import storage
 from triptych.data import encode_prompts, load_rows
 from triptych.errors import UserError
-from triptych.models.adapter import Adapter, save_adapter
+from triptych.forward.export import adapter_of
+from triptych.models.adapter import Adapter
 from triptych.models.peft_files import largest_rank
 from triptych.observe.metrics import PpoMetrics
 from triptych.recipe import POLICY, Reward, Rl, Source
 from triptych.recipe.refusals import as_policy, is_lora
 from triptych.registry import AdapterVersion
 from triptych.rollout.pool import RolloutPool
-from triptych.stages.context import StageContext, begin, finish, measured, parent
+from triptych.stages.artifact import commit_adapter, finish, measured, parent
+from triptych.stages.context import StageContext, begin
 from triptych.stages.models import tokenizer_of
 from triptych.stages.recorder import Recorder
 from triptych.stages.reward import check_gate
@@ -26,7 +27,6 @@ from triptych.stages.rl.evaluation import evaluate
 from triptych.stages.rl.step import ppo_step
 from triptych.stages.rl.sync import first_sync
 from triptych.stages.rl.worker import resume, save, start
-from triptych.stages.supervised import adapter_of
 from triptych.stages.table import Table
 from triptych.train.on_ray import launch
 
@@ -50,7 +50,7 @@ def run(ctx: StageContext[Rl]) -> AdapterVersion:
             launch(ctx.name, _train, config, stage.train.workers, storage.join(ctx.folder, "ray"))
         finally:
             pool.close()
-    return finish(ctx, inputs, "policy", measured(ctx))
+    return finish(ctx, inputs, measured(ctx))
 
 
 def start_pool(ctx: StageContext[Rl], policy: Adapter) -> RolloutPool:
@@ -94,9 +94,7 @@ def _train(config: dict[str, Any]) -> None:
     metrics = evaluate(run, "after") if run.heldout else {}
     weights = run.learner.weights(POLICY)
     if run.learner.group.rank == 0:
-        with storage.committed(ctx.artifact) as folder:
-            save_adapter(folder, adapter_of(run.policy_method, weights, "policy"), ctx.about())
-            (folder / "metrics.json").write_text(json.dumps(metrics))
+        commit_adapter(ctx, adapter_of(run.policy_method, weights, stage.output), metrics)
 
 
 def _encode(ctx: StageContext[Rl], source: Source) -> Table:

@@ -8,6 +8,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from triptych.engines.base import REPLACED, Logprobs, RolloutRecord
+from triptych.forward.export import adapter_of
 from triptych.forward.roles import BASE, RoleModel
 from triptych.methods.merge import changed_weights
 from triptych.models.adapter import peft_json
@@ -15,7 +16,6 @@ from triptych.recipe import POLICY
 from triptych.recipe.refusals import is_lora
 from triptych.rollout.sync_check import check_sync
 from triptych.stages.rl.worker import RlWorker
-from triptych.stages.supervised import adapter_of
 from triptych.train.batch import Batch, sample_batch
 from triptych.train.tasks.forward import response_logprobs
 

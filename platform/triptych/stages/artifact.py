@@ -1,0 +1,156 @@
+"""Outputs of stages: committed in the stage's folder, registered once, and found by the stages that read them.
+
+The registry's kind of an output is the stage's `output`: a policy, a reward model, a classifier, a whole model or a
+data set.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triptych import __version__, storage
+from triptych.errors import UserError
+from triptych.forward.export import adapter_of
+from triptych.methods.adalora import ranks
+from triptych.methods.freeze import whole
+from triptych.models.adapter import Adapter, load_adapter, save_adapter
+from triptych.models.full import save_model
+from triptych.recipe.matrix import AdaLora
+from triptych.recipe.method import Freeze, parts_of, trains_base
+from triptych.registry import AdapterVersion, Registry
+from triptych.stages.context import StageContext
+from triptych.train.learner import Learner
+
+METRICS = "metrics.json"
+"""Held-out metrics, beside the output that they were measured on."""
+
+
+@contextmanager
+def committed_output(ctx: StageContext[Any], metrics: Mapping[str, float]) -> Iterator[Path]:
+    """The folder of the stage's output, committed with its held-out metrics at the end of the block."""
+    with storage.committed(ctx.artifact) as folder:
+        yield folder
+        (folder / METRICS).write_text(json.dumps(dict(metrics)))
+
+
+def commit_adapter(ctx: StageContext[Any], adapter: Adapter, metrics: Mapping[str, float]) -> None:
+    """Commit an adapter as the stage's output. Rank 0 calls it."""
+    with committed_output(ctx, metrics) as folder:
+        save_adapter(folder, adapter, ctx.about())
+
+
+def commit_role(
+    ctx: StageContext[Any],
+    learner: Learner,
+    role: str,
+    metrics: Mapping[str, float],
+    labels: Sequence[str] = (),
+) -> None:
+    """Commit what the stage's own method trained: an adapter, or a whole model. Every rank calls it; rank 0 writes.
+
+    `labels`: the classes of a classifier, in the order of its head.
+    """
+    weights = learner.weights(role)
+    if learner.group.rank != 0:
+        return
+    method = ctx.stage.method
+    write_ranks(ctx, {role: weights})
+    if trains_base(method):
+        _commit_model(ctx, weights, metrics)
+    else:
+        adapter = adapter_of(method, weights, ctx.stage.output)
+        commit_adapter(ctx, dataclasses.replace(adapter, labels=tuple(labels)), metrics)
+
+
+def write_ranks(ctx: StageContext[Any], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write the ranks that AdaLoRA left, by role, for the report; nothing for another method."""
+    if any(isinstance(part, AdaLora) for part in parts_of(ctx.stage.method)):
+        found = {role: ranks(own) for role, own in weights.items()}
+        storage.write_bytes(storage.join(ctx.folder, "ranks.json"), json.dumps(found).encode())
+
+
+def measured(ctx: StageContext[Any]) -> dict[str, float]:
+    """The held-out metrics that were committed with the stage's output."""
+    metrics: dict[str, float] = json.loads(storage.read_bytes(storage.join(ctx.artifact, METRICS)))
+    return metrics
+
+
+def finish(
+    ctx: StageContext[Any],
+    inputs: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    data: Mapping[str, Mapping[str, int]] | None = None,
+) -> AdapterVersion:
+    """Register the stage's output, once, and write its summary; `data`: what became of the rows, by split."""
+    registry = ctx.registry()
+    digest = storage.verify(ctx.artifact).digest
+    known = [version for version in _versions(registry, ctx.adapter_name) if version.sha256 == digest]
+    version = known[0] if known else _register(ctx, registry, inputs, metrics)
+    content = {"kind": ctx.stage.kind, "metrics": dict(metrics), "registered": version.ref, "sha256": version.sha256}
+    content |= {"data": {split: dict(counts) for split, counts in data.items()}} if data else {}
+    storage.write_bytes(storage.join(ctx.folder, "summary.json"), json.dumps(content, indent=2).encode())
+    return version
+
+
+def summary(run: str, stage: str) -> dict[str, Any] | None:
+    """What a finished stage wrote; None before its end."""
+    url = storage.join(run, "stages", stage, "summary.json")
+    if not storage.exists(url):
+        return None
+    content: dict[str, Any] = json.loads(storage.read_bytes(url))
+    return content
+
+
+def parent(ctx: StageContext[Any], ref: str, kind: str) -> tuple[Adapter, AdapterVersion]:
+    """The adapter that `ref` names: a stage of this run, or `name@version` in the registry.
+
+    Raises:
+        UserError: it is of another kind or sits on another base.
+    """
+    version = registered(ctx, ref)
+    if version.base_fingerprint != ctx.base_fingerprint:
+        raise UserError(f"{version.ref} was trained on {version.base}, another base than {ctx.recipe.model.base}")
+    storage.verify(version.url)
+    return load_adapter(storage.local_copy(version.url), kind), version
+
+
+def registered(ctx: StageContext[Any], ref: str) -> AdapterVersion:
+    """The registered output that `ref` names: a finished stage of this run, or `name@version` in the registry."""
+    done = summary(ctx.run, ref) if ref in ctx.recipe.stages else None
+    return ctx.registry().get(done["registered"] if done else ref)
+
+
+def _commit_model(ctx: StageContext[Any], weights: dict[str, Tensor], metrics: Mapping[str, float]) -> None:
+    """Commit the base with its trained weights as the stage's output."""
+    method = ctx.stage.method
+    with committed_output(ctx, metrics) as folder:
+        if isinstance(method, Freeze):
+            weights = whole(method, ctx.base_dir, weights)
+        save_model(folder, ctx.base_dir, weights, getattr(torch, ctx.recipe.model.dtype), ctx.about())
+
+
+def _register(
+    ctx: StageContext[Any], registry: Registry, inputs: Mapping[str, Any], metrics: Mapping[str, float]
+) -> AdapterVersion:
+    lineage = dict(inputs) | {"run": ctx.run, "stage_name": ctx.name, "code": __version__}
+    lineage |= {**ctx.about(), **ctx.origin}
+    return registry.register(
+        ctx.adapter_name,
+        ctx.artifact,
+        kind=ctx.stage.output,
+        base=ctx.recipe.model.base,
+        base_fingerprint=ctx.base_fingerprint,
+        lineage=lineage,
+        metrics=dict(metrics),
+    )
+
+
+def _versions(registry: Registry, name: str) -> list[AdapterVersion]:
+    known = {adapter.name for adapter in registry.adapters()}
+    return list(registry.versions(name)) if name in known else []
