@@ -9,13 +9,25 @@ import pytest
 import yaml
 
 from triptych.cluster import bundle as bundles
-from triptych.cluster import errands
+from triptych.cluster import remote_call
 from triptych.cluster.bundle import Bundle, archive, bundle_folder, bundle_recipe
-from triptych.cluster.errands import FILE, FOLDER, MARK, RECIPE, Answer, Errand, ask, asked, fetch, heard, tell
+from triptych.cluster.remote_call import (
+    FILE,
+    FOLDER,
+    MARK,
+    RECIPE,
+    CallResult,
+    RemoteCall,
+    dump_call,
+    fetch,
+    parse_result,
+    read_call,
+    write_result,
+)
 from triptych.errors import RunError, UserError
 from triptych.recipe import Recipe, load_recipe
 
-ERRAND = Errand(("run", RECIPE, "--set", 'name=it\'s "quoted"; $(rm -rf /)'), width=90)
+CALL = RemoteCall(("run", RECIPE, "--set", 'name=it\'s "quoted"; $(rm -rf /)'), width=90)
 
 
 @pytest.fixture
@@ -36,7 +48,7 @@ def packed(bundle: Bundle) -> dict[str, bytes]:
 
 
 def test_local_files_travel_under_names_that_do_not_tell_where_they_lay(recipe: Recipe, tiny_model_dir: Path) -> None:
-    content = packed(bundle_recipe(recipe, ERRAND))
+    content = packed(bundle_recipe(recipe, CALL))
     sent = yaml.safe_load(content[RECIPE])
     rows = {name: stage["data"]["train"]["path"] for name, stage in sent["stages"].items()}
     assert rows["sft"] == "data/sft.jsonl"
@@ -51,26 +63,26 @@ def test_local_files_travel_under_names_that_do_not_tell_where_they_lay(recipe: 
 
 
 def test_the_same_content_is_the_same_archive(recipe: Recipe) -> None:
-    with archive(bundle_recipe(recipe, ERRAND)) as first, archive(bundle_recipe(recipe, ERRAND)) as second:
+    with archive(bundle_recipe(recipe, CALL)) as first, archive(bundle_recipe(recipe, CALL)) as second:
         assert first.read_bytes() == second.read_bytes()
 
 
 def test_a_relative_path_that_is_not_here_is_refused(recipe: Recipe) -> None:
     Path("data/sft.jsonl").unlink()
     with pytest.raises(UserError, match=r"data/sft\.jsonl: no such file on this machine"):
-        bundle_recipe(recipe, ERRAND)
+        bundle_recipe(recipe, CALL)
 
 
 def test_too_much_is_refused_with_the_largest_files(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundles, "LIMIT", 10_000)
     with pytest.raises(UserError, match=r"model\.safetensors .*allowed: 9\.8 KiB compressed\); put large files"):
-        packed(bundle_recipe(recipe, ERRAND))
+        packed(bundle_recipe(recipe, CALL))
 
 
-def test_an_errand_arrives_as_it_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_arrives_as_it_was_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Path(FILE).write_bytes(ask(ERRAND))
-    assert asked() == ERRAND
+    Path(FILE).write_bytes(dump_call(CALL))
+    assert read_call() == CALL
 
 
 def test_an_answer_comes_back_with_its_files(
@@ -82,9 +94,9 @@ def test_an_answer_comes_back_with_its_files(
     for name, content in contents.items():
         (tmp_path / FOLDER / name).write_bytes(content)
     print("half a line", end="")
-    tell(Answer(0, "table\n"))
+    write_result(CallResult(0, "table\n"))
     output = f"some log\n{capsys.readouterr().out}and more"
-    answer = heard(output)
+    answer = parse_result(output)
     assert answer is not None
     assert (answer.code, answer.stdout) == (0, "table\n")
     fetch(output, answer.sha256, tmp_path / "back")
@@ -95,17 +107,17 @@ def test_too_much_does_not_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(errands, "MOST", 10)
+    monkeypatch.setattr(remote_call, "MAX_BYTES", 10)
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / "a.bin").write_bytes(bytes(11))
-    tell(Answer(0))
+    write_result(CallResult(0))
     printed = capsys.readouterr()
-    assert heard(printed.out) == Answer(2)
+    assert parse_result(printed.out) == CallResult(2)
     assert printed.err.startswith("error: ")
 
 
 def test_no_answer_is_none() -> None:
-    assert heard("Traceback (most recent call last):\nKilled") is None
+    assert parse_result("Traceback (most recent call last):\nKilled") is None
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/outside", "a/../../outside", "", "a//b"])
@@ -124,7 +136,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_travels_whole(tiny_model_dir: Path) -> None:
-    content = packed(bundle_folder(str(tiny_model_dir), ERRAND))
+    content = packed(bundle_folder(str(tiny_model_dir), CALL))
     assert content[f"{FOLDER}/config.json"] == (tiny_model_dir / "config.json").read_bytes()
     with pytest.raises(UserError, match="no such folder"):
-        bundle_folder(str(tiny_model_dir / "none"), ERRAND)
+        bundle_folder(str(tiny_model_dir / "none"), CALL)

@@ -11,7 +11,7 @@ from ray.job_submission import JobSubmissionClient
 from triptych import __version__
 from triptych.cluster.client import Client, connect
 from triptych.cluster.environment import read_runtime_env
-from triptych.cluster.errands import recipe_format
+from triptych.cluster.remote_call import recipe_format
 from triptych.cluster.submit import check_storage, check_versions
 from triptych.credentials import sends_in_clear
 from triptych.errors import UserError

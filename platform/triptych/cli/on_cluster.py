@@ -1,4 +1,4 @@
-"""Verbs with `--address`: the same verb, run by the cluster, with its output and its exit code here."""
+"""Verbs with `--address`: run by the cluster, with their output and exit code here."""
 
 import functools
 import shutil
@@ -15,12 +15,12 @@ from triptych.errors import UserError
 
 if TYPE_CHECKING:
     from triptych.cluster.client import Client
-    from triptych.cluster.errands import Answer
+    from triptych.cluster.remote_call import CallResult
     from triptych.cluster.submitted import Submitted
 
 
 def terminal_width() -> int:
-    """Columns that tables may have."""
+    """Columns of the terminal; 100 without one."""
     return shutil.get_terminal_size((100, 24)).columns
 
 
@@ -32,9 +32,9 @@ def on_cluster(
     brings_file: bool = False,
     of_endpoint: bool = False,
 ) -> Callable[..., Any]:
-    """Gives a verb `--address` and `--kube-context`; see `forward` for what else it may want.
+    """Decorator that gives a verb `--address` and `--kube-context`; for its parameters see `forward`.
 
-    A verb with `--runs` or `--registry` means, where they are not given, those of the last run that was submitted.
+    If `--runs` or `--registry` is not given, the verb uses that of the last run submitted to the cluster.
     """
     how: dict[str, Any] = {"sends": sends, "brings": brings, "brings_file": brings_file, "of_endpoint": of_endpoint}
     if verb is None:
@@ -63,12 +63,16 @@ def forward(
 ) -> None:
     """Run the verb on the cluster; print what it prints, and exit as it does.
 
-    `sends`, `brings`: its parameter that names a folder here, which travels or comes back. `brings_file`: the file
-    whose URL the verb prints comes back, as `<run>-<file>`. `of_endpoint`: the registry is that of the endpoint there.
+    Args:
+        values: the verb's parameters.
+        sends: name of a parameter that is a folder here, which is sent with the call.
+        brings: name of a parameter that is a folder here, which comes back.
+        brings_file: the verb prints the URL of a file, which comes back as `<run>-<file>`.
+        of_endpoint: the registry, if not given, is that of the endpoint there.
     """
     from triptych.cluster.bundle import Bundle, bundle_folder
     from triptych.cluster.environment import Environment
-    from triptych.cluster.errands import FOLDER, Errand
+    from triptych.cluster.remote_call import FOLDER, RemoteCall
     from triptych.cluster.submit import send
     from triptych.cluster.submitted import find, latest
 
@@ -85,17 +89,17 @@ def forward(
         sent |= {name: FOLDER} if name else {}
     words = (*_names(ctx), *_words(ctx, sent))
     run = job.url if job and "registry" in values else None
-    errand = Errand(words, terminal_width(), run=run, brings=brings_file)
-    bundle = bundle_folder(values[sends], errand) if sends else Bundle(errand)
-    answer, output = send(client, bundle, job.environment if job else Environment())
-    _pass_on(answer, output)
+    call = RemoteCall(words, terminal_width(), run=run, brings=brings_file)
+    bundle = bundle_folder(values[sends], call) if sends else Bundle(call)
+    result, output = send(client, bundle, job.environment if job else Environment())
+    _pass_on(result, output)
     if target is not None:
-        bring(output, answer.sha256, Path(target))
-        typer.echo(answer.stdout.replace(FOLDER, target), nl=False)
+        bring(output, result.sha256, Path(target))
+        typer.echo(result.stdout.replace(FOLDER, target), nl=False)
     elif brings_file:
-        typer.echo(_bring_file(output, answer.sha256, values["name"]))
+        typer.echo(_bring_file(output, result.sha256, values["name"]))
     else:
-        typer.echo(answer.stdout, nl=False)
+        typer.echo(result.stdout, nl=False)
 
 
 def _registry_of_endpoint(client: "Client") -> dict[str, str]:
@@ -105,30 +109,35 @@ def _registry_of_endpoint(client: "Client") -> dict[str, str]:
     return {} if endpoint is None else {"registry": str(endpoint.args["registry"])}
 
 
-def ask(client: "Client", words: tuple[str, ...], job: "Submitted | None") -> str:
-    """What a verb prints there, in the environment of a run's job; exits as it does where it fails."""
+def remote_output(client: "Client", words: tuple[str, ...], job: "Submitted | None") -> str:
+    """Run a verb on the cluster and return its stdout; exit as it does if it fails.
+
+    Args:
+        words: the verb and its arguments.
+        job: a submitted run whose environment the verb gets; None: the image's own.
+    """
     from triptych.cluster.bundle import Bundle
     from triptych.cluster.environment import Environment
-    from triptych.cluster.errands import Errand
+    from triptych.cluster.remote_call import RemoteCall
     from triptych.cluster.submit import send
 
-    answer, output = send(client, Bundle(Errand(words)), job.environment if job else Environment())
-    _pass_on(answer, output)
-    return answer.stdout
+    result, output = send(client, Bundle(RemoteCall(words)), job.environment if job else Environment())
+    _pass_on(result, output)
+    return result.stdout
 
 
-def _pass_on(answer: "Answer", output: str) -> None:
-    """Where the verb failed, say what it said and exit as it did."""
-    if answer.code:
-        typer.echo(answer.stdout, nl=False)
+def _pass_on(result: "CallResult", output: str) -> None:
+    """Show the errors of a verb that failed on the cluster, and exit as it did."""
+    if result.code:
+        typer.echo(result.stdout, nl=False)
         said = [line for line in output.split("\n") if line.startswith("error: ")]
         say("\n".join(said or ["error: it failed on the cluster"]))
-        raise typer.Exit(answer.code)
+        raise typer.Exit(result.code)
 
 
 def _bring_file(output: str, sha256: Mapping[str, str], run: str) -> str:
-    """The one file that came back, in the working folder."""
-    from triptych.cluster.errands import fetch
+    """Write the one file that came back into the working folder, and return its path."""
+    from triptych.cluster.remote_call import fetch
 
     [name] = sha256
     target = Path(f"{run}-{name}")
@@ -139,8 +148,8 @@ def _bring_file(output: str, sha256: Mapping[str, str], run: str) -> str:
 
 
 def bring(output: str, sha256: Mapping[str, str], target: Path) -> None:
-    """The files that came back, as a new folder, whole or not at all."""
-    from triptych.cluster.errands import fetch
+    """Write the files that came back to the new folder `target`, all of them or none."""
+    from triptych.cluster.remote_call import fetch
 
     target.absolute().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.absolute().parent) as staging:
@@ -149,7 +158,7 @@ def bring(output: str, sha256: Mapping[str, str], target: Path) -> None:
 
 
 def _names(ctx: typer.Context) -> list[str]:
-    """The verb's own words, as `adapters`, `list`."""
+    """Words of the command that name the verb, such as `adapters`, `list`."""
     names: list[str] = []
     level: Any = ctx
     while level.parent is not None:
@@ -159,7 +168,7 @@ def _names(ctx: typer.Context) -> list[str]:
 
 
 def _words(ctx: typer.Context, values: dict[str, Any]) -> list[str]:
-    """The command line that gives these values, without those that are the verb's own defaults."""
+    """Command-line arguments that give the verb these values; its defaults are left out."""
     options: list[str] = []
     positional: list[str] = []
     for parameter in ctx.command.params:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from triptych.cli.address import Address, addressed, given, reach
-from triptych.cli.on_cluster import ask, on_cluster
+from triptych.cli.on_cluster import on_cluster, remote_output
 from triptych.cli.run import print_run
 from triptych.cli.submission import outcome
 from triptych.cli.sweep import print_sweep
@@ -62,7 +62,7 @@ def _runs_there(address: str, runs: str | None) -> list[dict[str, Any]]:
         here = {job.run: job for job in jobs if job.runs == place}
         newest = max(here.values(), key=lambda job: job.started, default=None)
         words = ("runs", "list", "--json", "--runs", place)
-        lying = {run["name"]: run for run in json.loads(ask(client, words, newest))}
+        lying = {run["name"]: run for run in json.loads(remote_output(client, words, newest))}
         for name in sorted(lying.keys() | here.keys()):
             about = {"job": here[name].status if name in here else "", "runs": place}
             found.append(lying.get(name, {"name": name, "base": "?", "stages": {}}) | about)

@@ -71,13 +71,13 @@ def outcome(client: "Client", submitted: "Submitted") -> Any:
     name = submitted.run
     signal.signal(signal.SIGINT, _interrupt)
     try:
-        answer = follow_job(client, submitted.job)
+        result = follow_job(client, submitted.job)
     except KeyboardInterrupt:
         say(f"detached; {name} goes on. `triptych runs follow {name}` shows it, `triptych runs stop {name}` ends it")
         raise
-    if answer.code:
-        raise typer.Exit(answer.code)
-    return json.loads(answer.stdout)
+    if result.code:
+        raise typer.Exit(result.code)
+    return json.loads(result.stdout)
 
 
 def _interrupt(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""What travels from a laptop to the cluster: the errand, and the recipe with the local files that it names."""
+"""Bundles: the zip file that a job gets, with the call, the recipe and the local files that the recipe names."""
 
 import hashlib
 import tempfile
@@ -11,15 +11,15 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from triptych.cluster.errands import FILE, FOLDER, RECIPE, Errand, ask
+from triptych.cluster.remote_call import FILE, FOLDER, RECIPE, RemoteCall, dump_call
 from triptych.errors import UserError
 from triptych.models.base import BUILT_IN
 from triptych.recipe import Recipe, Source, dump_recipe
 
 LIMIT = 95 * 2**20
-"""Compressed; Ray's dashboard takes 100 MiB a request."""
+"""Bytes of a compressed bundle; Ray's dashboard takes 100 MiB a request."""
 
-_ANCIENT = (1980, 1, 1, 0, 0, 0)  # the same content is the same archive, which is sent once
+_ANCIENT = (1980, 1, 1, 0, 0, 0)  # one date for all, so that the same content is the same archive, and is sent once
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 _ADVICE = "put large files where the cluster reads them (s3://..., gs://..., or a folder that its nodes share)"
 _T = TypeVar("_T")
@@ -27,9 +27,9 @@ _T = TypeVar("_T")
 
 @dataclass
 class Bundle:
-    """Files by their path in the job's working folder."""
+    """Call, texts and files that a job gets, by their path in its working folder."""
 
-    errand: Errand
+    call: RemoteCall
     texts: dict[str, str] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
 
@@ -39,16 +39,16 @@ class Bundle:
         return sum(path.stat().st_size for path in self.files.values())
 
 
-def bundle_recipe(recipe: Recipe, errand: Errand) -> Bundle:
-    """The recipe as the cluster will read it, with every local data file and a base that is a local folder.
+def bundle_recipe(recipe: Recipe, call: RemoteCall) -> Bundle:
+    """The bundle of a recipe, its local data files, and its base if that is a local folder.
 
-    A relative path keeps its name, so that the run's folder says the same wherever it ran. A local path that is not on
-    this machine is taken for one on the cluster.
+    Paths in the recipe are changed to those in the bundle. A relative path keeps its name, so that the run's folder is
+    the same wherever it ran. An absolute path that is not on this machine is taken for one of the cluster.
 
     Raises:
-        UserError: a relative path that is not here.
+        UserError: a relative path does not exist here.
     """
-    bundle = Bundle(errand)
+    bundle = Bundle(call)
     moved = _map_sources(recipe, lambda path: _add_file(bundle, path))
     base = _add_model(bundle, recipe.model.base)
     moved = moved.model_copy(update={"model": moved.model.model_copy(update={"base": base})})
@@ -56,22 +56,22 @@ def bundle_recipe(recipe: Recipe, errand: Errand) -> Bundle:
     return bundle
 
 
-def bundle_folder(folder: str, errand: Errand) -> Bundle:
-    """A local folder, under the name FOLDER."""
+def bundle_folder(folder: str, call: RemoteCall) -> Bundle:
+    """The bundle of a local folder, under the name FOLDER. UserError if there is no such folder."""
     root = Path(folder).expanduser()
     if not root.is_dir():
         raise UserError(f"{folder}: no such folder on this machine")
     files = {f"{FOLDER}/{path.relative_to(root).as_posix()}": path for path in root.rglob("*") if path.is_file()}
-    return Bundle(errand, files=files)
+    return Bundle(call, files=files)
 
 
 @contextmanager
 def archive(bundle: Bundle) -> Iterator[Path]:
-    """The bundle as a zip file for the time of the block. UserError where it is larger than the cluster takes."""
+    """The bundle as a zip file for the time of the block. UserError if it is larger than LIMIT."""
     with tempfile.TemporaryDirectory(prefix="triptych-") as folder:
         path = Path(folder) / "bundle.zip"
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=4) as packed:
-            texts = {FILE: ask(bundle.errand).decode()} | bundle.texts
+            texts = {FILE: dump_call(bundle.call).decode()} | bundle.texts
             for name, text in sorted(texts.items()):
                 packed.writestr(_entry(name), text)
             for name, file in sorted(bundle.files.items()):
@@ -121,7 +121,7 @@ def _map_sources(value: _T, move: Callable[[str], str]) -> _T:
 
 
 def _add_file(bundle: Bundle, path: str) -> str:
-    """Its path in the working folder."""
+    """Add a data file, and return its path in the job's working folder; a path of the cluster is returned unchanged."""
     if "://" in path and not path.startswith("file://"):
         return path
     file = Path(path.removeprefix("file://")).expanduser()
@@ -145,7 +145,7 @@ def _add_model(bundle: Bundle, base: str) -> str:
 
 
 def _name(path: Path, digest: Callable[[], str]) -> str:
-    """A relative path as it is; another under its content's digest, so that it is the same from any machine."""
+    """Name in the archive: a relative path unchanged, another by its content's digest, the same from any machine."""
     inside = not path.is_absolute() and ".." not in path.parts
     return path.as_posix() if inside else str(PurePosixPath("inputs", f"{digest()[:12]}-{path.name}"))
 

@@ -45,8 +45,8 @@ def examine_cluster(address: str) -> Iterator[Check]:
     import triptych
     from triptych.cluster.client import connect
     from triptych.cluster.environment import Environment
-    from triptych.cluster.errands import recipe_format
-    from triptych.cluster.submit import look
+    from triptych.cluster.remote_call import recipe_format
+    from triptych.cluster.submit import inspect_cluster
     from triptych.credentials import sends_in_clear
 
     try:
@@ -63,7 +63,7 @@ def examine_cluster(address: str) -> Iterator[Check]:
     else:
         yield Check("token", "ok", "accepted")
     try:
-        facts = look(client, Environment())
+        facts = inspect_cluster(client, Environment())
     except (UserError, RunError) as error:
         yield Check("triptych", "missing", str(error), "use an image with it, or run with --dev")
         return

@@ -1,4 +1,4 @@
-"""What a cluster is, seen from its head: versions, nodes, and whether a folder is the same one on all of them."""
+"""Facts about a cluster, found on its head: versions, nodes, and whether all nodes share a folder."""
 
 import platform
 import uuid
@@ -10,17 +10,18 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import triptych
-from triptych.cluster.errands import recipe_format
 from triptych.cluster.ray import connect
+from triptych.cluster.remote_call import recipe_format
 
 _TIMEOUT_S = 60.0
 
 
-def look(path: str | None) -> dict[str, Any]:
-    """Facts about the cluster that RAY_ADDRESS names.
+def cluster_facts(path: str | None) -> dict[str, Any]:
+    """Facts about the cluster that RAY_ADDRESS names, as JSON.
 
-    With a `path` also `refused`, why this node cannot write there, or else `unseen`, the addresses of the nodes that do
-    not see what this one writes there.
+    Args:
+        path: folder to test. Adds `refused`, why this node cannot write there, or else `unseen`, the addresses of the
+            nodes that do not see what this node writes there.
     """
     with connect():
         nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}

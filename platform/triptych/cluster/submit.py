@@ -1,4 +1,4 @@
-"""From a laptop: send a recipe or a verb to a cluster as a Ray job, after all that can be wrong was looked at."""
+"""Submission of a recipe or a verb to a cluster as a Ray job, with all checks that can be made first."""
 
 import json
 import re
@@ -15,20 +15,20 @@ import triptych
 from triptych.cluster.bundle import Bundle, archive, bundle_recipe, readable
 from triptych.cluster.client import Client
 from triptych.cluster.environment import Environment, is_from_wheel
-from triptych.cluster.errands import ENTRYPOINT, MARK, RECIPE, Answer, Errand, heard, recipe_format
+from triptych.cluster.remote_call import ENTRYPOINT, MARK, RECIPE, CallResult, RemoteCall, parse_result, recipe_format
 from triptych.cluster.submitted import Submitted, Verb, find, runs_of
 from triptych.errors import RunError, UserError
 from triptych.observe.sweeps import sweep_name
 from triptych.recipe import Recipe
 
 Say = Callable[[str], None]
-"""Tells the person what is going on."""
+"""Shows a line about what is going on."""
 
 _RAYS_OWN = re.compile(r"Running entrypoint for job |.* -- Runtime env is setting up\.$")
 
 
 class NoTriptychError(UserError):
-    """The cluster has no triptych that knows errands."""
+    """The cluster has no triptych, or one that is too old for remote calls."""
 
 
 def submit_recipe(
@@ -42,13 +42,18 @@ def submit_recipe(
 ) -> Submitted:
     """Start a recipe's run, or its sweep, on the cluster.
 
+    Args:
+        arguments: further command-line arguments of the verb.
+        width: columns of the terminal that shows its tables.
+        say: shows what is going on.
+
     Raises:
-        UserError: it is going on already, versions differ too much, a place to write is not one that all nodes
-            see, or too much would travel. Nothing was started then.
+        UserError: it is running already, versions differ too much, a place to write is not one that all nodes see, or
+            too much would travel. Nothing was started then.
     """
     check_storage(recipe)
     name = sweep_name(recipe) if verb == "sweep" else recipe.name
-    bundle = bundle_recipe(recipe, Errand((verb, RECIPE, "--json", *arguments), width))
+    bundle = bundle_recipe(recipe, RemoteCall((verb, RECIPE, "--json", *arguments), width))
     with archive(bundle) as packed:
         before = runs_of(client).get(name, [])
         if before and before[-1].running:
@@ -75,7 +80,7 @@ def submit_recipe(
 
 
 def check_storage(recipe: Recipe) -> None:
-    """UserError unless the recipe writes to places that mean the same on every node."""
+    """UserError unless every place that the recipe writes to is the same one on all nodes."""
     places = {"runs": recipe.storage.runs, "artifacts": recipe.storage.artifacts or "/"}
     if (recipe.storage.registry or "").startswith("sqlite:"):
         places["registry"] = (recipe.storage.registry or "").removeprefix("sqlite:///")
@@ -88,7 +93,14 @@ def check_storage(recipe: Recipe) -> None:
 
 
 def check_shared(field: str, place: str, facts: dict[str, Any], instead: str) -> None:
-    """UserError where a look at a folder found that not every node writes to the same one."""
+    """UserError if the cluster cannot write to a folder, or its nodes do not share it.
+
+    Args:
+        field: recipe or serve-config field that names the folder, for the message.
+        place: the folder.
+        facts: what `inspect_cluster` found for it.
+        instead: advice for the message.
+    """
     if facts.get("refused"):
         raise UserError(f"{field}: {place} cannot be written on the cluster: {facts['refused']}")
     if unseen := facts.get("unseen"):
@@ -98,30 +110,37 @@ def check_shared(field: str, place: str, facts: dict[str, Any], instead: str) ->
         )
 
 
-def look(client: Client, environment: Environment, path: str | None = None) -> dict[str, Any]:
-    """Versions, nodes and resources of the cluster; `unseen`: nodes that do not see a folder of the head's."""
-    answer, _ = send(client, Bundle(Errand(path=path)), environment)
-    facts: dict[str, Any] = json.loads(answer.stdout)
+def inspect_cluster(client: Client, environment: Environment, path: str | None = None) -> dict[str, Any]:
+    """Versions, nodes and resources of the cluster, as `cluster_facts` finds them on its head.
+
+    Args:
+        path: folder to look for on every node.
+    """
+    result, _ = send(client, Bundle(RemoteCall(path=path)), environment)
+    facts: dict[str, Any] = json.loads(result.stdout)
     return facts
 
 
 def agree(client: Client, environment: Environment, path: str | None, say: Say) -> tuple[Environment, dict[str, Any]]:
-    """What a look finds, and an environment in which the cluster reads recipes as this machine does.
+    """Inspect the cluster, and choose an environment in which it reads recipes as this machine does.
 
     A triptych that was installed here as a package travels to a cluster that has another version, or none. A working
-    tree travels only where the environment says so already (`--dev`).
+    tree travels only if the environment says so already (`--dev`).
+
+    Returns:
+        The environment, and the facts of `inspect_cluster`.
 
     Raises:
         UserError: it is a working tree, and the cluster has no triptych, or one with other fields of recipes.
     """
     mine = replace(environment, sends_code=True)
     try:
-        facts = look(client, environment, path)
+        facts = inspect_cluster(client, environment, path)
     except NoTriptychError:
         if not is_from_wheel():
             raise
         say(f"{client.address} has no triptych; this machine's {triptych.__version__} travels")
-        return mine, look(client, mine, path)
+        return mine, inspect_cluster(client, mine, path)
     if facts["triptych"] != triptych.__version__ and is_from_wheel():
         say(f"{_both(client, facts)}, which travels")
         return mine, facts
@@ -130,7 +149,7 @@ def agree(client: Client, environment: Environment, path: str | None, say: Say) 
 
 
 def check_versions(client: Client, facts: dict[str, Any], say: Say) -> None:
-    """UserError where laptop and cluster read recipes differently; a word where only the version differs."""
+    """UserError if this machine and the cluster read recipes differently; a line of `say` if only versions differ."""
     if facts["format"] != recipe_format():
         raise UserError(
             f"{_both(client, facts)}, and their recipes have different fields: install the same version here and "
@@ -144,26 +163,29 @@ def _both(client: Client, facts: dict[str, Any]) -> str:
     return f"{client.address} has triptych {facts['triptych']}, this machine {triptych.__version__}"
 
 
-def send(client: Client, bundle: Bundle, environment: Environment) -> tuple[Answer, str]:
-    """Run an errand to its end; its answer, and all that its job printed.
+def send(client: Client, bundle: Bundle, environment: Environment) -> tuple[CallResult, str]:
+    """Run a remote call to its end, and remove its job from the cluster's list.
+
+    Returns:
+        The result, and all that the job printed.
 
     Raises:
-        NoTriptychError: the cluster has none, or one that is too old.
-        RunError: the job ended without an answer.
+        NoTriptychError: the cluster has no triptych, or one that is too old.
+        RunError: the job ended without a result.
     """
-    job = f"triptych-errand-{uuid.uuid4().hex[:12]}"
+    job = f"triptych-call-{uuid.uuid4().hex[:12]}"
     with archive(bundle) as packed:
-        client.submit(job, ENTRYPOINT, environment.resolve(working_dir=packed), {"triptych": "errand"})
+        client.submit(job, ENTRYPOINT, environment.resolve(working_dir=packed), {"triptych": "call"})
     details = client.wait(job)
     output = client.output(job)
     client.forget(job)
-    answer = heard(output)
-    if answer is None:
-        raise _unanswered(client, details, output)
-    return answer, output
+    result = parse_result(output)
+    if result is None:
+        raise _no_result(client, details, output)
+    return result, output
 
 
-def _unanswered(client: Client, details: JobDetails, output: str) -> Exception:
+def _no_result(client: Client, details: JobDetails, output: str) -> Exception:
     if "No module named" in output and "triptych" in output:
         return NoTriptychError(
             f"{client.address} has no triptych, or one that is too old; this machine has {triptych.__version__}: use "
@@ -173,20 +195,20 @@ def _unanswered(client: Client, details: JobDetails, output: str) -> Exception:
     return RunError(f"the job on {client.address} failed: {(last or [details.message or 'no reason given'])[-1]}")
 
 
-def follow_job(client: Client, job: str) -> Answer:
-    """Show what a job prints on stderr until its end; its answer. RunError where it ended without one."""
+def follow_job(client: Client, job: str) -> CallResult:
+    """Show what a job prints on stderr until its end, and return its result. RunError if it ended without one."""
 
     def show(line: str) -> None:
         if _is_told(line):
             print(line, file=sys.stderr, flush=True)  # noqa: T201 - it is the job's own log
 
     details = client.follow(job, show)
-    answer = heard(client.output(job))
-    if answer is None:
+    result = parse_result(client.output(job))
+    if result is None:
         raise RunError(f"it ended as {details.status.value}: {details.message or 'no reason given'}")
-    return answer
+    return result
 
 
 def _is_told(line: str) -> bool:
-    """Whether a line of a job's output is for people."""
+    """Tell lines for people from marked lines of the result and from Ray's own."""
     return bool(line.strip()) and not line.startswith(MARK) and not _RAYS_OWN.match(line)

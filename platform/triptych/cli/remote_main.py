@@ -1,4 +1,4 @@
-"""On the cluster: `python -m triptych.cli.errand` runs the verb that a laptop sent with a job, and sends the answer."""
+"""Entry point of a job on the cluster: runs the verb that a laptop sent, and sends the result back."""
 
 import io
 import json
@@ -8,30 +8,30 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from triptych import cli, storage
-from triptych.cluster.errands import FOLDER, Answer, Errand, asked, tell
+from triptych.cluster.remote_call import FOLDER, CallResult, RemoteCall, read_call, write_result
 
 
 def main() -> None:
-    """Answer the errand in the working folder, and exit as its verb did."""
-    errand = asked()
+    """Run the call in the working folder, and exit as its verb did."""
+    call = read_call()
     os.environ.pop("TRIPTYCH_ADDRESS", None)  # the cluster is here
-    os.environ["COLUMNS"] = str(errand.width)
-    answer = _run(errand) if errand.arguments else _look(errand)
-    tell(answer)
-    sys.exit(answer.code)
+    os.environ["COLUMNS"] = str(call.width)
+    result = _run(call) if call.arguments else _inspect(call)
+    write_result(result)
+    sys.exit(result.code)
 
 
-def _look(errand: Errand) -> Answer:
-    from triptych.cluster.nodes import look
+def _inspect(call: RemoteCall) -> CallResult:
+    from triptych.cluster.nodes import cluster_facts
 
     with redirect_stdout(sys.stderr):
-        return Answer(0, json.dumps(look(errand.path)))
+        return CallResult(0, json.dumps(cluster_facts(call.path)))
 
 
-def _run(errand: Errand) -> Answer:
-    if errand.run is not None and "TRIPTYCH_REGISTRY" not in os.environ:
-        os.environ["TRIPTYCH_REGISTRY"] = _registry_of(errand.run)
-    sys.argv = ["triptych", *errand.arguments]
+def _run(call: RemoteCall) -> CallResult:
+    if call.run is not None and "TRIPTYCH_REGISTRY" not in os.environ:
+        os.environ["TRIPTYCH_REGISTRY"] = _registry_of(call.run)
+    sys.argv = ["triptych", *call.arguments]
     printed = io.StringIO()
     code = 0
     try:
@@ -39,10 +39,10 @@ def _run(errand: Errand) -> Answer:
             cli.main()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-    if code == 0 and errand.brings:
+    if code == 0 and call.brings:
         file = printed.getvalue().strip()
         storage.write_bytes(str(Path(FOLDER, file.rsplit("/", 1)[-1])), storage.read_bytes(file))
-    return Answer(code, printed.getvalue())
+    return CallResult(code, printed.getvalue())
 
 
 def _registry_of(run: str) -> str:
