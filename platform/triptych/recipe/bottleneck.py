@@ -19,9 +19,11 @@ class _Bottleneck(Part):
     reduction_factor: Positive = 16.0
     """Hidden size over the width of the bottleneck."""
     non_linearity: Literal["relu", "gelu", "silu", "tanh", "leaky_relu"] = "relu"
+    """Activation between the two projections."""
     scaling: Positive = 1.0
     """What they add is multiplied by it."""
     dropout: Dropout = 0.0
+    """Probability with which an element of the layer's input is dropped in training."""
     drop_layers: int = Field(0, ge=0)
     """First blocks whose adapters only training has (AdapterDrop, Rücklé et al. 2021, arXiv 2010.11918)."""
     robust_drop_layers: int = Field(0, ge=0)
@@ -64,4 +66,6 @@ class ParallelAdapter(_Bottleneck):
 
     name: Literal["parallel_adapter"] = "parallel_adapter"
     reduction_factor: Positive = 2.0
+    """Hidden size of the model over that of the layer."""
     scaling: Positive = 4.0
+    """Factor of the layer's output."""

@@ -29,6 +29,7 @@ class _LowRank(_InBlocks):
     alpha: Positive = 32.0
     """The update is scaled by alpha / r, or alpha / sqrt(r) with rslora."""
     dropout: Dropout = 0.0
+    """Probability with which an element of A's input is dropped in training."""
     rslora: bool = False
     """Kalajdzievski 2023, arXiv 2312.03732."""
     rank_pattern: dict[str, Rank] = {}
@@ -72,6 +73,7 @@ class GatedLora(_InBlocks):
     alpha: Positive = 16.0
     """The update is scaled by alpha / r."""
     dropout: Dropout = 0.0
+    """Probability with which an element of A's input is dropped in training."""
 
 
 class Dora(_LowRank):
@@ -105,6 +107,7 @@ class AdaLora(_InBlocks):
     alpha: Positive = 32.0
     """The update is scaled by alpha / init_r."""
     dropout: Dropout = 0.0
+    """Probability with which an element of A's input is dropped in training."""
     tinit: Fraction = 0.1
     """Share of all steps before the budget falls."""
     tfinal: Fraction = 0.3
@@ -134,6 +137,7 @@ class Ia3(_Matrix):
     targets: Targets = ("k_proj", "v_proj", "down_proj")
     """Layers whose outputs are scaled, or whose inputs are, where `feedforward` names them too."""
     feedforward: tuple[str, ...] = ("down_proj",)
+    """Those of the targets whose inputs are scaled; the outputs of the others are."""
 
 
 class Vera(_InBlocks):
@@ -141,8 +145,11 @@ class Vera(_InBlocks):
 
     name: Literal["vera"] = "vera"
     r: Annotated[int, Field(ge=1, le=8192)] = 256
+    """Rank of the two random matrices, which all layers share."""
     dropout: Dropout = 0.0
+    """Probability with which an element of the input is dropped in training."""
     d_initial: Positive = 0.1
+    """First value of the vector that scales the inner dimension."""
     projection_prng_key: int = Field(0, ge=0)
     """Seed of the random matrices."""
 
@@ -152,7 +159,9 @@ class Loha(_InBlocks):
 
     name: Literal["loha"] = "loha"
     r: Rank = 8
+    """Rank of each of the two factors."""
     alpha: Positive = 8.0
+    """Scaling: alpha / r."""
 
 
 class Lokr(_InBlocks):
@@ -160,9 +169,13 @@ class Lokr(_InBlocks):
 
     name: Literal["lokr"] = "lokr"
     r: Rank = 8
+    """Rank of the second factor, where it is split."""
     alpha: Positive = 8.0
+    """Scaling: alpha / r."""
     decompose_both: bool = False
+    """Split the first factor into two matrices of rank r too."""
     decompose_factor: Annotated[int, Field(ge=-1)] = -1
+    """Size of the first factor; -1: the divisor closest to the square root."""
 
 
 class Oft(_InBlocks):
@@ -198,7 +211,9 @@ class Miss(_InBlocks):
 
     name: Literal["miss"] = "miss"
     r: Rank = 64
+    """Rank: rows of the trained matrix."""
     dropout: Dropout = 0.0
+    """Probability with which an element of the input is dropped in training."""
 
 
 class FourierFt(_InBlocks):
@@ -206,7 +221,9 @@ class FourierFt(_InBlocks):
 
     name: Literal["fourierft"] = "fourierft"
     n_frequency: Count = 1000
+    """Fourier coefficients that are trained in each layer."""
     scaling: Positive = 150.0
+    """Factor of the transformed coefficients."""
     random_loc_seed: int = Field(777, ge=0)
     """Seed of which coefficients are trained."""
 
@@ -216,8 +233,11 @@ class RandLora(_InBlocks):
 
     name: Literal["randlora"] = "randlora"
     r: Rank = 32
+    """Rank of each random basis."""
     alpha: Positive = 640.0
+    """Scaling: alpha / r."""
     dropout: Dropout = 0.0
+    """Probability with which an element of the input is dropped in training."""
     projection_prng_key: int = Field(0, ge=0)
     """Seed of the random bases."""
 
@@ -229,11 +249,15 @@ class VbLora(_InBlocks):
 
     name: Literal["vblora"] = "vblora"
     r: Rank = 4
+    """Rank of A and B."""
     num_vectors: Count = 256
+    """Vectors in the bank that all layers share."""
     vector_length: Count = 256
     """Must divide the inputs and outputs of each layer."""
     topk: Count = 2
+    """Vectors of the bank that one sub-vector is mixed from."""
     dropout: Dropout = 0.0
+    """Probability with which an element of A's input is dropped in training."""
 
 
 class Shira(_Matrix):

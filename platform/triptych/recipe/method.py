@@ -101,7 +101,9 @@ class Mam(_Preset):
 
     name: Literal["mam"] = "mam"
     prefix: PrefixTuning = PrefixTuning(num_virtual_tokens=30)
+    """Keys and values before every row."""
     adapter: ParallelAdapter = ParallelAdapter()
+    """Layers beside the MLPs."""
 
 
 class Unipelt(_Preset):
@@ -114,8 +116,11 @@ class Unipelt(_Preset):
 
     name: Literal["unipelt"] = "unipelt"
     prefix: GatedPrefix = GatedPrefix(num_virtual_tokens=10)
+    """Keys and values before every row, behind a gate."""
     adapter: GatedPfeiffer = GatedPfeiffer()
+    """Layers after the MLPs, behind a gate."""
     lora: GatedLora = GatedLora(targets=("q_proj", "v_proj"))
+    """Low-rank changes of queries and values, behind a gate."""
 
 
 def _hybrid(parts: tuple[Part, ...]) -> tuple[Part, ...]:

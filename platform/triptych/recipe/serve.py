@@ -55,6 +55,7 @@ class ServeConfig(Closed):
     """The arguments of `triptych serve` and of `triptych.serve:build`."""
 
     model: Model
+    """The base model that all adapters share."""
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,126}$")
     """Model id of the base; None: the last part of `model.base`, or all of a Hugging Face id."""
     registry: str = Field(min_length=1)
@@ -64,9 +65,13 @@ class ServeConfig(Closed):
     adapters: Literal["all"] | tuple[Name, ...] = "all"
     """Adapters to serve, each in all its versions; `all`: whatever fits the base, now or later."""
     engine: Engine = Engine()
+    """Capacity and resources of each engine."""
     replicas: Count = 1
+    """Engines, each with a copy of the base."""
     host: str = Field("127.0.0.1", min_length=1)
+    """Address to listen on."""
     port: int = Field(8000, ge=1, le=65535)
+    """Port to listen on."""
     require_key: bool = True
     """Refuse requests without an API key of the registry."""
 

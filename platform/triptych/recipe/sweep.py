@@ -26,6 +26,7 @@ class Dimension(Closed):
     int: _Wholes | None = None
     """Whole numbers from the first to the second, both included."""
     logint: _Wholes | None = None
+    """Lowest and highest whole number, drawn evenly on a logarithmic scale."""
     when: dict[str, Any] = {}
     """Other keys of the space -> value, or list of values, that they must have; else the key stays as it is."""
 
@@ -70,12 +71,14 @@ class Objective(Closed):
     metric: str
     """A held-out metric as it is logged (`heldout_loss`), or a cost (`peak_memory_bytes`, `step_seconds`)."""
     mode: Literal["min", "max"]
+    """Whether smaller or larger values are better."""
 
 
 class SweepBudget(Closed):
     """What the trials may cost together; the first that is used up ends the sweep."""
 
     trials: Count | None = None
+    """Trials that are begun, at most."""
     device_seconds: Positive | None = None
     """Seconds that workers hold their devices (CPU workers count as one), starts included."""
     tokens: Count | None = None
@@ -139,21 +142,29 @@ class Sweep(Closed):
     """Trials of one stage: Ray Tune asks for points of the space, each is trained as `triptych run` would."""
 
     stage: Name
+    """The stage that is tried."""
     space: dict[str, Dimension] = Field(min_length=1)
     """Dotted key of the recipe -> what it may be. A `method.name` other than the recipe's starts from its defaults."""
     objective: Objective | tuple[Objective, ...]
     """One, or several: then the trials that no other beats in all of them are the answer."""
     budget: SweepBudget
+    """Limits that end the sweep; the first one that is reached counts."""
     search: Literal["random", "grid", "tpe", "nsga2"] = "tpe"
+    """How points are chosen: at random, all of a grid, or by Optuna's TPE or NSGA-II from the trials before."""
     scheduler: Literal["none", "asha", "median", "pbt"] = "none"
+    """How weak trials are ended early; `pbt` gives them the weights of strong ones."""
     asha: Asha = Asha()
+    """Settings of the scheduler `asha`."""
     median: Median = Median()
+    """Settings of the scheduler `median`."""
     pbt: Pbt = Pbt()
+    """Settings of the scheduler `pbt`."""
     concurrency: Count | None = None
     """Trials side by side; None: as many as the cluster has room for."""
     shared_base: bool | Literal["auto"] = False
     """Trials train side by side in one process on one copy of the base; auto: where the space allows it."""
     winner: Winner = Winner()
+    """Use of the best trial."""
 
     @model_validator(mode="after")
     def _agree(self) -> "Sweep":

@@ -18,14 +18,17 @@ class Optimizer(Closed):
     name: Literal["adamw", "adamw_8bit", "sgd", "lion", "muon", "adamw_schedule_free"] = "adamw"
     """`muon` updates matrices; vectors, embeddings and heads fall to AdamW."""
     lr: Positive = 2e-4
+    """Learning rate after the warm-up."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Usual for `lion`: 0.9 and 0.99, with a third to a tenth of AdamW's learning rate."""
     eps: Positive = 1e-8
+    """Added to the denominator of adaptive updates."""
     momentum: Fraction = 0.9
     """Of `sgd` and `muon`, whose is Nesterov's and usually 0.95."""
     nesterov: bool = False
     """Of `sgd`."""
     weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay, as AdamW's."""
     max_grad_norm: Positive = 1.0
     """Global norm of the gradients of one role; larger gradients are scaled down to it."""
     lora_plus: Positive = 1.0
@@ -83,11 +86,13 @@ class Workers(Closed):
     """The Ray Train group of a stage, and how a model is spread over it."""
 
     count: Count = 1
+    """Workers, each with a copy or a share of the model."""
     min_count: Count | None = None
     """Elastic: go on with fewer workers, down to these, while the cluster has no room for `count`."""
     cpus: Positive = 1.0
     """Logical CPUs that Ray reserves for each worker."""
     gpus: float = Field(0.0, ge=0)
+    """GPUs, or a share of one, that Ray reserves for each worker."""
     threads: Count | None = None
     """Torch threads of each worker; None: as many as its logical CPUs."""
     max_restarts: int = Field(2, ge=0)
@@ -114,6 +119,7 @@ class EarlyStopping(Closed):
     metric: str = "loss"
     """A metric of the stage's held-out rows, without `heldout_`."""
     mode: Literal["min", "max"] = "min"
+    """Whether smaller or larger values are better."""
     patience: Count = 3
     """Evaluations without progress that end the stage."""
     min_delta: float = Field(0.0, ge=0)

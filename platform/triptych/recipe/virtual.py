@@ -38,6 +38,7 @@ class PTuning(_VirtualTokens):
 
     name: Literal["p_tuning"] = "p_tuning"
     encoder_reparameterization_type: Literal["mlp", "lstm"] = "mlp"
+    """Network that makes the virtual tokens in training."""
     encoder_hidden_size: int | None = Field(None, ge=1, le=65536)
     """None: the model's."""
     encoder_num_layers: int = Field(2, ge=1, le=16)
@@ -77,6 +78,7 @@ class PrefixTuning(_Prefix):
 
     name: Literal["prefix_tuning"] = "prefix_tuning"
     prefix_projection: bool = True
+    """Make the keys and values by a two-layer network in training."""
 
 
 class PTuningV2(_Prefix):
@@ -84,6 +86,7 @@ class PTuningV2(_Prefix):
 
     name: Literal["p_tuning_v2"] = "p_tuning_v2"
     prefix_projection: bool = False
+    """Make the keys and values by a two-layer network in training."""
 
 
 class GatedPrefix(_Prefix):
@@ -91,3 +94,4 @@ class GatedPrefix(_Prefix):
 
     name: Literal["gated_prefix"] = "gated_prefix"
     prefix_projection: bool = True
+    """Make the keys and values by a two-layer network in training."""
