@@ -22,7 +22,7 @@ from triptych.models.sizes import model_sizes
 from triptych.plan.rates import CPU, Rates, keep_rates, kept_rates
 from triptych.plan.work import AMOUNTS, Computation, Micro, Work
 from triptych.plan.worker import ANSWER_SHARE, MicroBatch
-from triptych.recipe import Recipe, Sft
+from triptych.recipe import Recipe
 from triptych.train.allocator import allocator_variables
 
 DTYPES = ("float32", "bfloat16")
@@ -109,8 +109,8 @@ def measure(case: Case, dtype: str) -> tuple[Work, float]:
     """What a step works through, and its seconds: of the processor's time, which others on the machine take none of."""
     with TemporaryDirectory() as folder:
         recipe = case.recipe(Path(folder), dtype)
-        stage = recipe.stages["only"]
-        assert isinstance(stage, Sft)
+        stage = recipe.trained["only"]
+        (role,) = stage.roles(recipe.stages)
         sizes = model_sizes(recipe.model)
         run = dry_run(recipe, "only", random_base(recipe.model), "single")
     limit = MicroBatch(case.tokens, case.length)
@@ -121,7 +121,7 @@ def measure(case: Case, dtype: str) -> tuple[Work, float]:
         run.step(limit)
         seconds.append((time.process_time() - started) / torch.get_num_threads())
     micro = Micro(1, case.tokens, case.length, ANSWER_SHARE[1] * case.tokens)
-    return Computation(sizes, stage.method, dtype, stage.train.memory).step(micro), min(seconds)
+    return Computation(sizes, role.method, dtype, stage.train.memory).step(micro), min(seconds)
 
 
 def _fit(measured: Sequence[tuple[Work, float]], assumed: Any) -> dict[str, float]:

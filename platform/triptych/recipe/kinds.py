@@ -219,6 +219,13 @@ class Reward(SupervisedStage):
     def output(self) -> Output:
         return "reward_model"
 
+    def shortfall(self, metrics: Mapping[str, float]) -> str | None:
+        """Reason why a reward model of this accuracy on held-out pairs may not be used; None: it may."""
+        accuracy = metrics.get("heldout_accuracy", 0.0)
+        if accuracy >= self.min_accuracy:
+            return None
+        return f"accuracy {accuracy:.3f} on held-out pairs is below min_accuracy {self.min_accuracy}"
+
     def roles(self, stages: Mapping[str, StageBase]) -> tuple[RoleSpec, ...]:
         """The members of the ensemble, each with a scalar head."""
         return tuple(self._role(name, HeadSpec(1, bias=True)) for name in member_roles(REWARD, self.members))

@@ -143,7 +143,7 @@ class Rl(TrainedStage):
         """Policy and its frozen reference; critic, a trainable copy of the frozen reward model."""
         policy, reward = method_of(stages, self.policy), method_of(stages, self.reward)
         scoring = stages.get(self.reward)
-        members = len(scoring.roles(stages)) if isinstance(scoring, TrainedStage) else 1
+        members = len(scoring.roles(stages)) if scoring is not None else 1
         return (
             RoleSpec(POLICY, policy, self.train.optimizer, ("train", "optimizer"), logits=True),
             RoleSpec(REFERENCE, policy, None),

@@ -162,6 +162,14 @@ class StageBase(Closed):
         """Combinations of the kind's own fields that cannot work; paths are below the stage."""
         yield from ()
 
+    def shortfall(self, metrics: Mapping[str, float]) -> str | None:
+        """Reason why a result with these held-out metrics may not be registered or used; None: it may."""
+        return None
+
+    def roles(self, stages: Mapping[str, "StageBase"]) -> tuple[RoleSpec, ...]:
+        """Roles of the learner, a trained one first; `stages`: those of the recipe, by name. None without a learner."""
+        return ()
+
     def output_method(self, stages: Mapping[str, "StageBase"]) -> Method:
         """Method of the adapter that the stage registers."""
         return DEFAULT_METHOD
@@ -200,10 +208,6 @@ class TrainedStage(StageBase):
             for split, source in self.data.splits().items()
             if source.stage is not None
         )
-
-    @abstractmethod
-    def roles(self, stages: Mapping[str, StageBase]) -> tuple[RoleSpec, ...]:
-        """Roles of the learner, a trained one first; `stages`: those of the recipe, by name."""
 
     def trained_roles(self, stages: Mapping[str, StageBase]) -> tuple[RoleSpec, ...]:
         """Roles that are updated."""

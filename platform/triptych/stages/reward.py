@@ -22,7 +22,7 @@ from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
 from triptych.models.adapter import Adapter, Normalization
 from triptych.models.heads import ScalarHead
-from triptych.recipe import REWARD, Reward, member_roles
+from triptych.recipe import REWARD, Reward, StageBase, member_roles
 from triptych.registry import AdapterVersion
 from triptych.stages.artifact import commit_adapter, finish, measured, write_ranks
 from triptych.stages.context import StageContext
@@ -52,14 +52,10 @@ def run(ctx: StageContext[Reward]) -> AdapterVersion:
     return finish(ctx, prepared.inputs, metrics, prepared.data)
 
 
-def check_gate(name: str, stage: Reward, metrics: Mapping[str, float]) -> None:
-    """RunError where held-out accuracy is below the stage's minimum."""
-    accuracy = metrics.get("heldout_accuracy", 0.0)
-    if accuracy < stage.min_accuracy:
-        raise RunError(
-            f"stage {name}: accuracy {accuracy:.3f} on held-out pairs is below min_accuracy {stage.min_accuracy}: "
-            "its model is not registered, and PPO may not learn from it"
-        )
+def check_gate(name: str, stage: StageBase, metrics: Mapping[str, float]) -> None:
+    """RunError where a stage's held-out metrics fall short of what its recipe asks for."""
+    if reason := stage.shortfall(metrics):
+        raise RunError(f"stage {name}: {reason}: its model is not registered, and PPO may not learn from it")
 
 
 def pairs(stage: Reward) -> Examples:

@@ -14,7 +14,7 @@ from triptych.forward.export import adapter_of
 from triptych.models.adapter import Adapter
 from triptych.models.peft_files import largest_rank
 from triptych.observe.metrics import PpoMetrics
-from triptych.recipe import POLICY, Reward, Rl, Source
+from triptych.recipe import POLICY, Rl, Source
 from triptych.recipe.refusals import as_policy, is_lora
 from triptych.registry import AdapterVersion
 from triptych.rollout.pool import RolloutPool
@@ -35,7 +35,7 @@ def run(ctx: StageContext[Rl]) -> AdapterVersion:
     """Prompts -> rollouts and updates -> registered policy. Goes on from where an earlier call stopped."""
     stage = ctx.stage
     reward, reward_version = parent(ctx, stage.reward, "reward_model")
-    if isinstance(gate := ctx.recipe.stages.get(stage.reward), Reward):
+    if gate := ctx.recipe.stages.get(stage.reward):
         check_gate(stage.reward, gate, reward_version.metrics)  # it may have been raised since
     policy, policy_version = parent(ctx, stage.policy, "policy")
     if reason := as_policy(policy.method):
