@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from triptych import storage
+from triptych.data.table import read_table
 from triptych.errors import UserError
 from triptych.forward.roles import RoleModel
 from triptych.models.adapter import load_adapter
@@ -22,7 +23,6 @@ from triptych.serve.capabilities import Capabilities
 from triptych.stages import classification
 from triptych.stages.artifact import summary
 from triptych.stages.context import StageContext
-from triptych.stages.table import read_table
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner
 from triptych.train.tasks.classification import TextClassification

@@ -9,13 +9,13 @@ import pytest
 import ray
 
 from triptych import storage
+from triptych.data.table import StoredTable, read_table
 from triptych.errors import UserError
 from triptych.models.base import load_tokenizer
 from triptych.stages import encoding
 from triptych.stages.context import StageContext
 from triptych.stages.sft import chats
 from triptych.stages.supervised import prepare
-from triptych.stages.table import StoredTable, read_table
 
 MakeContext = Callable[[dict[str, Any]], StageContext[Any]]
 

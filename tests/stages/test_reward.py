@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from triptych.data.table import read_table
 from triptych.errors import RunError
 from triptych.forward.roles import RoleModel
 from triptych.models.adapter import load_adapter
@@ -19,7 +20,6 @@ from triptych.recipe import REWARD, RecipeError, Reward, load_recipe, member_rol
 from triptych.registry import Registry
 from triptych.stages.reward import batch_of_pairs, check_gate
 from triptych.stages.run import run_recipe
-from triptych.stages.table import read_table
 from triptych.train.tasks.forward import mean_scores
 
 GATE = "stages.reward.min_accuracy="

@@ -9,6 +9,7 @@ import torch
 from triptych.data.batches import pad_right
 from triptych.data.encode import encode_texts
 from triptych.data.rows import Row, parse_text
+from triptych.data.table import StoredTable
 from triptych.forward.roles import RoleModel
 from triptych.recipe import CLASSIFIER, Classification
 from triptych.registry import AdapterVersion
@@ -16,7 +17,6 @@ from triptych.stages.context import StageContext
 from triptych.stages.encoding import TOKENS, Examples
 from triptych.stages.labelling import label, learn_labels
 from triptych.stages.supervised import open_rows
-from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch
 from triptych.train.side_by_side import Steps
 from triptych.train.tasks.classification import TextClassification

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from triptych import storage
+from triptych.data.table import Table, write_table
 from triptych.errors import UserError
 from triptych.models.base import resolve_base
 from triptych.observe.progress import Progress
@@ -14,7 +15,6 @@ from triptych.recipe import KINDS, Recipe, TrainedStage, with_effect
 from triptych.recipe.changes import differences
 from triptych.recipe.upgrade import is_old, upgraded_stage
 from triptych.registry import Registry
-from triptych.stages.table import Table, write_table
 
 StageT = TypeVar("StageT", bound=TrainedStage)
 

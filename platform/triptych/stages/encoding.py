@@ -25,13 +25,13 @@ from triptych import storage
 from triptych.data.encode import Encoded
 from triptych.data.rows import BadRow, Row
 from triptych.data.sources import Parse, Survey, iterate_rows
+from triptych.data.table import Lazy, StoredTable, write_blocks
 from triptych.errors import UserError
 from triptych.models.base import load_tokenizer
 from triptych.recipe import Source, Workers
 from triptych.stages.context import StageContext
 from triptych.stages.loop import Rows
 from triptych.stages.models import tokenizer_of
-from triptych.stages.table import Lazy, StoredTable, write_blocks
 from triptych.train.batch import Batch
 
 TOKENS = pa.list_(pa.int32())

@@ -18,6 +18,7 @@ from triptych.data.answers import answer_scores
 from triptych.data.batches import pad_right
 from triptych.data.labelled import encode_questions
 from triptych.data.sources import PARSERS
+from triptych.data.table import StoredTable
 from triptych.forward.roles import RoleModel
 from triptych.recipe import CLASSIFIER, QuestionAnswering
 from triptych.registry import AdapterVersion
@@ -26,7 +27,6 @@ from triptych.stages.encoding import TOKENS, Examples
 from triptych.stages.labelling import label, learn_labels
 from triptych.stages.loop import Rows
 from triptych.stages.supervised import open_rows
-from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch
 from triptych.train.side_by_side import Steps
 from triptych.train.tasks.question_answering import SpanSelection

@@ -17,6 +17,7 @@ from triptych import storage
 from triptych.data.encode import encode_pairs
 from triptych.data.rows import Kind
 from triptych.data.sources import PARSERS
+from triptych.data.table import StoredTable, read_table
 from triptych.errors import RunError
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
@@ -30,7 +31,6 @@ from triptych.stages.encoding import TOKENS, Examples
 from triptych.stages.loop import fitting
 from triptych.stages.reward_evaluation import Pairs, measure_normalization, reward_report, score_pairs, shared_prompts
 from triptych.stages.supervised import learner_for, open_rows, prepare, train
-from triptych.stages.table import StoredTable, read_table
 from triptych.train.batch import Batch, pair_batch
 from triptych.train.learner import Learner, Objective, StepReport
 from triptych.train.side_by_side import Steps

@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from triptych.data.encode import encode_sft
 from triptych.data.sources import PARSERS
+from triptych.data.table import StoredTable
 from triptych.forward.roles import RoleModel
 from triptych.recipe import POLICY, Sft
 from triptych.registry import AdapterVersion
@@ -14,7 +15,6 @@ from triptych.stages.artifact import commit_role, finish, measured
 from triptych.stages.context import StageContext
 from triptych.stages.encoding import TOKENS, Examples
 from triptych.stages.supervised import fit_and_evaluate, learner_for, open_rows, prepare, train
-from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch, language_batch
 from triptych.train.side_by_side import Steps
 from triptych.train.tasks.language import LanguageModeling

@@ -9,13 +9,13 @@ from ray.train.torch import get_device
 
 from triptych import storage
 from triptych.data.sources import survey
+from triptych.data.table import StoredTable
 from triptych.errors import UserError
 from triptych.forward.roles import RoleModel
 from triptych.stages.context import StageContext, remember
 from triptych.stages.encoding import Examples, encode
 from triptych.stages.loop import Rows, evaluate, fitting, step_rows
 from triptych.stages.models import role_model, tokenizer_of
-from triptych.stages.table import StoredTable
 from triptych.train import checkpoint
 from triptych.train.batch import Batch
 from triptych.train.eva import reads_inputs, start_from_inputs

@@ -13,6 +13,7 @@ from triptych.data.batches import pad_right
 from triptych.data.encode import IGNORE
 from triptych.data.labelled import encode_tags
 from triptych.data.rows import Row, parse_tags
+from triptych.data.table import StoredTable
 from triptych.forward.roles import RoleModel
 from triptych.recipe import CLASSIFIER, TokenClassification
 from triptych.registry import AdapterVersion
@@ -20,7 +21,6 @@ from triptych.stages.context import StageContext
 from triptych.stages.encoding import TOKENS, Examples
 from triptych.stages.labelling import label, learn_labels
 from triptych.stages.supervised import open_rows
-from triptych.stages.table import StoredTable
 from triptych.train.batch import Batch
 from triptych.train.side_by_side import Steps
 from triptych.train.tasks.token_classification import TokenTagging

@@ -9,6 +9,7 @@ from typing import Any
 
 from triptych import storage
 from triptych.data import encode_prompts, load_rows
+from triptych.data.table import Table
 from triptych.errors import UserError
 from triptych.forward.export import adapter_of
 from triptych.models.adapter import Adapter
@@ -27,7 +28,6 @@ from triptych.stages.rl.evaluation import evaluate
 from triptych.stages.rl.step import ppo_step
 from triptych.stages.rl.sync import first_sync
 from triptych.stages.rl.worker import resume, save, start
-from triptych.stages.table import Table
 from triptych.train.on_ray import launch
 
 

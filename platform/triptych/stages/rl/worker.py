@@ -8,6 +8,7 @@ from ray.train.torch import get_device
 from torch import Tensor
 
 from triptych import storage
+from triptych.data.table import read_table
 from triptych.engines.base import SampleRequest
 from triptych.errors import RunError
 from triptych.forward.roles import RoleModel
@@ -19,7 +20,6 @@ from triptych.stages.context import StageContext
 from triptych.stages.models import role_model, tokenizer_of
 from triptych.stages.recorder import Recorder
 from triptych.stages.rl.samples import Samples
-from triptych.stages.table import read_table
 from triptych.train import checkpoint
 from triptych.train.learner import Learner
 from triptych.train.tasks.forward import mean_scores, response_logprobs, response_logprobs_and_entropy

@@ -1,4 +1,4 @@
-"""Encoded rows of a stage as one committed Arrow file: what exactly was trained on, readable without us.
+"""Encoded rows as one committed Arrow file: what exactly was trained on, readable without us.
 
 Readers map the file into memory, so a row costs what it holds, however large the file is.
 """

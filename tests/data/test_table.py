@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from triptych import storage
+from triptych.data.table import Lazy, StoredTable, Table, read_table, write_blocks, write_table
 from triptych.errors import UserError
-from triptych.stages.table import Lazy, StoredTable, Table, read_table, write_blocks, write_table
 
 SCHEMA = pa.schema({"ids": pa.list_(pa.int32()), "label": pa.int32()})
 BLOCKS = st.lists(st.lists(st.lists(st.integers(0, 9), max_size=4), max_size=4), min_size=1, max_size=5)
