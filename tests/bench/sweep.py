@@ -138,7 +138,7 @@ def accuracy(run_folder: Path, dev: Path) -> float:
     from triptych.models.base import load_causal_lm, load_tokenizer, resolve_base
     from triptych.models.heads import ClassHead
     from triptych.recipe import Model, Optimizer
-    from triptych.stages import classification
+    from triptych.stages.supervised import classification
     from triptych.train.learner import Learner
     from triptych.train.tasks.classification import TextClassification
 

@@ -20,9 +20,9 @@ from triptych.models.heads import ClassHead
 from triptych.observe.progress import Progress
 from triptych.recipe import Lora, Optimizer, RecipeError
 from triptych.serve.capabilities import Capabilities
-from triptych.stages import classification
 from triptych.stages.artifact import summary
 from triptych.stages.context import StageContext
+from triptych.stages.supervised import classification
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner
 from triptych.train.tasks.classification import TextClassification

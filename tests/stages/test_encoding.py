@@ -12,10 +12,10 @@ from triptych import storage
 from triptych.data.table import StoredTable, read_table
 from triptych.errors import UserError
 from triptych.models.base import load_tokenizer
-from triptych.stages import encoding
 from triptych.stages.context import StageContext
-from triptych.stages.sft import chats
-from triptych.stages.supervised import prepare
+from triptych.stages.supervised import encoding
+from triptych.stages.supervised.sft import chats
+from triptych.stages.supervised.training import prepare
 
 MakeContext = Callable[[dict[str, Any]], StageContext[Any]]
 

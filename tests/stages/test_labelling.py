@@ -17,10 +17,10 @@ from triptych.observe.progress import Progress
 from triptych.observe.report.page import tiles
 from triptych.observe.runs import StageView
 from triptych.recipe import RecipeError
-from triptych.stages import question_answering, token_classification
 from triptych.stages.artifact import summary
 from triptych.stages.context import StageContext
-from triptych.stages.loop import Rows
+from triptych.stages.supervised import question_answering, token_classification
+from triptych.stages.supervised.loop import Rows
 from triptych.train.learner import Learner
 
 LABELS = ("O", "B-PER", "I-PER", "B-FILM", "B-ODD")

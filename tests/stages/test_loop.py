@@ -21,8 +21,8 @@ from triptych.recipe import Lora
 from triptych.recipe.matrix import AdaLora
 from triptych.stages.artifact import commit_role
 from triptych.stages.context import StageContext
-from triptych.stages.loop import Rows, fit
-from triptych.stages.supervised import learner_for
+from triptych.stages.supervised.loop import Rows, fit
+from triptych.stages.supervised.training import learner_for
 from triptych.train.batch import Batch, language_batch
 from triptych.train.learner import Learner, Sums
 from triptych.train.tasks.language import LanguageModeling

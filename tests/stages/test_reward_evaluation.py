@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from triptych.models.adapter import Normalization
-from triptych.stages.reward_evaluation import (
+from triptych.stages.supervised.reward_evaluation import (
     Pairs,
     answer_lengths,
     measure_normalization,

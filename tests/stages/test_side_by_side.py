@@ -14,10 +14,10 @@ from triptych import storage
 from triptych.forward.roles import RoleModel
 from triptych.observe.log import read_metrics
 from triptych.observe.progress import Progress
-from triptych.stages import classification, sft
 from triptych.stages.context import StageContext
 from triptych.stages.models import role_model
-from triptych.stages.supervised import Learn, prepare
+from triptych.stages.supervised import classification, sft
+from triptych.stages.supervised.training import Learn, prepare
 from triptych.train import checkpoint
 from triptych.train.side_by_side import SideBySide, take
 

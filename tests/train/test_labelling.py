@@ -11,8 +11,8 @@ from tests.support.gradient_cases import TOLERANCE, assert_equal, gradients, mak
 from triptych.data.answers import answer_scores
 from triptych.models.heads import ClassHead
 from triptych.objectives.spans import EntityCounts
-from triptych.stages.question_answering import batch_of_questions
-from triptych.stages.token_classification import batch_of_tags
+from triptych.stages.supervised.question_answering import batch_of_questions
+from triptych.stages.supervised.token_classification import batch_of_tags
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner
 from triptych.train.tasks.question_answering import SpanSelection, best_spans, context_scores

@@ -10,7 +10,7 @@ from triptych.forward.roles import RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead
 from triptych.recipe import Lora, Optimizer, member_roles
-from triptych.stages.reward import Ensemble, batch_of_pairs
+from triptych.stages.supervised.reward import Ensemble, batch_of_pairs
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner
 from triptych.train.tasks.forward import sequence_scores

@@ -8,10 +8,10 @@ from triptych import storage
 from triptych.errors import UserError
 from triptych.observe.progress import Progress
 from triptych.recipe import Recipe
-from triptych.stages import sft
 from triptych.stages.context import StageContext
 from triptych.stages.run import stage_context
-from triptych.stages.supervised import prepare
+from triptych.stages.supervised import sft
+from triptych.stages.supervised.training import prepare
 from triptych.tune.trainer import Trainer
 
 Make = Callable[..., Recipe]

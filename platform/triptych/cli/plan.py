@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from triptych.plan import Known, Machine, Rates
     from triptych.recipe import Recipe
 
-WORKER_MODULES = ("triptych.stages.supervised",)
+WORKER_MODULES = ("triptych.stages.supervised.training",)
 """What a worker of Ray Train loads beside the learner: 0.15 GB."""
 
 

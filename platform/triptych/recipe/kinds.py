@@ -58,7 +58,7 @@ class SupervisedStage(TrainedStage):
 class Sft(SupervisedStage):
     """Supervised fine-tuning on chats; the loss counts the assistant's tokens only."""
 
-    runner = "triptych.stages.sft:run"
+    runner = "triptych.stages.supervised.sft:run"
     task = "triptych.train.tasks.language:TASK"
 
     kind: Literal["sft"]
@@ -117,7 +117,7 @@ Labels = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_each_on
 class Classification(LabellingStage):
     """A head that names the class of a text."""
 
-    runner = "triptych.stages.classification:run"
+    runner = "triptych.stages.supervised.classification:run"
     task = "triptych.train.tasks.classification:TASK"
 
     kind: Literal["classification"]
@@ -136,7 +136,7 @@ class Classification(LabellingStage):
 class TokenClassification(LabellingStage):
     """A head that names the tag of every word: entities, parts of speech."""
 
-    runner = "triptych.stages.token_classification:run"
+    runner = "triptych.stages.supervised.token_classification:run"
     task = "triptych.train.tasks.token_classification:TASK"
 
     kind: Literal["token_classification"]
@@ -177,7 +177,7 @@ class TokenClassification(LabellingStage):
 class QuestionAnswering(LabellingStage):
     """A head that finds where in a context the answer to a question starts and ends."""
 
-    runner = "triptych.stages.question_answering:run"
+    runner = "triptych.stages.supervised.question_answering:run"
     task = "triptych.train.tasks.question_answering:TASK"
 
     kind: Literal["question_answering"]
@@ -196,7 +196,7 @@ class QuestionAnswering(LabellingStage):
 class Reward(SupervisedStage):
     """Reward model on preference pairs (Bradley-Terry)."""
 
-    runner = "triptych.stages.reward:run"
+    runner = "triptych.stages.supervised.reward:run"
     task = "triptych.train.tasks.reward:TASK"
 
     kind: Literal["reward"]

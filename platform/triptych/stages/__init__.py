@@ -1,1 +1,1 @@
-"""One file a stage; each reads from top to bottom."""
+"""Stages from their inputs to their registered outputs: what all share here, a package for each family of kinds."""

@@ -33,7 +33,7 @@ class Trainer(Protocol):
     """Trains stages elsewhere than on a Ray Train group of their own. Picklable."""
 
     def train(self, ctx: "StageContext[Any]", learn: Callable[..., Any]) -> None:
-        """Run a stage's `learn` (stages/supervised.py) to its end; as `launch` raises what it raised."""
+        """Run a stage's `learn` (stages/supervised) to its end; as `launch` raises what it raised."""
 
 
 @dataclass(frozen=True)

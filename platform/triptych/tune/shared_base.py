@@ -18,7 +18,7 @@ from triptych.observe.progress import Progress
 from triptych.plan import Machine, estimate
 from triptych.recipe import Lora, Recipe, TrainingBase, with_values
 from triptych.stages.context import StageContext
-from triptych.stages.supervised import Learn
+from triptych.stages.supervised.training import Learn
 from triptych.train import checkpoint
 from triptych.tune.executor import Clock, Executor, OnRayTrain, context_of, follow
 from triptych.tune.trainer import start_trainer

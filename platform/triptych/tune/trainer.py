@@ -20,7 +20,7 @@ from triptych.forward.roles import RoleModel
 from triptych.recipe import Workers
 from triptych.stages.context import StageContext
 from triptych.stages.models import role_model
-from triptych.stages.supervised import Learn
+from triptych.stages.supervised.training import Learn
 from triptych.train.allocator import allocator_variables
 from triptych.train.side_by_side import SideBySide
 from triptych.tune.executor import GateMonitor

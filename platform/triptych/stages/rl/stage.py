@@ -23,11 +23,11 @@ from triptych.stages.artifact import commit_adapter, finish, measured, parent
 from triptych.stages.context import StageContext, begin
 from triptych.stages.models import tokenizer_of
 from triptych.stages.recorder import Recorder
-from triptych.stages.reward import check_gate
 from triptych.stages.rl.evaluation import evaluate
 from triptych.stages.rl.step import ppo_step
 from triptych.stages.rl.sync import first_sync
 from triptych.stages.rl.worker import resume, save, start
+from triptych.stages.supervised.reward import check_gate
 from triptych.train.on_ray import launch
 
 

@@ -9,9 +9,9 @@ from triptych.recipe import CLASSIFIER, LabellingStage
 from triptych.registry import AdapterVersion
 from triptych.stages.artifact import commit_role, finish, measured
 from triptych.stages.context import StageContext
-from triptych.stages.encoding import Examples
-from triptych.stages.loop import Rows
-from triptych.stages.supervised import Learn, fit_and_evaluate, learner_for, prepare, train
+from triptych.stages.supervised.encoding import Examples
+from triptych.stages.supervised.loop import Rows
+from triptych.stages.supervised.training import Learn, fit_and_evaluate, learner_for, prepare, train
 from triptych.train.learner import Objective
 from triptych.train.side_by_side import Steps
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from triptych.models.adapter import Normalization
-from triptych.stages.loop import Rows
+from triptych.stages.supervised.loop import Rows
 from triptych.train.learner import Learner
 from triptych.train.tasks.forward import member_scores
 

@@ -1,4 +1,4 @@
-"""What the stages that learn from rows share, from the sources to the registered artifact."""
+"""Training that the kinds share: prepared rows, workers, a learner, its loop."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -13,9 +13,9 @@ from triptych.data.table import StoredTable
 from triptych.errors import UserError
 from triptych.forward.roles import RoleModel
 from triptych.stages.context import StageContext, remember
-from triptych.stages.encoding import Examples, encode
-from triptych.stages.loop import Rows, evaluate, fitting, step_rows
 from triptych.stages.models import role_model, tokenizer_of
+from triptych.stages.supervised.encoding import Examples, encode
+from triptych.stages.supervised.loop import Rows, evaluate, fitting, step_rows
 from triptych.train import checkpoint
 from triptych.train.batch import Batch
 from triptych.train.eva import reads_inputs, start_from_inputs

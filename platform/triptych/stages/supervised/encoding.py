@@ -30,8 +30,8 @@ from triptych.errors import UserError
 from triptych.models.base import load_tokenizer
 from triptych.recipe import Source, Workers
 from triptych.stages.context import StageContext
-from triptych.stages.loop import Rows
 from triptych.stages.models import tokenizer_of
+from triptych.stages.supervised.loop import Rows
 from triptych.train.batch import Batch
 
 TOKENS = pa.list_(pa.int32())

@@ -27,10 +27,16 @@ from triptych.recipe import REWARD, Reward, StageBase, member_roles
 from triptych.registry import AdapterVersion
 from triptych.stages.artifact import commit_adapter, finish, measured, write_ranks
 from triptych.stages.context import StageContext
-from triptych.stages.encoding import TOKENS, Examples
-from triptych.stages.loop import fitting
-from triptych.stages.reward_evaluation import Pairs, measure_normalization, reward_report, score_pairs, shared_prompts
-from triptych.stages.supervised import learner_for, open_rows, prepare, train
+from triptych.stages.supervised.encoding import TOKENS, Examples
+from triptych.stages.supervised.loop import fitting
+from triptych.stages.supervised.reward_evaluation import (
+    Pairs,
+    measure_normalization,
+    reward_report,
+    score_pairs,
+    shared_prompts,
+)
+from triptych.stages.supervised.training import learner_for, open_rows, prepare, train
 from triptych.train.batch import Batch, pair_batch
 from triptych.train.learner import Learner, Objective, StepReport
 from triptych.train.side_by_side import Steps

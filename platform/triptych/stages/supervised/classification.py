@@ -14,9 +14,9 @@ from triptych.forward.roles import RoleModel
 from triptych.recipe import CLASSIFIER, Classification
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext
-from triptych.stages.encoding import TOKENS, Examples
-from triptych.stages.labelling import label, learn_labels
-from triptych.stages.supervised import open_rows
+from triptych.stages.supervised.encoding import TOKENS, Examples
+from triptych.stages.supervised.heads import label, learn_labels
+from triptych.stages.supervised.training import open_rows
 from triptych.train.batch import Batch
 from triptych.train.side_by_side import Steps
 from triptych.train.tasks.classification import TextClassification

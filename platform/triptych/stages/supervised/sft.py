@@ -13,8 +13,8 @@ from triptych.recipe import POLICY, Sft
 from triptych.registry import AdapterVersion
 from triptych.stages.artifact import commit_role, finish, measured
 from triptych.stages.context import StageContext
-from triptych.stages.encoding import TOKENS, Examples
-from triptych.stages.supervised import fit_and_evaluate, learner_for, open_rows, prepare, train
+from triptych.stages.supervised.encoding import TOKENS, Examples
+from triptych.stages.supervised.training import fit_and_evaluate, learner_for, open_rows, prepare, train
 from triptych.train.batch import Batch, language_batch
 from triptych.train.side_by_side import Steps
 from triptych.train.tasks.language import LanguageModeling
