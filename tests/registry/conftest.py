@@ -81,19 +81,27 @@ def add(registry: Registry, lora: Path) -> Callable[..., AdapterVersion]:
     return add_version
 
 
+def _postgresql_program(name: str) -> str | None:
+    """Its path; Debian keeps the server's programs in a folder for each version, which is not on the PATH."""
+    versions = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: float(path.parts[4]))
+    return shutil.which(name) or next(map(str, reversed(versions)), None)
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
     """URL of a PostgreSQL server of our own; skipped where there is no server or no driver."""
     pytest.importorskip("psycopg")
-    if shutil.which("initdb") is None or shutil.which("postgres") is None:
-        pytest.skip("no PostgreSQL here")
+    initdb, postgres = _postgresql_program("initdb"), _postgresql_program("postgres")
+    if initdb is None or postgres is None:
+        pytest.skip("no PostgreSQL here (Debian: postgresql)")
     user = "nobody" if os.geteuid() == 0 else None  # the server refuses to run as root
     folder = Path(subprocess.check_output(["mktemp", "-d"], user=user, text=True).strip())
-    subprocess.run(["initdb", "-D", folder / "data", "-U", "tri", "-A", "trust"], user=user, check=True, cwd=folder)
+    create = [initdb, "--no-sync", "-D", f"{folder}/data", "-U", "tri", "-A", "trust"]
+    subprocess.run(create, user=user, check=True, cwd=folder)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = ["postgres", "-D", f"{folder}/data", "-p", str(port), "-h", "127.0.0.1", "-k", str(folder)]
+    command = [postgres, "-F", "-D", f"{folder}/data", "-p", str(port), "-h", "127.0.0.1", "-k", str(folder)]
     with subprocess.Popen(command, user=user, cwd=folder, stderr=subprocess.DEVNULL) as server:
         deadline = time.monotonic() + 30
         while socket.socket().connect_ex(("127.0.0.1", port)) and time.monotonic() < deadline:
