@@ -83,6 +83,7 @@ def test_its_registry_is_reached_from_outside_by_an_admin_key(trained: Laptop, s
     assert_no_token(trained)
 
 
+@pytest.mark.exhaustive
 def test_an_endpoint_is_replaced(trained: Laptop, config: Path, served: str) -> None:
     change = ("--replace", "--set", "require_key=false")
     code, out, err = trained.call("serve", config.name, *change)

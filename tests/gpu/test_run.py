@@ -21,6 +21,7 @@ runpy.run_path({str(HERE / "run.py")!r}, run_name="__main__")
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_it_runs_on_the_cpu_and_without_ray(tmp_path: Path) -> None:
     out = tmp_path / "gpu.json"
     options = ["--device", "cpu", "--shape", "tiny", "--rounds", "1", "--steps", "1", "--out", str(out)]

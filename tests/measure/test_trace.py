@@ -77,6 +77,7 @@ def test_stages_and_levers(tmp_path: Path, change: dict[str, Any]) -> None:
     assert parts.total() == pytest.approx(real(planned), rel=0.02)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [name for name in [*METHODS, "unipelt"] if name not in UNTRACED])
 def test_every_method_is_traced(tmp_path: Path, name: str) -> None:
     planned = recipe(tmp_path, layers=2, method={"name": name} | SETTINGS.get(name, {}))

@@ -1,6 +1,7 @@
 """The whole loop for real, small: once undisturbed, once stopped in every stage and with an engine killed."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from triptych.registry import Registry
 pytestmark = pytest.mark.slow
 
 TRIPTYCH = str(Path(sys.executable).parent / "triptych")
+LR = "stages.sft.train.optimizer.lr"
 STEPS = 4
 SAMPLES = 16
 
@@ -116,14 +118,15 @@ def test_every_panel_shows_what_a_run_does(undisturbed: Undisturbed) -> None:
     assert undisturbed.prometheus.firing() == set()
 
 
-@pytest.fixture
-def disturbed(module_recipe_file: Path, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
-    """Stopped in every stage, and with an engine killed: the run's folder and its summary."""
+@pytest.fixture(params=["in ppo", pytest.param("in every stage", marks=pytest.mark.exhaustive)])
+def disturbed(request: pytest.FixtureRequest, module_recipe_file: Path, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+    """Stopped, and with an engine killed: the run's folder and its summary."""
     run = tmp_path / "tiny"
-    process = start(module_recipe_file, tmp_path)
-    interrupt_when(process, lambda: has_checkpoint(run, "sft") and has_checkpoint(run, "reward"))
-    assert not finished(run, "sft")
-    assert not finished(run, "reward")
+    if request.param == "in every stage":
+        process = start(module_recipe_file, tmp_path)
+        interrupt_when(process, lambda: has_checkpoint(run, "sft") and has_checkpoint(run, "reward"))
+        assert not finished(run, "sft")
+        assert not finished(run, "reward")
     process = start(module_recipe_file, tmp_path)
     interrupt_when(process, lambda: has_checkpoint(run, "ppo"))
     assert not finished(run, "ppo")
@@ -169,10 +172,11 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(
 
     again = start(module_recipe_file, run.parent)
     # A stage is not gone on with under another recipe.
-    (straight / "stages/sft/summary.json").unlink()
-    process = start(module_recipe_file, straight.parent, "--stage", "sft", "--set", "stages.sft.train.optimizer.lr=0.5")
+    shutil.copytree(straight, run.parent / "other" / "tiny")
+    (run.parent / "other/tiny/stages/sft/summary.json").unlink()
+    other = start(module_recipe_file, run.parent / "other", "--stage", "sft", "--set", f"{LR}=0.5")
     assert finish(again) == summary
-    out, err = process.communicate(timeout=280)
-    assert process.returncode == 2
+    out, err = other.communicate(timeout=280)
+    assert other.returncode == 2
     assert "stage.train.optimizer.lr: 0.002 -> 0.5" in err
     assert out == ""

@@ -83,6 +83,7 @@ def undisturbed(cluster: Cluster, module_recipe_file: Path, tmp_path_factory: py
     return losses(start(module_recipe_file, runs, *TWO), runs)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 def test_a_worker_that_dies_costs_nothing_but_time(
     module_recipe_file: Path, tmp_path: Path, undisturbed: list[float]
