@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from triptych.methods.base import Export
-from triptych.methods.beside import ModulesBeside
+from triptych.methods.hooked import HookedAttachment
 from triptych.methods.lora import lora_config
 from triptych.methods.targets import shape_of, targeted
 from triptych.models.peft_files import PREFIX
@@ -64,7 +64,7 @@ class _Orthogonal(torch.autograd.Function):
         return outer[0] + ctx.factor * own, None
 
 
-class AdaLoraAttachment(ModulesBeside):
+class AdaLoraAttachment(HookedAttachment):
     """The triplets of all layers, their smoothed sensitivities, and which of them the budget keeps."""
 
     adaptive = True

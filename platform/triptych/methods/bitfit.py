@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from triptych.methods.base import Export
-from triptych.methods.beside import Beside, ModulesBeside
 from triptych.methods.counts import biased_layers
+from triptych.methods.hooked import HookedAttachment, HookedModules
 from triptych.recipe.method import BitFit
 
 _FLAGS = ("attention_bias", "mlp_bias")
@@ -34,7 +34,7 @@ class BiasChange(nn.Module):
         return y + self.bias.to(y.dtype)
 
 
-def attach(model: PreTrainedModel, config: BitFit, role: str) -> ModulesBeside:
+def attach(model: PreTrainedModel, config: BitFit, role: str) -> HookedAttachment:
     """Changes of the biases that the method names, under the names that the biases have in the base.
 
     A method that wraps linear layers goes first: the change stands beside what such a layer gives in the end.
@@ -44,7 +44,7 @@ def attach(model: PreTrainedModel, config: BitFit, role: str) -> ModulesBeside:
     """
     prefix = model.base_model_prefix
     layers = dict(_layers(getattr(model, prefix), prefix))
-    attachment = ModulesBeside(role)
+    attachment = HookedAttachment(role)
     for name in biased_layers(config, {name: _own(layer).bias is not None for name, layer in layers.items()}):
         attachment.put(layers[name], "bitfit", name, BiasChange(_outputs(_own(layers[name]))))
     return attachment
@@ -82,7 +82,7 @@ def _layers(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
         own, where = _own(child), f"{path}.{name}"
         if isinstance(own, nn.Linear | Conv1D) or isinstance(getattr(own, "bias", None), nn.Parameter):
             yield where, child
-        elif not isinstance(child, Beside):
+        elif not isinstance(child, HookedModules):
             yield from _layers(child, where)
 
 

@@ -16,9 +16,9 @@ from transformers import PreTrainedModel
 
 from triptych.methods.affine import Affine, linear
 from triptych.methods.base import Export
-from triptych.methods.beside import ModulesBeside, sublayer
 from triptych.methods.counts import check_drops
 from triptych.methods.gates import Gate
+from triptych.methods.hooked import HookedAttachment, sublayer
 from triptych.recipe.bottleneck import GatedPfeiffer, Houlsby, ParallelAdapter, Pfeiffer
 
 Config = Houlsby | Pfeiffer | ParallelAdapter | GatedPfeiffer
@@ -60,7 +60,7 @@ class Bottleneck(nn.Module):
         return y + self.dropout(change * scaling).to(y.dtype)
 
 
-class Bottlenecks(ModulesBeside):
+class Bottlenecks(HookedAttachment):
     """The adapters of all blocks, of which each step of training may leave some out."""
 
     def __init__(self, role: str, most: int) -> None:

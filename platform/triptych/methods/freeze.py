@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from triptych.errors import UserError
-from triptych.methods.beside import ModulesBeside
 from triptych.methods.counts import trained_parameters
+from triptych.methods.hooked import HookedAttachment
 from triptych.recipe.method import Freeze
 
 ROWS = ".rows"
 """After the name of a weight of which some rows are trained."""
 
 
-class Trained(ModulesBeside):
+class Trained(HookedAttachment):
     """Parameters of the base itself, under their own names, and rows of tables under `<name>.rows`."""
 
     def __init__(self, role: str, model: nn.Module, names: Sequence[str]) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from triptych.methods.base import Export
-from triptych.methods.beside import ModulesBeside
 from triptych.methods.gates import Gate
+from triptych.methods.hooked import HookedAttachment
 from triptych.methods.targets import shape_of, targeted
 from triptych.recipe.matrix import GatedLora
 
@@ -37,13 +37,13 @@ class GatedLowRank(nn.Module):
         return y + (change * self._scaling).to(y.dtype)
 
 
-def attach(model: PreTrainedModel, method: GatedLora, role: str) -> ModulesBeside:
+def attach(model: PreTrainedModel, method: GatedLora, role: str) -> HookedAttachment:
     """A gated LoRA beside every targeted layer.
 
     Raises:
         UserError: the targets match no module of the model.
     """
-    attachment = ModulesBeside(role)
+    attachment = HookedAttachment(role)
     hosts = dict(model.named_modules())
     for name in targeted(model, method.targets, method.layers):
         attachment.put(hosts[name], "gated_lora", name, GatedLowRank(*shape_of(hosts[name]), method))

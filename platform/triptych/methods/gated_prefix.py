@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from triptych.methods import prefix
 from triptych.methods.base import Attachment, Export, Prefix
-from triptych.methods.beside import ModulesBeside, sublayer
 from triptych.methods.gates import Gate
+from triptych.methods.hooked import HookedAttachment, sublayer
 from triptych.recipe.virtual import GatedPrefix
 
 ARGUMENT = "prefix_gate"
@@ -22,7 +22,7 @@ ARGUMENT = "prefix_gate"
 class GatedPrefixAttachment(Attachment):
     """A prefix, and a gate before the attention of each block."""
 
-    def __init__(self, inner: prefix.PrefixAttachment, gates: ModulesBeside) -> None:
+    def __init__(self, inner: prefix.PrefixAttachment, gates: HookedAttachment) -> None:
         self.prefix_length = inner.prefix_length
         self._inner, self._gates = inner, gates
 
@@ -49,7 +49,7 @@ def attach(model: PreTrainedModel, method: GatedPrefix, role: str) -> GatedPrefi
     Raises:
         UserError: what a prefix raises, or the model's blocks have no attention that a gate could stand before.
     """
-    inner, gates = prefix.attach(model, method, role), ModulesBeside(role)
+    inner, gates = prefix.attach(model, method, role), HookedAttachment(role)
     for number, block in enumerate(getattr(model, model.base_model_prefix).layers):
         host = sublayer(block, "self_attn", method.name)
         gates.put_before(host, ARGUMENT, f"gate.{number}", Gate(model.config.hidden_size))

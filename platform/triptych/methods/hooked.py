@@ -1,7 +1,7 @@
-"""Small modules beside a frozen one: each belongs to a role, and the active role's changes the frozen one's output.
+"""Trainable modules hooked onto frozen host modules: the active role's module changes its host's output.
 
-They are children of the module that they stand beside, called from its forward hook: so whoever shards, gathers or
-recomputes that module does the same with them, and no name of the base changes.
+They are children of their host and called from its forward hook, so whatever shards, gathers or recomputes the host
+does the same with them, and no name of the base changes.
 """
 
 from collections.abc import Mapping
@@ -15,8 +15,8 @@ from triptych.errors import UserError
 from triptych.methods.base import Attachment
 
 
-class Beside(nn.Module):
-    """The modules of all roles beside one host; at most one is active."""
+class HookedModules(nn.Module):
+    """The modules of all roles on one host; at most one is active."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,37 +24,37 @@ class Beside(nn.Module):
         self.active: str | None = None
 
 
-class ModulesBeside(Attachment):
-    """What a method has put beside several hosts for one role."""
+class HookedAttachment(Attachment):
+    """A method's modules on several hosts, for one role."""
 
     def __init__(self, role: str) -> None:
         self._role = role
-        self._parts: dict[str, tuple[Beside, nn.Module]] = {}
+        self._parts: dict[str, tuple[HookedModules, nn.Module]] = {}
 
     def put(self, host: nn.Module, kind: str, name: str, module: nn.Module) -> None:
         """Let `module(input, output)` replace the output of `host` while the role is active.
 
-        The module goes where the host's parameters are, in float32, or in float64 beside a host in float64. `kind` is
+        The module goes where the host's parameters are, in float32, or in float64 on a host in float64. `kind` is
         one for all roles that use a method; `name` stands before the names of the module's parameters. `input` is the
         host's first argument; of an output that is a tuple only the first member is replaced.
         """
-        beside, new = _beside(host, kind)
+        modules, new = _modules_of(host, kind)
         if new:
-            host.register_forward_hook(partial(_change, beside), with_kwargs=True)
-        self._hold(host, beside, name, module)
+            host.register_forward_hook(partial(_change, modules), with_kwargs=True)
+        self._hold(host, modules, name, module)
 
     def put_before(self, host: nn.Module, kind: str, name: str, module: nn.Module) -> None:
         """`put`, but `module(input)` becomes the keyword argument `kind` of `host`, whose output stays its own."""
-        beside, new = _beside(host, kind)
+        modules, new = _modules_of(host, kind)
         if new:
-            host.register_forward_pre_hook(partial(_add, beside, kind), with_kwargs=True)
-        self._hold(host, beside, name, module)
+            host.register_forward_pre_hook(partial(_add, modules, kind), with_kwargs=True)
+        self._hold(host, modules, name, module)
 
-    def _hold(self, host: nn.Module, beside: Beside, name: str, module: nn.Module) -> None:
+    def _hold(self, host: nn.Module, modules: HookedModules, name: str, module: nn.Module) -> None:
         own = next(host.parameters())
         dtype = torch.float64 if own.dtype == torch.float64 else torch.float32
-        beside.roles[self._role] = module.to(own.device, dtype).train(host.training)
-        self._parts[name] = beside, module
+        modules.roles[self._role] = module.to(own.device, dtype).train(host.training)
+        self._parts[name] = modules, module
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """See Attachment."""
@@ -66,11 +66,11 @@ class ModulesBeside(Attachment):
 
     def activate(self, on: bool) -> None:
         """See Attachment."""
-        for beside, _ in self._parts.values():
+        for modules, _ in self._parts.values():
             if on:
-                beside.active = self._role
-            elif beside.active == self._role:
-                beside.active = None
+                modules.active = self._role
+            elif modules.active == self._role:
+                modules.active = None
 
 
 def sublayer(block: nn.Module, name: str, method: str) -> nn.Module:
@@ -84,29 +84,31 @@ def sublayer(block: nn.Module, name: str, method: str) -> nn.Module:
     return found
 
 
-def _beside(host: nn.Module, kind: str) -> tuple[Beside, bool]:
-    """What holds the modules of a kind beside a host, and whether it is new."""
+def _modules_of(host: nn.Module, kind: str) -> tuple[HookedModules, bool]:
+    """The container of a kind of modules on a host, made where there is none, and whether it is new."""
     found = dict(host.named_children()).get(kind)
-    if isinstance(found, Beside):
+    if isinstance(found, HookedModules):
         return found, False
-    new = Beside()
+    new = HookedModules()
     host.add_module(kind, new)
     return new, True
 
 
-def _change(beside: Beside, host: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
-    if beside.active is None:
+def _change(
+    modules: HookedModules, host: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+) -> Any:
+    if modules.active is None:
         return None
-    given, module = _given(args, kwargs), beside.roles[beside.active]
+    given, module = _given(args, kwargs), modules.roles[modules.active]
     if isinstance(output, tuple):
         return (module(given, output[0]), *output[1:])
     return module(given, output)
 
 
-def _add(beside: Beside, kind: str, host: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    if beside.active is None:
+def _add(modules: HookedModules, kind: str, host: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    if modules.active is None:
         return None
-    return args, dict(kwargs) | {kind: beside.roles[beside.active](_given(args, kwargs))}
+    return args, dict(kwargs) | {kind: modules.roles[modules.active](_given(args, kwargs))}
 
 
 def _given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
