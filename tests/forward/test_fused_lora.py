@@ -9,7 +9,7 @@ from peft.tuners.lora import Linear
 from torch import Tensor
 
 from tests.support.gradient_cases import make_model
-from triptych.forward.checkpointing import _selective
+from triptych.forward.activation_checkpointing import _selective
 from triptych.forward.roles import RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.recipe import Lora

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from triptych.errors import UserError
+from triptych.forward.activation_checkpointing import Checkpointing, checkpoint_blocks
 from triptych.forward.attention import PACKED, PADDED
-from triptych.forward.checkpointing import Checkpointing, checkpoint_blocks
 from triptych.forward.fused_lora import fuse_lora, is_fused
 from triptych.forward.gather import HALF
 from triptych.forward.passes import Tokens, before_rows, packed_states, packed_together, padded_states, padded_together
