@@ -26,7 +26,7 @@ from triptych.recipe.method import Mam, Unipelt
 from triptych.train.batch import Batch
 from triptych.train.group import Group
 from triptych.train.learner import Learner, Objective
-from triptych.train.strategies import where_it_begins
+from triptych.train.strategies import initial_placement
 from triptych.train.tasks.task import Limits, Task
 
 STEPS = 1000
@@ -72,7 +72,7 @@ def dry_run(
     stage, dtype = recipe.trained[name], getattr(torch, recipe.model.dtype)
     memory, specs = stage.train.memory, stage.roles(recipe.stages)
     model = RoleModel(
-        where_it_begins(base, strategy, device or base.device),
+        initial_placement(base, strategy, device or base.device),
         dtype,
         device=device,
         packing=recipe.model.packing,

@@ -9,7 +9,7 @@ from triptych.forward.roles import RoleModel
 from triptych.models.base import load_causal_lm, load_tokenizer
 from triptych.recipe import Memory
 from triptych.stages.context import StageContext
-from triptych.train.strategies import where_it_begins
+from triptych.train.strategies import initial_placement
 
 
 def tokenizer_of(ctx: StageContext[Any]) -> PreTrainedTokenizerBase:
@@ -26,7 +26,7 @@ def role_model(ctx: StageContext[Any], memory: Memory, device: torch.device) -> 
         ctx.base_dir, dtype, trust_remote_code=settings.trust_remote_code, quantization=settings.quantization
     )
     return RoleModel(
-        where_it_begins(base, ctx.stage.workers.strategy, device),
+        initial_placement(base, ctx.stage.workers.strategy, device),
         dtype,
         device=device,
         packing=settings.packing,

@@ -13,7 +13,7 @@ from triptych.train.strategies.base import Slice, Strategy, Update
 from triptych.train.strategies.dense import Dense
 from triptych.train.strategies.sharded import Sharded
 
-__all__ = ["Slice", "Strategy", "StrategyName", "Update", "make_strategy", "where_it_begins"]
+__all__ = ["Slice", "Strategy", "StrategyName", "Update", "initial_placement", "make_strategy"]
 
 StrategyName = Literal["auto", "single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
 
@@ -31,6 +31,6 @@ def make_strategy(
     return Dense(model, optimizers, group)
 
 
-def where_it_begins(base: PreTrainedModel, name: StrategyName, device: torch.device) -> PreTrainedModel:
-    """The base as a model on `device` begins with it: one that is sharded stays in CPU memory until then."""
+def initial_placement(base: PreTrainedModel, name: StrategyName, device: torch.device) -> PreTrainedModel:
+    """The base where a model on `device` starts: moved there, or left in CPU memory until FSDP shards it."""
     return base if name == "fsdp" else base.to(device)
