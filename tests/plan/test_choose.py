@@ -9,8 +9,8 @@ import pytest
 from triptych.errors import UserError
 from triptych.measure import traced
 from triptych.plan import Machine, Node, choose, estimate, machine, nearest_that_fits, options
-from triptych.plan.levers import ALL, Levers
 from triptych.plan.plot import draw
+from triptych.plan.settings import ALL, Settings
 from triptych.recipe import Recipe, Sft, load_recipe
 
 Reviews = Callable[..., Recipe]
@@ -62,17 +62,17 @@ def test_what_the_closed_form_is_not_sure_of_is_traced(reviews: Reviews) -> None
     found = choose(recipe, "sft", LAPTOP, exact=True, trace=traced).best
     assert found.tokens_per_second > 1.02 * sure.tokens_per_second
     assert found.peak.high <= found.room
-    [rough] = [option for option in options(recipe, "sft", LAPTOP) if option.levers == found.levers]
+    [rough] = [option for option in options(recipe, "sft", LAPTOP) if option.settings == found.settings]
     assert rough.peak.expected <= rough.room < rough.peak.high
 
 
 def test_only_what_is_left_to_auto_changes(reviews: Reviews) -> None:
     recipe = reviews(AUTO[0], "stages.sft.train.memory.checkpointing=selective", "memory=4GB")
     found = options(recipe, "sft", LAPTOP)
-    assert {(o.levers.checkpointing, o.levers.loss_chunk, o.levers.strategy) for o in found} == {
+    assert {(o.settings.checkpointing, o.settings.loss_chunk, o.settings.strategy) for o in found} == {
         ("selective", 512, "single")
     }
-    assert [o.levers.micro_tokens for o in found] == [512, 1024, 2048, 4096, 8192]
+    assert [o.settings.micro_tokens for o in found] == [512, 1024, 2048, 4096, 8192]
 
 
 def test_the_estimate_is_that_of_the_choice_and_the_batch_stays(reviews: Reviews) -> None:
@@ -81,17 +81,17 @@ def test_the_estimate_is_that_of_the_choice_and_the_batch_stays(reviews: Reviews
     found = estimate(recipe, machine=LAPTOP, stage="sft").stages["sft"]
     assert found.peak == best.peak
     assert found.tokens_per_second == best.tokens_per_second
-    settled = best.levers.on(recipe.trained["sft"])
+    settled = best.settings.on(recipe.trained["sft"])
     assert isinstance(settled, Sft)
     assert settled.train.batch.rows == 16
     assert settled.train.auto == ()
-    assert Levers.of(settled, "single") == best.levers
+    assert Settings.of(settled, "single") == best.settings
 
 
 def test_workers_that_do_not_fit_by_themselves_are_sharded(reviews: Reviews) -> None:
     full = ("stages.sft.method={name: full}", "stages.ppo.policy=a@1", "memory=4GB")
     recipe = reviews(*AUTO, *full, "stages.sft.train.workers={count: 4, gpus: 1}")
-    assert choose(recipe, "sft", machine("4xl4-24")).best.levers.strategy == "fsdp"
+    assert choose(recipe, "sft", machine("4xl4-24")).best.settings.strategy == "fsdp"
 
 
 def test_what_cannot_fit_names_what_does(reviews: Reviews) -> None:
@@ -109,7 +109,7 @@ def test_what_cannot_fit_names_what_does(reviews: Reviews) -> None:
 def test_ppo_has_levers_of_its_own(reviews: Reviews) -> None:
     recipe = reviews("stages.ppo.train.batch.micro_tokens=auto", "stages.ppo.train.memory.checkpointing=auto")
     found = options(recipe, "ppo", LAPTOP)
-    assert len({option.levers.micro_tokens for option in found}) > 3
+    assert len({option.settings.micro_tokens for option in found}) > 3
     assert choose(recipe, "ppo", LAPTOP).best.fits
 
 
@@ -120,7 +120,7 @@ def test_exact_without_a_tracer_is_refused(reviews: Reviews) -> None:
 
 
 def test_the_picture_has_a_point_for_each_setting(reviews: Reviews) -> None:
-    found = options(reviews("memory=4GB"), "sft", LAPTOP, levers=ALL)
+    found = options(reviews("memory=4GB"), "sft", LAPTOP, vary=ALL)
     picture = draw(found, "a <b>")
     assert picture.count("<circle") == len(found)
     assert picture.count('fill="#fff" stroke') == sum(not option.fits for option in found)

@@ -86,7 +86,7 @@ def _plan(
         for name in placement.requests
         if recipe.trained[name].train.auto
     }
-    settled = {name: choice.best.levers.on(recipe.trained[name]) for name, choice in choices.items()}
+    settled = {name: choice.best.settings.on(recipe.trained[name]) for name, choice in choices.items()}
     settled_recipe = recipe.model_copy(update={"stages": {**recipe.stages, **settled}})
     predicted = estimate(settled_recipe, machine=machine, stage=stage, exact=exact, trace=traced, known=known)
     rows = {name: quick_count(recipe.trained[name].data.train) for name in predicted.stages}
@@ -114,21 +114,21 @@ def _plan(
 def _grid(
     recipe: "Recipe", only: str | None, machine: "Machine", known: "Known", plot: Path | None, as_json: bool
 ) -> None:
-    """Of the stages, the levers that the recipe leaves to auto, or else all of them."""
+    """Every combination of the settings that a stage leaves to auto, or of all settings where it leaves none."""
     from rich.console import Console
 
     from triptych.cli.plan_tables import grid_table
     from triptych.plan import options, place
-    from triptych.plan.levers import ALL
     from triptych.plan.plot import draw
+    from triptych.plan.settings import ALL
 
     names = list(place(recipe, machine, only).requests)
     if plot is not None and len(names) > 1:
         raise UserError(f"--plot draws one stage: give --stage; allowed: {', '.join(names)}")
     found = {}
     for name in names:
-        levers = None if recipe.trained[name].train.auto else ALL
-        found[name] = options(recipe, name, machine, known=known, levers=levers)
+        vary = None if recipe.trained[name].train.auto else ALL
+        found[name] = options(recipe, name, machine, known=known, vary=vary)
     if plot is not None:
         plot.write_text(draw(found[names[0]], f"{recipe.name}: stages.{names[0]} on {machine}"), encoding="utf-8")
     if as_json:

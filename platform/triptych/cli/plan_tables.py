@@ -95,7 +95,7 @@ def choice_table(choices: Mapping[str, "Choice"]) -> Table:
 def grid_table(name: str, options: Sequence["Option"]) -> Table:
     """Every setting, by micro-batch."""
     table = _options_table(f"Micro-batch, memory and speed of stages.{name}")
-    for option in sorted(options, key=lambda option: option.levers.micro_tokens):
+    for option in sorted(options, key=lambda option: option.settings.micro_tokens):
         _add(table, name, option, "fits" if option.fits else "may not fit", None if option.fits else "red")
     return table
 
@@ -125,10 +125,10 @@ def _options_table(title: str) -> Table:
 
 
 def _add(table: Table, name: str, option: "Option", word: str, style: str | None) -> None:
-    levers = option.levers
-    chunk = "all" if levers.loss_chunk is None else str(levers.loss_chunk)
+    settings = option.settings
+    chunk = "all" if settings.loss_chunk is None else str(settings.loss_chunk)
     sizes = (f"{size / 2**20:,.0f}" for size in (option.peak.expected, option.peak.high))
-    setting = (f"{levers.micro_tokens:,}", levers.checkpointing, chunk, levers.strategy)
+    setting = (f"{settings.micro_tokens:,}", settings.checkpointing, chunk, settings.strategy)
     table.add_row(name, *setting, *sizes, f"{option.tokens_per_second:,.0f}", word, style=style)
 
 

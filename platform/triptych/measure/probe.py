@@ -25,14 +25,14 @@ from triptych.errors import RunError
 from triptych.models.sizes import read_config
 from triptych.plan import Known, Machine, Option, options
 from triptych.plan.known import NOTHING
-from triptych.plan.levers import Levers, Pulled
 from triptych.plan.machines import processor
+from triptych.plan.settings import SettingName, Settings
 from triptych.recipe import Recipe
 from triptych.recipe.amount import bytes_of
 from triptych.train.allocator import allocator_variables
 
 _SIGNS = ("out of memory", "outofmemory", "can't allocate memory", "memoryerror", "bad_alloc", "could not create a")
-MICRO_TOKENS: tuple[Pulled, ...] = ("micro_tokens",)
+MICRO_TOKENS: tuple[SettingName, ...] = ("micro_tokens",)
 _SIGNALS = (-6, -9, -11)
 """Abort, kill and fault: how a process ends that gets no memory where nothing asks whether it does."""
 
@@ -84,19 +84,19 @@ def probe(
     if kept.is_file():
         content = json.loads(kept.read_text(encoding="utf-8"))
         return Probed(content["micro_tokens"], tuple(Try(**tried) for tried in content["tries"]), cached=True)
-    own = options(recipe, name, machine, known=known, levers=())[0].levers
-    found = options(recipe, name, machine, known=known, levers=MICRO_TOKENS)
-    sized = sorted(found, key=lambda option: option.levers.micro_tokens)
+    own = options(recipe, name, machine, known=known, vary=())[0].settings
+    found = options(recipe, name, machine, known=known, vary=MICRO_TOKENS)
+    sized = sorted(found, key=lambda option: option.settings.micro_tokens)
     tries: list[Try] = []
     fits, fails, number = -1, len(sized), _expected(sized)
     while fails - fits > 1:
-        tried = attempt(recipe, name, replace(own, micro_tokens=sized[number].levers.micro_tokens), worker_modules)
+        tried = attempt(recipe, name, replace(own, micro_tokens=sized[number].settings.micro_tokens), worker_modules)
         tell(tried)
         tries.append(tried)
         fits, fails = (number, fails) if tried.fits else (fits, number)
         number = (fits + fails) // 2
     if fits < 0:
-        raise RunError(f"stages.{name}: not even a micro-batch of {sized[0].levers.micro_tokens} tokens fits")
+        raise RunError(f"stages.{name}: not even a micro-batch of {sized[0].settings.micro_tokens} tokens fits")
     best = max((tried for tried in tries if tried.fits), key=lambda tried: tried.tokens_per_second)
     probed = Probed(best.micro_tokens, tuple(tries))
     kept.write_text(json.dumps(probed.as_dict(), indent=2), encoding="utf-8")
@@ -125,7 +125,7 @@ def _file(recipe: Recipe, name: str, machine: Machine) -> Path:
     return cache_dir("probes") / f"{storage.digest_of(about)[:24]}.json"
 
 
-def attempt(recipe: Recipe, name: str, setting: Levers, worker_modules: Sequence[str] = ()) -> Try:
+def attempt(recipe: Recipe, name: str, setting: Settings, worker_modules: Sequence[str] = ()) -> Try:
     """Two steps with one setting, in one fresh process for each rank."""
     stage = recipe.trained[name]
     changed = recipe.model_copy(update={"stages": {**recipe.stages, name: setting.on(stage)}})

@@ -1,4 +1,4 @@
-"""The fastest setting of a stage's levers that fits the memory there is."""
+"""The fastest settings of a stage that fit the memory there is."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan.amounts import TRANSIENT, Bytes, total
 from triptych.plan.devices import DeviceEstimate, RoleEstimate, Tracer, on_devices
 from triptych.plan.known import NOTHING, Known
-from triptych.plan.levers import ALL, Levers, Pulled, settings
 from triptych.plan.machines import GIB, Machine
+from triptych.plan.settings import ALL, SettingName, Settings, all_settings
 from triptych.plan.speed import stage_speed
 from triptych.plan.strategy import resolve_strategy
 from triptych.recipe import Recipe, TrainedStage
@@ -24,7 +24,7 @@ _LOOKS = 4
 class Option:
     """A setting, what it needs and how fast it is."""
 
-    levers: Levers
+    settings: Settings
     peak: Bytes
     """Of the fullest device."""
     room: int
@@ -48,9 +48,9 @@ class Option:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        levers = {name: getattr(self.levers, name) for name in Levers.__dataclass_fields__}
+        settings = {name: getattr(self.settings, name) for name in Settings.__dataclass_fields__}
         found = {"peak_bytes": self.peak.as_dict(), "room_bytes": self.room, "fits": self.fits}
-        return levers | found | {"tokens_per_second": self.tokens_per_second}
+        return settings | found | {"tokens_per_second": self.tokens_per_second}
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,13 @@ def choose(
     machine: Machine,
     *,
     known: Known = NOTHING,
-    levers: Collection[Pulled] | None = None,
+    vary: Collection[SettingName] | None = None,
     exact: bool = False,
     trace: Tracer | None = None,
 ) -> Choice:
     """The fastest of the settings that fit; of equally fast ones (within 1%) the one that needs least.
 
-    `levers`: what may be changed; None: what the recipe leaves to `auto`. The global batch stays.
+    `vary`: the settings that may be changed; None: what the recipe leaves to `auto`. The global batch stays.
     `trace`: settings that the closed form is not sure of are traced where nothing else fits, the fastest first; that
     takes seconds each. `exact`: they are traced in any case.
 
@@ -94,7 +94,7 @@ def choose(
     """
     if exact and trace is None:
         raise ValueError("exact needs `trace`")
-    found = options(recipe, stage, machine, known=known, levers=levers)
+    found = options(recipe, stage, machine, known=known, vary=vary)
     if trace is not None and (exact or not any(option.fits for option in found)):
         sizes = model_sizes(recipe.model)
         found = _looked_at_again(found, partial(_option, recipe, stage, sizes, machine, known, trace=trace))
@@ -115,7 +115,7 @@ def _best(found: Sequence[Option]) -> Option:
     return min((o for o in found if o.tokens_per_second >= 0.99 * fastest), key=lambda o: o.peak.high)
 
 
-def _looked_at_again(found: Sequence[Option], look: Callable[[Levers], Option]) -> list[Option]:
+def _looked_at_again(found: Sequence[Option], look: Callable[[Settings], Option]) -> list[Option]:
     """The settings, the fastest of those that may fit as they were traced, until one of them does."""
     settled = list(found)
     least = max((option.tokens_per_second for option in found if option.fits), default=0.0)
@@ -123,7 +123,7 @@ def _looked_at_again(found: Sequence[Option], look: Callable[[Levers], Option]) 
     for _ in range(min(_LOOKS, len(hopeful))):
         option = _best(hopeful)
         hopeful.remove(option)
-        settled[settled.index(option)] = again = look(option.levers)
+        settled[settled.index(option)] = again = look(option.settings)
         if again.fits:
             break
     return settled
@@ -135,16 +135,16 @@ def options(
     machine: Machine,
     *,
     known: Known = NOTHING,
-    levers: Collection[Pulled] | None = None,
+    vary: Collection[SettingName] | None = None,
 ) -> list[Option]:
-    """All settings of the levers with memory and speed, those of one strategy, checkpointing and chunk together."""
+    """All settings with their memory and speed, those of one strategy, checkpointing and chunk together."""
     sizes = model_sizes(recipe.model)
     planned = recipe.trained[stage]
-    own = Levers.of(planned, resolve_strategy(recipe, stage, machine, sizes))
-    if levers is None:
+    own = Settings.of(planned, resolve_strategy(recipe, stage, machine, sizes))
+    if vary is None:
         auto = planned.train.auto
-        levers = (*auto, "strategy") if planned.workers.strategy == "auto" else auto
-    tried = settings(recipe, stage, own, levers)
+        vary = (*auto, "strategy") if planned.workers.strategy == "auto" else auto
+    tried = all_settings(recipe, stage, own, vary)
     return [_option(recipe, stage, sizes, machine, known, setting) for setting in tried]
 
 
@@ -160,24 +160,24 @@ def with_choice(
     """The stage with everything that it leaves to `auto` chosen; see `choose`."""
     stage = recipe.trained[name]
     if not stage.train.auto:
-        return Levers.of(stage, resolve_strategy(recipe, name, machine)).on(stage)
-    return choose(recipe, name, machine, known=known, exact=exact, trace=trace).best.levers.on(stage)
+        return Settings.of(stage, resolve_strategy(recipe, name, machine)).on(stage)
+    return choose(recipe, name, machine, known=known, exact=exact, trace=trace).best.settings.on(stage)
 
 
 def nearest_that_fits(recipe: Recipe, name: str, machine: Machine) -> str:
-    """Of a stage that does not fit: the fastest setting of its levers that does, in words; else the least there is."""
-    found = options(recipe, name, machine, levers=ALL)
+    """A sentence for a stage that does not fit: its fastest setting that does, or else the one that needs least."""
+    found = options(recipe, name, machine, vary=ALL)
     fitting = [option for option in found if option.fits]
     if not fitting:
         return _nothing(found)
     best = max(fitting, key=lambda option: option.tokens_per_second)
     needs = f"{best.peak.expected / GIB:.1f} GiB, {best.tokens_per_second:,.0f} tokens/s"
-    return f"nearest that fits: {best.levers} ({needs})"
+    return f"nearest that fits: {best.settings} ({needs})"
 
 
 def _nothing(found: Sequence[Option]) -> str:
     least = min(found, key=lambda option: option.peak.high)
-    return f"no setting fits: with {least.levers}, {least.why_not}"
+    return f"no setting fits: with {least.settings}, {least.why_not}"
 
 
 def _option(
@@ -186,15 +186,17 @@ def _option(
     sizes: Sizes,
     machine: Machine,
     known: Known,
-    levers: Levers,
+    settings: Settings,
     *,
     trace: Tracer | None = None,
 ) -> Option:
-    changed = recipe.model_copy(update={"stages": {**recipe.stages, name: levers.on(recipe.trained[name])}})
-    roles, devices = on_devices(changed, name, sizes, machine, levers.strategy, trace=trace, records=known.records)
+    changed = recipe.model_copy(update={"stages": {**recipe.stages, name: settings.on(recipe.trained[name])}})
+    roles, devices = on_devices(changed, name, sizes, machine, settings.strategy, trace=trace, records=known.records)
     label, device = _fullest(devices)
-    speed = stage_speed(changed, name, sizes, machine, levers.strategy, known.rates)
-    return Option(levers, device.peak, device.capacity, label, _largest(list(roles.values())), speed.tokens_per_second)
+    speed = stage_speed(changed, name, sizes, machine, settings.strategy, known.rates)
+    return Option(
+        settings, device.peak, device.capacity, label, _largest(list(roles.values())), speed.tokens_per_second
+    )
 
 
 def _fullest(devices: dict[str, DeviceEstimate]) -> tuple[str, DeviceEstimate]:

@@ -32,7 +32,7 @@ def draw(options: Sequence[Option], title: str) -> str:
         parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>')
         for (px, py), option in zip(points, line, strict=True):
             fill = color if option.fits else "#fff"
-            tip = html.escape(f"{option.levers}: {option.peak.expected / GIB:.2f} GiB")
+            tip = html.escape(f"{option.settings}: {option.peak.expected / GIB:.2f} GiB")
             circle = f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4" fill="{fill}" stroke="{color}">'
             parts.append(f"{circle}<title>{tip}</title></circle>")
         parts.append(_text(_WIDTH - _RIGHT + 16, _TOP + 18 * number, name, color=color))
@@ -58,9 +58,9 @@ def _axes(across: float, up: float) -> list[str]:
 def _lines(options: Sequence[Option]) -> dict[str, list[Option]]:
     """Options that differ in their micro-batch alone, smallest first."""
     found: dict[str, list[Option]] = {}
-    for option in sorted(options, key=lambda option: option.levers.micro_tokens):
-        chunk = "all logits" if option.levers.loss_chunk is None else f"chunk {option.levers.loss_chunk}"
-        name = f"{option.levers.checkpointing}, {chunk}, {option.levers.strategy}"
+    for option in sorted(options, key=lambda option: option.settings.micro_tokens):
+        chunk = "all logits" if option.settings.loss_chunk is None else f"chunk {option.settings.loss_chunk}"
+        name = f"{option.settings.checkpointing}, {chunk}, {option.settings.strategy}"
         found.setdefault(name, []).append(option)
     return found
 

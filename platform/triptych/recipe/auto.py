@@ -3,11 +3,11 @@
 import copy
 from typing import Any, get_args
 
-from triptych.recipe.training import Lever
+from triptych.recipe.training import AutoSetting
 
 
 def name_auto(data: Any) -> Any:
-    """A recipe's plain data, where `auto` in the place of a lever is the lever's name in the field `auto` beside it.
+    """A recipe's plain data with each setting of value `auto` moved to the list `auto` of its `train`.
 
     The strategy's `auto` is a value like any other.
     """
@@ -23,16 +23,16 @@ def name_auto(data: Any) -> Any:
 
 
 def _take(holder: dict[str, Any]) -> None:
-    chosen = [lever for lever in get_args(Lever) for place in _places(holder) if place.get(lever) == "auto"]
+    chosen = [name for name in get_args(AutoSetting) for place in _places(holder) if place.get(name) == "auto"]
     for place in _places(holder):
-        for lever in chosen:
-            if place.get(lever) == "auto":
-                del place[lever]
+        for name in chosen:
+            if place.get(name) == "auto":
+                del place[name]
     if chosen:
         holder["auto"] = [*(holder.get("auto") or ()), *chosen]
 
 
 def _places(holder: dict[str, Any]) -> list[dict[str, Any]]:
-    """The parts of a stage's `train` that levers stand in."""
+    """The parts of a stage's `train` that settings stand in."""
     below = (holder.get(name) for name in ("batch", "memory"))
     return [place for place in below if isinstance(place, dict)]

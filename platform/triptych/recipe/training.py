@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from triptych.recipe.base import Closed, Count, Fraction, NoEffect, Positive
 
-Lever = Literal["micro_tokens", "checkpointing", "loss_chunk"]
-"""What a recipe can leave to the plan: it changes memory and speed, and nothing that is learned."""
+AutoSetting = Literal["micro_tokens", "checkpointing", "loss_chunk"]
+"""A setting that a recipe can leave to the plan: it changes memory and speed, and nothing that is learned."""
 
 
 class Optimizer(Closed):
@@ -143,7 +143,7 @@ class TrainingBase(Closed):
     """Steps between measurements on held-out rows; None: at the end only."""
     max_bad_steps: Count = 5
     """Steps in a row without a finite loss and gradient that end the stage; each is skipped, and counted."""
-    auto: NoEffect[tuple[Lever, ...]] = ()
+    auto: NoEffect[tuple[AutoSetting, ...]] = ()
     """What the plan chooses for the machine, the fastest that fits; `auto` in the place of a value says the same."""
 
     @abstractmethod

@@ -25,11 +25,11 @@ from triptych.measure import traced
 from triptych.measure.machine_speed import measure_apart
 from triptych.measure.probe import attempt
 from triptych.plan import Known, choose, local, options
-from triptych.plan.levers import Levers, Pulled
 from triptych.plan.rates import kept_rates
+from triptych.plan.settings import SettingName, Settings
 from triptych.recipe import Recipe
 
-PULLED: tuple[Pulled, ...] = ("micro_tokens", "checkpointing")
+VARIED: tuple[SettingName, ...] = ("micro_tokens", "checkpointing")
 TARGET = 0.9
 LEAST, MOST = 3, 7
 """Tries of the chosen setting and of the best; more than the least where another seems faster than the chosen one."""
@@ -91,26 +91,28 @@ def main() -> None:
     for case in CASES[: given.recipes]:
         recipe, name = recipe_of(*case), json.dumps(case)
         tries = done.setdefault(name, {})
-        found = options(recipe, "sft", local(), known=Known(rates), levers=PULLED)
-        choice = choose(recipe, "sft", local(), known=Known(rates), levers=PULLED, exact=True, trace=traced).best.levers
-        for levers in (option.levers for option in found):
-            try_it(recipe, levers, tries, 1, keep)
+        found = options(recipe, "sft", local(), known=Known(rates), vary=VARIED)
+        choice = choose(recipe, "sft", local(), known=Known(rates), vary=VARIED, exact=True, trace=traced).best.settings
+        for settings in (option.settings for option in found):
+            try_it(recipe, settings, tries, 1, keep)
         for count in range(2, MOST + 1):  # in turn; one try alone may be a bad moment of the machine
             best = best_of(tries, choice)
             if best == str(choice) and count > LEAST:
                 break
-            for levers in (option.levers for option in found if str(option.levers) in {str(choice), best}):
-                try_it(recipe, levers, tries, count, keep)
+            for settings in (option.settings for option in found if str(option.settings) in {str(choice), best}):
+                try_it(recipe, settings, tries, count, keep)
         outcomes[name] = beside(str(choice), best_of(tries, choice), tries)
         keep()
     show(outcomes)
 
 
-def try_it(recipe: Recipe, levers: Levers, tries: dict[str, list[Any]], count: int, keep: Callable[[], None]) -> None:
+def try_it(
+    recipe: Recipe, settings: Settings, tries: dict[str, list[Any]], count: int, keep: Callable[[], None]
+) -> None:
     """Up to so many tries of a setting in all."""
-    made = tries.setdefault(str(levers), [])
+    made = tries.setdefault(str(settings), [])
     while len(made) < count:
-        made.append(asdict(attempt(recipe, "sft", levers, WORKER_MODULES)))
+        made.append(asdict(attempt(recipe, "sft", settings, WORKER_MODULES)))
         keep()
 
 
@@ -120,7 +122,7 @@ def speed_of(made: list[Any]) -> float:
     return median(speeds) if all(speeds) else 0.0
 
 
-def best_of(tries: dict[str, list[Any]], chosen: Levers) -> str:
+def best_of(tries: dict[str, list[Any]], chosen: Settings) -> str:
     """The fastest, the chosen one among equals."""
     return max(tries, key=lambda key: (speed_of(tries[key]), key == str(chosen)))
 
@@ -140,14 +142,14 @@ def show(outcomes: dict[str, Outcome]) -> None:
         words = f"{method['name']}, {dtype}, {memory}, rows of {length}"
         chosen, best = (f"{speed:,.0f}" for speed in found.speeds)
         speed, spread = chosen if found.fits else "out of memory", "{:.2f}-{:.2f}".format(*found.spread)
-        table.add_row(words, pulled(found.chosen), speed, pulled(found.best), best, f"{found.ratio:.2f}", spread)
+        table.add_row(words, shown(found.chosen), speed, shown(found.best), best, f"{found.ratio:.2f}", spread)
     met = all(found.ratio >= TARGET for found in outcomes.values())
     Console().print(table, f"within {1 - TARGET:.0%} everywhere, never out of memory: {'met' if met else 'MISSED'}")
 
 
-def pulled(setting: str) -> str:
+def shown(setting: str) -> str:
     """What differs between settings."""
-    return ", ".join(part.split()[-1] for part in setting.split(", ")[: len(PULLED)])
+    return ", ".join(part.split()[-1] for part in setting.split(", ")[: len(VARIED)])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Seconds of a step as `plan` predicts them and as they are, over methods, lengths, batches, precisions and levers.
+"""Seconds of a step as `plan` predicts them and as they are, over methods, lengths, batches, precisions and settings.
 
     PYTHONPATH=tests/bench .venv/bin/python -m plan.run_speed [--cells 24] [--clock wall] [--out FILE]
 

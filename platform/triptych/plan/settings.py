@@ -1,4 +1,4 @@
-"""What a stage can trade for memory and speed without learning anything else, and the values to try."""
+"""Settings that change the memory and speed of a stage but not what is learned, and the values to try."""
 
 import itertools
 from collections.abc import Collection, Iterator
@@ -7,18 +7,18 @@ from typing import Any, Literal
 
 from triptych.plan.sharding import StrategyName, fewest, may_shard, with_strategy
 from triptych.recipe import Recipe, TrainedStage
-from triptych.recipe.training import Lever
+from triptych.recipe.training import AutoSetting
 
-Pulled = Lever | Literal["strategy"]
-"""A lever; the strategy has an `auto` of its own in recipes."""
-ALL: tuple[Pulled, ...] = ("micro_tokens", "checkpointing", "loss_chunk", "strategy")
+SettingName = AutoSetting | Literal["strategy"]
+"""A field of `Settings`; the strategy has an `auto` of its own in recipes."""
+ALL: tuple[SettingName, ...] = ("micro_tokens", "checkpointing", "loss_chunk", "strategy")
 _CHECKPOINTING: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
 _CHUNKS = (128, 512, 2048, None)
 
 
 @dataclass(frozen=True)
-class Levers:
-    """One setting of all of them. The global batch is not among them: what a micro-batch leaves is accumulated."""
+class Settings:
+    """One value for each setting. The global batch is not among them: gradients of smaller micro-batches accumulate."""
 
     micro_tokens: int
     checkpointing: Literal["none", "selective", "full"]
@@ -26,7 +26,7 @@ class Levers:
     strategy: StrategyName
 
     @classmethod
-    def of(cls, stage: TrainedStage, strategy: StrategyName) -> "Levers":
+    def of(cls, stage: TrainedStage, strategy: StrategyName) -> "Settings":
         """As a stage has them."""
         memory = stage.train.memory
         return cls(stage.train.batch.micro_tokens, memory.checkpointing, memory.loss_chunk, strategy)
@@ -34,9 +34,9 @@ class Levers:
     def on(self, stage: TrainedStage) -> TrainedStage:
         """The stage with this setting, nothing of it left to be chosen."""
         train = with_strategy(stage, self.strategy).train
-        pulled = {"checkpointing": self.checkpointing, "loss_chunk": self.loss_chunk}
+        changed = {"checkpointing": self.checkpointing, "loss_chunk": self.loss_chunk}
         parts: dict[str, Any] = {
-            "memory": train.memory.model_copy(update=pulled),
+            "memory": train.memory.model_copy(update=changed),
             "batch": train.batch.model_copy(update={"micro_tokens": self.micro_tokens}),
         }
         return stage.model_copy(update={"train": train.model_copy(update=parts | {"auto": ()})})
@@ -46,16 +46,16 @@ class Levers:
         return f"micro_tokens {self.micro_tokens}, checkpointing {self.checkpointing}, {chunk}, {self.strategy}"
 
 
-def settings(recipe: Recipe, name: str, own: Levers, pulled: Collection[Pulled]) -> Iterator[Levers]:
-    """All settings of the levers in `pulled`; others stay as they are in `own`."""
+def all_settings(recipe: Recipe, name: str, own: Settings, vary: Collection[SettingName]) -> Iterator[Settings]:
+    """Every combination of the settings in `vary`; the others stay as they are in `own`."""
     stage = recipe.trained[name]
-    tokens = _micro_tokens(stage) if "micro_tokens" in pulled else [own.micro_tokens]
-    kinds = _CHECKPOINTING if "checkpointing" in pulled else (own.checkpointing,)
-    chunks = _CHUNKS if "loss_chunk" in pulled and stage.shape().logits else (own.loss_chunk,)
-    strategies = _strategies(stage) if "strategy" in pulled else [own.strategy]
+    tokens = _micro_tokens(stage) if "micro_tokens" in vary else [own.micro_tokens]
+    kinds = _CHECKPOINTING if "checkpointing" in vary else (own.checkpointing,)
+    chunks = _CHUNKS if "loss_chunk" in vary and stage.shape().logits else (own.loss_chunk,)
+    strategies = _strategies(stage) if "strategy" in vary else [own.strategy]
     for strategy, kind, chunk, micro in itertools.product(strategies, kinds, chunks, tokens):
         if len(chunks) == 1 or chunk is None or chunk < micro:
-            yield Levers(micro, kind, chunk, strategy)
+            yield Settings(micro, kind, chunk, strategy)
 
 
 def _micro_tokens(stage: TrainedStage) -> list[int]:
