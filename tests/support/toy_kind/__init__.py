@@ -1,0 +1,1 @@
+"""A stage kind of four files: continued pretraining on plain texts. Importing `recipe` adds it to the table."""

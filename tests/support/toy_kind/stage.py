@@ -1,0 +1,71 @@
+"""Run of the kind: texts -> tables -> training -> registered policy."""
+
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from tests.support.toy_kind.recipe import Pretraining
+from tests.support.toy_kind.rows import encode_plain, parse_plain
+from tests.support.toy_kind.task import AllTokens
+from triptych.data.batches import pad_right
+from triptych.data.table import StoredTable
+from triptych.forward.roles import RoleModel
+from triptych.recipe import POLICY
+from triptych.registry import AdapterVersion
+from triptych.stages.artifact import commit_role, finish, measured
+from triptych.stages.context import StageContext
+from triptych.stages.supervised.encoding import TOKENS, Examples
+from triptych.stages.supervised.training import fit_and_evaluate, learner_for, open_rows, prepare, train
+from triptych.train import checkpoint
+from triptych.train.batch import Batch
+from triptych.train.learner import Metrics, Sums
+from triptych.train.side_by_side import Steps
+
+
+def run(ctx: StageContext[Pretraining]) -> AdapterVersion:
+    """Texts -> tables -> training -> registered policy. Goes on from where an earlier call stopped."""
+    prepared = prepare(ctx, texts(ctx.stage))
+    train(ctx, learn)
+    return finish(ctx, prepared.inputs, measured(ctx), prepared.data)
+
+
+def texts(stage: Pretraining) -> Examples:
+    """Texts as tokens."""
+    return Examples(
+        kind="plain texts",
+        parse=parse_plain,
+        encode=partial(encode_plain, max_length=stage.train.batch.max_length),
+        schema=pa.schema({"input_ids": TOKENS}),
+        sequences=("input_ids",),
+        length=partial(StoredTable.lengths, column="input_ids"),
+        batch=_batch,
+    )
+
+
+def _batch(rows: list[dict[str, Any]], pad: int) -> Batch:
+    ids, mask = pad_right([row["input_ids"] for row in rows], pad)
+    return {"ids": ids, "mask": mask}
+
+
+class FailsOnce(AllTokens):
+    """The objective, which raises at its n-th micro-batch."""
+
+    seen = 0
+
+    def loss(self, model: RoleModel, batch: Batch) -> tuple[Sums, Metrics]:
+        FailsOnce.seen += 1
+        if FailsOnce.seen >= 3:
+            raise RuntimeError("the third micro-batch fails")
+        return super().loss(model, batch)
+
+
+def learn(ctx: StageContext[Pretraining], model: RoleModel, role: str = POLICY) -> Steps[None]:
+    """On every worker: an adapter trained, measured and committed."""
+    rows = open_rows(ctx, texts(ctx.stage))
+    model.add(role, ctx.stage.method, trainable=True)
+    learner = learner_for(ctx, model, {role: POLICY}, rows)
+    first = checkpoint.latest(ctx.checkpoints) is None
+    objective = FailsOnce(role) if ctx.stage.fails_once and first else AllTokens(role)
+    metrics = yield from fit_and_evaluate(ctx, learner, objective, rows)
+    commit_role(ctx, learner, role, metrics)
