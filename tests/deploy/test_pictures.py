@@ -10,7 +10,7 @@ from triptych.observe.dashboards import BOARDS
 PICTURES = Path(__file__).parents[2] / "examples" / "reviews" / "pictures"
 
 
-@pytest.mark.parametrize("name", ["training", "ppo", "serving", "cluster"])
+@pytest.mark.parametrize("name", ["training", "rl", "serving", "cluster"])
 def test_a_picture_shows_every_panel(name: str) -> None:
     root = ElementTree.fromstring((PICTURES / f"{name}.svg").read_text(encoding="utf-8"))
     texts = [text for text in root.itertext() if text.strip()]

@@ -97,7 +97,7 @@ def test_the_first_seconds_have_shares(tmp_path: Path) -> None:
     shares = [text for _, panel, _, text in expressions() if panel == "Where the last half hour went"]
     series = [
         {"series": f'{name}{{run="r",stage="s",{label}="{value}"}}', "values": f"_x3 {seconds}x3"}
-        for name, label in (("ray_triptych_ppo_seconds_total", "phase"), ("ray_triptych_train_seconds_total", "part"))
+        for name, label in (("ray_triptych_rl_seconds_total", "phase"), ("ray_triptych_train_seconds_total", "part"))
         for value, seconds in (("a", 30), ("b", 10))
     ]
     asked = [

@@ -12,9 +12,9 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from triptych.observe.metrics import METRICS, OTHER, PPO_ROW, TRAIN_ROW, GatewayMetrics, PpoMetrics, TrainMetrics
+from triptych.observe.metrics import METRICS, OTHER, RL_ROW, TRAIN_ROW, GatewayMetrics, RlMetrics, TrainMetrics
 
-PPO = dict.fromkeys(PPO_ROW, 0.5) | {"step": 3, "skipped": 1.0, "seconds_sample": 2.0, "seconds_update": 4.0}
+RL = dict.fromkeys(RL_ROW, 0.5) | {"step": 3, "skipped": 1.0, "seconds_sample": 2.0, "seconds_update": 4.0}
 TRAIN = dict.fromkeys(TRAIN_ROW, 0.25) | {
     "step": 7,
     "skipped": 0.0,
@@ -28,7 +28,7 @@ TRAIN = dict.fromkeys(TRAIN_ROW, 0.25) | {
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=lambda metric: metric.name)
 def test_names_follow_the_conventions(metric: Any) -> None:
-    assert re.fullmatch(r"triptych_(gateway|train|ppo)_[a-z0-9_]+", metric.name)
+    assert re.fullmatch(r"triptych_(gateway|train|rl)_[a-z0-9_]+", metric.name)
     assert metric.exported == f"ray_{metric.name}"
     assert metric.name.endswith("_total") == (metric.kind == "counter")
     assert bool(metric.buckets) == (metric.kind == "histogram")
@@ -48,14 +48,14 @@ def scraped() -> Iterator[dict[str, Family]]:
 
     class Emits:
         def emit(self) -> None:
-            self.train, self.ppo = TrainMetrics("reviews", "sft"), PpoMetrics("reviews", "ppo")
+            self.train, self.rl = TrainMetrics("reviews", "sft"), RlMetrics("reviews", "ppo")
             self.train.record(TRAIN)
             self.train.record({"skipped": 1.0, "tokens": 12.0, "seconds_forward": math.nan})
             self.diverged = TrainMetrics("reviews", "diverged")
             self.diverged.record({"loss": 1.0})
             self.diverged.record({"loss": math.nan})
             for _ in range(2):
-                self.ppo.record(PPO)
+                self.rl.record(RL)
             self.gateway = GatewayMetrics()
             for outcome in ("ok", "error", "cancelled"):
                 self.gateway.started("reviews-ppo@1")
@@ -135,11 +135,11 @@ def test_training_values(scraped: dict[str, Family]) -> None:
 
 
 @pytest.mark.slow
-def test_ppo_values(scraped: dict[str, Family]) -> None:
-    assert _one(scraped["ray_triptych_ppo_policy_version"]).value == 3
-    assert _one(scraped["ray_triptych_ppo_reward_mean"]).value == 0.5
-    assert _one(scraped["ray_triptych_ppo_non_finite_steps_total"]).value == 2
-    seconds = scraped["ray_triptych_ppo_seconds_total"]
+def test_rl_values(scraped: dict[str, Family]) -> None:
+    assert _one(scraped["ray_triptych_rl_policy_version"]).value == 3
+    assert _one(scraped["ray_triptych_rl_reward_mean"]).value == 0.5
+    assert _one(scraped["ray_triptych_rl_non_finite_steps_total"]).value == 2
+    seconds = scraped["ray_triptych_rl_seconds_total"]
     assert _one(seconds, phase="sample").value == 4
     assert _one(seconds, phase="update").value == 8
 

@@ -113,7 +113,7 @@ def undisturbed(module_recipe_file: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.mark.timeout(900)
 def test_every_panel_shows_what_a_run_does(undisturbed: Undisturbed) -> None:
-    assert_shown(undisturbed.prometheus, ("training", "ppo", "cluster"), undisturbed.since)
+    assert_shown(undisturbed.prometheus, ("training", "rl", "cluster"), undisturbed.since)
     assert undisturbed.prometheus is not None
     assert undisturbed.prometheus.firing() == set()
 

@@ -50,7 +50,7 @@ def _count(title: str, metric: m.Metric) -> Panel:
 
 
 def _shares(metric: m.Metric, label: str) -> Panel:
-    """Share of each part in the seconds of all, of the chosen stages together. A step of PPO may take minutes."""
+    """Share of each part in the seconds of all, of the chosen stages together. A step of RL may take minutes."""
     seconds = _new(metric.exported + _STAGE, "30m")
     return Panel(
         "Where the last half hour went",
@@ -108,33 +108,33 @@ TRAINING = Dashboard(
     ),
 )
 
-PPO = Dashboard(
-    "Triptych / PPO",
-    _stages(m.PPO_VERSION),
+RL = Dashboard(
+    "Triptych / RL",
+    _stages(m.RL_VERSION),
     (
         Panel(
             "Reward",
             {
-                f"mean {_BY_STAGE}": f"max by (run, stage) ({m.PPO_REWARD.exported}{_STAGE})",
-                f"standard deviation {_BY_STAGE}": f"max by (run, stage) ({m.PPO_REWARD_STD.exported}{_STAGE})",
+                f"mean {_BY_STAGE}": f"max by (run, stage) ({m.RL_REWARD.exported}{_STAGE})",
+                f"standard deviation {_BY_STAGE}": f"max by (run, stage) ({m.RL_REWARD_STD.exported}{_STAGE})",
             },
         ),
-        _gauge("KL to the reference, nats a response", m.PPO_KL),
-        _gauge("KL coefficient", m.PPO_KL_COEF),
-        _gauge("Entropy, nats a token", m.PPO_ENTROPY),
-        _gauge("Tokens whose gradient was clipped", m.PPO_CLIP_FRACTION, "percentunit"),
-        _gauge("Tokens of an answer", m.PPO_LENGTH),
-        _gauge("Answers cut by their length", m.PPO_TRUNCATED, "percentunit"),
-        _gauge("Engine against learner: log-probability gap", m.PPO_GAP),
-        _shares(m.PPO_SECONDS, "phase"),
-        _gauge("Policy version of the rollout pool", m.PPO_VERSION),
-        _gauge("Rollout engines replaced", m.PPO_RESTARTS),
-        _gauge("Policy loss", m.PPO_POLICY_LOSS),
-        _gauge("Value loss", m.PPO_VALUE_LOSS),
-        _gauge("Gradient norm", m.PPO_GRAD_NORM),
-        _gauge("Learning rate", m.PPO_LEARNING_RATE, "sci"),
-        _gauge("Peak memory of the learner", m.PPO_MEMORY, "bytes"),
-        _count("Updates skipped: gradient not finite", m.PPO_NON_FINITE),
+        _gauge("KL to the reference, nats a response", m.RL_KL),
+        _gauge("KL coefficient", m.RL_KL_COEF),
+        _gauge("Entropy, nats a token", m.RL_ENTROPY),
+        _gauge("Tokens whose gradient was clipped", m.RL_CLIP_FRACTION, "percentunit"),
+        _gauge("Tokens of an answer", m.RL_LENGTH),
+        _gauge("Answers cut by their length", m.RL_TRUNCATED, "percentunit"),
+        _gauge("Engine against learner: log-probability gap", m.RL_GAP),
+        _shares(m.RL_SECONDS, "phase"),
+        _gauge("Policy version of the rollout pool", m.RL_VERSION),
+        _gauge("Rollout engines replaced", m.RL_RESTARTS),
+        _gauge("Policy loss", m.RL_POLICY_LOSS),
+        _gauge("Value loss", m.RL_VALUE_LOSS),
+        _gauge("Gradient norm", m.RL_GRAD_NORM),
+        _gauge("Learning rate", m.RL_LEARNING_RATE, "sci"),
+        _gauge("Peak memory of the learner", m.RL_MEMORY, "bytes"),
+        _count("Updates skipped: gradient not finite", m.RL_NON_FINITE),
     ),
 )
 
@@ -221,7 +221,7 @@ CLUSTER = Dashboard(
     ),
 )
 
-BOARDS = {"training": TRAINING, "ppo": PPO, "serving": SERVING, "cluster": CLUSTER}
+BOARDS = {"training": TRAINING, "rl": RL, "serving": SERVING, "cluster": CLUSTER}
 """File name -> dashboard."""
 
 

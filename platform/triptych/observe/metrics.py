@@ -102,30 +102,30 @@ TRAIN_SECONDS = Metric(
     (*_STAGE, "part"),
 )
 
-PPO_VERSION = Metric("triptych_ppo_policy_version", "gauge", "Policy version that the rollout engines run.", _STAGE)
-PPO_REWARD = Metric("triptych_ppo_reward_mean", "gauge", "Mean score of the step's answers.", _STAGE)
-PPO_REWARD_STD = Metric("triptych_ppo_reward_std", "gauge", "Standard deviation of the step's scores.", _STAGE)
-PPO_KL = Metric("triptych_ppo_kl", "gauge", "Mean KL to the reference, nats a response.", _STAGE)
-PPO_KL_COEF = Metric("triptych_ppo_kl_coef", "gauge", "Coefficient of the KL penalty.", _STAGE)
-PPO_ENTROPY = Metric("triptych_ppo_entropy", "gauge", "Mean entropy of the policy, nats a token.", _STAGE)
-PPO_CLIP_FRACTION = Metric("triptych_ppo_clip_fraction", "gauge", "Tokens whose policy gradient was cut.", _STAGE)
-PPO_LENGTH = Metric("triptych_ppo_response_length", "gauge", "Mean tokens of an answer.", _STAGE)
-PPO_TRUNCATED = Metric("triptych_ppo_truncated_fraction", "gauge", "Answers cut by their length.", _STAGE)
-PPO_GAP = Metric(
-    "triptych_ppo_logprob_gap", "gauge", "Mean |engine - learner| log-probability of a sampled token, nats.", _STAGE
+RL_VERSION = Metric("triptych_rl_policy_version", "gauge", "Policy version that the rollout engines run.", _STAGE)
+RL_REWARD = Metric("triptych_rl_reward_mean", "gauge", "Mean score of the step's answers.", _STAGE)
+RL_REWARD_STD = Metric("triptych_rl_reward_std", "gauge", "Standard deviation of the step's scores.", _STAGE)
+RL_KL = Metric("triptych_rl_kl", "gauge", "Mean KL to the reference, nats a response.", _STAGE)
+RL_KL_COEF = Metric("triptych_rl_kl_coef", "gauge", "Coefficient of the KL penalty.", _STAGE)
+RL_ENTROPY = Metric("triptych_rl_entropy", "gauge", "Mean entropy of the policy, nats a token.", _STAGE)
+RL_CLIP_FRACTION = Metric("triptych_rl_clip_fraction", "gauge", "Tokens whose policy gradient was cut.", _STAGE)
+RL_LENGTH = Metric("triptych_rl_response_length", "gauge", "Mean tokens of an answer.", _STAGE)
+RL_TRUNCATED = Metric("triptych_rl_truncated_fraction", "gauge", "Answers cut by their length.", _STAGE)
+RL_GAP = Metric(
+    "triptych_rl_logprob_gap", "gauge", "Mean |engine - learner| log-probability of a sampled token, nats.", _STAGE
 )
-PPO_POLICY_LOSS = Metric("triptych_ppo_policy_loss", "gauge", "Policy loss of the last step.", _STAGE)
-PPO_VALUE_LOSS = Metric("triptych_ppo_value_loss", "gauge", "Value loss of the last step.", _STAGE)
-PPO_MEMORY = Metric(
-    "triptych_ppo_peak_memory_bytes", "gauge", "Peak memory of the learner with most: of its GPU, else in all.", _STAGE
+RL_POLICY_LOSS = Metric("triptych_rl_policy_loss", "gauge", "Policy loss of the last step.", _STAGE)
+RL_VALUE_LOSS = Metric("triptych_rl_value_loss", "gauge", "Value loss of the last step.", _STAGE)
+RL_MEMORY = Metric(
+    "triptych_rl_peak_memory_bytes", "gauge", "Peak memory of the learner with most: of its GPU, else in all.", _STAGE
 )
-PPO_GRAD_NORM = Metric("triptych_ppo_grad_norm", "gauge", "Norm of the policy's gradient before clipping.", _STAGE)
-PPO_LEARNING_RATE = Metric("triptych_ppo_learning_rate", "gauge", "Learning rate of the policy.", _STAGE)
-PPO_NON_FINITE = Metric(
-    "triptych_ppo_non_finite_steps_total", "counter", "Policy updates skipped: gradient not finite.", _STAGE
+RL_GRAD_NORM = Metric("triptych_rl_grad_norm", "gauge", "Norm of the policy's gradient before clipping.", _STAGE)
+RL_LEARNING_RATE = Metric("triptych_rl_learning_rate", "gauge", "Learning rate of the policy.", _STAGE)
+RL_NON_FINITE = Metric(
+    "triptych_rl_non_finite_steps_total", "counter", "Policy updates skipped: gradient not finite.", _STAGE
 )
-PPO_RESTARTS = Metric("triptych_ppo_engine_restarts", "gauge", "Rollout engines replaced since the start.", _STAGE)
-PPO_SECONDS = Metric("triptych_ppo_seconds_total", "counter", "Seconds by phase of the step.", (*_STAGE, "phase"))
+RL_RESTARTS = Metric("triptych_rl_engine_restarts", "gauge", "Rollout engines replaced since the start.", _STAGE)
+RL_SECONDS = Metric("triptych_rl_seconds_total", "counter", "Seconds by phase of the step.", (*_STAGE, "phase"))
 
 METRICS: dict[str, Metric] = {value.name: value for value in list(globals().values()) if isinstance(value, Metric)}
 """All of them, by name."""
@@ -143,25 +143,25 @@ TRAIN_ROW = {
 }
 """Key of a row in a stage's metrics log -> gauge."""
 
-PPO_ROW = {
-    "step": PPO_VERSION,
-    "reward": PPO_REWARD,
-    "reward_std": PPO_REWARD_STD,
-    "kl": PPO_KL,
-    "kl_coef": PPO_KL_COEF,
-    "entropy": PPO_ENTROPY,
-    "clipped": PPO_CLIP_FRACTION,
-    "response_length": PPO_LENGTH,
-    "truncated": PPO_TRUNCATED,
-    "logprob_gap": PPO_GAP,
-    "policy_loss": PPO_POLICY_LOSS,
-    "value_loss": PPO_VALUE_LOSS,
-    "grad_norm": PPO_GRAD_NORM,
-    "learning_rate": PPO_LEARNING_RATE,
-    "engine_restarts": PPO_RESTARTS,
-    "peak_memory_bytes": PPO_MEMORY,
+RL_ROW = {
+    "step": RL_VERSION,
+    "reward": RL_REWARD,
+    "reward_std": RL_REWARD_STD,
+    "kl": RL_KL,
+    "kl_coef": RL_KL_COEF,
+    "entropy": RL_ENTROPY,
+    "clipped": RL_CLIP_FRACTION,
+    "response_length": RL_LENGTH,
+    "truncated": RL_TRUNCATED,
+    "logprob_gap": RL_GAP,
+    "policy_loss": RL_POLICY_LOSS,
+    "value_loss": RL_VALUE_LOSS,
+    "grad_norm": RL_GRAD_NORM,
+    "learning_rate": RL_LEARNING_RATE,
+    "engine_restarts": RL_RESTARTS,
+    "peak_memory_bytes": RL_MEMORY,
 }
-"""The same for PPO."""
+"""The same for reinforcement learning."""
 
 
 class TrainMetrics:
@@ -181,18 +181,18 @@ class TrainMetrics:
             self._emit.add(TRAIN_SECONDS, seconds, part=part)
 
 
-class PpoMetrics:
-    """What a PPO stage emits after each step."""
+class RlMetrics:
+    """What a stage of reinforcement learning emits after each step."""
 
     def __init__(self, run: str, stage: str) -> None:
         self._emit = _Emitter({"run": run, "stage": stage})
 
     def record(self, row: Mapping[str, Any]) -> None:
-        """`row`: one of the metrics log (keys of PPO_ROW, `skipped`, and `seconds_<phase>`)."""
-        self._emit.row(PPO_ROW, row)
-        self._emit.add(PPO_NON_FINITE, row.get("skipped", 0.0))
+        """`row`: one of the metrics log (keys of RL_ROW, `skipped`, and `seconds_<phase>`)."""
+        self._emit.row(RL_ROW, row)
+        self._emit.add(RL_NON_FINITE, row.get("skipped", 0.0))
         for phase, seconds in _seconds(row):
-            self._emit.add(PPO_SECONDS, seconds, phase=phase)
+            self._emit.add(RL_SECONDS, seconds, phase=phase)
 
 
 class GatewayMetrics:

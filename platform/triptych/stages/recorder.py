@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from triptych.observe.log import MetricsLog, read_metrics
-from triptych.observe.metrics import PpoMetrics, TrainMetrics
+from triptych.observe.metrics import RlMetrics, TrainMetrics
 from triptych.observe.trackers import Tracked, Trackers
 from triptych.stages.context import StageContext
 
@@ -17,7 +17,7 @@ class Recorder:
     def __init__(
         self,
         ctx: StageContext[Any],
-        gauges: type[TrainMetrics] | type[PpoMetrics],
+        gauges: type[TrainMetrics] | type[RlMetrics],
         rank: int,
         shown: Sequence[str],
         *,

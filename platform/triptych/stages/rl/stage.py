@@ -14,7 +14,7 @@ from triptych.errors import UserError
 from triptych.forward.export import adapter_of
 from triptych.models.adapter import Adapter
 from triptych.models.peft_files import largest_rank
-from triptych.observe.metrics import PpoMetrics
+from triptych.observe.metrics import RlMetrics
 from triptych.recipe import POLICY, Rl, Source
 from triptych.recipe.refusals import as_policy, is_lora
 from triptych.registry import AdapterVersion
@@ -74,7 +74,7 @@ def _train(config: dict[str, Any]) -> None:
     ctx: StageContext[Rl] = config["ctx"]
     stage, run = ctx.stage, start(config)
     done, shown = resume(run), ("reward", "kl", "logprob_gap")
-    with Recorder(ctx, PpoMetrics, run.learner.group.rank, shown, done=done, total=stage.train.steps) as recorder:
+    with Recorder(ctx, RlMetrics, run.learner.group.rank, shown, done=done, total=stage.train.steps) as recorder:
         first_sync(run, done)
         if run.heldout and done == 0:
             evaluate(run, "before")
