@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from triptych.plan import Known, Machine, MemoryRecord, Node, calibrate, estimate, grown, machine_kind
+from triptych.plan import Machine, MachineProfile, MemoryRecord, Node, calibrate, estimate, grown, machine_kind
 from triptych.plan.calibration import LEAST
 from triptych.plan.machines import GIB
 from triptych.recipe import Recipe
@@ -38,7 +38,7 @@ def test_runs_that_are_alike_decide() -> None:
 
 def test_an_estimate_takes_what_runs_needed(reviews: Callable[..., Recipe]) -> None:
     plain, known = (
-        estimate(reviews(), machine=LAPTOP, stage="sft", known=Known(records=records)).stages["sft"]
+        estimate(reviews(), machine=LAPTOP, stage="sft", profile=MachineProfile(records=records)).stages["sft"]
         for records in ([], [record(1.5, machine=machine_kind(LAPTOP))] * LEAST)
     )
     more = grown(plain.roles["policy"].parts).expected // 2

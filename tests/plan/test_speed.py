@@ -8,7 +8,7 @@ import pytest
 
 from triptych.data.count import quick_count
 from triptych.models.sizes import model_sizes
-from triptych.plan import Known, Machine, Node, Rates, duration, estimate, place
+from triptych.plan import Machine, MachineProfile, Node, Rates, duration, estimate, place
 from triptych.plan.rates import CPU, keep_rates, kept_rates
 from triptych.plan.speed import usual_micro
 from triptych.plan.work import AMOUNTS, Computation, Micro
@@ -66,15 +66,18 @@ def test_micro_batches_of_usual_rows(reviews: Reviews) -> None:
 def test_measured_rates_take_the_place_of_assumed_ones(reviews: Reviews) -> None:
     recipe = reviews()
     slow, fast = (
-        estimate(recipe, machine=LAPTOP, stage="sft", known=Known(only(product_flops=cost))) for cost in (2e-11, 1e-11)
+        estimate(recipe, machine=LAPTOP, stage="sft", profile=MachineProfile(only(product_flops=cost)))
+        for cost in (2e-11, 1e-11)
     )
     assert fast.tokens_per_second == pytest.approx(2 * slow.tokens_per_second)
 
 
 def test_threads_speed_up_as_measured_and_crowds_share(reviews: Reviews) -> None:
-    rates = only(product_flops=1e-11)
+    profile = MachineProfile(only(product_flops=1e-11))
     one, two, crowd = (
-        estimate(reviews(f"stages.sft.train.workers={workers}"), machine=LAPTOP, stage="sft", known=Known(rates))
+        estimate(
+            reviews(f"stages.sft.train.workers={workers}"), machine=LAPTOP, stage="sft", profile=profile
+        )
         for workers in ("{threads: 1}", "{threads: 2}", "{count: 2, threads: 2}")
     )
     assert two.tokens_per_second == pytest.approx(1.5 * one.tokens_per_second)

@@ -12,7 +12,7 @@ import typer
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
-    from triptych.plan import Known, Machine, Rates
+    from triptych.plan import Machine, MachineProfile, Rates
     from triptych.recipe import Recipe
 
 WORKER_MODULES = ("triptych.stages.supervised.training",)
@@ -53,21 +53,21 @@ def plan(
     from triptych.recipe import load_recipe
 
     loaded = load_recipe(recipe, [*(overrides or []), *([f"memory={memory}"] if memory else [])])
-    known = _known(loaded, measure)
+    profile = _profile(loaded, measure)
     machine = _machine(loaded)
     if grid or plot is not None:
-        _grid(loaded, stage, machine, known, plot, as_json)
+        _grid(loaded, stage, machine, profile, plot, as_json)
     elif probe:
-        _probe(loaded, stage, machine, known, as_json)
+        _probe(loaded, stage, machine, profile, as_json)
     else:
-        _plan(loaded, stage, machine, known, price, exact, as_json)
+        _plan(loaded, stage, machine, profile, price, exact, as_json)
 
 
 def _plan(
     recipe: "Recipe",
     stage: str | None,
     machine: "Machine",
-    known: "Known",
+    profile: "MachineProfile",
     price: float | None,
     exact: bool,
     as_json: bool,
@@ -82,13 +82,13 @@ def _plan(
 
     placement = place(recipe, machine, stage)
     choices = {
-        name: choose(recipe, name, machine, known=known, exact=exact, trace=traced)
+        name: choose(recipe, name, machine, profile=profile, exact=exact, trace=traced)
         for name in placement.requests
         if recipe.trained[name].train.auto
     }
     settled = {name: choice.best.settings.on(recipe.trained[name]) for name, choice in choices.items()}
     settled_recipe = recipe.model_copy(update={"stages": {**recipe.stages, **settled}})
-    predicted = estimate(settled_recipe, machine=machine, stage=stage, exact=exact, trace=traced, known=known)
+    predicted = estimate(settled_recipe, machine=machine, stage=stage, exact=exact, trace=traced, profile=profile)
     rows = {name: quick_count(recipe.trained[name].data.train) for name in predicted.stages}
     lasts = duration(recipe, predicted, placement, rows, price)
     if as_json:
@@ -107,12 +107,12 @@ def _plan(
     console.print(tables.memory_table(predicted))
     if choices:
         console.print(tables.choice_table(choices))
-    console.print(tables.totals_table(predicted, measured=known.rates is not None or machine.gpu is not None))
+    console.print(tables.totals_table(predicted, measured=profile.rates is not None or machine.gpu is not None))
     console.print(tables.duration_table(lasts))
 
 
 def _grid(
-    recipe: "Recipe", only: str | None, machine: "Machine", known: "Known", plot: Path | None, as_json: bool
+    recipe: "Recipe", only: str | None, machine: "Machine", profile: "MachineProfile", plot: Path | None, as_json: bool
 ) -> None:
     """Every combination of the settings that a stage leaves to auto, or of all settings where it leaves none."""
     from rich.console import Console
@@ -128,7 +128,7 @@ def _grid(
     found = {}
     for name in names:
         vary = None if recipe.trained[name].train.auto else ALL
-        found[name] = options(recipe, name, machine, known=known, vary=vary)
+        found[name] = options(recipe, name, machine, profile=profile, vary=vary)
     if plot is not None:
         plot.write_text(draw(found[names[0]], f"{recipe.name}: stages.{names[0]} on {machine}"), encoding="utf-8")
     if as_json:
@@ -138,7 +138,7 @@ def _grid(
         Console().print(grid_table(name, grid))
 
 
-def _probe(recipe: "Recipe", only: str | None, machine: "Machine", known: "Known", as_json: bool) -> None:
+def _probe(recipe: "Recipe", only: str | None, machine: "Machine", profile: "MachineProfile", as_json: bool) -> None:
     from triptych.measure.probe import Try, probe
     from triptych.plan import place
 
@@ -148,7 +148,7 @@ def _probe(recipe: "Recipe", only: str | None, machine: "Machine", known: "Known
 
     with redirect_stdout(sys.stderr):
         found = {
-            name: probe(recipe, name, machine, known=known, tell=tell, worker_modules=WORKER_MODULES)
+            name: probe(recipe, name, machine, profile=profile, tell=tell, worker_modules=WORKER_MODULES)
             for name in place(recipe, machine, only).requests
         }
     if as_json:
@@ -176,18 +176,18 @@ def _explain(name: str, runs: str, as_json: bool) -> None:
             typer.echo(f"stages.{story.stage} ended with: {story.error}")
 
 
-def _known(recipe: "Recipe", measure: bool) -> "Known":
+def _profile(recipe: "Recipe", measure: bool) -> "MachineProfile":
     """The machine's rates, and runs that the recipe's registry knows, where there is one."""
-    from triptych.plan import Known
+    from triptych.plan import MachineProfile
     from triptych.plan.calibration import memory_records
     from triptych.registry import Registry
     from triptych.registry.url import registry_url
 
     rates = _rates(recipe, measure)
     try:
-        return Known(rates, memory_records(Registry(registry_url(recipe), create=False).calibrations()))
+        return MachineProfile(rates, memory_records(Registry(registry_url(recipe), create=False).calibrations()))
     except UserError:
-        return Known(rates)
+        return MachineProfile(rates)
 
 
 def _rates(recipe: "Recipe", measure: bool) -> "Rates | None":

@@ -23,8 +23,8 @@ from triptych import __version__, storage
 from triptych.cache import cache_dir
 from triptych.errors import RunError
 from triptych.models.sizes import read_config
-from triptych.plan import Known, Machine, Option, options
-from triptych.plan.known import NOTHING
+from triptych.plan import Machine, MachineProfile, Option, options
+from triptych.plan.calibration import NO_PROFILE
 from triptych.plan.machines import processor
 from triptych.plan.settings import SettingName, Settings
 from triptych.recipe import Recipe
@@ -68,7 +68,7 @@ def probe(
     name: str,
     machine: Machine,
     *,
-    known: Known = NOTHING,
+    profile: MachineProfile = NO_PROFILE,
     tell: Callable[[Try], None] = lambda tried: None,
     worker_modules: Sequence[str] = (),
 ) -> Probed:
@@ -84,8 +84,8 @@ def probe(
     if kept.is_file():
         content = json.loads(kept.read_text(encoding="utf-8"))
         return Probed(content["micro_tokens"], tuple(Try(**tried) for tried in content["tries"]), cached=True)
-    own = options(recipe, name, machine, known=known, vary=())[0].settings
-    found = options(recipe, name, machine, known=known, vary=MICRO_TOKENS)
+    own = options(recipe, name, machine, profile=profile, vary=())[0].settings
+    found = options(recipe, name, machine, profile=profile, vary=MICRO_TOKENS)
     sized = sorted(found, key=lambda option: option.settings.micro_tokens)
     tries: list[Try] = []
     fits, fails, number = -1, len(sized), _expected(sized)

@@ -1,12 +1,19 @@
 """Memory, speed and placement of a recipe, predicted before anything is launched. Config only: no weights, no Ray."""
 
 from triptych.plan.amounts import Bytes
-from triptych.plan.calibration import Calibration, MemoryRecord, calibrate, grown, machine_kind
+from triptych.plan.calibration import (
+    Calibration,
+    MachineProfile,
+    MemoryRecord,
+    calibrate,
+    grown,
+    machine_kind,
+    profile_here,
+)
 from triptych.plan.choose import Choice, Option, choose, nearest_that_fits, options, with_choice
 from triptych.plan.devices import DeviceEstimate, RoleEstimate, Tracer
 from triptych.plan.duration import Duration, duration
 from triptych.plan.estimate import Estimate, StageEstimate, estimate
-from triptych.plan.known import Known, known_here
 from triptych.plan.machines import Machine, Node, cluster, local, machine
 from triptych.plan.placement import Placement, Request, place, requests
 from triptych.plan.process import worker_parts
@@ -21,8 +28,8 @@ __all__ = [
     "DeviceEstimate",
     "Duration",
     "Estimate",
-    "Known",
     "Machine",
+    "MachineProfile",
     "MemoryRecord",
     "Node",
     "Option",
@@ -38,13 +45,13 @@ __all__ = [
     "duration",
     "estimate",
     "grown",
-    "known_here",
     "local",
     "machine",
     "machine_kind",
     "nearest_that_fits",
     "options",
     "place",
+    "profile_here",
     "requests",
     "resolve_strategy",
     "with_choice",

@@ -10,6 +10,7 @@ from typing import Any
 
 from triptych.plan.amounts import Bytes, Parts, total
 from triptych.plan.machines import Machine
+from triptych.plan.rates import Rates, kept_rates
 
 LEAST = 8
 """Runs that say something: with fewer, the quantiles of their ratios are chance."""
@@ -36,6 +37,24 @@ def memory_records(stored: Iterable[Mapping[str, Any]]) -> list[MemoryRecord]:
     """From what a registry keeps, which may have more fields."""
     names = [field.name for field in fields(MemoryRecord)]
     return [MemoryRecord(**{name: record[name] for name in names}) for record in stored]
+
+
+@dataclass(frozen=True)
+class MachineProfile:
+    """Measurements of a machine; assumptions stand in for what was not measured."""
+
+    rates: Rates | None = None
+    """Speed of its processors."""
+    records: Sequence[MemoryRecord] = ()
+    """Memory of runs that have ended, on this kind of machine or others."""
+
+
+NO_PROFILE = MachineProfile()
+
+
+def profile_here(calibrations: Iterable[Mapping[str, Any]]) -> MachineProfile:
+    """The profile of this machine: its kept rates, and the runs that a registry has stored (`calibrations`)."""
+    return MachineProfile(kept_rates(), memory_records(calibrations))
 
 
 @dataclass(frozen=True)

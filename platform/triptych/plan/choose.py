@@ -8,8 +8,8 @@ from typing import Any
 from triptych.errors import UserError
 from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan.amounts import TRANSIENT, Bytes, total
+from triptych.plan.calibration import NO_PROFILE, MachineProfile
 from triptych.plan.devices import DeviceEstimate, RoleEstimate, Tracer, on_devices
-from triptych.plan.known import NOTHING, Known
 from triptych.plan.machines import GIB, Machine
 from triptych.plan.settings import ALL, SettingName, Settings, all_settings
 from triptych.plan.speed import stage_speed
@@ -77,7 +77,7 @@ def choose(
     stage: str,
     machine: Machine,
     *,
-    known: Known = NOTHING,
+    profile: MachineProfile = NO_PROFILE,
     vary: Collection[SettingName] | None = None,
     exact: bool = False,
     trace: Tracer | None = None,
@@ -94,10 +94,10 @@ def choose(
     """
     if exact and trace is None:
         raise ValueError("exact needs `trace`")
-    found = options(recipe, stage, machine, known=known, vary=vary)
+    found = options(recipe, stage, machine, profile=profile, vary=vary)
     if trace is not None and (exact or not any(option.fits for option in found)):
         sizes = model_sizes(recipe.model)
-        found = _looked_at_again(found, partial(_option, recipe, stage, sizes, machine, known, trace=trace))
+        found = _looked_at_again(found, partial(_option, recipe, stage, sizes, machine, profile, trace=trace))
     fitting = sorted((option for option in found if option.fits), key=lambda o: o.tokens_per_second, reverse=True)
     if not fitting:
         raise UserError(f"stages.{stage}: {_nothing(found)}")
@@ -134,7 +134,7 @@ def options(
     stage: str,
     machine: Machine,
     *,
-    known: Known = NOTHING,
+    profile: MachineProfile = NO_PROFILE,
     vary: Collection[SettingName] | None = None,
 ) -> list[Option]:
     """All settings with their memory and speed, those of one strategy, checkpointing and chunk together."""
@@ -145,7 +145,7 @@ def options(
         auto = planned.train.auto
         vary = (*auto, "strategy") if planned.workers.strategy == "auto" else auto
     tried = all_settings(recipe, stage, own, vary)
-    return [_option(recipe, stage, sizes, machine, known, setting) for setting in tried]
+    return [_option(recipe, stage, sizes, machine, profile, setting) for setting in tried]
 
 
 def with_choice(
@@ -153,7 +153,7 @@ def with_choice(
     name: str,
     machine: Machine,
     *,
-    known: Known = NOTHING,
+    profile: MachineProfile = NO_PROFILE,
     exact: bool = False,
     trace: Tracer | None = None,
 ) -> TrainedStage:
@@ -161,7 +161,7 @@ def with_choice(
     stage = recipe.trained[name]
     if not stage.train.auto:
         return Settings.of(stage, resolve_strategy(recipe, name, machine)).on(stage)
-    return choose(recipe, name, machine, known=known, exact=exact, trace=trace).best.settings.on(stage)
+    return choose(recipe, name, machine, profile=profile, exact=exact, trace=trace).best.settings.on(stage)
 
 
 def nearest_that_fits(recipe: Recipe, name: str, machine: Machine) -> str:
@@ -185,15 +185,15 @@ def _option(
     name: str,
     sizes: Sizes,
     machine: Machine,
-    known: Known,
+    profile: MachineProfile,
     settings: Settings,
     *,
     trace: Tracer | None = None,
 ) -> Option:
     changed = recipe.model_copy(update={"stages": {**recipe.stages, name: settings.on(recipe.trained[name])}})
-    roles, devices = on_devices(changed, name, sizes, machine, settings.strategy, trace=trace, records=known.records)
+    roles, devices = on_devices(changed, name, sizes, machine, settings.strategy, trace=trace, records=profile.records)
     label, device = _fullest(devices)
-    speed = stage_speed(changed, name, sizes, machine, settings.strategy, known.rates)
+    speed = stage_speed(changed, name, sizes, machine, settings.strategy, profile.rates)
     return Option(
         settings, device.peak, device.capacity, label, _largest(list(roles.values())), speed.tokens_per_second
     )

@@ -9,9 +9,9 @@ from triptych.methods import trained
 from triptych.methods.virtual import positions
 from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan.amounts import Bytes
+from triptych.plan.calibration import NO_PROFILE, MachineProfile
 from triptych.plan.choose import nearest_that_fits, with_choice
 from triptych.plan.devices import DeviceEstimate, RoleEstimate, Tracer, on_devices
-from triptych.plan.known import NOTHING, Known
 from triptych.plan.machines import GIB, Machine
 from triptych.plan.machines import machine as machine_named
 from triptych.plan.placement import place
@@ -95,14 +95,15 @@ def estimate(
     stage: str | None = None,
     exact: bool = False,
     trace: Tracer | None = None,
-    known: Known = NOTHING,
+    profile: MachineProfile = NO_PROFILE,
     advise: bool = True,
 ) -> Estimate:
     """Peak memory a device and tokens a second, from the recipe and the base's config.json.
 
     `machine` takes the place of the recipe's. Memory comes from a closed form; with `exact` what a step works with
     comes from `trace`, as `triptych.measure.traced`, which takes seconds. Given without `exact`, it is asked only
-    of settings left to `auto` where none fits for sure. What is `known` of the machine calibrates memory and speed.
+    of settings left to `auto` where none fits for sure. `profile` calibrates memory and speed by what was measured on
+    the machine.
     `advise`: a refusal names the nearest setting that fits, which takes a second to find.
 
     Raises:
@@ -114,11 +115,13 @@ def estimate(
     on = machine if isinstance(machine, Machine) else machine_named(machine or recipe.machine)
     placement = place(recipe, on, stage)
     sizes = model_sizes(recipe.model)
-    chosen = {name: with_choice(recipe, name, on, known=known, exact=exact, trace=trace) for name in placement.requests}
+    chosen = {
+        name: with_choice(recipe, name, on, profile=profile, exact=exact, trace=trace) for name in placement.requests
+    }
     recipe = recipe.model_copy(update={"stages": {**recipe.stages, **chosen}})
     for name in placement.requests:
         _refuse_what_the_base_cannot(recipe, name, sizes)
-    found = {name: _stage(recipe, name, sizes, on, known, trace if exact else None) for name in placement.requests}
+    found = {name: _stage(recipe, name, sizes, on, profile, trace if exact else None) for name in placement.requests}
     for name, planned in found.items():
         if too_little := _shortage(planned):
             nearest = f"{nearest_that_fits(recipe, name, on)}; or " if advise else ""
@@ -131,12 +134,12 @@ def _stage(
     name: str,
     sizes: Sizes,
     machine: Machine,
-    known: Known,
+    profile: MachineProfile,
     trace: Tracer | None,
 ) -> StageEstimate:
     strategy = resolve_strategy(recipe, name, machine, sizes)
-    roles, devices = on_devices(recipe, name, sizes, machine, strategy, trace=trace, records=known.records)
-    return StageEstimate(strategy, roles, devices, stage_speed(recipe, name, sizes, machine, strategy, known.rates))
+    roles, devices = on_devices(recipe, name, sizes, machine, strategy, trace=trace, records=profile.records)
+    return StageEstimate(strategy, roles, devices, stage_speed(recipe, name, sizes, machine, strategy, profile.rates))
 
 
 def _refuse_what_the_base_cannot(recipe: Recipe, name: str, sizes: Sizes) -> None:

@@ -7,7 +7,7 @@ from triptych import storage
 from triptych.models.sizes import has_known_sizes
 from triptych.observe.log import read_metrics
 from triptych.observe.planned import FILE, actual_figures
-from triptych.plan import Machine, estimate, grown, known_here, machine_kind, worker_parts
+from triptych.plan import Machine, estimate, grown, machine_kind, profile_here, worker_parts
 from triptych.plan.amounts import total
 from triptych.recipe.method import names_of
 from triptych.stages.context import StageContext
@@ -30,7 +30,7 @@ def predict(ctx: StageContext[Any], machine: Machine) -> None:
         settled,
         machine=machine,
         stage=ctx.name,
-        known=known_here(ctx.registry().calibrations()),
+        profile=profile_here(ctx.registry().calibrations()),
     ).stages[ctx.name]
     parts, stage = worker_parts(found), ctx.stage
     predicted = {

@@ -16,7 +16,7 @@ from triptych.measure import traced
 from triptych.models.base import fingerprint, resolve_base
 from triptych.observe.progress import Progress
 from triptych.observe.trackers import check_trackers
-from triptych.plan import Machine, cluster, known_here, place, requests, with_choice
+from triptych.plan import Machine, cluster, place, profile_here, requests, with_choice
 from triptych.plan.placement import pack
 from triptych.recipe import Recipe, dump_recipe, ready, stage_order
 from triptych.registry.url import registry_url
@@ -109,8 +109,8 @@ def stage_context(recipe: Recipe, name: str, progress: Progress) -> StageContext
 
 def chosen(ctx: StageContext[Any], machine: Machine) -> StageContext[Any]:
     """`auto` replaced by the fastest that the machine has room for."""
-    known = known_here(ctx.registry().calibrations())
-    stage = with_choice(ctx.recipe, ctx.name, machine, known=known, exact=True, trace=traced)
+    profile = profile_here(ctx.registry().calibrations())
+    stage = with_choice(ctx.recipe, ctx.name, machine, profile=profile, exact=True, trace=traced)
     return dataclasses.replace(ctx, stage=stage)
 
 

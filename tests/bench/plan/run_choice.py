@@ -24,7 +24,7 @@ from triptych.cli.plan import WORKER_MODULES
 from triptych.measure import traced
 from triptych.measure.machine_speed import measure_apart
 from triptych.measure.probe import attempt
-from triptych.plan import Known, choose, local, options
+from triptych.plan import MachineProfile, choose, local, options
 from triptych.plan.rates import kept_rates
 from triptych.plan.settings import SettingName, Settings
 from triptych.recipe import Recipe
@@ -91,8 +91,10 @@ def main() -> None:
     for case in CASES[: given.recipes]:
         recipe, name = recipe_of(*case), json.dumps(case)
         tries = done.setdefault(name, {})
-        found = options(recipe, "sft", local(), known=Known(rates), vary=VARIED)
-        choice = choose(recipe, "sft", local(), known=Known(rates), vary=VARIED, exact=True, trace=traced).best.settings
+        found = options(recipe, "sft", local(), profile=MachineProfile(rates), vary=VARIED)
+        choice = choose(
+            recipe, "sft", local(), profile=MachineProfile(rates), vary=VARIED, exact=True, trace=traced
+        ).best.settings
         for settings in (option.settings for option in found):
             try_it(recipe, settings, tries, 1, keep)
         for count in range(2, MOST + 1):  # in turn; one try alone may be a bad moment of the machine
