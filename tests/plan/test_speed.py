@@ -75,9 +75,7 @@ def test_measured_rates_take_the_place_of_assumed_ones(reviews: Reviews) -> None
 def test_threads_speed_up_as_measured_and_crowds_share(reviews: Reviews) -> None:
     profile = MachineProfile(only(product_flops=1e-11))
     one, two, crowd = (
-        estimate(
-            reviews(f"stages.sft.train.workers={workers}"), machine=LAPTOP, stage="sft", profile=profile
-        )
+        estimate(reviews(f"stages.sft.train.workers={workers}"), machine=LAPTOP, stage="sft", profile=profile)
         for workers in ("{threads: 1}", "{threads: 2}", "{count: 2, threads: 2}")
     )
     assert two.tokens_per_second == pytest.approx(1.5 * one.tokens_per_second)

@@ -11,9 +11,10 @@ from triptych.plan.amounts import ON_CPU, TRANSIENT, ZERO, Bytes, Parts, total
 from triptych.plan.calibration import MemoryRecord, allocator, calibrate, machine_kind
 from triptych.plan.machines import Machine
 from triptych.plan.placement import Place, pack, requests
-from triptych.plan.sharding import Sharding, StrategyName, sharding
+from triptych.plan.sharding import Sharding, sharding
 from triptych.recipe import Recipe
 from triptych.recipe.amount import bytes_of
+from triptych.recipe.training import StrategyName
 
 
 @dataclass(frozen=True)

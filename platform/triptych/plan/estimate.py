@@ -15,10 +15,10 @@ from triptych.plan.devices import DeviceEstimate, RoleEstimate, Tracer, on_devic
 from triptych.plan.machines import GIB, Machine
 from triptych.plan.machines import machine as machine_named
 from triptych.plan.placement import place
-from triptych.plan.sharding import StrategyName
 from triptych.plan.speed import Speed, stage_speed
 from triptych.plan.strategy import resolve_strategy
 from triptych.recipe import Recipe
+from triptych.recipe.training import StrategyName
 
 
 @dataclass(frozen=True)

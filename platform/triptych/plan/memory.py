@@ -4,9 +4,10 @@ from triptych.models.sizes import Sizes, Tensors
 from triptych.plan.activations import BYTES
 from triptych.plan.amounts import Bytes, Parts
 from triptych.plan.machines import GIB, Gpu
-from triptych.plan.sharding import StrategyName, fewest, sharding
+from triptych.plan.sharding import fewest, sharding
 from triptych.plan.worker import GPU_RUNTIME, MicroBatch, Worker
 from triptych.recipe import Recipe, RoleSpec, Rollout, TrainedStage
+from triptych.recipe.training import StrategyName
 
 ENGINE_RUNTIME = (int(0.8 * GIB), int(1.4 * GIB), int(2.2 * GIB))
 ENGINE_WEIGHTS = (1.0, 1.2, 2.0)

@@ -5,9 +5,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from triptych.plan.sharding import StrategyName, fewest, may_shard, with_strategy
+from triptych.plan.sharding import fewest, may_shard, with_strategy
 from triptych.recipe import Recipe, TrainedStage
-from triptych.recipe.training import AutoSetting
+from triptych.recipe.training import AutoSetting, StrategyName
 
 SettingName = AutoSetting | Literal["strategy"]
 """A field of `Settings`; the strategy has an `auto` of its own in recipes."""

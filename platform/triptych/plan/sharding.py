@@ -1,12 +1,10 @@
 """What a strategy leaves of weights, gradients and optimizer state on each worker."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from triptych.recipe import TrainedStage, Workers
 from triptych.recipe.refusals import under_strategy
-
-StrategyName = Literal["single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
+from triptych.recipe.training import StrategyName
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from triptych.plan.machines import Machine
 from triptych.plan.memory import head_of
 from triptych.plan.placement import Request, cores, requests
 from triptych.plan.rates import CPU, Rates, of_gpu
-from triptych.plan.sharding import StrategyName, sharding
+from triptych.plan.sharding import sharding
 from triptych.plan.work import Computation, Micro, Work
 from triptych.plan.worker import ANSWER_SHARE
 from triptych.recipe import Method, Recipe, RoleSpec, Rollout, TrainedStage
 from triptych.recipe.method import trains_base
 from triptych.recipe.stage import SamplingShape
+from triptych.recipe.training import StrategyName
 
 FILL = 0.5
 """Length of rows as a share of the longest allowed."""

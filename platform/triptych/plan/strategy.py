@@ -4,8 +4,9 @@ from triptych.errors import UserError
 from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan.devices import on_devices
 from triptych.plan.machines import Machine
-from triptych.plan.sharding import StrategyName, may_shard
+from triptych.plan.sharding import may_shard
 from triptych.recipe import Recipe
+from triptych.recipe.training import StrategyName
 
 
 def resolve_strategy(recipe: Recipe, name: str, machine: Machine, sizes: Sizes | None = None) -> StrategyName:

@@ -11,6 +11,12 @@ from triptych.recipe.base import Closed, Count, Fraction, NoEffect, Positive
 AutoSetting = Literal["micro_tokens", "checkpointing", "loss_chunk"]
 """A setting that a recipe can leave to the plan: it changes memory and speed, and nothing that is learned."""
 
+StrategyName = Literal["single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
+"""A way to spread a model over workers."""
+
+StrategyChoice = Literal["auto", StrategyName]
+"""A strategy, or `auto`: the simplest that fits."""
+
 
 class Optimizer(Closed):
     """How one role's parameters are updated. Fields of another optimizer than `name` have no effect."""
@@ -97,7 +103,7 @@ class Workers(Closed):
     """Torch threads of each worker; None: as many as its logical CPUs."""
     max_restarts: int = Field(2, ge=0)
     """How many worker failures a stage survives, going on from its last checkpoint."""
-    strategy: Literal["auto", "single", "ddp", "fsdp", "zero1", "zero2", "zero3"] = "auto"
+    strategy: StrategyChoice = "auto"
     """`auto`: single or ddp; fsdp where the model does not fit otherwise."""
     offload: bool = False
     """Keep what fsdp or zero shard in CPU memory."""

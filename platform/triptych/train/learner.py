@@ -20,11 +20,12 @@ from triptych.forward.roles import RoleModel
 from triptych.methods.apply import without_prefix
 from triptych.methods.base import Attachment
 from triptych.recipe import Optimizer
+from triptych.recipe.training import StrategyChoice
 from triptych.train.batch import Batch
 from triptych.train.clock import Clock
 from triptych.train.group import Group
 from triptych.train.optimizer import learning_rate
-from triptych.train.strategies import Slice, StrategyName, make_strategy
+from triptych.train.strategies import Slice, make_strategy
 from triptych.train.strategies.base import BUFFER
 
 Sums = dict[str, Tensor]
@@ -81,7 +82,7 @@ class Learner:
         group: Group | None = None,
         *,
         dropout: bool = False,
-        strategy: StrategyName = "auto",
+        strategy: StrategyChoice = "auto",
         offload: bool = False,
         max_bad_steps: int = MAX_BAD_STEPS,
         names: Mapping[str, str] | None = None,

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from triptych.plan.sharding import StrategyName
 from triptych.recipe import Recipe
+from triptych.recipe.training import StrategyName
 
 _HERE = Path(__file__).parent
 BASES = {

@@ -1,25 +1,24 @@
 """How a model is spread over the workers: one interface, and a class for each way."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
 
 from triptych.forward.roles import RoleModel
 from triptych.recipe import Optimizer
+from triptych.recipe.training import StrategyChoice
 from triptych.train.group import Group
 from triptych.train.strategies.base import Slice, Strategy, Update
 from triptych.train.strategies.dense import Dense
 from triptych.train.strategies.sharded import Sharded
 
-__all__ = ["Slice", "Strategy", "StrategyName", "Update", "initial_placement", "make_strategy"]
+__all__ = ["Slice", "Strategy", "Update", "initial_placement", "make_strategy"]
 
-StrategyName = Literal["auto", "single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
 
 
 def make_strategy(
-    name: StrategyName, model: RoleModel, optimizers: Mapping[str, Optimizer], group: Group, *, offload: bool = False
+    name: StrategyChoice, model: RoleModel, optimizers: Mapping[str, Optimizer], group: Group, *, offload: bool = False
 ) -> Strategy:
     """The strategy over the ranks of `group`; `auto` keeps whole parameters on each."""
     if name == "fsdp":
@@ -31,6 +30,6 @@ def make_strategy(
     return Dense(model, optimizers, group)
 
 
-def initial_placement(base: PreTrainedModel, name: StrategyName, device: torch.device) -> PreTrainedModel:
+def initial_placement(base: PreTrainedModel, name: StrategyChoice, device: torch.device) -> PreTrainedModel:
     """The base where a model on `device` starts: moved there, or left in CPU memory until FSDP shards it."""
     return base if name == "fsdp" else base.to(device)
