@@ -13,13 +13,12 @@ from triptych.plan.calibration import (
 from triptych.plan.choose import Choice, Option, choose, nearest_that_fits, options, with_choice
 from triptych.plan.devices import DeviceEstimate, RoleEstimate, Tracer
 from triptych.plan.duration import Duration, duration
-from triptych.plan.estimate import Estimate, StageEstimate, estimate
+from triptych.plan.estimate import Estimate, StageEstimate, estimate, worker_parts
 from triptych.plan.machines import Machine, Node, cluster, local, machine
 from triptych.plan.placement import Placement, Request, place, requests
-from triptych.plan.process import worker_parts
 from triptych.plan.rates import Rates
+from triptych.plan.settings import resolve_strategy
 from triptych.plan.sharding import with_strategy
-from triptych.plan.strategy import resolve_strategy
 
 __all__ = [
     "Bytes",

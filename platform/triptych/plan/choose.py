@@ -11,9 +11,8 @@ from triptych.plan.amounts import TRANSIENT, Bytes, total
 from triptych.plan.calibration import NO_PROFILE, MachineProfile
 from triptych.plan.devices import DeviceEstimate, RoleEstimate, Tracer, on_devices
 from triptych.plan.machines import GIB, Machine
-from triptych.plan.settings import ALL, SettingName, Settings, all_settings
+from triptych.plan.settings import ALL, SettingName, Settings, all_settings, resolve_strategy
 from triptych.plan.speed import stage_speed
-from triptych.plan.strategy import resolve_strategy
 from triptych.recipe import Recipe, TrainedStage
 
 _LOOKS = 4
@@ -97,7 +96,7 @@ def choose(
     found = options(recipe, stage, machine, profile=profile, vary=vary)
     if trace is not None and (exact or not any(option.fits for option in found)):
         sizes = model_sizes(recipe.model)
-        found = _looked_at_again(found, partial(_option, recipe, stage, sizes, machine, profile, trace=trace))
+        found = _retraced(found, partial(_option, recipe, stage, sizes, machine, profile, trace=trace))
     fitting = sorted((option for option in found if option.fits), key=lambda o: o.tokens_per_second, reverse=True)
     if not fitting:
         raise UserError(f"stages.{stage}: {_nothing(found)}")
@@ -115,7 +114,7 @@ def _best(found: Sequence[Option]) -> Option:
     return min((o for o in found if o.tokens_per_second >= 0.99 * fastest), key=lambda o: o.peak.high)
 
 
-def _looked_at_again(found: Sequence[Option], look: Callable[[Settings], Option]) -> list[Option]:
+def _retraced(found: Sequence[Option], look: Callable[[Settings], Option]) -> list[Option]:
     """The settings, the fastest of those that may fit as they were traced, until one of them does."""
     settled = list(found)
     least = max((option.tokens_per_second for option in found if option.fits), default=0.0)

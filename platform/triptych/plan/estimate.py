@@ -8,15 +8,15 @@ from triptych.errors import UserError
 from triptych.methods import trained
 from triptych.methods.virtual import positions
 from triptych.models.sizes import Sizes, model_sizes
-from triptych.plan.amounts import Bytes
+from triptych.plan.amounts import ON_CPU, TRANSIENT, Bytes, Parts, total
 from triptych.plan.calibration import NO_PROFILE, MachineProfile
 from triptych.plan.choose import nearest_that_fits, with_choice
 from triptych.plan.devices import DeviceEstimate, RoleEstimate, Tracer, on_devices
 from triptych.plan.machines import GIB, Machine
 from triptych.plan.machines import machine as machine_named
 from triptych.plan.placement import place
+from triptych.plan.settings import resolve_strategy
 from triptych.plan.speed import Speed, stage_speed
-from triptych.plan.strategy import resolve_strategy
 from triptych.recipe import Recipe
 from triptych.recipe.training import StrategyName
 
@@ -59,6 +59,17 @@ class StageEstimate:
             "tokens_per_second": self.tokens_per_second,
             "speed": self.speed.as_dict(),
         }
+
+
+def worker_parts(stage: StageEstimate) -> Parts:
+    """Memory of one worker on its device: what each role keeps, and the transient parts of the largest role."""
+    roles = [found.parts for name, found in stage.roles.items() if name != "engine"]
+    kept = [(name, size) for parts in roles for name, size in parts.items() if name not in TRANSIENT]
+    turns = [{name: size for name, size in parts.items() if name in TRANSIENT} for parts in roles]
+    found: Parts = max(turns, key=lambda turn: total(turn.values()).expected)
+    for name, size in kept:
+        found = found | {name: found[name] + size if name in found else size}
+    return {name: size for name, size in found.items() if not name.startswith(ON_CPU)}
 
 
 @dataclass(frozen=True)
