@@ -11,7 +11,7 @@ from triptych.models.sizes import model_sizes
 from triptych.plan import Machine, MachineProfile, Node, Rates, duration, estimate, place
 from triptych.plan.rates import CPU, keep_rates, kept_rates
 from triptych.plan.speed import usual_micro
-from triptych.plan.work import AMOUNTS, Computation, Micro
+from triptych.plan.workload import AMOUNTS, Computation, Micro
 from triptych.recipe import Full, Lora, Memory, Recipe, Source
 from triptych.recipe.method import Freeze
 

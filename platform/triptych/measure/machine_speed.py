@@ -20,8 +20,8 @@ from triptych.errors import RunError
 from triptych.measure.dry_run import dry_run, random_base
 from triptych.models.sizes import model_sizes
 from triptych.plan.rates import CPU, Rates, keep_rates, kept_rates
-from triptych.plan.work import AMOUNTS, Computation, Micro, Work
 from triptych.plan.worker import ANSWER_SHARE, MicroBatch
+from triptych.plan.workload import AMOUNTS, Computation, Micro, Workload
 from triptych.recipe import Recipe
 from triptych.train.allocator import allocator_variables
 
@@ -105,7 +105,7 @@ def measure_apart() -> Rates:
     return rates
 
 
-def measure(case: Case, dtype: str) -> tuple[Work, float]:
+def measure(case: Case, dtype: str) -> tuple[Workload, float]:
     """What a step works through, and its seconds: of the processor's time, which others on the machine take none of."""
     with TemporaryDirectory() as folder:
         recipe = case.recipe(Path(folder), dtype)
@@ -124,7 +124,7 @@ def measure(case: Case, dtype: str) -> tuple[Work, float]:
     return Computation(sizes, role.method, dtype, stage.train.memory).step(micro), min(seconds)
 
 
-def _fit(measured: Sequence[tuple[Work, float]], assumed: Any) -> dict[str, float]:
+def _fit(measured: Sequence[tuple[Workload, float]], assumed: Any) -> dict[str, float]:
     """Costs with the least squared relative error, drawn to the assumed ones where the measurements say little."""
     scale = np.array([assumed[name] for name in AMOUNTS])
     rows: NDArray[np.float64] = np.array([np.array(astuple(work)) * scale / seconds for work, seconds in measured])

@@ -9,7 +9,7 @@ from typing import Any
 
 from triptych.cache import cache_dir
 from triptych.plan.machines import Gpu, processor
-from triptych.plan.work import AMOUNTS, Work
+from triptych.plan.workload import AMOUNTS, Workload
 
 _GPU_PRODUCTS, _GPU_ATTENTION = 0.54, 0.27
 """Of a GPU's peak of arithmetic, what training sustains: as on an H200."""
@@ -23,7 +23,7 @@ _FORMAT = 2
 """Of the kept file; raised where another fit would come of the same machine."""
 
 Costs = Mapping[str, float]
-"""Seconds of a unit of each amount of `Work`."""
+"""Seconds of a unit of each amount of `Workload`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Rates:
     launches: bool = False
     """Small operations are queued beside the others, as on a GPU: the slower of both counts."""
 
-    def seconds(self, work: Work, dtype: str, threads: int = 1) -> float:
+    def seconds(self, work: Workload, dtype: str, threads: int = 1) -> float:
         """Of some work."""
         costs = self.costs[dtype]
         parts = {name: getattr(work, name) * costs[name] for name in AMOUNTS}

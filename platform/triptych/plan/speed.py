@@ -12,8 +12,8 @@ from triptych.plan.memory import head_of
 from triptych.plan.placement import Request, cores, requests
 from triptych.plan.rates import CPU, Rates, of_gpu
 from triptych.plan.sharding import sharding
-from triptych.plan.work import Computation, Micro, Work
 from triptych.plan.worker import ANSWER_SHARE
+from triptych.plan.workload import Computation, Micro, Workload
 from triptych.recipe import Method, Recipe, RoleSpec, Rollout, TrainedStage
 from triptych.recipe.method import trains_base
 from triptych.recipe.stage import SamplingShape
@@ -66,7 +66,7 @@ class _Workers:
     crowding: float
     """How many threads share a core."""
 
-    def seconds(self, work: Work) -> float:
+    def seconds(self, work: Workload) -> float:
         return self.rates.seconds(work, self.dtype, self.threads) * self.crowding
 
 
@@ -158,7 +158,7 @@ def _sampled_step(
     written = Micro(count, rows / count, length, rows / count * answers / (rows * ranks))
     read = Micro(count, rows / count, length, 0.0)
 
-    scored, updated = Work(), Work()
+    scored, updated = Workload(), Workload()
     for role in stage.roles(recipe.stages):
         computed = _computation(recipe, stage, sizes, role.method)
         micro = read if role.head else written

@@ -31,7 +31,7 @@ _FORWARD_SHARE = 1 / 3
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """Amounts; with a second for each of them, `seconds` is their product."""
 
     product_flops: float = 0.0
@@ -44,14 +44,14 @@ class Work:
     """Elements of the softmax over the vocabulary."""
     operations: float = 0.0
 
-    def __add__(self, other: "Work") -> "Work":
-        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: "Workload") -> "Workload":
+        return Workload(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
-    def __mul__(self, times: float) -> "Work":
-        return Work(*(amount * times for amount in astuple(self)))
+    def __mul__(self, times: float) -> "Workload":
+        return Workload(*(amount * times for amount in astuple(self)))
 
 
-AMOUNTS = tuple(field.name for field in fields(Work))
+AMOUNTS = tuple(field.name for field in fields(Workload))
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,11 @@ class Computation:
     dtype: str
     memory: Memory
 
-    def step(self, micro: Micro) -> Work:
+    def step(self, micro: Micro) -> Workload:
         """Forward and backward passes, and the update."""
         return self.passes(micro) + self.update()
 
-    def passes(self, micro: Micro) -> Work:
+    def passes(self, micro: Micro) -> Workload:
         """Forward and backward passes."""
         again = _AGAIN[self.memory.checkpointing]
         forward = self._forward(micro)
@@ -90,12 +90,12 @@ class Computation:
         layer = blocks + self._small(again)
         return (layer + self._logits(micro, backward=True) + self._casts()) * micro.count
 
-    def forward(self, micro: Micro) -> Work:
+    def forward(self, micro: Micro) -> Workload:
         """A pass that only computes."""
-        blocks = self._forward(micro) + Work(operations=_BLOCK_OPERATIONS)
+        blocks = self._forward(micro) + Workload(operations=_BLOCK_OPERATIONS)
         return (blocks * self.sizes.layers + self._logits(micro, backward=False)) * micro.count
 
-    def _forward(self, micro: Micro) -> Work:
+    def _forward(self, micro: Micro) -> Workload:
         """Of a block, small operations apart."""
         products = self._linears(micro.tokens) + self._thin(micro.tokens)
         return products + self._attention(micro) + self._between(micro.tokens) * _FORWARD_SHARE
@@ -107,21 +107,21 @@ class Computation:
             return min(method.layers, self.sizes.layers)
         return self.sizes.layers
 
-    def update(self) -> Work:
+    def update(self) -> Workload:
         """Of the optimizer."""
         values = sum(tensor.numel for tensor in trained(self.method, self.sizes))
-        return Work(stream_bytes=_UPDATE_BYTES * values)
+        return Workload(stream_bytes=_UPDATE_BYTES * values)
 
-    def _product(self, tokens: float, inputs: float, outputs: float) -> Work:
+    def _product(self, tokens: float, inputs: float, outputs: float) -> Workload:
         moved = tokens * inputs + inputs * outputs + tokens * outputs
-        return Work(2 * tokens * inputs * outputs, BYTES[self.dtype] * moved, 1)
+        return Workload(2 * tokens * inputs * outputs, BYTES[self.dtype] * moved, 1)
 
-    def _linears(self, tokens: float) -> Work:
+    def _linears(self, tokens: float) -> Workload:
         """One product with each weight of a block."""
         shapes = self.sizes.linears.values()
         return _sum(self._product(tokens, inputs, outputs) for inputs, outputs, _ in shapes)
 
-    def _thin(self, tokens: float) -> Work:
+    def _thin(self, tokens: float) -> Workload:
         """One product with each of an adapter's matrices in a block; other methods' elements as one matrix."""
         sizes, ranks = self.sizes, {name: rank for name, rank in adapted(self.method, self.sizes).items() if rank}
         if ranks:
@@ -129,48 +129,48 @@ class Computation:
             pairs = (self._product(tokens, i, r) + self._product(tokens, r, o) for r, (i, o) in shapes)
             return _sum(pairs)
         extra = added(self.method, sizes) / sizes.layers
-        return self._product(tokens, sizes.hidden, extra / sizes.hidden) if extra > sizes.hidden else Work()
+        return self._product(tokens, sizes.hidden, extra / sizes.hidden) if extra > sizes.hidden else Workload()
 
-    def _attention(self, micro: Micro) -> Work:
+    def _attention(self, micro: Micro) -> Workload:
         """Of causal rows: each token sees half of its own on average."""
         seen = micro.tokens * (micro.length + 1) / 2
-        return Work(attention_flops=4 * self.sizes.heads * self.sizes.head_dim * seen)
+        return Workload(attention_flops=4 * self.sizes.heads * self.sizes.head_dim * seen)
 
-    def _between(self, tokens: float) -> Work:
+    def _between(self, tokens: float) -> Workload:
         """Norms in float32 (each about 27 elements read and written, both passes), residuals, the rotation of queries
         and keys, the gate: elements read and written a token of a block, both passes."""
         sizes, size = self.sizes, BYTES[self.dtype]
         width = sizes.heads * sizes.head_dim + 2 * sizes.kv_heads * sizes.head_dim
-        return Work(
+        return Workload(
             stream_bytes=tokens
             * (FP32 * 54 * sizes.hidden + size * (12 * sizes.hidden + 14 * sizes.intermediate + 30 * width))
         )
 
-    def _small(self, again: float) -> Work:
+    def _small(self, again: float) -> Workload:
         ranks, names = adapted(self.method, self.sizes), [part.name for part in parts_of(self.method)]
         more = max((_MORE_OPERATIONS.get(name, 0) for name in names), default=0)
         adapter = more * len(ranks) if more else _ADAPTER_OPERATIONS * sum(rank > 0 for rank in ranks.values())
         slower = _CHOOSING if self.memory.checkpointing == "selective" else 1.0
         passes = self.sizes.layers + self._learning_blocks() * (2 + again)
-        return Work(operations=(_BLOCK_OPERATIONS + adapter) * passes * slower)
+        return Workload(operations=(_BLOCK_OPERATIONS + adapter) * passes * slower)
 
-    def _logits(self, micro: Micro, *, backward: bool) -> Work:
+    def _logits(self, micro: Micro, *, backward: bool) -> Workload:
         if not micro.learned:
-            return Work()
+            return Workload()
         chunks = max(1.0, micro.learned / (self.memory.loss_chunk or micro.learned))
         product = self._product(micro.learned / chunks, self.sizes.hidden, self.sizes.vocab) * chunks
         times = 1 + backward * (1 + trains_base(self.method))
-        return product * times + Work(logits=micro.learned * self.sizes.vocab * (1 if backward else 0.5))
+        return product * times + Workload(logits=micro.learned * self.sizes.vocab * (1 if backward else 0.5))
 
-    def _casts(self) -> Work:
+    def _casts(self) -> Workload:
         """Of float32 weights to the precision of the computation, and of their gradients back."""
         if not trains_base(self.method) or BYTES[self.dtype] == FP32:
-            return Work()
-        return Work(stream_bytes=2 * (FP32 + BYTES[self.dtype]) * self.sizes.total)
+            return Workload()
+        return Workload(stream_bytes=2 * (FP32 + BYTES[self.dtype]) * self.sizes.total)
 
 
-def _sum(parts: Iterable[Work]) -> Work:
-    total = Work()
+def _sum(parts: Iterable[Workload]) -> Workload:
+    total = Workload()
     for part in parts:
         total += part
     return total
