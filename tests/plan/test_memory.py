@@ -13,7 +13,7 @@ from triptych.forward.attention import _spans
 from triptych.forward.roles import RoleModel
 from triptych.methods.added import added, trained
 from triptych.models.sizes import Sizes, Tensors, sizes_of
-from triptych.plan.activations import Pass
+from triptych.plan.activations import RolePass
 from triptych.plan.worker import optimizer_bytes
 from triptych.recipe import Full, Lora, Memory, Method, Optimizer
 from triptych.train.optimizer import build_optimizer
@@ -68,7 +68,7 @@ def casts(settings: LlamaConfig, method: Method, dtype: str) -> int:
 def test_what_a_block_keeps(dtype: str, checkpointing: Any, method: Method) -> None:
     memory = Memory(checkpointing=checkpointing)
     two, three = (measured(config(layers), method, dtype, memory) for layers in (2, 3))
-    work = Pass(shapes(config(1)), method, dtype, True, memory, LENGTH, isinstance(method, Full))
+    work = RolePass(shapes(config(1)), method, dtype, True, memory, LENGTH, isinstance(method, Full))
     copies = casts(config(1), method, dtype) if checkpointing == "none" else 0
     # On a CPU, attention in 16 bits keeps neither its output nor the log-sum-exp of its 6 heads.
     without = 2 * 96 + 4 * 6 if dtype == "bfloat16" and checkpointing == "none" else 0
@@ -78,7 +78,7 @@ def test_what_a_block_keeps(dtype: str, checkpointing: Any, method: Method) -> N
 
 def test_padded_rows_keep_a_mask_and_keys_and_values_for_every_head() -> None:
     one, two = (measured(config(layers), Lora(r=8), "float32", Memory(), packing=False) for layers in (1, 2))
-    work = Pass(shapes(config(1)), Lora(r=8), "float32", False, Memory(), LENGTH)
+    work = RolePass(shapes(config(1)), Lora(r=8), "float32", False, Memory(), LENGTH)
     expected = work.checkpoint() * ROWS * LENGTH + casts(config(1), Lora(r=8), "float32")
     assert two.kept - one.kept == pytest.approx(expected, rel=0.03)
 
@@ -88,7 +88,7 @@ def test_peak_of_a_pass(checkpointing: Any) -> None:
     memory = Memory(checkpointing=checkpointing)
     settings = config(4)
     found = measured(settings, Lora(r=8), "float32", memory).peak
-    work = Pass(shapes(settings), Lora(r=8), "float32", True, memory, LENGTH)
+    work = RolePass(shapes(settings), Lora(r=8), "float32", True, memory, LENGTH)
     assert found == pytest.approx(work.activations() * (ROWS * LENGTH - 3), rel=0.15)
 
 
@@ -102,7 +102,9 @@ def test_logits(dtype: str, method: Method, chunk: int | None) -> None:
     settings = [config(1, vocab_size=vocabulary, **small) for vocabulary in (8192, 16384)]
     one, two = (measured(each, method, dtype, memory).peak for each in settings)
     learned = ROWS * LENGTH // 2 - 3
-    few, many = (Pass(shapes(s), method, dtype, True, memory, LENGTH, method is FULL).logits(learned) for s in settings)
+    few, many = (
+        RolePass(shapes(s), method, dtype, True, memory, LENGTH, method is FULL).logits(learned) for s in settings
+    )
     assert 0.65 * (many - few) < two - one < 1.15 * (many - few)
 
 

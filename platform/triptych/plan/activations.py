@@ -22,7 +22,7 @@ _SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up
 
 
 @dataclass(frozen=True)
-class Pass:
+class RolePass:
     """A pass of one role over a micro-batch."""
 
     sizes: Sizes

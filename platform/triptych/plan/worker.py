@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from triptych.methods.added import adapted, added, trained
 from triptych.models.sizes import Sizes, Tensors
-from triptych.plan.activations import BYTES, FP32, Pass
+from triptych.plan.activations import BYTES, FP32, RolePass
 from triptych.plan.amounts import ON_CPU, ZERO, Bytes, Parts
 from triptych.plan.machines import GIB
 from triptych.plan.sharding import Sharding
@@ -93,7 +93,7 @@ class Worker:
     def _transient(self, method: Method, values: int, *, logits: bool) -> Parts:
         sizes, batch, spread = self.sizes, self.batch, self.spread
         float32 = isinstance(method, Full) or spread.float32_base
-        work = Pass(sizes, method, self.model.dtype, self.model.packing, self.memory, batch.length, float32)
+        work = RolePass(sizes, method, self.model.dtype, self.model.packing, self.memory, batch.length, float32)
         parts = {"activations": Bytes.scaled(work.activations() * batch.tokens, ACTIVATIONS)}
         parts["casts"] = self._casts(method, float32_base=float32)
         if spread.whole_model:
