@@ -32,7 +32,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Place:
+class Assignment:
     """Where one process runs: a node, and its GPUs, if it asks for any."""
 
     request: Request
@@ -96,7 +96,7 @@ def place(recipe: Recipe, machine: Machine, stage: str | None = None) -> Placeme
     return Placement(machine, asked, _waves(recipe, asked, machine))
 
 
-def pack(wanted: Iterable[Request], machine: Machine) -> list[Place] | None:
+def pack(wanted: Iterable[Request], machine: Machine) -> list[Assignment] | None:
     """A place for every process, the largest first on the first node that has room; None where one finds none."""
     cpus = [node.cpus for node in machine.nodes]
     gpus = [[1.0] * node.gpus for node in machine.nodes]
@@ -112,7 +112,7 @@ def pack(wanted: Iterable[Request], machine: Machine) -> list[Place] | None:
             cpus[node] -= request.cpus
             for index in taken:
                 gpus[node][index] -= min(1.0, request.gpus)
-            places.append(Place(request, node, taken))
+            places.append(Assignment(request, node, taken))
     return places
 
 
