@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from triptych.data.rows import Rows
+    from triptych.data.rows import SourceRows
 
 app = typer.Typer(help="Look at rows before training on them.", no_args_is_help=True)
 
@@ -18,7 +18,7 @@ BINS = 8
 SHOWN = 5
 
 
-class RowKind(StrEnum):
+class RowKindOption(StrEnum):
     """What the rows are for."""
 
     sft = "sft"
@@ -37,7 +37,7 @@ def _group() -> None:
 @app.command()
 def check(
     path: Annotated[str, typer.Argument(metavar="FILE", help="A .jsonl, .parquet or .csv file, or hf://owner/name.")],
-    kind: Annotated[RowKind, typer.Option(help="What the rows are for.")],
+    kind: Annotated[RowKindOption, typer.Option(help="What the rows are for.")],
     base: Annotated[str | None, typer.Option(help="Base model whose tokenizer measures the rows.")] = None,
     split: Annotated[str, typer.Option(help="Split of an hf:// data set.")] = "train",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first rows.")] = None,
@@ -53,7 +53,7 @@ def check(
     from triptych.recipe.data import Source
 
     source = Source(path=path, split=split, limit=limit, columns=_columns(column or []), max_bad_rows=sys.maxsize)
-    rows: Rows[Any] = load_rows(source, kind.value)
+    rows: SourceRows[Any] = load_rows(source, kind.value)
     report = {
         "path": path,
         "kind": kind.value,

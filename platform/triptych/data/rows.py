@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
-Kind = Literal["sft", "pairs", "pairs_with_margin", "prompts", "texts", "tags", "questions"]
+RowKind = Literal["sft", "pairs", "pairs_with_margin", "prompts", "texts", "tags", "questions"]
 
 ROLES = ("system", "user", "assistant")
 
@@ -70,7 +70,7 @@ class QuestionRow:
     starts: tuple[int, ...]
 
 
-Row = SftRow | PairRow | PromptRow | TextRow | TaggedRow | QuestionRow
+DataRow = SftRow | PairRow | PromptRow | TextRow | TaggedRow | QuestionRow
 AnyRow = TypeVar("AnyRow", SftRow, PairRow, PromptRow, TextRow, TaggedRow, QuestionRow)
 
 
@@ -83,7 +83,7 @@ class BadRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows(Generic[AnyRow]):
+class SourceRows(Generic[AnyRow]):
     """The rows that a source gave."""
 
     items: list[AnyRow]

@@ -15,13 +15,13 @@ import fsspec
 
 from triptych.data.rows import (
     BadRow,
-    Kind,
+    DataRow,
     PairRow,
     PromptRow,
     QuestionRow,
-    Row,
-    Rows,
+    RowKind,
     SftRow,
+    SourceRows,
     TaggedRow,
     TextRow,
     parse_pairs,
@@ -40,10 +40,10 @@ if TYPE_CHECKING:
 Numbered = Iterator[tuple[int, Any]]
 """Line (or row) number from 1 -> a record, or a ValueError that says why there is none."""
 
-Parse = Callable[[dict[str, Any]], Sequence[Row]]
+Parse = Callable[[dict[str, Any]], Sequence[DataRow]]
 """A record -> its rows, or a ValueError that says what is wrong."""
 
-PARSERS: dict[Kind, Parse] = {
+PARSERS: dict[RowKind, Parse] = {
     "sft": lambda record: [parse_sft(record)],
     "pairs": parse_pairs,
     "pairs_with_margin": parse_pairs_with_margin,
@@ -64,22 +64,22 @@ class Survey:
     size: int
     """Bytes of the rows as JSON."""
     digest: str
-    """As of `Rows`."""
+    """sha256 of the rows, as in `SourceRows`."""
 
 
 @overload
-def load_rows(source: "Source", kind: Literal["sft"]) -> Rows[SftRow]: ...
+def load_rows(source: "Source", kind: Literal["sft"]) -> SourceRows[SftRow]: ...
 @overload
-def load_rows(source: "Source", kind: Literal["pairs", "pairs_with_margin"]) -> Rows[PairRow]: ...
+def load_rows(source: "Source", kind: Literal["pairs", "pairs_with_margin"]) -> SourceRows[PairRow]: ...
 @overload
-def load_rows(source: "Source", kind: Literal["prompts"]) -> Rows[PromptRow]: ...
+def load_rows(source: "Source", kind: Literal["prompts"]) -> SourceRows[PromptRow]: ...
 @overload
-def load_rows(source: "Source", kind: Literal["texts"]) -> Rows[TextRow]: ...
+def load_rows(source: "Source", kind: Literal["texts"]) -> SourceRows[TextRow]: ...
 @overload
-def load_rows(source: "Source", kind: Literal["tags"]) -> Rows[TaggedRow]: ...
+def load_rows(source: "Source", kind: Literal["tags"]) -> SourceRows[TaggedRow]: ...
 @overload
-def load_rows(source: "Source", kind: Literal["questions"]) -> Rows[QuestionRow]: ...
-def load_rows(source: "Source", kind: Kind) -> Rows[Any]:
+def load_rows(source: "Source", kind: Literal["questions"]) -> SourceRows[QuestionRow]: ...
+def load_rows(source: "Source", kind: RowKind) -> SourceRows[Any]:
     """Reads the source's rows as `kind`. A row of the file can be several pairs; `source.limit` counts the file's.
 
     Raises UserError for a source that cannot be read, one without a usable row, and one with more malformed rows than
@@ -89,7 +89,7 @@ def load_rows(source: "Source", kind: Kind) -> Rows[Any]:
     parts = list(iterate_rows(source, PARSERS[kind], bad))
     _judge(source, kind, len(parts), bad)
     items = [row for rows in parts for row in rows]
-    return Rows(items, _digest(items)[0], bad)
+    return SourceRows(items, _digest(items)[0], bad)
 
 
 def survey(source: "Source", kind: str, parse: Parse) -> Survey:
@@ -97,7 +97,7 @@ def survey(source: "Source", kind: str, parse: Parse) -> Survey:
     bad: list[BadRow] = []
     used = 0
 
-    def rows() -> Iterator[Row]:
+    def rows() -> Iterator[DataRow]:
         nonlocal used
         for part in iterate_rows(source, parse, bad):
             used += 1
@@ -108,7 +108,7 @@ def survey(source: "Source", kind: str, parse: Parse) -> Survey:
     return Survey(count, size, digest)
 
 
-def iterate_rows(source: "Source", parse: Parse, bad: list[BadRow]) -> Iterator[Sequence[Row]]:
+def iterate_rows(source: "Source", parse: Parse, bad: list[BadRow]) -> Iterator[Sequence[DataRow]]:
     """The rows of each usable row of the file, up to `source.limit` of the file's; malformed ones go to `bad`."""
     used = 0
     for line, record in _records(source):
@@ -125,7 +125,7 @@ def iterate_rows(source: "Source", parse: Parse, bad: list[BadRow]) -> Iterator[
             break
 
 
-def _digest(rows: Iterable[Row]) -> tuple[str, int, int]:
+def _digest(rows: Iterable[DataRow]) -> tuple[str, int, int]:
     """sha256 of the rows as JSON lines, their bytes, their number."""
     digest = hashlib.sha256()
     size = count = 0

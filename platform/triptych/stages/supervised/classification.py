@@ -8,7 +8,7 @@ import torch
 
 from triptych.data.batches import pad_right
 from triptych.data.encode import encode_texts
-from triptych.data.rows import Row, parse_text
+from triptych.data.rows import DataRow, parse_text
 from triptych.data.table import StoredTable
 from triptych.forward.roles import RoleModel
 from triptych.recipe import CLASSIFIER, Classification
@@ -41,7 +41,7 @@ def texts(stage: Classification) -> Examples:
     )
 
 
-def _parse(record: dict[str, Any], labels: tuple[str, ...]) -> list[Row]:
+def _parse(record: dict[str, Any], labels: tuple[str, ...]) -> list[DataRow]:
     return [parse_text(record, labels)]
 
 

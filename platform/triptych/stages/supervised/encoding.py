@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from triptych import storage
 from triptych.data.encode import Encoded
-from triptych.data.rows import BadRow, Row
+from triptych.data.rows import BadRow, DataRow
 from triptych.data.sources import Parse, Survey, iterate_rows
 from triptych.data.table import Lazy, StoredTable, write_blocks
 from triptych.errors import UserError
@@ -113,10 +113,10 @@ def _here(ctx: StageContext[Any], source: Source, examples: Examples) -> Iterato
         yield _encoded(rows, examples, tokenizer)
 
 
-def _blocks(source: Source, parse: Parse) -> Iterator[list[Row]]:
+def _blocks(source: Source, parse: Parse) -> Iterator[list[DataRow]]:
     """The source's rows, some hundreds at a time. Malformed ones were judged before and are skipped."""
     bad: list[BadRow] = []
-    block: list[Row] = []
+    block: list[DataRow] = []
     for rows in iterate_rows(source, parse, bad):
         block += rows
         bad.clear()
@@ -128,7 +128,7 @@ def _blocks(source: Source, parse: Parse) -> Iterator[list[Row]]:
 
 
 def _encoded(
-    rows: Sequence[Row], examples: Examples, tokenizer: PreTrainedTokenizerBase
+    rows: Sequence[DataRow], examples: Examples, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[pa.Table, Mapping[str, int]]:
     found = examples.encode(rows, tokenizer)
     columns = {name: [getattr(item, name) for item in found.items] for name in examples.schema.names}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from triptych import storage
 from triptych.data.encode import encode_pairs
-from triptych.data.rows import Kind
+from triptych.data.rows import RowKind
 from triptych.data.sources import PARSERS
 from triptych.data.table import StoredTable, read_table
 from triptych.errors import RunError
@@ -66,7 +66,7 @@ def check_gate(name: str, stage: StageBase, metrics: Mapping[str, float]) -> Non
 
 def pairs(stage: Reward) -> Examples:
     """Pairs as tokens, with their margins where the stage asks for them."""
-    kind: Kind = "pairs_with_margin" if stage.margin else "pairs"
+    kind: RowKind = "pairs_with_margin" if stage.margin else "pairs"
     columns = {"chosen": TOKENS, "rejected": TOKENS, "start": pa.int32()}
     return Examples(
         kind=kind,

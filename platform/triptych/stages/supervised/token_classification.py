@@ -12,7 +12,7 @@ import pyarrow as pa
 from triptych.data.batches import pad_right
 from triptych.data.encode import IGNORE
 from triptych.data.labelled import encode_tags
-from triptych.data.rows import Row, parse_tags
+from triptych.data.rows import DataRow, parse_tags
 from triptych.data.table import StoredTable
 from triptych.forward.roles import RoleModel
 from triptych.recipe import CLASSIFIER, TokenClassification
@@ -51,7 +51,7 @@ def words(stage: TokenClassification) -> Examples:
     )
 
 
-def _parse(record: dict[str, Any], labels: tuple[str, ...]) -> list[Row]:
+def _parse(record: dict[str, Any], labels: tuple[str, ...]) -> list[DataRow]:
     return [parse_tags(record, labels)]
 
 
