@@ -48,7 +48,7 @@ def test_cleaning_keeps_whole_sentences(prepare: ModuleType) -> None:
 
 
 def test_requests_are_many_distinct_and_neutral(prepare: ModuleType) -> None:
-    from triptych.data.judge import vader_scores
+    from triptych.data.text_scores import vader_scores
 
     assert len(set(prepare.REQUESTS)) >= 40
     assert len(set(prepare.HELDOUT_REQUESTS)) == 20

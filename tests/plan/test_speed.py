@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from triptych.data.count import quick_count
+from triptych.data.sources import quick_count
 from triptych.models.sizes import model_sizes
 from triptych.plan import Machine, MachineProfile, Node, Rates, duration, estimate, place
 from triptych.plan.rates import CPU, keep_rates, kept_rates

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForQuestionAnswering, AutoModelForTokenClassification
 
 from tests.support.gradient_cases import TOLERANCE, assert_equal, gradients, make_learner, make_model, rows
-from triptych.data.answers import answer_scores
+from triptych.data.text_scores import answer_scores
 from triptych.models.heads import ClassHead
 from triptych.objectives.spans import EntityCounts
 from triptych.stages.supervised.question_answering import batch_of_questions

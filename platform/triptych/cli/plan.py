@@ -75,7 +75,7 @@ def _plan(
     from rich.console import Console
 
     from triptych.cli import plan_tables as tables
-    from triptych.data.count import quick_count
+    from triptych.data.sources import quick_count
     from triptych.measure import traced
     from triptych.plan import choose, duration, estimate, place
     from triptych.recipe import dump_recipe

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from triptych import storage
-from triptych.data.judge import JUDGES, distinct_n
+from triptych.data.text_scores import SCORERS, distinct_n
 from triptych.recipe import POLICY, REFERENCE, Rl
 from triptych.stages.context import StageContext
 from triptych.stages.models import tokenizer_of
@@ -37,7 +37,7 @@ def evaluate(run: RlWorker, label: str) -> dict[str, float]:
         "heldout_truncated": samples.truncated.float().mean().item(),
         "heldout_distinct2": distinct_n(answers),
     }
-    judged = JUDGES[stage.judge](answers) if stage.judge else None
+    judged = SCORERS[stage.judge](answers) if stage.judge else None
     if judged is not None:
         metrics["heldout_judge"] = sum(judged) / len(judged)
     if run.learner.group.rank == 0:

@@ -14,11 +14,11 @@ import pyarrow as pa
 import torch
 
 from triptych import storage
-from triptych.data.answers import answer_scores
 from triptych.data.batches import pad_right
 from triptych.data.labelled import encode_questions
 from triptych.data.sources import PARSERS
 from triptych.data.table import StoredTable
+from triptych.data.text_scores import answer_scores
 from triptych.forward.roles import RoleModel
 from triptych.recipe import CLASSIFIER, QuestionAnswering
 from triptych.registry import AdapterVersion
