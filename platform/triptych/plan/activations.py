@@ -1,6 +1,6 @@
-"""What a forward and a backward pass of one role keep, by a closed form.
+"""A closed form of the memory that one role's forward and backward pass keep.
 
-Bytes of a block were counted on the learner, by the tensors that are alive after the forward pass.
+The bytes of a block were counted on the learner: the tensors that are alive after the forward pass.
 """
 
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ _SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up
 
 @dataclass(frozen=True)
 class RolePass:
-    """A pass of one role over a micro-batch."""
+    """Activation memory of one role's pass over a micro-batch."""
 
     sizes: Sizes
     method: Method
     dtype: str
-    """Of the computation."""
+    """Precision of the computation."""
     packing: bool
     memory: Memory
     length: int
@@ -38,18 +38,18 @@ class RolePass:
 
     @property
     def residual_bytes(self) -> int:
-        """Bytes an element between blocks."""
+        """Bytes of one element of the residual stream between blocks."""
         return FP32 if self.float32_base else BYTES[self.dtype]
 
     def activations(self) -> int:
-        """Bytes a token at the peak: what blocks keep that a gradient goes through, and what going back takes."""
+        """Bytes per token at the peak: tensors kept by blocks with a gradient, and the backward pass's workspace."""
         sizes, block = self.sizes, self.block()
         again = 0 if self.memory.checkpointing == "none" else block
         working = FP32 * (2 * sizes.intermediate + 2 * sizes.hidden)
         return reached(parts_of(self.method), sizes) * self.checkpoint() + again + working
 
     def checkpoint(self) -> int:
-        """Bytes that one block keeps of a token until its backward pass."""
+        """Bytes per token that one block keeps until its backward pass."""
         sizes, size = self.sizes, BYTES[self.dtype]
         if self.memory.checkpointing == "none":
             return self.block()
@@ -60,7 +60,7 @@ class RolePass:
         return beginning + attention + size * sum(self._products()[::2])
 
     def block(self) -> int:
-        """Bytes that autograd keeps of one block for one token, where nothing is computed again.
+        """Bytes per token that autograd keeps of one block without activation checkpointing.
 
         Inputs of the norms (float32), and outputs before the weight where that is trained; queries, keys, values,
         output and log-sum-exp of attention (16 bits on a CPU do without these two), with a mask and keys and values for
@@ -75,7 +75,7 @@ class RolePass:
         return norms + FP32 * sizes.heads + size * (attention + 3 * sizes.intermediate + self._inputs())
 
     def logits(self, learned: float) -> int:
-        """Bytes at the peak with so many tokens learned from: the logits of one chunk and what they leave."""
+        """Bytes at the peak of the loss over `learned` tokens: a chunk's logits and the gradients left."""
         sizes = self.sizes
         at_once = min(learned, self.memory.loss_chunk or learned)
         chunk = LOGIT_BYTES[self.dtype] * at_once * sizes.vocab
@@ -86,7 +86,7 @@ class RolePass:
         return int(chunk + self.residual_bytes * learned * sizes.hidden)
 
     def _inputs(self) -> int:
-        """Elements a token that the trained layers of a block read, and that their A matrices give."""
+        """Elements per token that the trained layers of a block read, and that their A matrices give."""
         ranks = adapted(self.method, self.sizes)
         alone = self.float32_base and self.dtype != "float32"  # each layer casts its input for itself
         total = sum(ranks.values())

@@ -33,7 +33,7 @@ ZERO = Bytes.exactly(0)
 
 
 def total(amounts: Iterable[Bytes]) -> Bytes:
-    """The sum."""
+    """Sum of amounts, bound by bound; zero for none."""
     return reduce(Bytes.__add__, amounts, ZERO)
 
 

@@ -1,4 +1,4 @@
-"""What runs needed against what was predicted for them: the factor and the interval of the next prediction.
+"""Calibration of memory predictions: factor and interval from the actual over predicted memory of earlier runs.
 
 Tensors are predicted. Allocators keep more, and how much more depends on the machine and on what is computed.
 """
@@ -23,18 +23,18 @@ class MemoryRecord:
     """One learner process of a run that has ended."""
 
     machine: str
-    """As `machine_kind` calls it."""
+    """Kind of machine, as `machine_kind` names it."""
     method: str
     strategy: str
     dtype: str
     predicted: int
-    """Bytes, `grown` of what was predicted before any calibration."""
+    """Predicted bytes before any calibration, by `grown`."""
     actual: int
     """Bytes at the process's peak (reserved ones on a GPU) less those that it held when the base was loaded."""
 
 
 def memory_records(stored: Iterable[Mapping[str, Any]]) -> list[MemoryRecord]:
-    """From what a registry keeps, which may have more fields."""
+    """Records read from a registry's rows, whose further fields are left out."""
     names = [field.name for field in fields(MemoryRecord)]
     return [MemoryRecord(**{name: record[name] for name in names}) for record in stored]
 
@@ -59,24 +59,24 @@ def profile_here(calibrations: Iterable[Mapping[str, Any]]) -> MachineProfile:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What predictions are multiplied by: median, and 5% and 95% quantiles, of actual over predicted."""
+    """Factors on predicted memory: median, and 5% and 95% quantiles, of actual over predicted."""
 
     low: float = 1.0
     factor: float = 1.0
     high: float = 1.0
     count: int = 0
-    """Runs that it comes from; 0: nothing is known."""
+    """Number of runs behind it; 0: no calibration."""
 
 
 def machine_kind(machine: Machine) -> str:
-    """What decides how an allocator behaves: the kind of GPU, or that there is none."""
+    """The name of a machine's kind of GPU, or `cpu`: allocators behave alike within one kind."""
     return machine.gpu.name if machine.gpu else "cpu"
 
 
 def calibrate(
     records: Iterable[MemoryRecord], machine: str, dtype: str, strategy: str | None = None, method: str | None = None
 ) -> Calibration:
-    """From the runs that are most alike, if there are `LEAST` of them.
+    """The calibration by the runs most like the planned one, if there are `LEAST` of them; else none.
 
     Alike are those of one machine, and of the same method, strategy and precision; or strategy and precision; or
     precision.
@@ -96,12 +96,12 @@ def calibrate(
 
 
 def grown(parts: Parts) -> Bytes:
-    """By how much a process outgrows the loaded base."""
+    """Memory that a process takes on the device beyond the loaded base."""
     return total(amount for part, amount in parts.items() if part not in NOT_GROWN and not part.startswith("cpu_"))
 
 
 def allocator(parts: Parts, calibration: Calibration) -> Bytes:
-    """What is added to the parts of a role so that they come to what runs needed."""
+    """The part `allocator` of a role: memory added so that the parts sum to what earlier runs needed."""
     own = grown(parts)
     low = int(own.low * (calibration.low - 1))
     expected = int(own.expected * (calibration.factor - 1))

@@ -21,13 +21,13 @@ _LOOKS = 4
 
 @dataclass(frozen=True)
 class Option:
-    """A setting, what it needs and how fast it is."""
+    """One combination of settings with its memory and speed."""
 
     settings: Settings
     peak: Bytes
-    """Of the fullest device."""
+    """Peak memory of the fullest device."""
     room: int
-    """What that device has for the recipe."""
+    """Bytes that this device has for the recipe."""
     device: str
     largest: str
     """The part that needs most of a worker's memory, of those that come and go."""
@@ -35,12 +35,12 @@ class Option:
 
     @property
     def fits(self) -> bool:
-        """At the high end of the interval."""
+        """Whether the high end of the peak's interval is within the device's memory."""
         return self.peak.high <= self.room
 
     @property
     def why_not(self) -> str:
-        """What is in the way, where it does not fit."""
+        """The reason for not fitting, as a sentence: the device, its memory and the largest part."""
         return (
             f"{self.device} may need {self.peak.high / GIB:.1f} GiB of {self.room / GIB:.1f}, most of it {self.largest}"
         )
@@ -54,13 +54,13 @@ class Option:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen of a stage's settings, and what was not."""
+    """The settings chosen for a stage, and the alternatives."""
 
     best: Option
     runners_up: tuple[Option, ...]
-    """That fit too, fastest first."""
+    """Other options that fit, fastest first."""
     refused: tuple[Option, ...]
-    """That do not fit and would be faster than the best, fastest first."""
+    """Options that would be faster than the best but do not fit, fastest first."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -115,7 +115,7 @@ def _best(found: Sequence[Option]) -> Option:
 
 
 def _retraced(found: Sequence[Option], look: Callable[[Settings], Option]) -> list[Option]:
-    """The settings, the fastest of those that may fit as they were traced, until one of them does."""
+    """The options, with traced memory for the fastest ones that may fit, until one of these fits."""
     settled = list(found)
     least = max((option.tokens_per_second for option in found if option.fits), default=0.0)
     hopeful = [o for o in found if not o.fits and o.peak.expected <= o.room and 0.99 * o.tokens_per_second > least]
@@ -164,7 +164,7 @@ def with_choice(
 
 
 def nearest_that_fits(recipe: Recipe, name: str, machine: Machine) -> str:
-    """A sentence for a stage that does not fit: its fastest setting that does, or else the one that needs least."""
+    """Advice for a stage that does not fit: its fastest settings that do, or else those that need least."""
     found = options(recipe, name, machine, vary=ALL)
     fitting = [option for option in found if option.fits]
     if not fitting:

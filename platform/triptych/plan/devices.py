@@ -25,7 +25,7 @@ class RoleEstimate:
 
     @property
     def peak(self) -> Bytes:
-        """On its device."""
+        """Peak memory on the device where the role computes; offloaded parts do not count."""
         return total(_on_device(self.parts).values())
 
     @property
@@ -42,12 +42,18 @@ class DeviceEstimate:
 
 
 class Tracer(Protocol):
-    """Memory as the learner's own step takes it, in place of a closed form; `triptych.measure.traced` is one."""
+    """A function that traces memory on the learner's own step, in place of the closed form; see `measure.traced`."""
 
     def __call__(
         self, recipe: Recipe, name: str, roles: dict[str, Parts], sizes: Sizes, spread: Sharding, *, on_gpu: bool
     ) -> dict[str, Parts]:
-        """The roles of stage `name`, their parts traced where they can be."""
+        """The roles of stage `name` with traced parts where tracing is possible.
+
+        Args:
+            roles: parts of each role by the closed form, in one process.
+            spread: how weights, gradients and optimizer state are sharded.
+            on_gpu: whether the workers compute on a GPU.
+        """
 
 
 def on_devices(
@@ -60,7 +66,14 @@ def on_devices(
     trace: Tracer | None = None,
     records: Sequence[MemoryRecord] = (),
 ) -> tuple[dict[str, RoleEstimate], dict[str, DeviceEstimate]]:
-    """A stage's roles, and the devices of a machine that has room for its processes; `trace`: by it, see `estimate`."""
+    """Memory of a stage's roles, and of each device of a machine that has room for its processes.
+
+    Args:
+        name: the stage.
+        strategy: what `workers.strategy` resolves to.
+        trace: traces the learner's step in place of the closed form.
+        records: earlier runs that calibrate the prediction.
+    """
     stage = recipe.trained[name]
     engine_gpu = machine.gpu if stage.engines is not None and stage.engines.gpus > 0 else None
     roles = memory.roles(recipe, stage, sizes, strategy, engine_gpu)
@@ -92,7 +105,7 @@ def _on_device(parts: Parts) -> Parts:
 
 
 def _peak_of_turns(roles: list[Parts]) -> Bytes:
-    """One process: all that its roles keep, and the transient parts of the role that needs most."""
+    """Peak of one process: the lasting parts of all roles, and the transient parts of the largest role."""
     kept = total(amount for parts in roles for part, amount in parts.items() if part not in TRANSIENT)
     turns = [total(amount for part, amount in parts.items() if part in TRANSIENT) for parts in roles]
     return kept + max(turns, key=lambda turn: turn.expected, default=ZERO)

@@ -1,4 +1,4 @@
-"""How long a recipe takes, and what that costs."""
+"""Duration and cost of a recipe."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -9,19 +9,19 @@ from triptych.plan.placement import Placement
 from triptych.recipe import Recipe, TrainedStage
 
 ASSUMED_ROWS = 1000
-"""Of a source whose rows are not known."""
+"""Assumed number of rows of a source that cannot be counted."""
 
 
 @dataclass(frozen=True)
 class StageDuration:
-    """Of the training itself: loading, measuring and saving come on top."""
+    """Duration of a stage's training; loading, evaluation and saving come on top."""
 
     steps: int
     rows: int | None
-    """Of the training source; None: not known, and `ASSUMED_ROWS` are taken where steps depend on them."""
+    """Rows of the training source; None: unknown, and `ASSUMED_ROWS` are taken where steps depend on them."""
     seconds: float
     devices: float
-    """GPUs, or else CPUs, that are taken meanwhile."""
+    """Number of GPUs, or else CPUs, in use meanwhile."""
 
     @property
     def device_hours(self) -> float:
@@ -30,13 +30,13 @@ class StageDuration:
 
 @dataclass(frozen=True)
 class Duration:
-    """Of a recipe, or of its stages that were asked for."""
+    """Duration of a recipe, or of its requested stages."""
 
     stages: Mapping[str, StageDuration]
     seconds: float
-    """From the first stage's begin to the last one's end."""
+    """Seconds between the first stage's begin and the last one's end."""
     cost: float | None
-    """By the machine's price an hour."""
+    """Cost at the machine's price per hour; None without a price."""
 
     @property
     def device_hours(self) -> float:
@@ -51,8 +51,12 @@ class Duration:
 def duration(
     recipe: Recipe, found: Estimate, placement: Placement, rows: Mapping[str, int | None], price_per_hour: float | None
 ) -> Duration:
-    """Of an estimate. `rows`: of the training source of each stage, None where they are not known; the price is that
-    of the whole machine."""
+    """Duration of an estimated recipe on its placement.
+
+    Args:
+        rows: number of rows of each stage's training source; None where it is unknown.
+        price_per_hour: price of the whole machine.
+    """
     stages = {
         name: _stage(recipe.trained[name], estimate.speed.step_seconds, rows.get(name), placement, name)
         for name, estimate in found.stages.items()

@@ -26,7 +26,7 @@ class StageEstimate:
     """One stage on one machine."""
 
     strategy: StrategyName
-    """What `workers.strategy` comes to."""
+    """The strategy that `workers.strategy` resolves to."""
     roles: Mapping[str, RoleEstimate]
     devices: Mapping[str, DeviceEstimate]
     speed: Speed
@@ -37,7 +37,7 @@ class StageEstimate:
 
     @property
     def peak(self) -> Bytes:
-        """Of the fullest device."""
+        """Peak memory of the fullest device."""
         return max((device.peak for device in self.devices.values()), key=lambda peak: peak.expected)
 
     @property
@@ -74,19 +74,19 @@ def worker_parts(stage: StageEstimate) -> Parts:
 
 @dataclass(frozen=True)
 class Estimate:
-    """All stages, or the one asked for."""
+    """Estimates of all stages, or of the requested one."""
 
     machine: Machine
     stages: Mapping[str, StageEstimate]
 
     @property
     def peak_bytes(self) -> int:
-        """Of the fullest device of any stage."""
+        """Expected bytes of the fullest device of any stage."""
         return max(stage.peak_bytes for stage in self.stages.values())
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the slowest stage."""
+        """Tokens per second of the slowest stage."""
         return min(stage.tokens_per_second for stage in self.stages.values())
 
     def as_dict(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def estimate(
     profile: MachineProfile = NO_PROFILE,
     advise: bool = True,
 ) -> Estimate:
-    """Peak memory a device and tokens a second, from the recipe and the base's config.json.
+    """Peak memory per device and tokens per second, from the recipe and the base's config.json.
 
     `machine` takes the place of the recipe's. Memory comes from a closed form; with `exact` what a step works with
     comes from `trace`, as `triptych.measure.traced`, which takes seconds. Given without `exact`, it is asked only
@@ -170,7 +170,7 @@ def _refuse_what_the_base_cannot(recipe: Recipe, name: str, sizes: Sizes) -> Non
 
 
 def _shortage(found: StageEstimate) -> str | None:
-    """What a device lacks. Only what misses even at the low end of its interval counts."""
+    """A sentence on the first device whose memory is too small even at the low end of the interval; None: all fit."""
     for label, device in found.devices.items():
         if device.peak.low > device.capacity:
             needed, has = device.peak.low / GIB, device.capacity / GIB

@@ -35,7 +35,7 @@ class Gpu:
 
 
 _USABLE = 0.98
-"""Of a GPU's nominal memory, what a process sees; the rest is the driver's."""
+"""Share of a GPU's nominal memory that a process sees; the rest is the driver's."""
 
 
 def _gpu(name: str, gb: int, bf16: float, fp32: float, bandwidth: float, link: float, cpus: int, host_gb: int) -> Gpu:
@@ -79,7 +79,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a recipe may use."""
+    """Hardware that a recipe may use."""
 
     name: str
     nodes: tuple[Node, ...]
@@ -115,7 +115,7 @@ def peak_flops(gpu: str, dtype: str) -> float | None:
 
 
 def machine(name: str) -> Machine:
-    """`local`, or a preset `<count>x<gpu>`; more than eight GPUs are nodes of eight.
+    """The machine called `name`: `local`, or a preset `<count>x<gpu>`; more than eight GPUs are nodes of eight.
 
     Raises:
         UserError: no such preset.

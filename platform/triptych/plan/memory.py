@@ -11,7 +11,7 @@ from triptych.recipe.training import StrategyName
 
 ENGINE_RUNTIME = (int(0.8 * GIB), int(1.4 * GIB), int(2.2 * GIB))
 ENGINE_WEIGHTS = (1.0, 1.2, 2.0)
-"""Factors: linear layers repacked for the CPU's matrix units are copies."""
+"""Low, expected and high factor on an engine's weights: layers repacked for the CPU's matrix units are copies."""
 
 
 def roles(

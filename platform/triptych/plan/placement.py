@@ -1,4 +1,4 @@
-"""What stages ask of Ray, whether a machine can give it, and which stages run side by side."""
+"""Placement of stages: resources requested from Ray, whether a machine has them, and which stages run in parallel."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ class Request:
 
     stage: str
     role: str
-    """`worker` or `engine`."""
+    """Role of the processes: `worker` or `engine`."""
     count: int
     cpus: float
     gpus: float
@@ -33,7 +33,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Where one process runs: a node, and its GPUs, if it asks for any."""
+    """The node, and its GPUs if any, that one process is assigned to."""
 
     request: Request
     node: int
@@ -68,7 +68,7 @@ class Placement:
 
 
 def requests(name: str, stage: TrainedStage) -> list[Request]:
-    """What a stage asks of Ray while it runs. Drivers and controllers ask for nothing."""
+    """Resources that a stage requests from Ray while it runs. Drivers and controllers request none."""
     workers, rollout, where = stage.workers, stage.engines, f"stages.{name}"
     asked = [Request(name, "worker", workers.count, workers.cpus, workers.gpus, f"{where}.train.workers.count")]
     if rollout is not None:
@@ -143,7 +143,7 @@ def _waves(recipe: Recipe, asked: dict[str, list[Request]], machine: Machine) ->
 
 
 def _shortage(wanted: Sequence[Request], machine: Machine) -> str:
-    """Why a stage alone does not fit."""
+    """The reason why a stage does not fit even alone, as a sentence."""
     who = f"stages.{wanted[0].stage}"
     for resource, unit in (("cpus", "CPU"), ("gpus", "GPU")):
         largest = max(getattr(node, resource) for node in machine.nodes)

@@ -56,7 +56,7 @@ def _axes(across: float, up: float) -> list[str]:
 
 
 def _lines(options: Sequence[Option]) -> dict[str, list[Option]]:
-    """Options that differ in their micro-batch alone, smallest first."""
+    """Options that differ only in their micro-batch, smallest first, by the name of their line."""
     found: dict[str, list[Option]] = {}
     for option in sorted(options, key=lambda option: option.settings.micro_tokens):
         chunk = "all logits" if option.settings.loss_chunk is None else f"chunk {option.settings.loss_chunk}"

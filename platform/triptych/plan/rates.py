@@ -1,4 +1,4 @@
-"""How fast a machine works: measured (`triptych plan` keeps what it measured), else assumed."""
+"""Speed of a machine by kind of operation: measured (kept by `triptych plan`), or else assumed."""
 
 import json
 import os
@@ -12,33 +12,33 @@ from triptych.plan.machines import Gpu, processor
 from triptych.plan.workload import AMOUNTS, Workload
 
 _GPU_PRODUCTS, _GPU_ATTENTION = 0.54, 0.27
-"""Of a GPU's peak of arithmetic, what training sustains: as on an H200."""
+"""Share of a GPU's peak FLOP/s that training sustains in matrix products, and in attention; measured on an H200."""
 _GPU_READ, _GPU_STREAM = 0.8, 0.27
-"""Of its memory's bandwidth, in products, and between them, where kernels are short: as on an H200."""
+"""Share of a GPU's memory bandwidth sustained in products, and between them in short kernels; measured on an H200."""
 _GPU_LOGIT_BYTES = 24
 _LAUNCH = 2.5e-5
-"""Seconds that Python takes for an operation, its share of autograd and autocast in it: as beside an H200."""
+"""Seconds of Python per operation, autograd and autocast included; measured beside an H200."""
 
 _FORMAT = 2
-"""Of the kept file; raised where another fit would come of the same machine."""
+"""Version of the file of kept rates; raised where the same measurements would give another fit."""
 
 Costs = Mapping[str, float]
-"""Seconds of a unit of each amount of `Workload`."""
+"""Seconds per unit of each amount of a `Workload`."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Of one thread of a processor, or of a GPU."""
+    """Speed of one thread of a processor, or of a GPU."""
 
     costs: Mapping[str, Costs]
-    """By dtype of the computation."""
+    """Costs by dtype of the computation."""
     speedup: Mapping[int, float]
-    """Threads -> how many times as fast as one."""
+    """Number of threads -> speed relative to one thread."""
     launches: bool = False
     """Small operations are queued beside the others, as on a GPU: the slower of both counts."""
 
     def seconds(self, work: Workload, dtype: str, threads: int = 1) -> float:
-        """Of some work."""
+        """Seconds that a workload takes."""
         costs = self.costs[dtype]
         parts = {name: getattr(work, name) * costs[name] for name in AMOUNTS}
         queued = parts.pop("operations")
@@ -46,7 +46,7 @@ class Rates:
         return max(busy, queued) if self.launches else (busy + queued) / self._times(threads)
 
     def _times(self, threads: int) -> float:
-        """Linear from one thread to as many as were measured, and no more."""
+        """Speed relative to one thread: linear up to the most threads measured, constant beyond."""
         most = max(self.speedup)
         if threads <= 1 or most == 1:
             return 1.0
@@ -61,18 +61,18 @@ class Rates:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Rates":
-        """Of a processor, as `as_dict` gives it."""
+        """Rates of a processor, read from what `as_dict` gives."""
         return cls(record["costs"], {int(threads): float(times) for threads, times in record["speedup"].items()})
 
 
 def kept_rates() -> Rates | None:
-    """What was measured on this machine before; None where nothing was."""
+    """Rates measured on this machine before; None where there are none."""
     file = _file()
     return Rates.from_dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
 
 def keep_rates(rates: Rates) -> None:
-    """Keep what was measured on this machine."""
+    """Keep this machine's measured rates in the cache folder."""
     file = _file()
     staged = file.with_suffix(f".{os.getpid()}")
     staged.write_text(json.dumps(rates.as_dict(), indent=2), encoding="utf-8")
@@ -85,7 +85,7 @@ def _file() -> Path:
 
 
 def of_gpu(gpu: Gpu) -> Rates:
-    """From its data sheet."""
+    """Rates of a GPU, derived from its data sheet."""
 
     def costs(dtype: str) -> Costs:
         return {
@@ -121,4 +121,4 @@ CPU = Rates(
     },
     {1: 1.0, 64: 48.0},
 )
-"""Of a server core with AVX-512 bf16; assumed in float16, which few cores compute in."""
+"""Assumed rates: a server core with AVX-512 bf16 as measured; its float16, which few cores support, by guess."""

@@ -31,12 +31,12 @@ class Settings:
 
     @classmethod
     def of(cls, stage: TrainedStage, strategy: StrategyName) -> "Settings":
-        """As a stage has them."""
+        """The settings of a stage."""
         memory = stage.train.memory
         return cls(stage.train.batch.micro_tokens, memory.checkpointing, memory.loss_chunk, strategy)
 
     def on(self, stage: TrainedStage) -> TrainedStage:
-        """The stage with this setting, nothing of it left to be chosen."""
+        """The stage with these settings, none of them left to `auto`."""
         train = with_strategy(stage, self.strategy).train
         changed = {"checkpointing": self.checkpointing, "loss_chunk": self.loss_chunk}
         parts: dict[str, Any] = {
@@ -63,7 +63,7 @@ def all_settings(recipe: Recipe, name: str, own: Settings, vary: Collection[Sett
 
 
 def _micro_tokens(stage: TrainedStage) -> list[int]:
-    """From one longest row, or pair, by doubling to all rows that a worker has of a step."""
+    """Micro-batch sizes to try: one longest row or pair, doubled up to all rows of a worker's step."""
     shape = stage.shape()
     most = max(1, -(-shape.rows_per_update // fewest(stage.workers))) * shape.row_tokens
     found = [shape.row_tokens]
@@ -73,7 +73,7 @@ def _micro_tokens(stage: TrainedStage) -> list[int]:
 
 
 def _strategies(stage: TrainedStage) -> list[StrategyName]:
-    """Those that take every optimizer and precision; DeepSpeed's are for those who ask for them."""
+    """Strategies to try: those that take every optimizer and precision. DeepSpeed's must be asked for."""
     if stage.workers.count == 1:
         return ["single"]
     return ["ddp", "fsdp"] if may_shard(stage) else ["ddp"]

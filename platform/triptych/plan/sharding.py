@@ -1,4 +1,4 @@
-"""What a strategy leaves of weights, gradients and optimizer state on each worker."""
+"""Shares of weights, gradients and optimizer state that a strategy leaves on each worker."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,10 @@ from triptych.recipe.training import StrategyName
 
 @dataclass(frozen=True)
 class Sharding:
-    """Over how many workers each kind of state is spread; 1: every worker has all of it."""
+    """The number of workers that each kind of state is spread over; 1: every worker has all of it."""
 
     weights: int
-    """Of the frozen base and of what is trained."""
+    """Weights of the frozen base and of what is trained."""
     gradients: int
     optimizer: int
     """Optimizer state, and the copy that it updates."""
@@ -31,7 +31,7 @@ class Sharding:
 
 
 def sharding(workers: Workers, strategy: StrategyName) -> Sharding:
-    """Of a group at its smallest."""
+    """The sharding of a group of workers at its smallest."""
     count = fewest(workers)
     zero = int(strategy[-1]) if strategy.startswith("zero") else 0
     whole = strategy in ("fsdp", "zero3")
@@ -52,12 +52,12 @@ def sharding(workers: Workers, strategy: StrategyName) -> Sharding:
 
 
 def fewest(workers: Workers) -> int:
-    """Workers of a group at its smallest."""
+    """Number of workers of a group at its smallest."""
     return workers.min_count or workers.count
 
 
 def may_shard(stage: TrainedStage) -> bool:
-    """Whether `strategy: auto` may shard the stage's base model."""
+    """True where `strategy: auto` may shard the stage's base model."""
     method = stage.own_method
     return stage.shards_by_default and (method is None or under_strategy(method, "fsdp") is None)
 

@@ -1,4 +1,4 @@
-"""Seconds of a step, and so tokens a second: what is worked through, at the rates of the machine, and what is sent."""
+"""Step time and tokens per second: the workload at the machine's rates, communication, and sampling."""
 
 import math
 from dataclasses import dataclass
@@ -33,10 +33,10 @@ _NETWORK_LINK = 2.5e10
 
 @dataclass(frozen=True)
 class Speed:
-    """A step of a stage, all of its workers together."""
+    """Time and tokens of one step of a stage, all workers together."""
 
     tokens: float
-    """SFT and its like: tokens that are trained on. PPO: tokens of answers."""
+    """Tokens trained on in supervised stages; tokens of answers in RL."""
     computing: float
     """Seconds of passes and updates."""
     communicating: float = 0.0
@@ -58,13 +58,13 @@ class Speed:
 
 @dataclass(frozen=True)
 class _Workers:
-    """What a stage's workers compute on."""
+    """The hardware that a stage's workers compute on."""
 
     rates: Rates
     dtype: str
     threads: int
     crowding: float
-    """How many threads share a core."""
+    """Number of threads that share a core."""
 
     def seconds(self, work: Workload) -> float:
         return self.rates.seconds(work, self.dtype, self.threads) * self.crowding
@@ -79,8 +79,14 @@ def stage_speed(
     rates: Rates | None = None,
     fill: float = FILL,
 ) -> Speed:
-    """A step of a stage. `rates`: of a thread of the machine, where they were measured; `fill`: usual length of rows
-    as a share of the longest."""
+    """Predicted time of one step of a stage.
+
+    Args:
+        name: the stage.
+        strategy: what `workers.strategy` resolves to.
+        rates: measured speed of one thread of the machine; None: assumed.
+        fill: usual length of rows as a share of the longest.
+    """
     stage = recipe.trained[name]
     workers = _workers(recipe, stage, machine, rates or CPU)
     sampling, engines = stage.shape().sampling, stage.engines
@@ -126,7 +132,7 @@ def _workers(recipe: Recipe, stage: TrainedStage, machine: Machine, rates: Rates
 def _sent(
     recipe: Recipe, stage: TrainedStage, role: RoleSpec, sizes: Sizes, strategy: StrategyName, micro_batches: float
 ) -> float:
-    """Bytes of a step of one role that a worker sends to others."""
+    """Bytes that a worker sends to others in one step of one role."""
     workers, method = stage.workers, role.method
     gradients = FP32 * sum(tensor.numel for tensor in [*trained(method, sizes), *head_of(sizes, role)])
     share, spread = (workers.count - 1) / workers.count, sharding(workers, strategy)
@@ -138,7 +144,7 @@ def _sent(
 
 
 def _link(stage: TrainedStage, machine: Machine) -> float:
-    """Bytes a second that a worker sends: within a node, or between nodes where it takes more than one."""
+    """Bytes per second between workers: within a node, or between nodes where the stage takes more than one."""
     workers = stage.workers
     if not workers.gpus or machine.gpu is None:
         return _CPU_LINK
@@ -149,7 +155,7 @@ def _link(stage: TrainedStage, machine: Machine) -> float:
 def _sampled_step(
     recipe: Recipe, stage: TrainedStage, sampling: SamplingShape, sizes: Sizes, workers: _Workers, rate: float
 ) -> Speed:
-    """Sampling at `rate` tokens a second, a scored pass of each role, and the updates of those that are trained."""
+    """An RL step: sampling at `rate` tokens per second, a scoring pass of each role, updates of the trained ones."""
     samples, ranks = sampling.samples, stage.workers.count
     answers = samples * sampling.max_new_tokens
     rows = (answers + FILL * samples * sampling.max_prompt_tokens) / ranks

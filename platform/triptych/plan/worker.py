@@ -24,7 +24,7 @@ ANSWER_SHARE = (0.1, 0.5, 1.0)
 QUANTIZED = {"int8": (1.0, 1.0, 1.05), "nf4": (0.52, 0.54, 0.57)}
 """Bytes a weight, scales included."""
 ZERO_BUCKET = 500_000_000 * FP32
-"""DeepSpeed's default."""
+"""Bytes of DeepSpeed's communication bucket at its default size."""
 ZERO3_LIVE = 1_000_000_000
 """Weights that DeepSpeed keeps gathered where they are soon used again: its default."""
 RUNTIME = (int(0.4 * GIB), int(0.6 * GIB), int(0.85 * GIB))
@@ -36,7 +36,7 @@ KERNELS = {2: (0.04, 0.065, 0.09), 4: (0.025, 0.037, 0.06)}
 GPU_KERNELS = (0.01, 0.07, 0.1)
 """GB that a first step adds on a GPU: the workspaces of cuBLAS, most on Hopper."""
 _CODE_BLOCK, _SMALL = 64, 4096
-"""Of 8-bit AdamW: values that share a scale, and how many a parameter must have."""
+"""8-bit AdamW: values that share a scale, and elements from which on a parameter's state is in 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class MicroBatch:
     """The largest micro-batch of one worker."""
 
     tokens: int
-    """Padding included."""
+    """Tokens of the micro-batch, padding included."""
     length: int
     """Tokens of its longest row."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """What all roles of one worker share."""
+    """One worker: the base, batch and sharding that all of its roles share."""
 
     model: Model
     memory: Memory
@@ -61,7 +61,7 @@ class Worker:
     on_cpu: bool
 
     def base(self, method: Method) -> Parts:
-        """The weights that all roles share, this worker's share of them, and what is gathered of others' for a pass."""
+        """Memory of the base on one worker: weights, masters, DeepSpeed's bucket, kernels and runtime."""
         loaded, share = self._loaded(), 1 / self.spread.weights
         parts = {"weights": Bytes.scaled(share, (loaded.low, loaded.expected, loaded.high))}
         if masters := self._masters(method):
@@ -72,7 +72,7 @@ class Worker:
         return self._placed(parts) | {"kernels": kernels, "runtime": Bytes(*(RUNTIME if self.on_cpu else GPU_RUNTIME))}
 
     def trained(self, method: Method, head: Sequence[Tensors], optimizer: Optimizer, *, logits: bool) -> Parts:
-        """A role that is updated."""
+        """Memory of a role that is updated."""
         tensors, spread = [*trained(method, self.sizes), *head], self.spread
         values = FP32 * sum(tensor.numel for tensor in tensors)
         state = optimizer_bytes(optimizer, tensors) + (values if spread.master_copy else 0)
@@ -86,7 +86,7 @@ class Worker:
         return self._placed(parts) | self._transient(method, values, logits=logits)
 
     def frozen(self, method: Method, head: Sequence[Tensors], members: int = 1) -> Parts:
-        """Roles of PPO that only compute."""
+        """Memory of a frozen role, in `members` copies."""
         values = FP32 * sum(tensor.numel for tensor in [*trained(method, self.sizes), *head])
         return self._placed({"adapter": Bytes.exactly(members * values // self.spread.weights)})
 
@@ -106,7 +106,7 @@ class Worker:
         return parts
 
     def _casts(self, method: Method, *, float32_base: bool) -> Bytes:
-        """Copies of weights, in the precision of the computation, that a pass makes and its backward pass needs."""
+        """Copies of weights in the precision of the computation, made by a pass and kept for its backward pass."""
         sizes, size = self.sizes, BYTES[self.model.dtype]
         if isinstance(method, Freeze) and not self.spread.float32_base:
             return Bytes.exactly(size * sum(t.numel for t in trained(method, sizes)) if size < FP32 else 0)
@@ -125,7 +125,7 @@ class Worker:
         return parts + Bytes.exactly(2 * size * largest)  # as it is widened
 
     def _scaled(self, method: Method) -> int:
-        """Elements of all B matrices: they are scaled for each pass."""
+        """Elements of all B matrices, which are scaled anew for each pass."""
         ranks = adapted(method, self.sizes)
         return self.sizes.layers * sum(rank * self.sizes.linears[name][1] for name, rank in ranks.items())
 
@@ -142,7 +142,7 @@ class Worker:
         return Bytes(tables + block, tables + 2 * block, tables + 3 * block)
 
     def _masters(self, method: Method) -> int:
-        """What float32 adds to the weights that are widened: to those that train, or to all of them."""
+        """Bytes that float32 masters add to the loaded weights: to those that train, or to all of them."""
         if isinstance(method, Full) or self.spread.float32_base:
             return FP32 * self.sizes.total - self._loaded().expected
         if isinstance(method, Freeze):
@@ -150,7 +150,7 @@ class Worker:
         return 0
 
     def _loaded(self) -> Bytes:
-        """All weights of the base, whole, as they are read."""
+        """Bytes of the whole base as it is loaded."""
         sizes, model = self.sizes, self.model
         if model.quantization is None:
             return Bytes.exactly(BYTES[model.dtype] * sizes.total)
@@ -159,12 +159,12 @@ class Worker:
         return rest + Bytes.scaled(linear, QUANTIZED[model.quantization])
 
     def _placed(self, parts: Parts) -> Parts:
-        """The names of offloaded parts say so."""
+        """The parts, those that are offloaded renamed with the prefix `cpu_`."""
         return {f"{ON_CPU}{part}" if part in self.spread.offloaded else part: size for part, size in parts.items()}
 
 
 def optimizer_bytes(optimizer: Optimizer, tensors: Iterable[Tensors]) -> int:
-    """The state of an optimizer; numbers that it keeps for each parameter apart."""
+    """Bytes of an optimizer's state for these tensors."""
     return sum(_state_bytes(optimizer, tensor) for tensor in tensors)
 
 

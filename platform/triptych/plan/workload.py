@@ -1,4 +1,4 @@
-"""What an optimiser step of one worker works through, by kind: what machines are fast or slow at apart.
+"""Operations of one worker's optimiser step, counted by kind: each kind has a speed of its own on a machine.
 
 Products of matrices cost arithmetic, reading, and a fixed time each; what stands between them costs bytes; attention,
 logits and small operations have rates of their own.
@@ -19,27 +19,27 @@ _ATTENTION_BACKWARD = 2.5
 """FLOPs of attention's backward pass over those of its forward pass: the scores are computed again (Dao 2023,
 arXiv 2307.08691, section 4.1)."""
 _BLOCK_OPERATIONS, _ADAPTER_OPERATIONS = 100, 6
-"""Small operations of a forward pass through a block, and of an adapted layer in it; twice as many backward."""
+"""Small operations of a forward pass through a block, and through an adapted layer in it; twice as many backward."""
 _MORE_OPERATIONS = {"dora": 14, "lokr": 13, "vera": 20}
-"""Those of an adapted layer by methods that do more with it, as counted on a GPU by what they took."""
+"""Small operations of an adapted layer by method, where they are more; derived from times on a GPU."""
 _CHOOSING = 1.5
-"""Times as long as usual that an operation takes where each is asked whether its output is kept."""
+"""Slowdown of an operation under selective checkpointing's dispatch."""
 _UPDATE_BYTES = 40
-"""Bytes a parameter that AdamW reads and writes, in float32."""
+"""Bytes per parameter that AdamW reads and writes, in float32."""
 _FORWARD_SHARE = 1 / 3
-"""Of what a forward and a backward pass read and write between products."""
+"""Forward pass's share of the bytes that both passes read and write between products."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Amounts; with a second for each of them, `seconds` is their product."""
+    """Amounts of each kind of operation; `Rates.seconds` turns them into time."""
 
     product_flops: float = 0.0
     product_bytes: float = 0.0
     products: float = 0.0
     attention_flops: float = 0.0
     stream_bytes: float = 0.0
-    """Read and written by operations on single elements, by norms, and by the optimizer."""
+    """Bytes read and written by elementwise operations, norms, and the optimizer."""
     logits: float = 0.0
     """Elements of the softmax over the vocabulary."""
     operations: float = 0.0
@@ -56,20 +56,20 @@ AMOUNTS = tuple(field.name for field in fields(Workload))
 
 @dataclass(frozen=True)
 class Micro:
-    """The micro-batches of a worker's step."""
+    """Number and size of the micro-batches of one worker's step."""
 
     count: float
     tokens: float
-    """Of each, padding included."""
+    """Tokens of each micro-batch, padding included."""
     length: float
-    """Of its rows."""
+    """Tokens of each row."""
     learned: float
     """Tokens of each that have logits."""
 
 
 @dataclass(frozen=True)
 class Computation:
-    """How a role is computed."""
+    """Workloads of one role's passes: its sizes, method, precision and memory settings."""
 
     sizes: Sizes
     method: Method
@@ -77,11 +77,11 @@ class Computation:
     memory: Memory
 
     def step(self, micro: Micro) -> Workload:
-        """Forward and backward passes, and the update."""
+        """Workload of the forward and backward passes and the update."""
         return self.passes(micro) + self.update()
 
     def passes(self, micro: Micro) -> Workload:
-        """Forward and backward passes."""
+        """Workload of the forward and backward passes."""
         again = _AGAIN[self.memory.checkpointing]
         forward = self._forward(micro)
         backward = self._linears(micro.tokens) * (1 + trains_base(self.method)) + self._thin(micro.tokens) * 2
@@ -91,24 +91,24 @@ class Computation:
         return (layer + self._logits(micro, backward=True) + self._casts()) * micro.count
 
     def forward(self, micro: Micro) -> Workload:
-        """A pass that only computes."""
+        """Workload of a pass without gradients."""
         blocks = self._forward(micro) + Workload(operations=_BLOCK_OPERATIONS)
         return (blocks * self.sizes.layers + self._logits(micro, backward=False)) * micro.count
 
     def _forward(self, micro: Micro) -> Workload:
-        """Of a block, small operations apart."""
+        """Forward workload of one block, without small operations."""
         products = self._linears(micro.tokens) + self._thin(micro.tokens)
         return products + self._attention(micro) + self._between(micro.tokens) * _FORWARD_SHARE
 
     def _learning_blocks(self) -> int:
-        """Blocks that a backward pass goes through."""
+        """Number of blocks that a backward pass goes through."""
         method = self.method
         if isinstance(method, Freeze) and not (method.train or method.embeddings or method.tokens):
             return min(method.layers, self.sizes.layers)
         return self.sizes.layers
 
     def update(self) -> Workload:
-        """Of the optimizer."""
+        """Workload of the optimizer's update."""
         values = sum(tensor.numel for tensor in trained(self.method, self.sizes))
         return Workload(stream_bytes=_UPDATE_BYTES * values)
 
@@ -117,12 +117,12 @@ class Computation:
         return Workload(2 * tokens * inputs * outputs, BYTES[self.dtype] * moved, 1)
 
     def _linears(self, tokens: float) -> Workload:
-        """One product with each weight of a block."""
+        """Workload of one product with each weight of a block."""
         shapes = self.sizes.linears.values()
         return _sum(self._product(tokens, inputs, outputs) for inputs, outputs, _ in shapes)
 
     def _thin(self, tokens: float) -> Workload:
-        """One product with each of an adapter's matrices in a block; other methods' elements as one matrix."""
+        """Workload of one product with each adapter matrix in a block; other methods' elements count as one matrix."""
         sizes, ranks = self.sizes, {name: rank for name, rank in adapted(self.method, self.sizes).items() if rank}
         if ranks:
             shapes = [(rank, sizes.linears[name][:2]) for name, rank in ranks.items()]
@@ -132,13 +132,13 @@ class Computation:
         return self._product(tokens, sizes.hidden, extra / sizes.hidden) if extra > sizes.hidden else Workload()
 
     def _attention(self, micro: Micro) -> Workload:
-        """Of causal rows: each token sees half of its own on average."""
+        """Forward workload of causal attention: each token sees half of its row on average."""
         seen = micro.tokens * (micro.length + 1) / 2
         return Workload(attention_flops=4 * self.sizes.heads * self.sizes.head_dim * seen)
 
     def _between(self, tokens: float) -> Workload:
-        """Norms in float32 (each about 27 elements read and written, both passes), residuals, the rotation of queries
-        and keys, the gate: elements read and written a token of a block, both passes."""
+        """Bytes moved between products, both passes: norms in float32 (each about 27 elements a token),
+        residuals, the rotation of queries and keys, the gate."""
         sizes, size = self.sizes, BYTES[self.dtype]
         width = sizes.heads * sizes.head_dim + 2 * sizes.kv_heads * sizes.head_dim
         return Workload(
@@ -163,7 +163,7 @@ class Computation:
         return product * times + Workload(logits=micro.learned * self.sizes.vocab * (1 if backward else 0.5))
 
     def _casts(self) -> Workload:
-        """Of float32 weights to the precision of the computation, and of their gradients back."""
+        """Bytes of casting float32 weights to the precision of the computation, and their gradients back."""
         if not trains_base(self.method) or BYTES[self.dtype] == FP32:
             return Workload()
         return Workload(stream_bytes=2 * (FP32 + BYTES[self.dtype]) * self.sizes.total)
