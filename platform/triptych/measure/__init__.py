@@ -9,7 +9,7 @@ from triptych.recipe import Recipe
 def traced(
     recipe: Recipe, name: str, roles: dict[str, Parts], sizes: Sizes, spread: Sharding, *, on_gpu: bool
 ) -> dict[str, Parts]:
-    """The `Tracer` that asks the learner itself; the learner is imported when first asked, for that takes seconds."""
+    """The `Tracer` that runs the learner's step on fake tensors; it imports the learner when first called."""
     from triptych.measure import trace
 
     return trace.traced(recipe, name, roles, sizes, spread, on_gpu=on_gpu)

@@ -1,4 +1,4 @@
-"""Dry runs: a stage's learner and its step at the worst, full micro-batches of the longest rows. Needs no data."""
+"""Dry runs: a stage's learner and its largest step, full micro-batches of the longest rows. Needs no data."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,25 +30,25 @@ from triptych.train.strategies import initial_placement
 from triptych.train.tasks.task import Limits, Task
 
 STEPS = 1000
-"""Length of the run that is pretended, for schedules."""
+"""Steps of the pretended run, for learning-rate schedules."""
 
 
 @dataclass(frozen=True)
 class DryRun:
-    """A learner, what it minimises in turn, and the batches for it."""
+    """A stage's learner, its objectives in their order, and a function that makes batches for them."""
 
     learner: Learner
     objectives: Sequence[Objective]
     batch: Callable[[MicroBatch], Batch]
 
     def step(self, limit: MicroBatch, micro_batches: int = 1) -> None:
-        """An optimiser step of each objective on so many micro-batches of this size."""
+        """Take an optimiser step of each objective on `micro_batches` micro-batches of this size."""
         for objective in self.objectives:
             self.learner.step(objective, [self.batch(limit) for _ in range(micro_batches)])
 
 
 def random_base(model: Model, layers: int | None = None) -> PreTrainedModel:
-    """The base that config.json describes, with random weights; `layers`: of so many blocks."""
+    """The base that config.json describes, with random weights; `layers`: its number of blocks, if not all."""
     settings = read_config(model)
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
     if layers is not None:
@@ -65,9 +65,9 @@ def random_base(model: Model, layers: int | None = None) -> PreTrainedModel:
 def dry_run(
     recipe: Recipe, name: str, base: PreTrainedModel, strategy: StrategyName, device: torch.device | None = None
 ) -> DryRun:
-    """The stage's learner on `base`, of whatever tensors it is made; new methods and heads, no weights of others.
+    """A dry run of the stage `name` on `base`, whose tensors may be fake; methods and heads are newly initialised.
 
-    `device`: where it is to compute, if not where the base lies.
+    `device`: device of the computation; None: the base's.
     """
     stage, dtype = recipe.trained[name], getattr(torch, recipe.model.dtype)
     memory, specs = stage.train.memory, stage.roles(recipe.stages)
@@ -101,13 +101,13 @@ def dry_run(
 
 
 def accumulated(stage: TrainedStage) -> int:
-    """Micro-batches of a step, 2 standing for more: from the second on, gradients are there already."""
+    """Number of micro-batches to try in a step: 1, or 2 for any more, as gradients exist from the second on."""
     limit, sequences = micro_batch(stage), stage.shape().sequences_per_update
     return 2 if -(-sequences // stage.workers.count) * limit.length > limit.tokens else 1
 
 
 def textless(method: Method) -> Method:
-    """The method with a random start in place of a text's, for which a tokenizer would be needed."""
+    """The method with random initialisation in place of a text's, which would need a tokenizer."""
     if isinstance(method, tuple):
         return tuple(textless(part) for part in method)  # type: ignore[misc]
     if isinstance(method, Mam | Unipelt):

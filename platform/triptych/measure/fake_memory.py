@@ -1,4 +1,4 @@
-"""Memory of a computation that is not carried out: FakeTensorMode with accounting of live storages."""
+"""Peak memory without computing: `FakeTensorMode` with accounting of live storages."""
 
 import weakref
 from collections import Counter
@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 OF_WEIGHTS = ("weights", "adapter", "casts")
-"""Parts such that what is computed of them alone is a cast."""
+"""Parts that hold weights: a tensor computed from these alone is a cast."""
 
 Moments = dict[str, Counter[str]]
-"""Moment of a step -> bytes by part of what was alive when that was most."""
+"""Moment of a step -> bytes by part that were alive at the moment's peak."""
 
 _aten = torch.ops.aten
 _BY_MASK = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
@@ -41,13 +41,13 @@ class LiveMemory(TorchDispatchMode):
         self._by_part: Counter[str] = Counter()
 
     def mark(self, moment: str) -> None:
-        """What happens from here on belongs to this moment."""
+        """Begin a moment: later peaks are recorded under this name."""
         self._moment = moment
         self._most = self.peaks.setdefault(moment, Counter()).total()
         self._look()
 
     def own(self, part: str, tensors: Iterable[Tensor]) -> None:
-        """These tensors belong to a part, whatever made them."""
+        """Assign tensors to a part, whatever made them."""
         for tensor in tensors:
             key = tensor.untyped_storage()._cdata
             if key not in self._alive:
@@ -80,7 +80,7 @@ class LiveMemory(TorchDispatchMode):
             states.register_hook(lambda _: self.mark(f"backward {place}"))
 
     def forget(self) -> None:
-        """No moments from here on but new ones."""
+        """Forget all moments recorded so far."""
         self.peaks.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -102,7 +102,7 @@ class LiveMemory(TorchDispatchMode):
         return out
 
     def _see(self, out: Any, given: list[Tensor]) -> None:
-        """Count what is new."""
+        """Count the new tensors among an operator's results, by part."""
         made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         new = [tensor for tensor in made if tensor.untyped_storage()._cdata not in self._alive]
         if not new:
@@ -139,7 +139,13 @@ class LiveMemory(TorchDispatchMode):
 
 
 def peak_at(low: Moments, high: Moments, steps: float) -> Counter[str]:
-    """The moment that needs most, so many steps from one depth to the other beyond the first."""
+    """Bytes by part at the peak moment, extrapolated linearly in depth.
+
+    Args:
+        low: moments at the smaller depth.
+        high: moments at the larger depth.
+        steps: depth beyond the smaller one, in units of the distance between both.
+    """
     found = [
         Counter({part: round(one[part] + steps * (two[part] - one[part])) for part in one | two})
         for one, two in ((low[moment], high[moment]) for moment in low.keys() & high.keys())
@@ -157,7 +163,7 @@ def _set(parameter: Tensor, converted: Tensor) -> None:
 
 
 def _places(indices: list[Tensor | None]) -> list[Tensor | None]:
-    """Masks as the indices that they stand for."""
+    """Indices with masks replaced by the positions that they select."""
     found: list[Tensor | None] = []
     for index in indices:
         found += [index] if index is None or index.dtype != torch.bool else list(index.nonzero(as_tuple=True))

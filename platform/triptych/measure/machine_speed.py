@@ -1,4 +1,4 @@
-"""How fast this machine trains, measured once: short steps of small random models, fitted to what they work through."""
+"""Training speed of this machine, measured once: rates fitted to the times of short steps of small random models."""
 
 import json
 import os
@@ -28,12 +28,12 @@ from triptych.train.allocator import allocator_variables
 DTYPES = ("float32", "bfloat16")
 _REPEATS = 3
 _TRUST = 0.03
-"""Weight of the assumed costs in the fit: that of so many measurements each."""
+"""Weight of each assumed cost in the fit, in measurements."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A step to measure: two blocks of a Llama-shaped model."""
+    """A step to measure, of a Llama-shaped model with two blocks."""
 
     tokens: int
     length: int
@@ -106,7 +106,7 @@ def measure_apart() -> Rates:
 
 
 def measure(case: Case, dtype: str) -> tuple[Workload, float]:
-    """What a step works through, and its seconds: of the processor's time, which others on the machine take none of."""
+    """Workload of a step, and its seconds in processor time, which other processes do not add to."""
     with TemporaryDirectory() as folder:
         recipe = case.recipe(Path(folder), dtype)
         stage = recipe.trained["only"]
@@ -125,7 +125,7 @@ def measure(case: Case, dtype: str) -> tuple[Workload, float]:
 
 
 def _fit(measured: Sequence[tuple[Workload, float]], assumed: Any) -> dict[str, float]:
-    """Costs with the least squared relative error, drawn to the assumed ones where the measurements say little."""
+    """Costs by least squares of relative errors, regularised towards the assumed ones."""
     scale = np.array([assumed[name] for name in AMOUNTS])
     rows: NDArray[np.float64] = np.array([np.array(astuple(work)) * scale / seconds for work, seconds in measured])
     pull = np.sqrt(_TRUST) * np.eye(len(scale))

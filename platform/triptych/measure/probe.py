@@ -1,6 +1,6 @@
-"""The largest and the fastest micro-batch by real steps at the worst-case length, each try in processes of its own.
+"""Search for the largest and fastest micro-batch by real steps of the longest rows, each try in fresh processes.
 
-What runs out of memory is the try. It counts as fitting where all ranks got through: the least of them decides.
+Only the try runs out of memory. It counts as fitting where all ranks got through.
 """
 
 import json
@@ -34,24 +34,24 @@ from triptych.train.allocator import allocator_variables
 _SIGNS = ("out of memory", "outofmemory", "can't allocate memory", "memoryerror", "bad_alloc", "could not create a")
 MICRO_TOKENS: tuple[SettingName, ...] = ("micro_tokens",)
 _SIGNALS = (-6, -9, -11)
-"""Abort, kill and fault: how a process ends that gets no memory where nothing asks whether it does."""
+"""Abort, kill and fault: exit codes of processes that ran out of memory without an exception."""
 
 
 @dataclass(frozen=True)
 class Try:
-    """Two steps with one size of micro-batch."""
+    """Result of two steps with one size of micro-batch."""
 
     micro_tokens: int
     fits: bool
     tokens_per_second: float = 0.0
-    """Of the second step, all ranks together."""
+    """Tokens per second of the second step, all ranks together."""
     peak_bytes: int = 0
-    """Of the rank with most."""
+    """Peak bytes of the rank with the highest."""
 
 
 @dataclass(frozen=True)
 class Probed:
-    """What was found; `tries` in their order."""
+    """Result of a probe, with its tries in their order."""
 
     micro_tokens: int
     """The fastest of those that fit."""
@@ -72,10 +72,15 @@ def probe(
     tell: Callable[[Try], None] = lambda tried: None,
     worker_modules: Sequence[str] = (),
 ) -> Probed:
-    """Bisect from the largest micro-batch that should fit; what was found before comes from the cache folder.
+    """Bisect for the largest micro-batch that fits, beginning at the predicted one; earlier results are cached.
 
-    Runs on this machine, all ranks of it. `recipe.memory` limits the ranks together. `worker_modules`: what every rank
-    imports besides, for what a worker loads takes memory too.
+    All ranks run on this machine. `recipe.memory` limits them together.
+
+    Args:
+        name: the stage.
+        profile: measurements of the machine that order the tries.
+        tell: called with each try when it is done.
+        worker_modules: modules that every rank imports too, because what a worker loads takes memory.
 
     Raises:
         RunError: not even one longest row fits, or a try failed for another reason.
@@ -104,12 +109,12 @@ def probe(
 
 
 def _expected(sized: list[Option]) -> int:
-    """Where to begin: the largest whose expected peak has room."""
+    """Index of the first try: the largest micro-batch whose expected peak has room."""
     return max((n for n, option in enumerate(sized) if option.peak.expected <= option.room), default=0)
 
 
 def _file(recipe: Recipe, name: str, machine: Machine) -> Path:
-    """By all that the outcome depends on."""
+    """Cache file of a probe, named by a digest of all that its result depends on."""
     stage = recipe.stages[name].model_dump(mode="json")
     for field in ("data", "register_as", "needs"):
         stage.pop(field, None)
@@ -126,7 +131,11 @@ def _file(recipe: Recipe, name: str, machine: Machine) -> Path:
 
 
 def attempt(recipe: Recipe, name: str, setting: Settings, worker_modules: Sequence[str] = ()) -> Try:
-    """Two steps with one setting, in one fresh process for each rank."""
+    """Take two steps with one combination of settings, in a fresh process for each rank.
+
+    Raises:
+        RunError: a rank failed for another reason than memory.
+    """
     stage = recipe.trained[name]
     changed = recipe.model_copy(update={"stages": {**recipe.stages, name: setting.on(stage)}})
     ranks = stage.workers.count
@@ -155,7 +164,7 @@ def attempt(recipe: Recipe, name: str, setting: Settings, worker_modules: Sequen
 
 
 def _ends(started: list["subprocess.Popen[bytes]"]) -> list[int]:
-    """Exit codes. Once a rank fails the others, which may wait for it, are ended."""
+    """Exit codes of all ranks. Once a rank fails, the others, which may wait for it, are ended."""
     try:
         while all(process.poll() in (None, 0) for process in started):
             if all(process.poll() == 0 for process in started):
@@ -169,7 +178,7 @@ def _ends(started: list["subprocess.Popen[bytes]"]) -> list[int]:
 
 
 def _refuse_other_ends(codes: list[int], errors: list[str]) -> None:
-    """RunError where a rank failed for another reason than memory."""
+    """Raise RunError where no rank failed for lack of memory."""
     for code, error in zip(codes, errors, strict=True):
         if code in _SIGNALS or any(sign in error.lower() for sign in _SIGNS):
             return
@@ -178,7 +187,7 @@ def _refuse_other_ends(codes: list[int], errors: list[str]) -> None:
 
 
 def _rank(job: dict[str, Any], rank: int) -> None:
-    """One rank of a try: two steps of its share of the global batch, at the worst."""
+    """Run one rank of a try: two steps of its share of the global batch, with the longest rows."""
     import torch
     import torch.distributed as dist
 
@@ -217,7 +226,7 @@ def _rank(job: dict[str, Any], rank: int) -> None:
 
 
 def _limit_growth(memory: int) -> None:
-    """Let this process have so much memory in all: the kernel limits what it maps, of which not all is resident."""
+    """Limit this process's memory: the kernel limits what it maps, of which not all is resident."""
     now = psutil.Process().memory_info()
     limit = now.data + max(0, memory - now.rss)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -26,18 +26,18 @@ from triptych.recipe.method import Freeze, parts_of
 from triptych.train.strategies.base import LOSS_SCALE, VALUE
 
 UNTRACED = ("vblora", "shira")
-"""Methods whose own numbers say what they compute: a step without numbers is none of theirs."""
+"""Methods whose values decide what they compute, so that fake tensors cannot run their step."""
 DEPTHS = (2, 3)
 WARM = MicroBatch(tokens=64, length=32)
-"""A first small step, which makes the optimizer's state."""
+"""Micro-batch of a first small step, which makes the optimizer's state."""
 FULL = (0.9, 1.0, 1.1)
-"""Interval of what was traced: of a full micro-batch."""
+"""Low, expected and high factor on traced memory of a full micro-batch."""
 
 
 def traced(
     recipe: Recipe, name: str, roles: dict[str, Parts], sizes: Sizes, spread: Sharding, *, on_gpu: bool
 ) -> dict[str, Parts]:
-    """The roles with what a step works with as it was traced; what lasts, and what a strategy adds, stays as it is."""
+    """The roles with traced activations, casts, logits and gradients; other parts stay as they are."""
     if spread.float32_base or any(part.name in UNTRACED for part in _parts(recipe, recipe.trained[name])):
         return roles  # another model than the one that is traced, or numbers decide what a step works with
     found = trace(recipe, name, sizes.layers, on_gpu=on_gpu)
@@ -45,7 +45,13 @@ def traced(
 
 
 def trace(recipe: Recipe, name: str, layers: int, *, on_gpu: bool = False) -> dict[str, Counter[str]]:
-    """Role -> bytes by part at the peak of its step, of one process that has everything to itself."""
+    """Role -> bytes by part at the peak of its step, in one unsharded process.
+
+    Args:
+        name: the stage.
+        layers: blocks of the base.
+        on_gpu: whether to trace attention as on a GPU.
+    """
     depths = _depths(recipe, recipe.trained[name], layers)
     # Tensors without numbers need no GPU to attend by its operators.
     with patch.object(attention, "on_gpu", lambda query: True) if on_gpu else nullcontext():
@@ -56,7 +62,7 @@ def trace(recipe: Recipe, name: str, layers: int, *, on_gpu: bool = False) -> di
 
 
 def _depths(recipe: Recipe, stage: TrainedStage, layers: int) -> tuple[int, ...]:
-    """Depths to trace: all blocks where the method tells one from another."""
+    """Depths to trace: two small ones, or all blocks where the method tells one from another."""
     parts = _parts(recipe, stage)
     if layers <= DEPTHS[-1] or any(_names_blocks(part) for part in parts):
         return (layers,)
@@ -65,7 +71,7 @@ def _depths(recipe: Recipe, stage: TrainedStage, layers: int) -> tuple[int, ...]
 
 
 def _parts(recipe: Recipe, stage: TrainedStage) -> list[Any]:
-    """What the methods of a stage's trained roles consist of."""
+    """The single methods that those of a stage's trained roles consist of."""
     return [part for role in stage.trained_roles(recipe.stages) for part in parts_of(role.method)]
 
 
@@ -76,7 +82,7 @@ def _names_blocks(part: Any) -> bool:
 
 
 def _moments(recipe: Recipe, name: str, depth: int) -> dict[str, Moments]:
-    """By role, at a depth."""
+    """Moments of each role's step on a base of `depth` blocks."""
     stage, found = recipe.trained[name], {}
     limit, count = micro_batch(stage), accumulated(stage)
     live = LiveMemory()
@@ -98,7 +104,7 @@ def _moments(recipe: Recipe, name: str, depth: int) -> dict[str, Moments]:
 
 @contextmanager
 def _updates_marked(live: LiveMemory) -> Iterator[None]:
-    """What an optimizer works with may need most, and is no part of a block's backward pass."""
+    """Mark the optimizer's update as a moment of its own: it may be the peak."""
     hook = register_optimizer_step_pre_hook(lambda *_: live.mark("update"))
     try:
         yield
@@ -107,7 +113,7 @@ def _updates_marked(live: LiveMemory) -> Iterator[None]:
 
 
 def _watch(live: LiveMemory, run: DryRun) -> None:
-    """Tell apart the model's parameters and their gradients, and the moments of a step."""
+    """Assign the model's parameters and gradients to parts, and watch its blocks."""
     model = run.learner.model
     live.own("weights", [*model.parameters(), *model.buffers()])
     for named in run.learner.strategy.parameters.values():
@@ -118,7 +124,7 @@ def _watch(live: LiveMemory, run: DryRun) -> None:
 
 
 def _replaced(parts: Parts, peak: Counter[str], spread: Sharding) -> Parts:
-    """A role's parts with those of its traced peak."""
+    """The parts of a role, with the traced ones in place of the closed form's."""
     found = dict(parts)
     found["activations"] = Bytes.scaled(peak["activations"], FULL)
     if not spread.whole_model:
