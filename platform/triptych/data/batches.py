@@ -1,4 +1,4 @@
-"""Which rows go together. Stateless: an epoch's order and a step's micro-batches follow from their arguments alone."""
+"""The order of rows in an epoch and their micro-batches in a step, as pure functions of their arguments."""
 
 import hashlib
 import itertools
@@ -12,14 +12,14 @@ from torch import Tensor
 
 @lru_cache(maxsize=2)  # every step of an epoch asks for it
 def epoch_order(n: int, seed: int, epoch: int) -> tuple[int, ...]:
-    """A permutation of range(n), another one each epoch."""
+    """A permutation of range(n), different in each epoch."""
     digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
     return tuple(torch.randperm(n, generator=generator).tolist())
 
 
 def micro_batches(lengths: Sequence[int], budget: int, world_size: int) -> list[list[list[int]]]:
-    """Cuts the rows of a step into micro-batches that will be padded, [rank][micro-batch][row index].
+    """Cut the rows of a step into micro-batches to be padded: [rank][micro-batch][row index].
 
     Rows of like length go together. Padded to its longest row, a micro-batch has at most `budget` tokens, unless it is
     one row that is longer. Each row comes once; each rank has the same number of micro-batches, the last of which may
@@ -52,7 +52,7 @@ def packed_micro_batches(
 
 
 def distinct_tokens(sequences: Sequence[Sequence[int]]) -> int:
-    """Tokens of all sequences, what some begin with in common counted once."""
+    """Number of tokens of all sequences, shared prefixes counted once."""
     ordered = sorted(list(sequence) for sequence in sequences)
     shared = sum(common_prefix(one, other) for one, other in itertools.pairwise(ordered))
     return sum(map(len, ordered)) - shared
@@ -64,7 +64,7 @@ def common_prefix(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _dealt(micros: list[tuple[int, list[int]]], world_size: int) -> list[list[list[int]]]:
-    """(cost, micro-batch) -> equally many for each rank, in rounds of like cost; the busiest rank gets the lightest."""
+    """Deal (cost, micro-batch) in rounds of like cost, as many to each rank; the busiest rank gets the lightest."""
     micros = sorted(micros, key=lambda micro: (-micro[0], micro[1]))
     micros += [(0, [])] * (-len(micros) % world_size)
     ranks: list[list[list[int]]] = [[] for _ in range(world_size)]
@@ -95,7 +95,7 @@ def _filled(alone: list[int], after: list[int], limit: int) -> list[list[int]]:
 
 
 def _least_limit(alone: list[int], after: list[int], budget: int, count: int) -> int:
-    """The smallest limit that fills at most `count` runs: it makes them even."""
+    """The smallest limit that fills at most `count` runs, which makes them even."""
     low, high = 1, budget
     while low < high:
         middle = (low + high) // 2
@@ -123,7 +123,7 @@ def _alike(lengths: Sequence[int], budget: int, world_size: int) -> list[list[in
 
 
 def _halved(micros: list[list[int]], count: int) -> None:
-    """Halves the micro-batch of most rows, in place, until there are `count` or each is a single row."""
+    """Halve the micro-batch of most rows, in place, until there are `count` or each is a single row."""
     while micros and len(micros) < count:
         largest = max(range(len(micros)), key=lambda index: len(micros[index]))
         micro = micros[largest]

@@ -36,7 +36,7 @@ class PairExample:
     chosen: list[int]
     rejected: list[int]
     start: int
-    """Where the answer begins in either: so many tokens are the prompt's."""
+    """Number of tokens of the prompt, after which the answer begins in either chat."""
     margin: float | None
 
 
@@ -50,7 +50,7 @@ class TextExample:
 
 @dataclass(frozen=True, slots=True)
 class Encoded(Generic[T]):
-    """What became of the rows."""
+    """Encoded rows, and counts of those that were cut or left out."""
 
     items: list[T]
     truncated: int = 0
@@ -69,10 +69,10 @@ def encode_sft(
     max_length: int,
     overlength: Literal["truncate", "split", "drop"] = "truncate",
 ) -> Encoded[Example]:
-    """Chats with labels on the assistant's tokens.
+    """Encode chats, with labels on the assistant's tokens.
 
-    A longer one is cut on the right, left out, or split into rows that share one token, so that every token but the
-    first is still predicted, once.
+    A chat longer than `max_length` tokens is cut on the right (`truncate`), left out (`drop`), or split into rows that
+    share one token, so that every token but the first is still predicted, once (`split`).
     """
     items: list[Example] = []
     truncated = dropped = split = unlearnable = 0
@@ -104,9 +104,10 @@ def encode_texts(
     *,
     drop: bool = False,
 ) -> Encoded[TextExample]:
-    """Texts as the tokenizer writes them, each ending with the end token, where its class is read.
+    """Encode texts as the tokenizer writes them, each ending with the end token, where its class is read.
 
-    A longer one is left out (`drop`), or cut on the right: the end token stays.
+    A text longer than `max_length` tokens is left out (`drop`), or cut on the right: the end token stays. Classes are
+    indices in `labels`.
     """
     end = tokenizer.eos_token_id
     if end is None:
@@ -129,7 +130,7 @@ def encode_texts(
 def encode_pairs(
     rows: Iterable[PairRow], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> Encoded[PairExample]:
-    """Pairs of chats. A longer pair is dropped: a score is read at the end token, which a cut would lose."""
+    """Encode pairs of chats. A pair longer than `max_length` is dropped: a score is read at the end token, the last."""
     rows = list(rows)
     chats = [
         _pieces((*row.prompt, Message("assistant", answer)), tokenizer)
@@ -177,7 +178,7 @@ def _split(ids: list[int], labels: list[int], max_length: int) -> list[Example]:
 
 
 def _pieces(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase") -> list[tuple[str, bool]]:
-    """The chat's text up to the last assistant's end token, as (piece, is it the assistant's?)."""
+    """The chat's text up to the last assistant's end token, in pieces: (text, whether the assistant wrote it)."""
     pieces: list[tuple[str, bool]] = []
     done = ""
     for index, message in enumerate(messages):
@@ -224,7 +225,7 @@ def _render(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", *
 def _tokenized(
     chats: list[list[tuple[str, bool]]], tokenizer: "PreTrainedTokenizerBase"
 ) -> Iterator[list[tuple[list[int], bool]]]:
-    """Chat by chat, its pieces as tokens; tokenised in one call."""
+    """The pieces of each chat as tokens, all tokenised in one call."""
     ids = iter(_ids([text for chat in chats for text, _ in chat], tokenizer))
     for chat in chats:
         yield [(next(ids), learned) for _, learned in chat]

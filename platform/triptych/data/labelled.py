@@ -1,4 +1,4 @@
-"""Rows whose tokens are labelled, for causal models: a state knows its own token and what stands before it."""
+"""Encoding of rows with labelled tokens for causal models, whose states see only earlier tokens."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Offsets = list[tuple[int, int]]
-"""The characters of each token, from and to."""
+"""Range of characters of each token: (from, to)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,11 @@ class TaggedExample:
 
 @dataclass(frozen=True, slots=True)
 class QuestionExample:
-    """Context, question, and the context again, where the answer is read."""
+    """An encoded question: context, question, and the context again, where the answer is read."""
 
     input_ids: list[int]
     context_start: int
-    """Where the second context begins; it goes to the end."""
+    """Index of the first token of the second context, which goes to the end."""
     start: int
     end: int
     """First and last token of the answer, counted from there."""
@@ -50,7 +50,7 @@ def encode_tags(
     *,
     drop: bool = False,
 ) -> Encoded[TaggedExample]:
-    """Words, tokenised each by itself behind the separator, so that no token belongs to two of them.
+    """Encode words, each tokenised by itself behind the separator, so that no token belongs to two of them.
 
     The tag stands at a word's last token: the states before it have not seen the whole word. A longer row is left out
     (`drop`), or cut on the right behind a whole word. A row without a word that fits, or with one of which the
@@ -84,7 +84,7 @@ def encode_tags(
 def encode_questions(
     rows: Iterable[QuestionRow], tokenizer: "PreTrainedTokenizerBase", max_length: int, *, drop: bool = False
 ) -> Encoded[QuestionExample]:
-    """Context, question, context: in the second context every token has seen the question and all of the context,
+    """Encode rows as context, question, context: in the second, each token has seen the question and the whole context,
     which a causal model otherwise never has (Springer et al. 2024, arXiv 2402.15449); the first context is a beginning
     that its questions share, and is computed once for them.
 

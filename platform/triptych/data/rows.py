@@ -93,7 +93,7 @@ class SourceRows(Generic[AnyRow]):
 
 
 def parse_sft(record: Mapping[str, Any]) -> SftRow:
-    """From `{messages}` or `{prompt, response}`; ValueError says what is wrong."""
+    """Parse a chat from `{messages}` or `{prompt, response}`; ValueError says what is wrong."""
     if record.get("messages") is not None:
         messages = _messages(record["messages"], "messages")
         if not any(message.role == "assistant" for message in messages):
@@ -104,7 +104,7 @@ def parse_sft(record: Mapping[str, Any]) -> SftRow:
 
 
 def parse_pair(record: Mapping[str, Any]) -> PairRow:
-    """From `{prompt, chosen, rejected, margin?}`; ValueError says what is wrong."""
+    """Parse a pair from `{prompt, chosen, rejected, margin?}`; ValueError says what is wrong."""
     _require(record, "prompt", "chosen", "rejected", instead="'answers' and 'scores'")
     margin = record.get("margin")
     known = None if margin is None or margin == "" else _finite(margin, "margin")
@@ -112,7 +112,7 @@ def parse_pair(record: Mapping[str, Any]) -> PairRow:
 
 
 def parse_pairs(record: Mapping[str, Any]) -> list[PairRow]:
-    """From the same, or from `{prompt, answers, scores}`; ValueError says what is wrong.
+    """Parse pairs from the form of `parse_pair`, or from `{prompt, answers, scores}`; ValueError says what is wrong.
 
     Of ranked answers, every two whose scores differ are a pair: all that the ranking says (Ouyang et al. 2022,
     arXiv 2203.02155, section 3.5). Their `margin` is the difference of the scores.
@@ -121,7 +121,7 @@ def parse_pairs(record: Mapping[str, Any]) -> list[PairRow]:
 
 
 def parse_pairs_with_margin(record: Mapping[str, Any]) -> list[PairRow]:
-    """As `parse_pairs`; a pair without a margin, or with one below 0, is malformed."""
+    """Parse pairs as `parse_pairs` does; one without a margin, or with a margin below 0, is malformed."""
     pairs = parse_pairs(record)
     for pair in pairs:
         if pair.margin is None:
@@ -132,7 +132,7 @@ def parse_pairs_with_margin(record: Mapping[str, Any]) -> list[PairRow]:
 
 
 def parse_prompt(record: Mapping[str, Any]) -> PromptRow:
-    """From `{messages}` or `{prompt}`; ValueError says what is wrong."""
+    """Parse a prompt from `{messages}` or `{prompt}`; ValueError says what is wrong."""
     if record.get("messages") is not None:
         return PromptRow(_prompt(record["messages"], "messages"))
     _require(record, "prompt", instead="'messages'")
@@ -140,16 +140,16 @@ def parse_prompt(record: Mapping[str, Any]) -> PromptRow:
 
 
 def parse_text(record: Mapping[str, Any], labels: Sequence[str] | None = None) -> TextRow:
-    """From `{text, label}`; ValueError says what is wrong.
+    """Parse a text from `{text, label}`; ValueError says what is wrong.
 
-    A label is the name of a class or, where no class is named so, its index in `labels`. None: any name will do.
+    A label is the name of a class or, where no class is named so, its index in `labels`; None: any name is allowed.
     """
     _require(record, "text", "label")
     return TextRow(_text(record["text"], "text"), _label(record["label"], labels))
 
 
 def parse_tags(record: Mapping[str, Any], labels: Sequence[str] | None = None) -> TaggedRow:
-    """From `{tokens, tags}`, two equally long lists, tags as labels of `parse_text`; ValueError says what is wrong."""
+    """Parse tagged words from `{tokens, tags}`, equally long lists, tags as labels of `parse_text`; else ValueError."""
     _require(record, "tokens", "tags")
     tokens, tags = _list(record["tokens"], "tokens"), _list(record["tags"], "tags")
     if len(tokens) != len(tags):
@@ -163,7 +163,7 @@ def parse_tags(record: Mapping[str, Any], labels: Sequence[str] | None = None) -
 
 
 def parse_question(record: Mapping[str, Any]) -> QuestionRow:
-    """From `{question, context, answers: {text, answer_start}}`, SQuAD's form; ValueError says what is wrong.
+    """Parse a question from SQuAD's form `{question, context, answers: {text, answer_start}}`; else ValueError.
 
     A question without an answer is malformed: a head that can only point at a span cannot say that there is none.
     """
@@ -185,7 +185,7 @@ def _require(record: Mapping[str, Any], *names: str, instead: str | None = None)
 
 
 def _prompt(value: Any, name: str) -> tuple[Message, ...]:
-    """A string is the user's only turn; a list is a chat that ends before the assistant's turn."""
+    """Turns of a prompt: a string is the user's only turn; a list is a chat that ends before the assistant's turn."""
     if isinstance(value, str) and name == "prompt":
         return (Message("user", _text(value, name)),)
     if not isinstance(value, str | list):
@@ -241,7 +241,7 @@ def _label(value: Any, labels: Sequence[str] | None, field: str = "label") -> st
 
 
 def _answers(value: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The texts of a question's answers, and where each starts."""
+    """Texts of a question's answers, and the character where each starts."""
     if isinstance(value, str):  # a CSV cell
         try:
             value = json.loads(value)

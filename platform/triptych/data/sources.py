@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from triptych.recipe.data import Source
 
 Numbered = Iterator[tuple[int, Any]]
-"""Line (or row) number from 1 -> a record, or a ValueError that says why there is none."""
+"""Pairs of a line (or row) number, from 1, and its record, or a ValueError that says why there is none."""
 
 Parse = Callable[[dict[str, Any]], Sequence[DataRow]]
-"""A record -> its rows, or a ValueError that says what is wrong."""
+"""A function from a record to its rows; it raises a ValueError that says what is wrong."""
 
 PARSERS: dict[RowKind, Parse] = {
     "sft": lambda record: [parse_sft(record)],
@@ -59,7 +59,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What a source holds."""
+    """Number, size and digest of a source's rows."""
 
     rows: int
     size: int
@@ -81,7 +81,7 @@ def load_rows(source: "Source", kind: Literal["tags"]) -> SourceRows[TaggedRow]:
 @overload
 def load_rows(source: "Source", kind: Literal["questions"]) -> SourceRows[QuestionRow]: ...
 def load_rows(source: "Source", kind: RowKind) -> SourceRows[Any]:
-    """Reads the source's rows as `kind`. A row of the file can be several pairs; `source.limit` counts the file's.
+    """Read the source's rows as `kind`. A row of the file can be several pairs; `source.limit` counts the file's.
 
     Raises UserError for a source that cannot be read, one without a usable row, and one with more malformed rows than
     `source.max_bad_rows` (the message counts them and shows the first five).
@@ -94,7 +94,7 @@ def load_rows(source: "Source", kind: RowKind) -> SourceRows[Any]:
 
 
 def survey(source: "Source", kind: str, parse: Parse) -> Survey:
-    """Reads the source once, keeping no row. Raises as `load_rows` does; `kind` is how its message names the rows."""
+    """Read the source once, keeping no row. Raises as `load_rows` does; `kind` is how its message names the rows."""
     bad: list[BadRow] = []
     used = 0
 
@@ -148,7 +148,7 @@ def iterate_rows(source: "Source", parse: Parse, bad: list[BadRow]) -> Iterator[
 
 
 def _digest(rows: Iterable[DataRow]) -> tuple[str, int, int]:
-    """sha256 of the rows as JSON lines, their bytes, their number."""
+    """The sha256 of the rows as JSON lines, their bytes, and their number."""
     digest = hashlib.sha256()
     size = count = 0
     for row in rows:

@@ -16,7 +16,6 @@ from triptych.train.strategies.sharded import Sharded
 __all__ = ["Slice", "Strategy", "Update", "initial_placement", "make_strategy"]
 
 
-
 def make_strategy(
     name: StrategyChoice, model: RoleModel, optimizers: Mapping[str, Optimizer], group: Group, *, offload: bool = False
 ) -> Strategy:
