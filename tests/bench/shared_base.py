@@ -24,7 +24,7 @@ from sft import gsm8k
 from training import BATCH, GSM8K, ROOT, VARIABLES, Row, base_folder, our_model, write_rows
 
 if TYPE_CHECKING:
-    from triptych.train.side_by_side import Ask
+    from triptych.train.stepping import StepRequest
 
 SST2 = ROOT.parent / "shared" / "data" / "sst2" / "train.tsv"
 MICRO_TOKENS = 4096
@@ -54,13 +54,13 @@ class Trials:
     job: Job
     count: int
 
-    def asks(self) -> "Iterator[list[Ask]]":
+    def asks(self) -> "Iterator[list[StepRequest]]":
         """Every trial's next step, again and again."""
         from triptych.data.batches import epoch_order, packed_micro_batches
         from triptych.models.heads import ClassHead
         from triptych.recipe import Lora, Optimizer
         from triptych.train.learner import Learner
-        from triptych.train.side_by_side import Ask
+        from triptych.train.stepping import StepRequest
         from triptych.train.tasks.classification import TextClassification
         from triptych.train.tasks.language import LanguageModeling
 
@@ -82,7 +82,7 @@ class Trials:
                 chosen = [rows[place] for place in places]
                 cut = packed_micro_batches([[row["input_ids"]] for row in chosen], MICRO_TOKENS, 1)[0]
                 batches = [_batch([chosen[index] for index in micro]) for micro in cut]
-                found.append(Ask(learner, objective, batches))
+                found.append(StepRequest(learner, objective, batches))
             yield found
 
 
@@ -101,14 +101,14 @@ def _batch(rows: list[Row]) -> Any:
 def measure(job: Job) -> None:
     """One arm: the first step of each trial settles allocator and threads and is not counted."""
     from triptych.train.learner import StepReport
-    from triptych.train.side_by_side import step_together
+    from triptych.train.stepping import step_together
     from triptych.train.usage import real_tokens
 
     seconds, tokens = 0.0, 0
     losses: list[float] = []
     for number, asks in enumerate(Trials(job, job.settings["trials"]).asks()):
         started = time.perf_counter()
-        reports = step_together(asks, MICRO_TOKENS) if job.settings["arm"] == TOGETHER else [a.alone() for a in asks]
+        reports = step_together(asks, MICRO_TOKENS) if job.settings["arm"] == TOGETHER else [a.run() for a in asks]
         if number:
             seconds += time.perf_counter() - started
             tokens += sum(real_tokens(batch) for ask in asks for batch in ask.micro_batches if batch)

@@ -15,7 +15,7 @@ from triptych.forward.roles import RoleModel
 from triptych.recipe import Lora, Optimizer
 from triptych.train.batch import Batch, language_batch
 from triptych.train.learner import Learner
-from triptych.train.side_by_side import Ask, step_together
+from triptych.train.stepping import StepRequest, step_together
 from triptych.train.tasks.language import LanguageModeling
 
 PART = "together"
@@ -43,9 +43,9 @@ class Trials:
         lengths = [chance.randint(length // 2, length) for _ in range(ROWS)]
         self._rows = [random_row(shape, count, count // 3, chance) for count in lengths]
 
-    def asks(self) -> list[Ask]:
+    def requests(self) -> list[StepRequest]:
         return [
-            Ask(learner, LanguageModeling(f"trial-{number}"), self._batches())
+            StepRequest(learner, LanguageModeling(f"trial-{number}"), self._batches())
             for number, learner in enumerate(self._learners)
         ]
 
@@ -61,13 +61,13 @@ def measure(shape: Shape, device: torch.device, length: int, count: int) -> tupl
     peaks = {}
     for number in range(WARM + STEPS):
         for arm in list(ends)[:: 1 if number % 2 else -1]:
-            asks = trials.asks()
+            requests = trials.requests()
             started = now(device)
             if arm == "together":
-                step_together(asks, PASS_TOKENS)
+                step_together(requests, PASS_TOKENS)
             else:
-                for ask in asks:
-                    ask.alone()
+                for request in requests:
+                    request.run()
             ends[arm].append(now(device) - started)
             if device.type == "cuda":
                 peaks[arm] = peak_memory(device) / 1e9

@@ -19,7 +19,7 @@ from triptych.stages.models import role_model
 from triptych.stages.supervised import classification, sft
 from triptych.stages.supervised.training import Learn, prepare
 from triptych.train import checkpoint
-from triptych.train.side_by_side import SideBySide, take
+from triptych.train.stepping import LockstepTrainings, run_training
 
 WORDS = ("warm", "dull", "funny", "flat", "lovely", "slow", "great", "long")
 Make = Callable[[dict[str, Any]], StageContext[Any]]
@@ -76,7 +76,7 @@ def trials(make_context: Make, tmp_path: Path) -> dict[str, Trial]:
 
 def together(trials: dict[str, Trial], until: int | None = None) -> dict[str, Exception | None]:
     """Train on one model to the end, or stop all behind so many steps."""
-    model, side = next(iter(trials.values())).model(), SideBySide()
+    model, side = next(iter(trials.values())).model(), LockstepTrainings()
     for name, trial in trials.items():
         torch.manual_seed(trial.ctx.recipe.seed)
         side.start(name, trial.learn(trial.ctx, model, name))
@@ -109,7 +109,7 @@ def assert_same_results(one: Trial, other: Trial) -> None:
 def test_each_leaves_what_it_leaves_alone(trials: dict[str, Trial]) -> None:
     alone = {name: trial.elsewhere(f"alone-{name}") for name, trial in trials.items()}
     for trial in alone.values():
-        take(trial.learn(trial.ctx, trial.model()))
+        run_training(trial.learn(trial.ctx, trial.model()))
     beside = {name: trial.elsewhere(f"beside-{name}") for name, trial in trials.items()}
     assert together(beside) == dict.fromkeys(("two", "one", "three"))
     for name in trials:
@@ -124,7 +124,7 @@ def test_each_leaves_what_it_leaves_alone(trials: dict[str, Trial]) -> None:
 
 def test_each_goes_on_alone_and_joins_others_again(trials: dict[str, Trial]) -> None:
     alone = trials["one"].elsewhere("alone")
-    take(alone.learn(alone.ctx, alone.model()))
+    run_training(alone.learn(alone.ctx, alone.model()))
     beside = {name: trial.elsewhere(f"beside-{name}") for name, trial in trials.items()}
     assert together(beside, until=5) == {}
     last, straight = checkpoint.latest(beside["one"].ctx.checkpoints), checkpoint.latest(alone.ctx.checkpoints)
@@ -133,14 +133,14 @@ def test_each_goes_on_alone_and_joins_others_again(trials: dict[str, Trial]) -> 
     assert last.step == 4
     assert last.tensors.keys() == straight.tensors.keys()
     again = trials["one"].elsewhere("beside-one")
-    take(again.learn(again.ctx, again.model()))
+    run_training(again.learn(again.ctx, again.model()))
     assert_same_results(again, alone)
     assert together({name: beside[name] for name in ("two", "three")}) == dict.fromkeys(("two", "three"))
 
 
 def test_a_failure_is_its_own_alone(trials: dict[str, Trial]) -> None:
     alone = trials["one"].elsewhere("alone")
-    take(alone.learn(alone.ctx, alone.model()))
+    run_training(alone.learn(alone.ctx, alone.model()))
     beside = {name: trials[name].elsewhere(f"beside-{name}") for name in ("one", "three")}
     storage.remove(storage.join(beside["three"].ctx.folder, "data"))
     ended = together(beside)

@@ -22,7 +22,7 @@ from triptych.stages.context import StageContext
 from triptych.stages.models import role_model
 from triptych.stages.supervised.training import Learn
 from triptych.train.allocator import allocator_variables
-from triptych.train.side_by_side import SideBySide
+from triptych.train.stepping import LockstepTrainings
 from triptych.tune.executor import GateMonitor
 
 _POLL_S = 0.05
@@ -75,7 +75,7 @@ class Trainer:
     def __init__(self, threads: int, device: str) -> None:
         self._device = torch.device(device)
         self._model: RoleModel | None = None
-        self._side = SideBySide()
+        self._side = LockstepTrainings()
         self._members: dict[str, _Member] = {}
         self._news: queue.Queue[Callable[[], None]] = queue.Queue()
         threading.Thread(target=self._run, args=(threads,), daemon=True).start()

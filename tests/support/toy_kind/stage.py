@@ -20,7 +20,7 @@ from triptych.stages.supervised.training import fit_and_evaluate, learner_for, o
 from triptych.train import checkpoint
 from triptych.train.batch import Batch
 from triptych.train.learner import Metrics, Sums
-from triptych.train.side_by_side import Steps
+from triptych.train.stepping import TrainingSteps
 
 
 def run(ctx: StageContext[Pretraining]) -> AdapterVersion:
@@ -60,7 +60,7 @@ class FailsOnce(AllTokens):
         return super().loss(model, batch)
 
 
-def learn(ctx: StageContext[Pretraining], model: RoleModel, role: str = POLICY) -> Steps[None]:
+def learn(ctx: StageContext[Pretraining], model: RoleModel, role: str = POLICY) -> TrainingSteps[None]:
     """On every worker: an adapter trained, measured and committed."""
     rows = open_rows(ctx, texts(ctx.stage))
     model.add(role, ctx.stage.method, trainable=True)

@@ -18,7 +18,7 @@ from triptych.stages.supervised.encoding import TOKENS, Examples
 from triptych.stages.supervised.heads import label, learn_labels
 from triptych.stages.supervised.training import open_rows
 from triptych.train.batch import Batch
-from triptych.train.side_by_side import Steps
+from triptych.train.stepping import TrainingSteps
 from triptych.train.tasks.classification import TextClassification
 
 
@@ -51,6 +51,6 @@ def _batch(rows: list[dict[str, Any]], pad: int) -> Batch:
     return {"ids": ids, "mask": mask, "label": torch.tensor([row["label"] for row in rows])}
 
 
-def learn(ctx: StageContext[Classification], model: RoleModel, role: str = CLASSIFIER) -> Steps[None]:
+def learn(ctx: StageContext[Classification], model: RoleModel, role: str = CLASSIFIER) -> TrainingSteps[None]:
     """On every worker."""
     yield from learn_labels(ctx, model, TextClassification(role, ctx.stage.labels), open_rows(ctx, texts(ctx.stage)))

@@ -13,7 +13,7 @@ from triptych.stages.supervised.encoding import Examples
 from triptych.stages.supervised.loop import Rows
 from triptych.stages.supervised.training import Learn, fit_and_evaluate, learner_for, prepare, train
 from triptych.train.learner import Objective
-from triptych.train.side_by_side import Steps
+from triptych.train.stepping import TrainingSteps
 
 
 def label(ctx: StageContext[Any], examples: Examples, learn: Learn) -> AdapterVersion:
@@ -25,7 +25,7 @@ def label(ctx: StageContext[Any], examples: Examples, learn: Learn) -> AdapterVe
 
 def learn_labels(
     ctx: StageContext[Any], model: RoleModel, objective: Objective, rows: Mapping[str, Rows]
-) -> Steps[None]:
+) -> TrainingSteps[None]:
     """On every worker: an adapter and a head of the stage's labels, trained, measured and saved."""
     stage: LabellingStage = ctx.stage
     role = objective.role

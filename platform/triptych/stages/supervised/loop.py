@@ -17,7 +17,7 @@ from triptych.stages.recorder import Recorder
 from triptych.train import checkpoint
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner, Objective
-from triptych.train.side_by_side import Ask, Steps, take
+from triptych.train.stepping import StepRequest, TrainingSteps, run_training
 from triptych.train.stopping import Stopper
 
 
@@ -49,12 +49,12 @@ class Rows:
 
 def fit(ctx: StageContext[Any], learner: Learner, objective: Objective, train: Rows, heldout: Rows | None) -> None:
     """Train from the last checkpoint to the end. Every rank calls it; rank 0 writes the metrics."""
-    take(fitting(ctx, learner, objective, train, heldout))
+    run_training(fitting(ctx, learner, objective, train, heldout))
 
 
 def fitting(
     ctx: StageContext[Any], learner: Learner, objective: Objective, train: Rows, heldout: Rows | None
-) -> Steps[None]:
+) -> TrainingSteps[None]:
     """`fit`, whose steps are taken by whoever iterates it."""
     training = ctx.stage.train
     total = training.total_steps(len(train.sequences))
@@ -111,7 +111,7 @@ def step_rows(rows: int, batch: int, seed: int, step: int) -> Sequence[int]:
 
 def _step(
     ctx: StageContext[Any], learner: Learner, objective: Objective, train: Rows, step: int, meter: Meter
-) -> Steps[None]:
+) -> TrainingSteps[None]:
     """One optimiser step, and its time."""
     training = ctx.stage.train
     started = time.perf_counter()
@@ -119,7 +119,7 @@ def _step(
     rows = step_rows(len(train.sequences), training.batch.rows, ctx.recipe.seed, step)
     batches = train.micro_batches(rows, training.batch.micro_tokens, learner)
     loading = time.perf_counter() - started
-    report = yield Ask(learner, objective, batches)
+    report = yield StepRequest(learner, objective, batches)
     meter.step(report, batches, started, loading)
 
 

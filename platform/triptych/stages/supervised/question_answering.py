@@ -28,7 +28,7 @@ from triptych.stages.supervised.heads import label, learn_labels
 from triptych.stages.supervised.loop import Rows
 from triptych.stages.supervised.training import open_rows
 from triptych.train.batch import Batch
-from triptych.train.side_by_side import Steps
+from triptych.train.stepping import TrainingSteps
 from triptych.train.tasks.question_answering import SpanSelection
 
 _NUMBERS = ("context_start", "start", "end")
@@ -85,7 +85,7 @@ def numbered(rows: Rows) -> Rows:
     return Rows(rows.sequences, batch)
 
 
-def learn(ctx: StageContext[QuestionAnswering], model: RoleModel, role: str = CLASSIFIER) -> Steps[None]:
+def learn(ctx: StageContext[QuestionAnswering], model: RoleModel, role: str = CLASSIFIER) -> TrainingSteps[None]:
     """On every worker."""
     rows, judge = open_rows(ctx, questions(ctx.stage)), None
     if "heldout" in rows:

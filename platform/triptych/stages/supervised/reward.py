@@ -39,7 +39,7 @@ from triptych.stages.supervised.reward_evaluation import (
 from triptych.stages.supervised.training import learner_for, open_rows, prepare, train
 from triptych.train.batch import Batch, pair_batch
 from triptych.train.learner import Learner, Objective, StepReport
-from triptych.train.side_by_side import Steps
+from triptych.train.stepping import TrainingSteps
 from triptych.train.tasks.reward import PairwiseReward
 
 NORMALIZED_PAIRS = 256
@@ -120,7 +120,7 @@ class Ensemble(Learner):
         return dataclasses.replace(steps[0], metrics=metrics, seconds=seconds)
 
 
-def learn(ctx: StageContext[Reward], model: RoleModel, role: str = REWARD) -> Steps[None]:
+def learn(ctx: StageContext[Reward], model: RoleModel, role: str = REWARD) -> TrainingSteps[None]:
     """On every worker."""
     stage = ctx.stage
     rows = open_rows(ctx, pairs(stage))

@@ -16,7 +16,7 @@ from triptych.stages.context import StageContext
 from triptych.stages.supervised.encoding import TOKENS, Examples
 from triptych.stages.supervised.training import fit_and_evaluate, learner_for, open_rows, prepare, train
 from triptych.train.batch import Batch, language_batch
-from triptych.train.side_by_side import Steps
+from triptych.train.stepping import TrainingSteps
 from triptych.train.tasks.language import LanguageModeling
 
 
@@ -45,7 +45,7 @@ def _batch(rows: list[dict[str, Any]], pad: int) -> Batch:
     return language_batch([(row["input_ids"], row["labels"]) for row in rows], pad)
 
 
-def learn(ctx: StageContext[Sft], model: RoleModel, role: str = POLICY) -> Steps[None]:
+def learn(ctx: StageContext[Sft], model: RoleModel, role: str = POLICY) -> TrainingSteps[None]:
     """On every worker: an adapter, or the model, trained, measured and saved."""
     rows = open_rows(ctx, chats(ctx.stage))
     model.add(role, ctx.stage.method, trainable=True)

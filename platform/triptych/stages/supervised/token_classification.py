@@ -22,7 +22,7 @@ from triptych.stages.supervised.encoding import TOKENS, Examples
 from triptych.stages.supervised.heads import label, learn_labels
 from triptych.stages.supervised.training import open_rows
 from triptych.train.batch import Batch
-from triptych.train.side_by_side import Steps
+from triptych.train.stepping import TrainingSteps
 from triptych.train.tasks.token_classification import TokenTagging
 
 
@@ -62,7 +62,7 @@ def batch_of_tags(rows: list[dict[str, Any]], pad: int) -> Batch:
     return {"ids": ids, "mask": mask, "tags": tags}
 
 
-def learn(ctx: StageContext[TokenClassification], model: RoleModel, role: str = CLASSIFIER) -> Steps[None]:
+def learn(ctx: StageContext[TokenClassification], model: RoleModel, role: str = CLASSIFIER) -> TrainingSteps[None]:
     """On every worker."""
     objective = TokenTagging(role, ctx.stage.labels, ctx.stage.mark_entities)
     yield from learn_labels(ctx, model, objective, open_rows(ctx, words(ctx.stage)))

@@ -22,13 +22,13 @@ from triptych.train.eva import reads_inputs, start_from_inputs
 from triptych.train.group import Group
 from triptych.train.learner import Learner, Objective
 from triptych.train.on_ray import launch
-from triptych.train.side_by_side import Steps, take
+from triptych.train.stepping import TrainingSteps, run_training
 
 
 class Learn(Protocol):
     """A stage's training, which ends with the committed artifact."""
 
-    def __call__(self, ctx: StageContext[Any], model: RoleModel, role: str = ..., /) -> Steps[None]:
+    def __call__(self, ctx: StageContext[Any], model: RoleModel, role: str = ..., /) -> TrainingSteps[None]:
         """On a model that may have other roles; `role`: where it is not the stage's own."""
 
 
@@ -82,7 +82,7 @@ def train(ctx: StageContext[Any], learn: Learn) -> None:
 def _work(config: dict[str, Any]) -> None:
     """On every worker of the Ray Train group."""
     ctx: StageContext[Any] = config["ctx"]
-    take(config["learn"](ctx, role_model(ctx, ctx.stage.train.memory, get_device())))
+    run_training(config["learn"](ctx, role_model(ctx, ctx.stage.train.memory, get_device())))
 
 
 def open_rows(ctx: StageContext[Any], examples: Examples) -> dict[str, Rows]:
@@ -127,7 +127,7 @@ def _first_batches(ctx: StageContext[Any], model: RoleModel, train: Rows) -> Ite
 
 def fit_and_evaluate(
     ctx: StageContext[Any], learner: Learner, objective: Objective, rows: Mapping[str, Rows]
-) -> Steps[dict[str, float]]:
+) -> TrainingSteps[dict[str, float]]:
     """Train to the end; the metrics on held-out rows, none where there are none."""
     heldout = rows.get("heldout")
     yield from fitting(ctx, learner, objective, rows["train"], heldout)

@@ -17,7 +17,7 @@ from triptych.models.heads import ScalarHead
 from triptych.recipe import Lora, Optimizer
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner, Objective, StepReport
-from triptych.train.side_by_side import Ask, step_together
+from triptych.train.stepping import StepRequest, step_together
 from triptych.train.tasks.language import LanguageModeling
 from triptych.train.tasks.reward import PairwiseReward
 
@@ -75,7 +75,7 @@ def alone(folder: Path, role: str, steps: int = STEPS) -> tuple[list[StepReport]
 
 
 def together(learners: Mapping[str, Learner], step: int, pass_tokens: int = 4096) -> dict[str, StepReport]:
-    asks = [Ask(trained, objective(role), batches(role, step)) for role, trained in learners.items()]
+    asks = [StepRequest(trained, objective(role), batches(role, step)) for role, trained in learners.items()]
     reports = dict(zip(learners, step_together(asks, pass_tokens), strict=True))
     return {role: report for role, report in reports.items() if isinstance(report, StepReport)}
 
@@ -152,7 +152,7 @@ def test_trials_come_and_go(tiny_model_dir: Path) -> None:
                 for parameter in model.parameters_of("small").values():
                     parameter.fill_(torch.nan)
         asks = {
-            role: Ask(trained, objective(role), batches(role, step - 5 if role == "last" else step))
+            role: StepRequest(trained, objective(role), batches(role, step - 5 if role == "last" else step))
             for role, trained in learners.items()
         }
         for role, report in zip(asks, step_together(list(asks.values()), 4096), strict=True):

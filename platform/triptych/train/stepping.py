@@ -1,8 +1,11 @@
-"""Optimiser steps of several learners whose roles sit on one frozen base, in passes over the rows of all of them.
+"""Trainings as generators of step requests, so that several can take their steps in passes over one frozen base.
 
-A frozen layer then reads its weight once for many trials' rows, and what a pass costs beside its arithmetic is paid
-once, as in mLoRA (Ye et al. 2023, arXiv 2312.02515). Everything else is each learner's own: its loss, clipping,
-optimizer, schedule. What a learner computes does not depend on the others: no row meets another role's weights.
+Why a generator: a training loop yields a `StepRequest` where it would call `learner.step`, and is sent the report. So
+whoever drives it decides how the step is computed: `run_training` takes every step by itself, `LockstepTrainings`
+takes those of several trials together (batched multi-LoRA, as in mLoRA, Ye et al. 2023, arXiv 2312.02515), in one
+thread and in an order that does not depend on timing. A frozen layer then reads its weight once for many trials' rows,
+and a pass's fixed costs are paid once. Everything else is each learner's own: its loss, clipping, optimizer, schedule.
+What a learner computes does not depend on the others: no row meets another role's weights.
 """
 
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
@@ -24,65 +27,71 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A step that a learner is to take."""
+class StepRequest:
+    """An optimiser step that a training wants taken: the arguments of `Learner.step`."""
 
     learner: Learner
     objective: Objective
     micro_batches: Sequence[Batch | None]
 
-    def alone(self) -> StepReport:
-        """Take it in passes of its own."""
+    def run(self) -> StepReport:
+        """Take the step in passes of its own."""
         return self.learner.step(self.objective, self.micro_batches)
 
 
-Steps = Generator[Ask, StepReport, T]
-"""A training: it asks for its steps one after another, and is sent what became of each."""
+TrainingSteps = Generator[StepRequest, StepReport, T]
+"""A training that yields its steps one after another, is sent the report of each, and returns a `T`."""
 
 
-def take(steps: Steps[T]) -> T:
-    """Train to the end, each step in passes of its own."""
+def run_training(steps: TrainingSteps[T]) -> T:
+    """Run a training to its end, each step in passes of its own. An error of a step is raised inside the training."""
     try:
-        ask = next(steps)
+        request = next(steps)
         while True:
             try:
-                report = ask.alone()
+                report = request.run()
             except BaseException as error:  # noqa: BLE001 - the training is told, and raises it
-                ask = steps.throw(error)
+                request = steps.throw(error)
             else:
-                ask = steps.send(report)
+                request = steps.send(report)
     except StopIteration as end:
         result: T = end.value
         return result
 
 
-class SideBySide:
-    """Trainings on one model that take their steps together. They come and go; an error ends its own training alone."""
+class LockstepTrainings:
+    """Trainings on one model that take their steps together, and may join and leave between steps.
+
+    An error of one step ends its own training; an error of a shared pass is thrown into all that took part.
+    """
 
     def __init__(self) -> None:
-        self._steps: dict[str, Steps[None]] = {}
-        self._asks: dict[str, Ask] = {}
+        self._steps: dict[str, TrainingSteps[None]] = {}
+        self._requests: dict[str, StepRequest] = {}
         self.ended: dict[str, Exception | None] = {}
-        """What ended each training that has ended: an error, or its last step. The caller takes them out."""
+        """Ended trainings, with the error that ended each, or None after its last step. The caller takes them out."""
 
-    def start(self, name: str, steps: Steps[None]) -> None:
-        """Bring a training to its first step."""
+    def start(self, name: str, steps: TrainingSteps[None]) -> None:
+        """Add a training under `name`, and bring it to its first step."""
         self._steps[name] = steps
         self._advance(name, lambda: next(steps))
 
     def stop(self, name: str) -> None:
-        """End a training where it stands."""
+        """End a training where it stands, if there is one of this name."""
         if name in self._steps:
             self._forget(name).close()
 
     def step(self, names: Collection[str], pass_tokens: int) -> None:
-        """Take the next step of these trainings, and bring them to the one after it."""
-        asks = [self._asks.pop(name) for name in names]
+        """Take the next step of these trainings, and bring each to the one after it.
+
+        `pass_tokens`: as `step_together` takes it.
+        """
+        requests = [self._requests.pop(name) for name in names]
         found: Sequence[StepReport | Exception]
         try:
-            found = step_together(asks, pass_tokens)
+            found = step_together(requests, pass_tokens)
         except Exception as error:  # noqa: BLE001 - of a pass, and so of all
-            found = [error] * len(asks)
+            found = [error] * len(requests)
         for name, report in zip(names, found, strict=True):
             steps = self._steps[name]
             if isinstance(report, StepReport):
@@ -90,9 +99,9 @@ class SideBySide:
             else:
                 self._advance(name, partial(steps.throw, report))
 
-    def _advance(self, name: str, onwards: Callable[[], Ask]) -> None:
+    def _advance(self, name: str, onwards: Callable[[], StepRequest]) -> None:
         try:
-            self._asks[name] = onwards()
+            self._requests[name] = onwards()
         except StopIteration:
             self._forget(name)
             self.ended[name] = None
@@ -100,8 +109,8 @@ class SideBySide:
             self._forget(name)
             self.ended[name] = error
 
-    def _forget(self, name: str) -> Steps[None]:
-        self._asks.pop(name, None)
+    def _forget(self, name: str) -> TrainingSteps[None]:
+        self._requests.pop(name, None)
         return self._steps.pop(name)
 
 
@@ -109,7 +118,7 @@ class SideBySide:
 class _Share:
     """One step's part of the passes."""
 
-    ask: Ask
+    request: StepRequest
     batches: list[Batch]
     denominators: Sums
     metrics: list[Metrics] = field(default_factory=list)
@@ -117,32 +126,32 @@ class _Share:
 
     @property
     def role(self) -> str:
-        return self.ask.objective.role
+        return self.request.objective.role
 
     def loss(self, batch: Batch) -> Tensor:
-        """Of one micro-batch, scaled as the learner's strategy wants it."""
-        learner = self.ask.learner
+        """Loss of one micro-batch, scaled as the learner's strategy wants it."""
+        learner = self.request.learner
         with learner.model.use(self.role):
-            loss, measured = learner.loss(self.ask.objective, batch, self.denominators)
+            loss, measured = learner.loss(self.request.objective, batch, self.denominators)
         self.metrics.append(measured)
         return loss * learner.strategy.loss_factor(self.role)
 
 
-Pass = list[tuple[_Share, Batch]]
+_SharedPass = list[tuple[_Share, Batch]]
 
 
-def step_together(asks: Sequence[Ask], pass_tokens: int) -> list[StepReport | RunError]:
-    """Take the steps of several learners on one model, one rank, each of a role of its own; what became of each.
+def step_together(requests: Sequence[StepRequest], pass_tokens: int) -> list[StepReport | RunError]:
+    """Take the steps of several learners on one model, one rank, each with its own role; the report or error of each.
 
     A pass has at most `pass_tokens` tokens, or one micro-batch. A report's seconds are the step's own share of the
     passes by its tokens, and as `beside` the time that went to the other steps. An error is that of its step alone:
     the others have taken theirs.
     """
-    if len(asks) == 1:
-        return [_caught(asks[0].alone)]
-    model = asks[0].learner.model
+    if len(requests) == 1:
+        return [_caught(requests[0].run)]
+    model = requests[0].learner.model
     clock = Clock(model.device)
-    shares = [_share(ask) for ask in asks]
+    shares = [_share(request) for request in requests]
     clock.lap("data")
     for rows in _passes(shares, pass_tokens):
         with model.side_by_side({share.role: (batch["ids"], batch["mask"]) for share, batch in rows}):
@@ -153,22 +162,22 @@ def step_together(asks: Sequence[Ask], pass_tokens: int) -> list[StepReport | Ru
     return _updated(shares, clock.seconds)
 
 
-def _share(ask: Ask) -> _Share:
-    learner = ask.learner
+def _share(request: StepRequest) -> _Share:
+    learner = request.learner
     learner.model.train(learner.dropout)
-    batches = [learner.placed(batch) for batch in ask.micro_batches if batch is not None]
-    return _Share(ask, batches, learner.denominators(ask.objective, batches))
+    batches = [learner.placed(batch) for batch in request.micro_batches if batch is not None]
+    return _Share(request, batches, learner.denominators(request.objective, batches))
 
 
-def _passes(shares: Sequence[_Share], pass_tokens: int) -> Iterator[Pass]:
+def _passes(shares: Sequence[_Share], pass_tokens: int) -> Iterator[_SharedPass]:
     """Every step's micro-batches in their order, at most one of each step in a pass."""
-    filling: Pass = []
+    filling: _SharedPass = []
     room = pass_tokens
     for rows in zip_longest(*(share.batches for share in shares)):
         for share, batch in zip(shares, rows, strict=True):
             if batch is None:
                 continue
-            tokens = _tokens(batch, packing=share.ask.learner.model.packing)
+            tokens = _tokens(batch, packing=share.request.learner.model.packing)
             share.tokens += tokens
             if filling and (tokens > room or any(other is share for other, _ in filling)):
                 yield filling
@@ -180,16 +189,16 @@ def _passes(shares: Sequence[_Share], pass_tokens: int) -> Iterator[Pass]:
 
 
 def _tokens(batch: Batch, *, packing: bool) -> int:
-    """That a pass computes of a batch."""
+    """Tokens that a pass computes for a batch: without padding and shared prefixes, where rows are packed."""
     return int(work_of(batch, shared=True).tokens) if packing else batch["ids"].numel()
 
 
 def _updated(shares: Sequence[_Share], spent: dict[str, float]) -> list[StepReport | RunError]:
-    """Every learner's own part of its step, behind the passes that took so many seconds."""
+    """Update every learner after the shared passes, which took `spent` seconds by part; reports or errors in order."""
     found = []
     tokens = sum(share.tokens for share in shares)
     for share in shares:
-        learner, clock = share.ask.learner, Clock(share.ask.learner.model.device)
+        learner, clock = share.request.learner, Clock(share.request.learner.model.device)
         report = _caught(lambda: learner.update(share.role, learner.reduced(share.metrics), clock))  # noqa: B023
         if isinstance(report, StepReport):
             own = {part: seconds * share.tokens / tokens for part, seconds in spent.items()}
