@@ -7,10 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from triptych.data.encode import IGNORE, Encoded, TextExample, encode_pairs, encode_prompts, encode_sft, encode_texts
+from triptych.data.encode import Encoded, TextExample, encode_pairs, encode_prompts, encode_sft, encode_texts
 from triptych.data.rows import Message, PairRow, PromptRow, SftRow, TextRow
 from triptych.errors import UserError
 from triptych.models.base import load_tokenizer
+from triptych.objectives import IGNORE
 
 SYSTEM = Message("system", "You are a film critic.")
 USER = Message("user", "Write a one-sentence opinion of a film.")

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
 from triptych.data.rows import Message, PairRow, PromptRow, SftRow, TextRow
 from triptych.errors import UserError
+from triptych.objectives import IGNORE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
-
-IGNORE = -100
-"""The label of a token that is not learned."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from triptych.data.encode import IGNORE, Encoded
+from triptych.data.encode import Encoded
 from triptych.data.rows import QuestionRow, TaggedRow
 from triptych.errors import UserError
+from triptych.objectives import IGNORE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

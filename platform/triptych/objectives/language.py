@@ -8,10 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from triptych.objectives import IGNORE
 from triptych.objectives.masking import widen
-
-IGNORE = -100
-"""The label of a position that does not count."""
 
 
 def token_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
@@ -19,11 +17,11 @@ def token_logprobs(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> 
 
     Args:
         logits: `[..., vocabulary]`.
-        labels: `[...]`; -100 where nothing is asked.
+        labels: `[...]`; `IGNORE` where nothing is asked.
         temperature: divides the logits, as in sampling.
 
     Returns:
-        `[...]`, 0 where the label is -100. Only rows with a label are widened, so prompts cost no memory.
+        `[...]`, 0 where the label is `IGNORE`. Only rows with a label are widened, so prompts cost no memory.
     """
     valid = labels != IGNORE
     rows = widen(logits[valid])

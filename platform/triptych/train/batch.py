@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 
 from triptych.data.batches import pad_right
+from triptych.objectives import IGNORE
 
 Batch = dict[str, Tensor]
 """Every batch has `ids` and `mask` [B, T]; tasks add their own columns."""
 
 
 def language_batch(examples: Sequence[tuple[list[int], list[int]]], pad: int) -> Batch:
-    """(input_ids, labels) -> ids, mask, labels [B, T]; labels are -100 where nothing is learned."""
+    """(input_ids, labels) -> ids, mask, labels [B, T]; labels are `IGNORE` where nothing is learned."""
     ids, mask = pad_right([list(ids) for ids, _ in examples], pad)
-    labels, _ = pad_right([list(labels) for _, labels in examples], -100)
+    labels, _ = pad_right([list(labels) for _, labels in examples], IGNORE)
     return {"ids": ids, "mask": mask, "labels": labels}
 
 

@@ -4,6 +4,7 @@ from itertools import pairwise
 
 from triptych.data.batches import common_prefix
 from triptych.methods.flops import Work
+from triptych.objectives import IGNORE
 from triptych.train.batch import Batch
 
 
@@ -20,7 +21,7 @@ def work_of(batch: Batch, *, shared: bool) -> Work:
         rows = sorted(row[kept].tolist() for row, kept in zip(batch["ids"], batch["mask"].bool(), strict=True))
         twice = [common_prefix(one, other) for one, other in pairwise(rows)]
         tokens, attended = tokens - sum(twice), attended - sum(map(_seen, twice))
-    logits = int((batch["labels"][:, 1:] != -100).sum()) if "labels" in batch else 0
+    logits = int((batch["labels"][:, 1:] != IGNORE).sum()) if "labels" in batch else 0
     return Work(tokens, logits, attended)
 
 

@@ -106,7 +106,7 @@ def batch(rows: Sequence[Row], pad: int) -> "Batch":
     import torch
 
     from triptych.data.batches import pad_right
-    from triptych.data.encode import IGNORE
+    from triptych.objectives import IGNORE
 
     ids, mask = pad_right([row["input_ids"] for row in rows], pad)
     if "label" in rows[0]:

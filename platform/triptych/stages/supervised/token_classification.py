@@ -10,11 +10,11 @@ from typing import Any
 import pyarrow as pa
 
 from triptych.data.batches import pad_right
-from triptych.data.encode import IGNORE
 from triptych.data.labelled import encode_tags
 from triptych.data.rows import DataRow, parse_tags
 from triptych.data.table import StoredTable
 from triptych.forward.roles import RoleModel
+from triptych.objectives import IGNORE
 from triptych.recipe import CLASSIFIER, TokenClassification
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext

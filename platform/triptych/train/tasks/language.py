@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from triptych.forward.roles import RoleModel
-from triptych.objectives.language import IGNORE
+from triptych.objectives import IGNORE
 from triptych.recipe import Sft
 from triptych.train.batch import Batch
 from triptych.train.learner import Metrics, Sums

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from triptych.objectives.language import IGNORE
+from triptych.objectives import IGNORE
 from triptych.train.batch import Batch, language_batch
 from triptych.train.learner import Objective
 

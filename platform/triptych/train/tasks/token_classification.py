@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from triptych.forward.roles import RoleModel
-from triptych.objectives.language import IGNORE
+from triptych.objectives import IGNORE
 from triptych.objectives.spans import EntityCounts
 from triptych.recipe import TokenClassification
 from triptych.train.batch import Batch
