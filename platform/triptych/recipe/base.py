@@ -16,7 +16,10 @@ class Closed(BaseModel):
     )
 
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?$")]
+NAME_PATTERN = r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?"
+"""Regular expression of a whole name of a run, stage or adapter; safe in a path and in a URL."""
+
+Name = Annotated[str, Field(pattern=f"^{NAME_PATTERN}$")]
 """A run, stage or adapter name: lower case letters, digits, dot, dash, underscore; safe in a path and in a URL."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Collection, Iterator
 
+from triptych.recipe.base import NAME_PATTERN
 from triptych.recipe.errors import Fault, Problem, RecipeError
 from triptych.recipe.recipe import Recipe
 from triptych.recipe.rules import rule_faults
 from triptych.recipe.spec import Path, did_you_mean, dotted
 from triptych.recipe.stage import Output, Reference, StageBase
 
-_VERSION = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?@[1-9][0-9]*")
+_VERSION = re.compile(rf"{NAME_PATTERN}@[1-9][0-9]*")
 
 
 def stage_order(recipe: Recipe) -> list[str]:

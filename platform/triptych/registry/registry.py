@@ -14,13 +14,14 @@ from sqlalchemy import select
 from triptych import storage
 from triptych.artifact_kinds import check_kind, current_kind, former_kind
 from triptych.errors import RunError, UserError
+from triptych.recipe.base import NAME_PATTERN
 from triptych.registry import artifacts, calibrations, compat, keys, queries
 from triptych.registry.database import Database
 from triptych.registry.facts import Facts, Judge, from_record, read_facts
 from triptych.registry.records import Adapter, AdapterVersion, Key
 from triptych.registry.tables import AdapterRow, AliasMoveRow, ParentRow, VersionRow
 
-_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?")  # as Name of the recipe; also safe in a path and a URL
+_NAME = re.compile(NAME_PATTERN)
 _NAME_RULE = "1 to 64 lower-case letters, digits, dots, dashes and underscores, a letter or digit at both ends"
 
 

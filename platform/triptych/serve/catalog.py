@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
+from triptych.recipe.base import NAME_PATTERN
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import AdapterVersion, Registry, UnknownAdapter
 from triptych.registry.facts import UnreadableError
@@ -16,8 +17,7 @@ from triptych.serve.fresh import SEEN_AFTER_S, Fresh
 
 logger = logging.getLogger("ray.serve")
 
-_NAME = r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?"
-_REFERENCE = re.compile(rf"{_NAME}(@{_NAME})?")
+_REFERENCE = re.compile(rf"{NAME_PATTERN}(@{NAME_PATTERN})?")
 
 
 @dataclass(frozen=True)
