@@ -18,11 +18,11 @@ GLIBC = {
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
     "MALLOC_TOP_PAD_": str(256 << 20),
 }
-"""Where there is no jemalloc, on this machine or on another that a worker begins on: keep freed memory."""
+"""Settings of glibc for machines without jemalloc, the driver's or a worker's: keep freed memory."""
 
 
 def allocator_variables() -> dict[str, str]:
-    """Of a process that trains. jemalloc is the one that Ray brings for its own processes on Linux."""
+    """Environment variables of a process that trains. jemalloc is the copy that Ray brings for its own on Linux."""
     ray = importlib.util.find_spec("ray")
     library = Path(ray.origin).parent / "core" / "libjemalloc.so" if ray and ray.origin else None
     if library is None or not library.is_file():

@@ -26,7 +26,7 @@ from triptych.train.strategies import Slice
 KEEP = 2
 """Newest checkpoints that stay; a reader may still hold the one before the last."""
 SHARE_TIMEOUT_S = 900.0
-"""How long rank 0 waits for the other ranks' shares."""
+"""Seconds that rank 0 waits for the other ranks' shares."""
 
 _FILE = "tensors.safetensors"
 _SHARES = "shares"
@@ -64,7 +64,7 @@ class Writer:
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the checkpoint under way is committed, or at least this rank's share of it.
+        """Wait until the checkpoint under way is committed, or at least this rank's share of it.
 
         Raises:
             RunError, UserError: it could not be written.

@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""A timer of the parts of a step, on the CPU or by CUDA events."""
 
 import time
 from collections import defaultdict
@@ -10,7 +10,7 @@ import torch
 class Clock:
     """Seconds by part, each lap from the end of the one before.
 
-    A GPU is behind the program that drives it: its laps end when it has done what it was given.
+    A GPU runs behind the program that drives it: its laps are marked by events on its stream.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:

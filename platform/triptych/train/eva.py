@@ -23,13 +23,13 @@ from triptych.train.batch import Batch
 from triptych.train.group import Group
 
 BATCHES = 64
-"""At most so many are looked at; a layer whose directions have settled, at fewer."""
+"""Largest number of batches read; a layer whose directions have settled stops earlier."""
 _SETTLED = 0.99
 """The cosine of a direction before and after a batch, as in the paper."""
 
 
 def reads_inputs(method: Method) -> bool:
-    """Whether a method starts from what its layers read."""
+    """True for a method whose start depends on its layers' inputs (a LoRA with `init: eva`)."""
     return any(isinstance(part, Lora) and part.init == "eva" for part in parts_of(method))
 
 
@@ -56,7 +56,7 @@ def _layers(model: RoleModel, role: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def _directions(model: RoleModel, layers: dict[str, Any], rank: int, batches: Iterable[Batch]) -> dict[str, Tensor]:
-    """Of each layer that read something: up to `rank` directions [r, inputs], on the CPU."""
+    """Principal directions [r, inputs], at most `rank`, of each layer that read something, on the CPU."""
     watch = _Watch(rank)
     model.eval()
     with ExitStack() as stack:
@@ -84,11 +84,11 @@ class _Watch:
         self._last: tuple[str, Tensor] | None = None
 
     def begin(self, mask: Tensor | None) -> None:
-        """A pass follows, of padded rows [B, T] that `mask` tells from padding; None: of rows laid end to end."""
+        """Begin a pass over padded rows [B, T], of which `mask` marks the tokens; None: rows laid end to end."""
         self._mask, self._last = mask, None
 
     def read(self, name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        """A layer is about to read its input [B, T, d]."""
+        """Forward pre-hook of a layer: add its input [B, T, d] to its components."""
         if self._last is not None and args[0] is self._last[1]:
             self._shared[name] = self._last[0]
             return
@@ -108,10 +108,10 @@ class _Watch:
             self._open.discard(name)
 
     def settled(self) -> bool:
-        """Another batch would change nothing."""
+        """True once another batch would change nothing."""
         return bool(self._components) and not self._open
 
     def directions(self) -> dict[str, Tensor]:
-        """By layer."""
+        """Principal directions [r, inputs] by layer, on the CPU."""
         own = {name: known.components_.cpu() for name, known in self._components.items()}
         return own | {name: own[first] for name, first in self._shared.items() if first in own}

@@ -1,4 +1,4 @@
-"""The ranks that train together: sums over them, and one rank's word for all. Alone, every call is a no-op."""
+"""Collectives of the ranks that train together: sums, broadcast, gather. With one rank, every call is a no-op."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
@@ -48,7 +48,7 @@ class Group:
         return self.sum(rows).tolist()
 
     def all(self, condition: bool, device: torch.device) -> bool:
-        """Whether it holds on every rank."""
+        """True if the condition holds on every rank."""
         return bool(self.sum(torch.tensor(float(condition), device=device)) == self.size)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:

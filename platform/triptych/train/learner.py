@@ -40,14 +40,14 @@ log = logging.getLogger(__name__)
 
 
 class Objective(Protocol):
-    """What one optimiser step minimises, and for which role."""
+    """A loss that one optimiser step minimises, and the role that it trains."""
 
     @property
     def role(self) -> str:
         """The role that is trained."""
 
     def denominators(self, batch: Batch) -> Sums:
-        """What each sum of `loss` is divided by, from the batch alone; summed over micro-batches and ranks."""
+        """Divisor of each sum of `loss`, a scalar, from the batch alone; summed over micro-batches and ranks."""
 
     def loss(self, model: RoleModel, batch: Batch) -> tuple[Sums, Metrics]:
         """Sums with the same keys as `denominators`; the loss is the sum of sums[k] / denominators[k]."""
@@ -63,7 +63,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class LearnerState:
-    """Everything that `load_state` needs to go on exactly."""
+    """Tensors and counters from which `Learner.load_state` goes on exactly."""
 
     slices: list[Slice]
     """This rank's share of the tensors."""
@@ -87,11 +87,18 @@ class Learner:
         max_bad_steps: int = MAX_BAD_STEPS,
         names: Mapping[str, str] | None = None,
     ) -> None:
-        """`total_steps`: optimiser steps of each role over the whole run, for its schedule.
+        """Spread the model over the ranks, and make an optimizer for each role.
 
-        `names`: what checkpoints call the roles, where it is not their names on this model.
-
-        `dropout` acts in `accumulate` alone. PPO trains without: its ratios compare two passes over one batch.
+        Args:
+            model: the base with every role attached. A strategy may shard it in place, so roles are added before.
+            optimizers: settings of the optimizer of each role that is trained; its keys are the learner's roles.
+            total_steps: optimiser steps of each role over the whole run, for its learning-rate schedule.
+            group: the ranks that train together; None: the default process group.
+            dropout: turn dropout on in `accumulate`. PPO trains without: its ratios compare two passes over one batch.
+            strategy: how parameters, gradients and optimizer state lie on the ranks; `auto`: whole on each.
+            offload: keep what `strategy` shards in CPU memory.
+            max_bad_steps: steps in a row without a finite gradient after which `step` raises.
+            names: names of the roles in checkpoints, where they differ from those on this model.
         """
         self.model = model
         self.group = group or Group()
@@ -116,7 +123,7 @@ class Learner:
         return self.update(objective.role, self.accumulate(objective, micro_batches, clock), clock)
 
     def update(self, role: str, metrics: Mapping[str, float], clock: Clock) -> StepReport:
-        """The part of a step behind `accumulate`, which gave the metrics."""
+        """Update a role from the gradients of `accumulate`, whose result is `metrics`; the second half of a step."""
         adaptive = self._adaptive(role)
         gradients = self.strategy.gradients(role) if adaptive else {}
         rate = learning_rate(self._config[role], self._steps[role], self._total[role])
@@ -133,7 +140,7 @@ class Learner:
     def accumulate(
         self, objective: Objective, micro_batches: Sequence[Batch | None], clock: Clock | None = None
     ) -> dict[str, float]:
-        """The global gradient into the role's parameters, or this rank's share of it; global metrics back."""
+        """Put the global gradient, or this rank's share of it, into the role's parameters; return global metrics."""
         clock, role = clock or Clock(), objective.role
         placed = [None if batch is None else self.placed(batch) for batch in micro_batches]
         self.model.train(self.dropout)
@@ -161,7 +168,7 @@ class Learner:
         return found
 
     def denominators(self, objective: Objective, batches: Iterable[Batch]) -> Sums:
-        """What the sums of a step's loss are divided by, over all micro-batches and ranks."""
+        """Divisors of the sums of a step's loss, over all micro-batches and ranks."""
         return self._sum_over_all((objective.denominators(batch) for batch in batches), 1)
 
     def loss(self, objective: Objective, batch: Batch, denominators: Sums) -> tuple[Tensor, Metrics]:
@@ -190,7 +197,7 @@ class Learner:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Without dropout, and with the weights that the optimizer ends at. Does not nest."""
+        """Context without dropout, and with the weights that the optimizer ends at. Does not nest."""
         self.model.eval()
         self.strategy.averaging(on=True)
         try:
@@ -229,7 +236,7 @@ class Learner:
         return {prefix: part for prefix, part in self.model.attached[role].items() if part.adaptive}
 
     def _penalty_share(self, role: str, batches: Sequence[tuple[Batch, bool]]) -> float:
-        """What this rank multiplies a penalty by, so that over all ranks that run something it is added once."""
+        """Factor of a penalty on this rank, chosen so that over all ranks that run something it is added once."""
         if not self._adaptive(role):
             return 0.0
         running = sum(row[0] for row in self.group.table([float(bool(batches))], self.model.device))
@@ -252,7 +259,7 @@ class Learner:
             self.strategy.assign(role, {f"{prefix}{name}": value for name, value in changed.items()})
 
     def _buffers(self) -> list[tuple[str, Tensor]]:
-        """What methods of the trained roles keep beside their parameters, by the names of a checkpoint."""
+        """Buffers of the trained roles' methods, by their names in a checkpoint."""
         return [(f"{role}/{BUFFER}/{n}", b) for role in self._config for n, b in self.model.buffers_of(role).items()]
 
     def _forward(self, role: str, compute: Callable[[], Any]) -> Any:

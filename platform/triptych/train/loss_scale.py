@@ -13,13 +13,13 @@ class LossScale:
         self._finite_steps = 0
 
     def grow(self) -> None:
-        """After a finite step."""
+        """Count a finite step; double the scale after enough of them."""
         self._finite_steps += 1
         if self._enabled and self._finite_steps % GROWTH_INTERVAL == 0:
             self.value *= 2
 
     def shrink(self) -> None:
-        """After gradients that were not finite."""
+        """Halve the scale after gradients that were not finite."""
         self._finite_steps = 0
         if self._enabled:
             self.value = max(self.value / 2, 1.0)

@@ -82,7 +82,7 @@ def _train_with_threads(loop: dict[str, Any]) -> None:
 
 
 def _wait_until_placeable(name: str, bundles: list[dict[str, float]], timeout_s: float) -> None:
-    """Ray Train retries a group that does not fit for ever; this ends with what is missing."""
+    """Wait for room for the group; RunError with what is missing, because Ray Train would retry for ever."""
     group = placement_group(bundles)
     try:
         if not group.wait(timeout_s):
@@ -97,7 +97,7 @@ def _wait_until_placeable(name: str, bundles: list[dict[str, float]], timeout_s:
 
 
 def _cause(name: str, failures: list[BaseException]) -> Exception:
-    """What a worker raised, as the driver should raise it."""
+    """Error for the driver to raise: the first UserError or RunError of a worker, else a WorkerFailedError."""
     for failure in failures:
         inner: BaseException | None = failure
         while inner is not None:

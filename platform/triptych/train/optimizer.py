@@ -1,4 +1,4 @@
-"""From a recipe's `optimizer` to what updates a role's parameters, and at what rate."""
+"""Optimizers and learning-rate schedules, built from a recipe's `optimizer`."""
 
 import math
 import re
@@ -55,7 +55,7 @@ def learning_rate(config: Optimizer, step: int, total: int) -> float:
 
 
 def averaging(optimizer: torch.optim.Optimizer, *, on: bool) -> None:
-    """Whether parameters hold what is evaluated and exported: the average for schedule-free, for others no change.
+    """Let parameters hold the values to evaluate and export: the average for schedule-free, for others no change.
 
     Switched off, they are bit by bit what they were: an evaluation leaves no trace in the training.
     """

@@ -1,4 +1,4 @@
-"""Early stopping: when a held-out metric no longer gets better (Prechelt 1998)."""
+"""Early stopping once a held-out metric no longer gets better (Prechelt 1998)."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from triptych.recipe import EarlyStopping
 
 @dataclass
 class Stopper:
-    """Every rank decides alike: metrics are global."""
+    """Counts evaluations since the best one. Every rank decides alike: metrics are global."""
 
     config: EarlyStopping
     best: float | None = None
@@ -22,7 +22,7 @@ class Stopper:
         return self.waited >= self.config.patience
 
     def judge(self, step: int, heldout: dict[str, float]) -> bool:
-        """Whether the metrics at `step` are the best so far.
+        """Record the held-out metrics at `step`; True if they are the best so far.
 
         Raises:
             UserError: the metric is none of them.
@@ -40,7 +40,7 @@ class Stopper:
         return True
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """State for a checkpoint, read by `load_state`."""
         values = asdict(self)
         del values["config"]
         return values

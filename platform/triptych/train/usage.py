@@ -1,4 +1,4 @@
-"""Tokens and work of a batch."""
+"""Counts of the tokens that a batch holds and computes."""
 
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ def real_tokens(batch: Batch) -> int:
 
 
 def work_of(batch: Batch, *, shared: bool) -> Work:
-    """What a batch on the CPU takes; `shared`: what rows begin with in common is computed once."""
+    """Tokens, logits and attended pairs of a batch on the CPU; `shared`: common prefixes of rows are computed once."""
     lengths = batch["mask"].sum(dim=1).tolist()
     tokens, attended = sum(lengths), sum(_seen(length) for length in lengths)
     if shared:
@@ -26,5 +26,5 @@ def work_of(batch: Batch, *, shared: bool) -> Work:
 
 
 def _seen(length: int) -> int:
-    """Tokens that those of a row see, all together."""
+    """Pairs of a token and one that it sees, in a causal row of this length."""
     return length * (length + 1) // 2

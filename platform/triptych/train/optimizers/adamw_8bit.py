@@ -68,7 +68,7 @@ class AdamW8bit(torch.optim.Optimizer):
 
 
 def _batches(pieces: list[_Pieces]) -> Iterator[list[_Pieces]]:
-    """In their order, as many as may be updated at once."""
+    """Pieces in their order, in lists of as many as are updated at once."""
     batch: list[_Pieces] = []
     for piece in pieces:
         together = sum(tensors[0].numel() for tensors in (*batch, piece))

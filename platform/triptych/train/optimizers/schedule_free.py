@@ -46,7 +46,7 @@ class ScheduleFreeAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def averaging(self, on: bool) -> None:
-        """Whether parameters hold x; no step is taken meanwhile. Off: y, bit by bit."""
+        """Put x (on) or y (off, restored bit by bit) into the parameters; no step is taken while they hold x."""
         for y, value in self._points.items():
             y.copy_(value)
         self._points.clear()

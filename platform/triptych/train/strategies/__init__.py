@@ -1,4 +1,4 @@
-"""How a model is spread over the workers: one interface, and a class for each way."""
+"""Strategies that spread a model over the workers: one interface, and a class for each."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What the learner asks of a strategy: how parameters, gradients and optimizer state are spread over the ranks."""
+"""The interface of a strategy: how parameters, gradients and optimizer state are spread over the ranks."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Update:
-    """What became of a step: the gradients' global norm; a norm that is not finite means that nothing was updated."""
+    """Result of an update: the gradients' global norm. If it is not finite, nothing was updated."""
 
     norm: float
     bad: str | None = None
@@ -71,10 +71,10 @@ class Strategy(Protocol):
         """Overwrite parameters with full values, the same on every rank; optimizer states stay. Every rank calls it."""
 
     def loss_factor(self, role: str) -> float:
-        """What `backward` multiplies a loss by, before gradients are summed over the ranks."""
+        """Factor that `backward` applies to a loss, before gradients are summed over the ranks."""
 
     def averaging(self, *, on: bool) -> None:
-        """Whether parameters are the averaged ones, for optimizers that train at other points than they end at."""
+        """Switch parameters to their averages and back, for optimizers that train at other points than they end at."""
 
     def slices(self) -> list[Slice]:
         """This rank's share of `<role>/value/<name>`, `<role>/<optimizer state>/<name>`, `<role>/loss_scale`."""

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 
 class _Trained(nn.Module):
-    """What one role trains, as the module that an engine wraps."""
+    """The trained parameters of one role, as the module that an engine wraps."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ class Zero:
                         fragment.load_state(state, key, tensors[f"{role}/{key}/{name}"])
 
     def _put(self, role: str, parameter: Any, value: Tensor) -> None:
-        """A whole value into a parameter, and into the copy that the optimizer updates."""
+        """Put a whole value into a parameter, and into the copy that the optimizer updates."""
         if not self._whole_model:
             parameter.copy_(value)
         for fragment in self._fragments(role, parameter):
@@ -160,6 +160,12 @@ class Zero:
 
     def _fragments(self, role: str, parameter: Any) -> list["_Fragment"]:
         """This rank's piece of a parameter: none or one."""
+        # DeepSpeed has no public way to say where a parameter's piece lies in the float32 tensor that its optimizer
+        # updates, and its `safe_get_*` gather whole tensors, too much for a checkpoint of slices. So this reads the
+        # private maps of its two optimizers: stages 1 and 2 cut one flat tensor a group, in which a parameter's piece
+        # (`_hp_mapping`; none on ranks that own no part of it) may begin anywhere; stage 3 cuts each parameter into
+        # equal pieces, the last one padded, and lays these one after another. A DeepSpeed that renames them fails here
+        # with an AttributeError; the tests of resuming would notice if it changed what they mean.
         sharded = self._engines[role].optimizer
         shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
         if not self._whole_model:
@@ -178,13 +184,13 @@ class Zero:
 
 @dataclass(frozen=True)
 class _Fragment:
-    """Where a piece of a parameter lies in the flat tensor that the optimizer updates."""
+    """A rank's piece of a parameter, in the flat tensor that the optimizer updates."""
 
     flat: Tensor
     position: int
-    """In `flat`."""
+    """Index of the piece's first element in `flat`."""
     start: int
-    """In the parameter, flat."""
+    """Index of the piece's first element in the flattened parameter."""
     numel: int
     shape: tuple[int, ...]
 

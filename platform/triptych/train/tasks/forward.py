@@ -10,7 +10,7 @@ from triptych.train.batch import Batch, before_response, last_token, response_id
 
 
 def sequence_scores(model: RoleModel, batch: Batch) -> Tensor:
-    """What the active role's head says of each row, [B] or [B, classes], read at its last real token."""
+    """Output of the active role's head for each row, [B] or [B, classes], read at its last real token."""
     return model.scores(last_token(model.hidden(batch["ids"], batch["mask"]), batch["mask"]))
 
 

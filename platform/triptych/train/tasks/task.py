@@ -43,7 +43,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Task:
-    """How a kind of stage is trained on a learner."""
+    """The objectives of a kind of stage, and its largest micro-batch."""
 
     objectives: Callable[[Any, Sequence[str]], Sequence[Objective]]
     """The stage, and the names of its trained roles -> an objective for each role."""

@@ -18,7 +18,7 @@ from triptych.train.tasks.task import Limits, Task
 
 @dataclass(frozen=True)
 class TokenTagging:
-    """Mean cross-entropy of the tags of words; needs `tags` [B, T] in the batch, -100 where none is read.
+    """Mean cross-entropy of the tags of words; needs `tags` [B, T] in the batch, `IGNORE` where none is read.
 
     `accuracy` counts words. Entities are measured as well where nothing is trained and the labels mark them.
     """
@@ -42,7 +42,7 @@ class TokenTagging:
         return {"loss": total}, metrics
 
     def _entities(self, tags: Tensor, predicted: Tensor, words: list[int]) -> Metrics:
-        """Of rows of so many words each, laid end to end."""
+        """Entity metrics of rows laid end to end; `words`: words of each row."""
         counts = EntityCounts()
         for row in zip(tags.split(words), predicted.split(words), strict=True):
             counts.add(*([self.labels[index] for index in side.tolist()] for side in row))
@@ -57,7 +57,7 @@ def _objectives(stage: TokenClassification, roles: Sequence[str]) -> list[TokenT
 
 
 def _full_batch(stage: TokenClassification, limits: Limits) -> Batch:
-    """Words stand where chats are learned."""
+    """Random rows with a tag at each token that a chat would learn."""
     batch = limits.chats()
     return batch | {"tags": batch.pop("labels").clamp(max=0)}
 
