@@ -1,4 +1,4 @@
-"""Causal attention over rows laid end to end: no padding, no token sees another row, beginnings are shared.
+"""Packed causal attention: rows laid end to end without padding, with the prefixes that they share computed once.
 
 Rows that start alike (samples of one prompt, the two answers of a pair, chats under one system prompt) have equal
 hidden states there under causal attention. So the shared tokens pass through the model once, and the rows that go on
@@ -36,10 +36,10 @@ PADDED = "triptych_padded"
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the tokens of rows lie among the N that are computed."""
+    """The N tokens of a packed pass, and the place of every row's tokens among them."""
 
     ids: Tensor
-    """[N] token ids: of each row, in the order of the rows' contents, those that the row before has not.
+    """[N] token ids: rows sorted by their tokens, each without the beginning that it shares with the row before.
 
     Virtual tokens, which stand before every row, are the first, as negative numbers."""
     positions: Tensor
@@ -55,7 +55,7 @@ class Layout:
 
     None if there is no prefix and nothing is shared: then it counts up."""
     prefix: Prefix | None = None
-    """Gives the keys and values that stand before every row."""
+    """Function that gives the keys and values before every row."""
     apart: frozenset[int] = frozenset()
     """Numbers of rows that no product may take together with the row before: another role's."""
 
@@ -75,7 +75,9 @@ def lay_out(
 ) -> Layout:
     """The layout of padded rows: ids and mask [B, T], padding on either side.
 
-    So many virtual tokens stand before every row, and the keys and values of a prefix before these.
+    Args:
+        virtual: virtual tokens (embeddings of a prompt) before every row.
+        prefix: keys and values before these; `prefix_length` of them.
     """
     before = list(range(-virtual, 0))
     rows = [before + row[kept].tolist() for row, kept in zip(ids.cpu(), mask.cpu().bool(), strict=True)]
@@ -87,6 +89,10 @@ def lay_out(
     keys: list[int] = []
     last: list[int] = []
     path: list[int] = []
+    # Sorted by their tokens, rows that begin alike stand next to each other, and each shares its longest beginning
+    # with the row before it. So one comparison with that row finds all that is shared, as in a walk over a trie, and
+    # `path`, the places of the row before, holds those of the shared tokens. Unsorted, a row would have to be compared
+    # with all others, and would share less. `places` brings the states back into the given order.
     for number in sorted(range(len(rows)), key=rows.__getitem__):
         row = rows[number]
         shared = common_prefix(last, row)
@@ -164,7 +170,7 @@ def packed_attention(
 
 
 def on_gpu(query: Tensor) -> bool:
-    """Whether a GPU's kernels compute it. A plan's trace says so of tensors that are nowhere."""
+    """True if a GPU's kernels compute it; a plan's trace replaces this for its fake tensors."""
     return query.is_cuda
 
 
@@ -176,9 +182,11 @@ class _Span:
     whole: int
     """Queries and keys of all of them."""
     causal: dict[str, Any]
-    """Which of the keys a query sees, as torch's kernel is told."""
+    """Keyword arguments of torch's kernel that say which keys a query sees."""
     hidden: Tensor | None
-    """[new, whole] which it does not see; None: one row, whose queries are its last tokens, without a window."""
+    """[new, whole] mask of the keys that a query does not see.
+
+    None: one row, whose queries are its last tokens, without a window."""
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, span: _Span, scaling: float | None, dropout: float) -> Tensor:
@@ -228,7 +236,7 @@ def _span(rows: list[tuple[int, int]], window: int | None, device: torch.device)
 
 
 def _seen(new: int, whole: int, window: int | None, device: torch.device) -> Tensor:
-    """[new, whole]: whether a query, of the last tokens, sees a key."""
+    """Mask [new, whole], true where a query (of the last tokens) sees a key."""
     steps = torch.arange(whole, device=device)
     behind = steps[whole - new :, None] - steps
     return (behind >= 0) if window is None else (behind >= 0) & (behind < window)
@@ -261,7 +269,7 @@ def _borders(lengths: list[int], device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class RowPrefix:
-    """What stands before padded rows inside attention."""
+    """Keys and values before padded rows inside attention."""
 
     give: Prefix
     length: int

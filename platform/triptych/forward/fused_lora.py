@@ -27,7 +27,7 @@ def fuse_lora(layer: nn.Module, rows: Rows) -> None:
 
 
 def is_fused(layer: nn.Module) -> bool:
-    """Whether several roles can compute with the layer at once."""
+    """True if several roles can compute with the layer at once."""
     return "forward" in layer.__dict__
 
 

@@ -57,6 +57,6 @@ def with_gate(attention: Attention, argument: str, field: str) -> Attention:
 
 
 def _second_half(give: Prefix, module: nn.Module, given: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """What a prefix gives, in the second half of heads that are twice as wide."""
+    """A prefix's keys and values, in the second half of heads that are twice as wide."""
     key, value = give(module, given, rows)
     return F.pad(key, (key.shape[-1], 0)), F.pad(value, (value.shape[-1], 0))

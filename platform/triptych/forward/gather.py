@@ -1,4 +1,4 @@
-"""Elements that many rows read: taken in 16 bits, their gradients summed in float32.
+"""`index_select` in half precision whose backward pass accumulates in float32.
 
 A beginning that rows share gets the gradient of each of them. Added one by one in 16 bits the sum is off by 1% for 64
 rows and by 2% for 256; rounded once, at the end, by the 0.2% of any number in bfloat16.
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 HALF = (torch.bfloat16, torch.float16)
-"""What is computed by autocast, beside float32 weights."""
+"""Dtypes that autocast computes in, beside float32 weights."""
 
 
 def gather(x: Tensor, dim: int, index: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 QUERIES = 128
-"""Of a block: its scores stay in a core's cache."""
+"""Queries of a block, so few that its scores stay in a core's cache."""
 
 
 def half_attention(
@@ -90,5 +90,5 @@ def _block(q: Tensor, g: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> tuple[
 
 @cache
 def _later(size: int) -> Tensor:
-    """[size, size]: whether the key comes after the query."""
+    """Mask [size, size], true where the key comes after the query."""
     return torch.ones(size, size, dtype=torch.bool).triu(1)

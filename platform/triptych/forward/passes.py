@@ -19,17 +19,17 @@ Tokens = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Before:
-    """What stands before every row in one pass."""
+    """Virtual tokens and prefix before every row of one pass."""
 
     prompt: Tensor | None = None
     """[P, d] embeddings of virtual tokens."""
     prefix: Prefix | None = None
-    """Keys and values of each layer; they stand before the virtual tokens."""
+    """Keys and values of each layer, before the virtual tokens."""
     prefix_length: int = 0
 
 
 def before_rows(attachments: Iterable[Attachment]) -> Before:
-    """What the active role's methods put there, computed now."""
+    """Compute what the active role's attachments put before every row."""
     prompt, prefix, length = None, None, 0
     for attachment in attachments:
         if attachment.prompt is not None:
@@ -83,7 +83,7 @@ def padded_together(decoder: Any, batches: Mapping[str, Tokens], rows: dict[str,
 
 
 def _spans(sizes: Mapping[str, int]) -> dict[str, slice]:
-    """One behind the other."""
+    """Consecutive slices of these sizes."""
     ends = itertools.accumulate(sizes.values())
     return {role: slice(end - size, end) for (role, size), end in zip(sizes.items(), ends, strict=True)}
 
@@ -105,8 +105,8 @@ def _inputs(decoder: Any, ids: Tensor, prompt: Tensor | None) -> dict[str, Any]:
 
 
 def _around(mask: Tensor, virtual: int) -> tuple[Tensor, Tensor]:
-    """Of rows [virtual tokens, T tokens]: the order [B, virtual + T] in which virtual ones stand before the first real
-    one, and the place [B, T] of each token in that order."""
+    """Order [B, virtual + T] that moves the virtual tokens at the start of each row behind its left padding, and the
+    place [B, T] of each other token in that order."""
     first = (mask > 0).int().argmax(dim=1, keepdim=True)
     steps = torch.arange(virtual + mask.shape[1], device=mask.device).expand(len(mask), -1)
     order = torch.where(steps < first, steps + virtual, torch.where(steps < first + virtual, steps - first, steps))

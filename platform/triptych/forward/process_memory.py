@@ -21,6 +21,6 @@ def resident_memory(device: torch.device) -> int:
 
 
 def _status(field: str) -> int:
-    """Bytes that Linux says of this process."""
+    """Bytes in a field of Linux's status of this process."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))

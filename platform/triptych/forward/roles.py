@@ -1,4 +1,4 @@
-"""Roles: policy, reference, critic, reward are what methods have attached to one base, and heads.
+"""Roles on one base model, such as policy, reference and critic: attached methods and heads, of which one is active.
 
 A role is switched by what is attached being a part of the model or not. `requires_grad` is set once, when a role is
 added, and never flips.
@@ -34,7 +34,7 @@ BASE = "base"
 """The role without any adapter."""
 
 HEAD = "head."
-"""Before the names of a head's parameters, among those of its role."""
+"""Prefix of the names of a head's parameters, among those of its role."""
 
 
 class RoleModel(nn.Module):
@@ -70,13 +70,13 @@ class RoleModel(nn.Module):
         self.heads = nn.ModuleDict()
         self.trainable: dict[str, bool] = {}
         self.attached: dict[str, dict[str, Attachment]] = {}
-        """Role -> before the names of a part's parameters, empty but in a hybrid -> the part."""
+        """Role -> prefix of a part's parameter names, empty but in a hybrid -> the part."""
         self.dtype = dtype or base.dtype
         self.packing = packing and base._supports_attention_backend
         self._current = BASE
         self._rows: dict[str, slice] = {}
         self._together: dict[str, tuple[Tensor, Tensor]] = {}
-        """Of roles that compute side by side: the ids of a batch, and its hidden states."""
+        """Role -> the ids of its batch, and their hidden states, while several roles share a pass."""
         self._whole = False
         self._rates: dict[str, dict[str, float]] = {}
         self._loss_chunk = loss_chunk
@@ -86,12 +86,12 @@ class RoleModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where passes are computed."""
+        """Device that passes are computed on."""
         return self._spread_on or self.lm.device
 
     @property
     def target(self) -> torch.device:
-        """Where training is to compute."""
+        """Device that training is to compute on."""
         return self._target or self.lm.device
 
     @property
@@ -100,7 +100,7 @@ class RoleModel(nn.Module):
 
     @property
     def whole(self) -> bool:
-        """Whether a role trains weights of the base itself: these are float32, whatever is computed in."""
+        """True if a role trains weights of the base itself: these are float32, whatever is computed in."""
         return self._whole
 
     def blocks(self) -> list[nn.Module]:
@@ -108,7 +108,7 @@ class RoleModel(nn.Module):
         return list(self._decoder().layers)
 
     def spread(self, ranks: int, device: torch.device) -> None:
-        """A strategy has left each of so many ranks its share of the base, and computes on this device."""
+        """Record that a strategy left each of `ranks` ranks its share of the base, and computes on `device`."""
         held = self._base_bytes if self._loaded_on == device.type else 0
         self.loaded_bytes += self._base_bytes // ranks - held
         self._spread_on = device
@@ -177,7 +177,7 @@ class RoleModel(nn.Module):
             tensor.copy_(weights[name])
 
     def adapter(self, role: str) -> dict[str, Tensor]:
-        """What the role's method trains, and what it keeps beside, detached, each in its own dtype; no head."""
+        """A role's trained parameters and buffers, detached, each in its own dtype; no head."""
         return {name: tensor.detach() for name, tensor in (self._own_parameters(role) | self.buffers_of(role)).items()}
 
     def parameters_of(self, role: str) -> dict[str, nn.Parameter]:
@@ -227,7 +227,7 @@ class RoleModel(nn.Module):
             self._together = {}
 
     def can_stand_beside(self, role: str) -> bool:
-        """Whether the role can compute in one pass with others."""
+        """True if the role can compute in one pass with others."""
         parts = self.attached[role].values()
         return all(isinstance(p, PeftAttachment) and all(is_fused(layer) for _, layer in p.layers) for p in parts)
 
@@ -298,7 +298,11 @@ class RoleModel(nn.Module):
             part.activate(True)
 
     def _settle_layers(self) -> None:
-        """How peft's layers compute, whatever their role."""
+        """Set how peft's layers compute: without peft's casts, and fused where every part on them is plain LoRA."""
+        # Decided again for all layers after every `add`: roles share peft's layer objects, so a role with a variant
+        # (DoRA, say) may come onto a layer that was fused for an earlier one, and peft may have wrapped new layers,
+        # which have its defaults. Fusing replaces `forward` on the instance, in `__dict__`; taking it out there brings
+        # the class's own back.
         parts = [part for parts in self.attached.values() for part in parts.values()]
         special = {layer for p in parts if isinstance(p, PeftAttachment) and not p.plain for _, layer in p.layers}
         layers: list[Any] = [module for module in self.lm.modules() if isinstance(module, BaseTunerLayer)]
