@@ -42,7 +42,7 @@ class Adapter:
     method: Method
     """The recipe's method, or list of parts, under which the weights load."""
     weights: dict[str, Tensor]
-    """As roles name them: in a hybrid, each part's method stands before its names."""
+    """Tensors by the names that roles use: in a hybrid, each part's method stands before its names."""
     kind: str
     """`policy`, `reward_model` or `classifier`."""
     configs: Mapping[str, PeftConfig] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Adapter:
     head: dict[str, Tensor] | None = None
     """weight [1, d] and bias [1] of a reward model; weight [classes, d] of a classifier."""
     normalization: Normalization | None = None
-    """Of the ensemble's score, where there is one."""
+    """Normalization of the score: of the ensemble's mean, where there is an ensemble."""
     others: tuple["Adapter", ...] = ()
     """The further members of an ensemble of reward models; its score is the mean over this one and them."""
     labels: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class Adapter:
     trained: Method | None = None
     """The method that was trained, where its files hold another that computes the same."""
     state: Mapping[str, Tensor] | None = None
-    """What `trained` would go on from."""
+    """Tensors from which training under `trained` would go on."""
 
     def scalar_head(self) -> ScalarHead:
         """The head of a reward model, as a module."""
@@ -72,7 +72,7 @@ class Adapter:
 
 
 def peft_json(config: PeftConfig) -> dict[str, Any]:
-    """What stands in adapter_config.json: plain JSON, no path of this machine."""
+    """Content of adapter_config.json: plain JSON, no path of this machine."""
     values = config.to_dict() | {"base_model_name_or_path": None, "inference_mode": True}
     return {
         key: sorted(value) if isinstance(value, set) else getattr(value, "value", value)
@@ -146,7 +146,7 @@ def _facts(folder: Path) -> dict[str, Any]:
 
 
 def _load(folder: Path, facts: Mapping[str, Any]) -> Adapter:
-    """What methods hold; no head."""
+    """The method's weights and configuration; no head."""
     method = _method_of(folder, facts)
     weights: dict[str, Tensor] = {}
     configs: dict[str, PeftConfig] = {}
@@ -162,7 +162,7 @@ def _load(folder: Path, facts: Mapping[str, Any]) -> Adapter:
 
 
 def _method_of(folder: Path, facts: Mapping[str, Any]) -> Method:
-    """As triptych.json says; before it said so, there was only LoRA."""
+    """Method named in triptych.json; LoRA for folders from before it was named there."""
     try:
         if "method" in facts:
             return _METHOD.validate_python(facts["method"])

@@ -55,7 +55,7 @@ def resolve_base(model: Model) -> Path:
 
 
 def _places(name: str) -> list[Path]:
-    """Where a folder of that name can be: a relative one also in the folder that Ray gave a job on this node.
+    """Candidate paths of a model folder: a relative one also in the folder that Ray gave a job on this node.
 
     Ray Train's workers have yet another working folder; the job's is on their PYTHONPATH.
     """

@@ -1,4 +1,4 @@
-"""What some families do to their logits after the output projection."""
+"""Scaling of logits after the output projection, by model family."""
 
 import torch
 from torch import Tensor

@@ -14,9 +14,9 @@ HEAD_WEIGHTS = "head.safetensors"
 MODEL_WEIGHTS = "model.safetensors"
 """A whole model, where it is one file."""
 FACTS = "triptych.json"
-"""What peft's files do not say: kind, base, base_fingerprint, method."""
+"""Facts that peft's files do not hold: kind, base, base_fingerprint, method."""
 PREFIX = "base_model.model."
-"""Before the names of a model's modules, in peft's files."""
+"""Prefix of the names of a model's modules, in peft's files."""
 
 LORA_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
 """Name of a LoRA's A or B."""

@@ -23,7 +23,7 @@ BUILT_IN = ("smollm2-135m-instruct",)
 
 @dataclass(frozen=True)
 class _Family:
-    """Where the members of the Llama family differ in their weights."""
+    """Differences in the weights of members of the Llama family."""
 
     qkv_bias: bool = False
     """Biases on the query, key and value projections, whatever `attention_bias` says."""
@@ -48,7 +48,7 @@ class Tensors:
     shape: tuple[int, ...]
     count: int = 1
     in_block: bool = True
-    """Of the decoder's blocks: no embedding, and no head."""
+    """True for parameters of the decoder's blocks; false for embeddings and heads."""
 
     @property
     def numel(self) -> int:
@@ -164,7 +164,7 @@ def _config_file(model: Model) -> Path:
 
 
 def has_known_sizes(model: Model) -> bool:
-    """Whether the base is of a family whose sizes are known."""
+    """True if the base is of a family whose sizes are known."""
     return str(read_config(model).get("model_type")) in FAMILIES
 
 
