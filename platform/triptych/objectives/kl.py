@@ -46,7 +46,7 @@ class AdaptiveKL:
         return self.coef
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps; target and horizon are the recipe's."""
+        """State for a checkpoint; target and horizon are the recipe's."""
         return {"coef": self.coef}
 
     def load_state_dict(self, state: dict[str, float]) -> None:

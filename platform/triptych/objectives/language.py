@@ -1,4 +1,4 @@
-"""From logits to log-probabilities. Labels are aligned with the logits that predict them; the caller shifts."""
+"""Log-probabilities and entropy of tokens, from logits. Labels are aligned with them; the caller shifts."""
 
 from collections.abc import Callable
 from typing import Any

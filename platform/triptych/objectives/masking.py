@@ -1,4 +1,4 @@
-"""What every objective does with a mask and with low precision."""
+"""Masking and widening, shared by every objective."""
 
 import torch
 from torch import Tensor
