@@ -1,4 +1,4 @@
-"""Which tokens go to which adapter: computed once a step, used by every layer."""
+"""Routing of tokens to their adapters: computed once a step, used by every layer."""
 
 from dataclasses import dataclass
 
