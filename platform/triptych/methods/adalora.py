@@ -33,7 +33,7 @@ class SvdLora(nn.Module):
         self.lora_B = nn.Parameter(torch.randn(outputs, method.init_r) * 0.02)
         self.dropout = nn.Dropout(method.dropout)
         self.penalty = 0.0
-        """What a backward pass multiplies the gradient of ||A A^T - I|| + ||B^T B - I|| by."""
+        """Factor of the gradient of ||A A^T - I|| + ||B^T B - I|| that a backward pass adds; 0: none."""
         self._scaling = method.alpha / method.init_r
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:

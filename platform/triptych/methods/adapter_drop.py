@@ -18,7 +18,7 @@ from triptych.recipe.method import PARTS
 _BOTTLENECKS = tuple(name for name, part in PARTS.items() if part.family == "bottleneck")
 
 _BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.(?:self_attn|mlp)\.down\.")
-"""In the names of their tensors."""
+"""Number of the block, in the name of a bottleneck adapter's tensor."""
 
 
 def export_without(folder: Path, target: str, layers: int) -> None:
@@ -49,6 +49,6 @@ def export_without(folder: Path, target: str, layers: int) -> None:
 
 
 def _parts(facts: dict[str, Any]) -> list[dict[str, Any]]:
-    """What its method, or each part of a hybrid, is; none where an adapter comes from elsewhere."""
+    """Method of an adapter, or of each part of a hybrid, as JSON; empty for an adapter from elsewhere."""
     method = facts.get("method", [])
     return method if isinstance(method, list) else [method]

@@ -1,4 +1,4 @@
-"""What a method, or all parts of a hybrid, add to a model and train of it, from the model's sizes alone: no torch."""
+"""Trained and added parameters of a method or hybrid, from a model's sizes alone: no torch."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ _WITH_RANK = Lora | GatedLora | Dora | Pissa | Vera
 
 
 def trained(method: Method, sizes: Sizes) -> list[Tensors]:
-    """What a method, or each part of a hybrid, trains of a model or adds to it; heads of roles apart."""
+    """Tensors that a method, or each part of a hybrid, trains, in the model or added to it; without heads of roles."""
     return [tensors for part in parts_of(method) for tensors in METHODS[part.name].tensors(part, sizes)]
 
 
@@ -30,5 +30,5 @@ def adapted(method: Method, sizes: Sizes) -> dict[str, int]:
 
 
 def _width(part: Any) -> int:
-    """Of what a low-rank method makes of a layer's input; others make nothing that is small and kept."""
+    """Rank of the activation `A x` that autograd keeps; 0 for methods without one."""
     return part.init_r if isinstance(part, AdaLora) else part.r if isinstance(part, _WITH_RANK) else 0

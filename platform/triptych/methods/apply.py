@@ -1,4 +1,4 @@
-"""A method on a model: attached, and exported; each part of a hybrid under its name."""
+"""Attaching a method to a model, and exporting it; each part of a hybrid under its name."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ def apply_method(model: "PreTrainedModel", method: Method, role: str) -> "dict[s
 
 
 def export_method(method: Method, state: "Mapping[str, Tensor]") -> "dict[str, Export]":
-    """What the files of a method, or of each part of a hybrid, hold: name -> export."""
+    """Contents of the files of a method, or of each part of a hybrid: name -> export."""
     parts = parts_of(method)
     return {
         part.name: METHODS[part.name].export(part, without_prefix(state, f"{part.name}.") if len(parts) > 1 else state)

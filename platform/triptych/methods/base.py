@@ -1,4 +1,4 @@
-"""What a method adds to a model: one attachment for each role that uses it."""
+"""The interface of a method on a model: one attachment for each role that uses it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ Prefix = Callable[[nn.Module, Tensor, int], tuple[Tensor, Tensor]]
 
 
 class Attachment(ABC):
-    """What one method has added to a model for one role; trainable parts are float32, float64 on a float64 base."""
+    """Parameters of one method on a model, for one role; trained ones are float32, float64 on a float64 base."""
 
     prompt: nn.Module | None = None
     """Called in each pass; gives the embeddings [P, d] that stand before every row (prompt tuning, P-tuning)."""
@@ -23,10 +23,10 @@ class Attachment(ABC):
 
     @abstractmethod
     def parameters(self) -> dict[str, nn.Parameter]:
-        """What is trained, by names that do not hold the role: peft's file names where peft has a format."""
+        """Trained parameters, by names without the role: those of peft's file where peft has a format."""
 
     def buffers(self) -> dict[str, Tensor]:
-        """What it keeps beside: tensors, the same on every rank, whole under every strategy; part of its state."""
+        """Tensors of its state that are not trained: equal on every rank, whole under every strategy."""
         return {}
 
     @abstractmethod
@@ -34,14 +34,14 @@ class Attachment(ABC):
         """Be a part of the model, or not. `requires_grad` stays as it is."""
 
     def prefix(self) -> Prefix | None:
-        """Called in each pass, before the model: what gives them to each layer."""
+        """Function that gives each layer its keys and values; called in each pass, before the model."""
         return None
 
     def begin(self, step: int) -> None:  # noqa: B027 - most methods do the same in every step
         """Optimizer step `step`, from 0, is about to compute; the same on every rank."""
 
     def penalize(self, factor: float) -> None:  # noqa: B027 - most methods have no penalty
-        """From now on, let a backward pass add the gradient of the method's penalty times `factor`; 0: no longer."""
+        """Let backward passes add the gradient of the method's penalty times `factor`, from now on; 0: no longer."""
 
     def adapt(
         self, step: int, total: int, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
@@ -53,13 +53,13 @@ class Attachment(ABC):
         return {}
 
     def metrics(self) -> dict[str, float]:
-        """What is worth a look after each optimizer step, the same on every rank."""
+        """Metrics of the method after an optimizer step, equal on every rank."""
         return {}
 
 
 @dataclass(frozen=True)
 class Export:
-    """What a method's files hold: plain peft or transformers, where these have a format, compute the same with it."""
+    """Contents of a method's files; where peft or transformers has a format, it computes the same with them."""
 
     method: Any
     """The recipe's method under which the weights load: another than was trained where training needed more."""

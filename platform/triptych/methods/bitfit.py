@@ -20,7 +20,7 @@ from triptych.methods.hooked import HookedAttachment, HookedModules
 from triptych.recipe.method import BitFit
 
 _FLAGS = ("attention_bias", "mlp_bias")
-"""What config.json says of biases, in the families that leave it open."""
+"""Fields of config.json that say whether layers have biases, in the families that leave it open."""
 
 
 class BiasChange(nn.Module):

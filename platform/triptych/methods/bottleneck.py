@@ -47,7 +47,7 @@ class Bottleneck(nn.Module):
         self._parallel = isinstance(config, ParallelAdapter)
         self._dropped = dropped
         self.left_out = False
-        """Of this step of training: it gives nothing, and its gradient is zero, as every strategy expects one."""
+        """True in steps that leave the adapter out: it gives nothing, and its gradient is zero, not None."""
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         if self._dropped and not self.training:

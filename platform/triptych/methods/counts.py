@@ -1,4 +1,4 @@
-"""What bottleneck adapters, BitFit and partial tuning add to a model or train of it, from its sizes alone: no torch."""
+"""Shapes of what bottleneck adapters, BitFit and partial tuning train, from a model's sizes alone: no torch."""
 
 import re
 from collections import Counter
@@ -71,7 +71,7 @@ def biased_layers(config: BitFit, layers: Mapping[str, bool]) -> list[str]:
 
 
 def trained_parameters(config: Freeze, names: Iterable[str]) -> list[str]:
-    """Those of a model's parameters that are trained.
+    """Names of a model's parameters that are trained, of all its `names`.
 
     Raises:
         UserError: a pattern matches none of them, or there are fewer layers than are to be trained.
@@ -98,7 +98,7 @@ def trained_parameters(config: Freeze, names: Iterable[str]) -> list[str]:
 
 
 def reached(parts: Iterable[Any], sizes: Sizes) -> int:
-    """Blocks that a backward pass goes through: from the lowest that has something to train to the last."""
+    """Number of blocks that a backward pass goes through: from the lowest with trained parameters to the last."""
     lowest = sizes.layers
     for part in parts:
         if isinstance(part, Freeze):
@@ -131,7 +131,7 @@ def parameter_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """As an ending of the parameter's name or of its module's, or as a regular expression of the whole name."""
+    """True if a pattern is an ending of a parameter's or its module's name, or matches the whole name as a regex."""
     return _ends(name, pattern) or _ends(name.rpartition(".")[0], pattern) or re.fullmatch(pattern, name) is not None
 
 
@@ -140,5 +140,5 @@ def _ends(name: str, ending: str) -> bool:
 
 
 def _examples(names: Sequence[str]) -> str:
-    """What names end with, each once."""
+    """Endings of names, each once."""
     return ", ".join(sorted({".".join(name.split(".")[-2:]) for name in names}))

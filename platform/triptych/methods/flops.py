@@ -15,7 +15,7 @@ from triptych.recipe.method import Method, trains_base
 
 @dataclass(frozen=True)
 class Work:
-    """How much of a pass there is; an expected share may make fractions of the counts."""
+    """Token counts of a pass that its FLOPs depend on; expected values may be fractions."""
 
     tokens: float = 0.0
     """Tokens that go through the blocks."""

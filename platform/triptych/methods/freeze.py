@@ -20,7 +20,7 @@ from triptych.methods.hooked import HookedAttachment
 from triptych.recipe.method import Freeze
 
 ROWS = ".rows"
-"""After the name of a weight of which some rows are trained."""
+"""Suffix of the name of a weight of which some rows are trained."""
 
 
 class Trained(HookedAttachment):
@@ -109,7 +109,7 @@ def whole(config: Freeze, base: Path, trained: Mapping[str, Tensor]) -> dict[str
 
 
 def token_ids(config: Freeze) -> list[int]:
-    """Of the trained rows, in their order."""
+    """Token ids of the trained rows, in their order."""
     return sorted(set(config.tokens))
 
 

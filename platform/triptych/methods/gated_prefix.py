@@ -16,7 +16,7 @@ from triptych.methods.hooked import HookedAttachment, sublayer
 from triptych.recipe.virtual import GatedPrefix
 
 ARGUMENT = "prefix_gate"
-"""Under this name attention is given the gates of its tokens, [B, T, 1]."""
+"""Keyword argument of attention for the gates of its tokens, [B, T, 1]."""
 
 
 class GatedPrefixAttachment(Attachment):

@@ -1,4 +1,4 @@
-"""What a method trained, as weights of the base: for engines and tools that know no adapters."""
+"""Merging of a trained method into the base's weights, for engines and tools that know no adapters."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,10 +28,10 @@ TEXTS = (
     "def mean(values):\n    return sum(values) / len(values)\n",
     "In 1969 two people walked on the Moon; hundreds of millions watched them on television.",
 )
-"""What the difference is measured on."""
+"""Texts on which `divergence` compares a merged model with its adapter."""
 _ROLE = "merged"
 _ROWS = 1024
-"""Inputs of a layer that are asked for at once."""
+"""Unit vectors that a layer is given at once."""
 
 
 def changed_weights(
@@ -136,7 +136,7 @@ def layer_weights(layer: Any) -> dict[str, Tensor]:
 
 
 def _attached(model: PreTrainedModel, method: Method, weights: Mapping[str, Tensor]) -> dict[str, Attachment]:
-    """What the method adds to a model, with these weights."""
+    """Attach the method to a model and load its weights: part's name -> attachment."""
     parts = apply_method(model.eval(), method, _ROLE)
     for name, part in parts.items():
         own = without_prefix(weights, f"{name}.") if len(parts) > 1 else weights

@@ -24,9 +24,9 @@ from triptych.models.peft_files import PREFIX
 from triptych.recipe.matrix import C3a, Ia3, LnTuning
 
 _ALL_LAYERS = ("vera_A", "vera_B", "randlora_A", "randlora_B", "vblora_vector_bank")
-"""What all layers have one of; peft's files have it once."""
+"""Tensors that all layers share; peft's files hold them once."""
 _FIXED = (*_ALL_LAYERS[:4], "shira_indices")
-"""What is never trained, and yet a part of the files."""
+"""Tensors that are never trained but are part of the files."""
 _CONFIGS = {
     "ia3": "IA3Config",
     "vera": "VeraConfig",
@@ -167,7 +167,7 @@ def inject(model: PreTrainedModel, config: PeftConfig, adapter: str) -> list[tup
 
 
 def tensors_of(container: Any, adapter: str) -> Iterator[tuple[str, Tensor]]:
-    """What one of a layer's containers has of an adapter: the rest of its name in peft's files, and the tensor."""
+    """An adapter's tensors in one of a layer's containers: the rest of the name in peft's files, and the tensor."""
     if container is None or adapter not in container:
         return
     held = container[adapter]

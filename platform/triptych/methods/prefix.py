@@ -29,7 +29,7 @@ TEXT = (
     "that was asked for, and to the facts that it knows. Where something is not clear, it says so; where there is more "
     "than one answer, it gives the best one first. "
 )
-"""What a prefix starts as, if the recipe gives no other text."""
+"""Text whose keys and values a prefix starts as, if the recipe gives no other."""
 
 
 class LayerPrefix(nn.Module):
@@ -126,7 +126,7 @@ def attach(model: PreTrainedModel, method: Config, role: str) -> PrefixAttachmen
 
 @torch.no_grad()
 def keys_and_values(model: PreTrainedModel, ids: list[int]) -> Tensor:
-    """What the model's cache holds after these tokens: [layers, 2, P, K, D], in float32 or more.
+    """Keys and values of the model's cache after these tokens: [layers, 2, P, K, D], in float32 or more.
 
     Raises:
         UserError: layers that have no keys and values of their own, or of different shapes.

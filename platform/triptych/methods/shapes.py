@@ -1,4 +1,4 @@
-"""What methods that change linear layers add to a model, from its sizes alone: no torch, no peft."""
+"""Shapes of what methods that change linear layers train, from a model's sizes alone: no torch, no peft."""
 
 import math
 from collections import Counter
@@ -64,7 +64,7 @@ def ln_tuning(method: LnTuning, sizes: Sizes) -> list[Tensors]:
 
 
 def peft(method: Any, sizes: Sizes) -> list[Tensors]:
-    """What one of peft's further families adds to each target; a bank of vectors that all share stands once."""
+    """Tensors of one of peft's further families on each target; a bank of vectors that all share counts once."""
     for field in ("oft_block_size", "boft_block_size", "block_size", "vector_length"):
         _check_divides(method, field, sizes)
     made = _counted(shape for _, i, o in _sites(method, sizes) for shape in _SHAPES[method.name](method, i, o))
@@ -127,7 +127,7 @@ _SHAPES: dict[str, Callable[[Any, int, int], Sequence[Shape]]] = {
     "shira": lambda m, i, o: [(m.r * (i + o),)],
     "c3a": lambda m, i, o: [(o // m.block_size, i // m.block_size, m.block_size)],
 }
-"""Of a layer with i inputs and o outputs, as peft makes them."""
+"""Shapes that peft makes for a layer with i inputs and o outputs, by method."""
 
 
 def _sites(method: Any, sizes: Sizes) -> Iterator[tuple[str, int, int]]:

@@ -1,4 +1,4 @@
-"""The table of methods: what each trains, what it needs, how it is served, where it comes from.
+"""The table of methods: the module, trained tensors, requirements, serving and paper of each.
 
 Light to import: no torch and no peft before something is attached or exported.
 """
@@ -49,19 +49,19 @@ class Entry:
     config: type[Any]
     """Its model in the recipe."""
     module: str
-    """Where `attach(model, method, role)` and `export(method, state)` stand; loaded when they are called."""
+    """Module with `attach(model, method, role)` and `export(method, state)`; loaded when they are called."""
     tensors: Callable[[Any, Sizes], list[Tensors]]
-    """What it trains, from the sizes of a model alone."""
+    """Function that gives the tensors that it trains, from the sizes of a model alone."""
     trains: str
     served: str
     paper: str
     learning_rates: tuple[float, float]
     needs: str = ""
-    """What it asks of the model or the run."""
+    """Requirements on the model or the run."""
 
     @property
     def merges(self) -> bool:
-        """What it trains can be added to the base's weights."""
+        """True if the trained change can be merged into the base's weights."""
         return bool(self.config.merges)
 
     def attach(self, model: "PreTrainedModel", method: Any, role: str) -> "Attachment":
@@ -70,7 +70,7 @@ class Entry:
         return found
 
     def export(self, method: Any, state: "Mapping[str, Tensor]") -> "Export":
-        """What its files hold, from what `parameters` and `buffers` of its attachment hold at the end."""
+        """Contents of its files, from the final `parameters` and `buffers` of its attachment."""
         found: Export = import_module(self.module).export(method, state)
         return found
 

@@ -86,7 +86,7 @@ def shape_of(layer: Any) -> tuple[int, int]:
 
 
 def ends(name: str, ending: str) -> bool:
-    """Whether the last parts of a dotted name are these."""
+    """True if a dotted name ends in these parts."""
     return f".{name}".endswith(f".{ending}")
 
 

@@ -1,4 +1,4 @@
-"""What prompts and prefixes add to a model, from its sizes alone: no torch."""
+"""Shapes of prompts and prefixes, from a model's sizes alone: no torch."""
 
 from triptych.models.sizes import Sizes, Tensors
 from triptych.recipe.method import Method, parts_of
@@ -39,7 +39,7 @@ def gated_prefix(method: GatedPrefix, sizes: Sizes) -> list[Tensors]:
 
 
 def positions(method: Method) -> int:
-    """Of the model's context, those that a method takes before every row."""
+    """Positions of the model's context that a method takes before every row."""
     return sum(getattr(part, "num_virtual_tokens", 0) for part in parts_of(method))
 
 
