@@ -9,11 +9,11 @@ from triptych.engines.base import EnginePlan, resolve_mode
 from triptych.engines.vllm import VllmEngine, vllm_arguments
 from triptych.recipe.rollout import Rollout
 from triptych.rollout.coordinator import choose_cores
-from triptych.rollout.engine_actor import Place
+from triptych.rollout.engine_actor import EngineProcess
 
 
-def place(*cores: int) -> Place:
-    return Place("node", 1, cores)
+def place(*cores: int) -> EngineProcess:
+    return EngineProcess("node", 1, cores)
 
 
 def test_engines_get_cores_of_their_own() -> None:

@@ -23,7 +23,7 @@ from triptych.engines.base import (
 )
 from triptych.errors import RunError, UserError
 from triptych.recipe.rollout import Sampling
-from triptych.rollout.engine_actor import EngineActor, Place
+from triptych.rollout.engine_actor import EngineActor, EngineProcess
 from triptych.rollout.leases import Leases
 
 PLACEMENT_TIMEOUT_S = 120.0
@@ -67,7 +67,7 @@ class EngineStats:
     """One engine's work since the pool started, its predecessors' included."""
 
     index: int
-    place: Place | None = None
+    place: EngineProcess | None = None
     pinned: tuple[int, ...] = ()
     """The cores it was given for itself; empty: not pinned."""
     version: int = BASE_VERSION
@@ -101,7 +101,7 @@ class Respawns:
             raise RunError(f"{len(self.causes)} rollout engines were lost in one call: {'; '.join(self.causes)}")
 
 
-def choose_cores(place: Place, threads: int, taken: Iterable[int]) -> tuple[int, ...]:
+def choose_cores(place: EngineProcess, threads: int, taken: Iterable[int]) -> tuple[int, ...]:
     """Distinct cores for an engine among those of its node; none (not pinned) where they do not suffice."""
     busy = set(taken)
     free = [core for core in place.cores if core not in busy]

@@ -11,7 +11,7 @@ from triptych.recipe.rollout import Sampling
 
 
 @dataclass(frozen=True)
-class Place:
+class EngineProcess:
     """Node and cores of an engine's process."""
 
     node_id: str
@@ -28,9 +28,11 @@ class EngineActor:
         self._engine: Engine
 
     @ray.method
-    def place(self) -> Place:
+    def place(self) -> EngineProcess:
         """Node, process and cores."""
-        return Place(ray.get_runtime_context().get_node_id(), os.getpid(), tuple(sorted(os.sched_getaffinity(0))))
+        return EngineProcess(
+            ray.get_runtime_context().get_node_id(), os.getpid(), tuple(sorted(os.sched_getaffinity(0)))
+        )
 
     @ray.method
     def load(self, cores: tuple[int, ...]) -> None:
