@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from triptych.errors import UserError
 from triptych.recipe.load import load_yaml
-from triptych.recipe.serve import Engine, ServeConfig
+from triptych.recipe.serve import EngineConfig, ServeConfig
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -37,18 +37,18 @@ def test_a_key_is_required_and_only_this_machine_reached_unless_said_otherwise()
 
 
 def test_replicas_and_engine_ask_for_no_cpu_by_default() -> None:
-    assert Engine().cpus == 0
-    assert Engine().gpus == 0
+    assert EngineConfig().cpus == 0
+    assert EngineConfig().gpus == 0
 
 
 def test_adapters_in_a_batch_are_adapters_in_memory() -> None:
     with pytest.raises(ValidationError, match=r"max_cpu_loras \(2\) cannot be smaller than max_loras \(4\)"):
-        Engine(max_loras=4, max_cpu_loras=2)
+        EngineConfig(max_loras=4, max_cpu_loras=2)
 
 
 def test_a_rank_that_vllm_has_no_kernel_for() -> None:
     with pytest.raises(ValidationError, match="max_lora_rank"):
-        Engine.model_validate({"max_lora_rank": 24})
+        EngineConfig.model_validate({"max_lora_rank": 24})
 
 
 def test_an_unknown_key_is_told_with_its_line(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ LoraRank = Literal[1, 8, 16, 32, 64, 128, 256, 320, 512]
 LORA_RANKS: tuple[int, ...] = get_args(LoraRank)
 
 
-class Engine(Closed):
+class EngineConfig(Closed):
     """vLLM on one replica."""
 
     max_loras: Count = 4
@@ -42,7 +42,7 @@ class Engine(Closed):
     """A request waits this long for its adapter to be fetched and loaded."""
 
     @model_validator(mode="after")
-    def _slots(self) -> "Engine":
+    def _slots(self) -> "EngineConfig":
         if self.max_cpu_loras < self.max_loras:
             raise ValueError(
                 f"max_cpu_loras ({self.max_cpu_loras}) cannot be smaller than max_loras ({self.max_loras}): "
@@ -64,7 +64,7 @@ class ServeConfig(Closed):
     """Where the registry keeps adapters; None: its own default."""
     adapters: Literal["all"] | tuple[Name, ...] = "all"
     """Adapters to serve, each in all its versions; `all`: whatever fits the base, now or later."""
-    engine: Engine = Engine()
+    engine: EngineConfig = EngineConfig()
     """Capacity and resources of each engine."""
     replicas: Count = 1
     """Engines, each with a copy of the base."""
