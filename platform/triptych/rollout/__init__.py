@@ -1,1 +1,1 @@
-"""The rollout pool: engines in Ray actors, leases, weights for all of them and the check after a sync."""
+"""The rollout pool: engines in Ray actors, leases of requests, weight sync to all engines, and its check."""

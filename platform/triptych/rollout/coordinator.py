@@ -1,4 +1,4 @@
-"""The actor that owns the engines of a pool: who samples what, which weights all run, what replaces a lost one."""
+"""The actor that owns a pool's engines: it schedules requests, syncs weights and replaces lost engines."""
 
 import asyncio
 import time
@@ -28,22 +28,22 @@ from triptych.rollout.leases import Leases
 
 PLACEMENT_TIMEOUT_S = 120.0
 LOAD_TIMEOUT_S = 1800.0
-"""A large model from slow storage takes minutes; an engine that dies while it loads is noticed at once."""
+"""Longest time to load a model: from slow storage it takes minutes. A death while loading is noticed at once."""
 RESPAWNS_PER_CALL = 3
-"""A request that kills every engine it meets must end the run, not go round for ever."""
+"""Engines that one call may lose: a request that kills every engine must end the run."""
 
 T = TypeVar("T")
 Call = Callable[[type[EngineActor]], ObjectRef[T]]
-"""One call of an engine: `lambda actor: actor.method.remote(...)`. The handle is typed as its actor's class."""
+"""A call to an engine's actor: `lambda actor: actor.method.remote(...)`. The handle is typed as its actor's class."""
 
 
 class EngineLostError(Exception):
-    """The engine died or did not answer in time; its replacement is on the way."""
+    """An engine died or did not answer in time; its replacement is being started."""
 
 
 @dataclass(frozen=True)
 class SyncReport:
-    """One weight sync of the whole pool."""
+    """Result of one weight sync of the whole pool."""
 
     seconds: float
     digest: str
@@ -53,10 +53,10 @@ class SyncReport:
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights that every engine must run now, kept for those that come later."""
+    """Current weights of the pool, kept for engines that are started later."""
 
     adapter: ObjectRef[bytes]
-    """ObjectRef of the adapter's bytes, owned by the coordinator."""
+    """The adapter's bytes in Ray's object store, owned by the coordinator."""
     config: dict[str, Any]
     version: int
     digest: str
@@ -64,18 +64,18 @@ class Weights:
 
 @dataclass
 class EngineStats:
-    """One engine's work since the pool started, its predecessors' included."""
+    """Counts of one slot's engines since the pool started, lost ones included."""
 
     index: int
     place: EngineProcess | None = None
     pinned: tuple[int, ...] = ()
-    """The cores it was given for itself; empty: not pinned."""
+    """Cores that the engine is pinned to; empty: not pinned."""
     version: int = BASE_VERSION
     restarts: int = 0
     requests: int = 0
     tokens: int = 0
     seconds: float = 0.0
-    """Busy with sampling."""
+    """Seconds of sampling."""
 
 
 @dataclass
@@ -91,7 +91,7 @@ class Slot:
 
 @dataclass
 class Respawns:
-    """The lost engines that one call has met."""
+    """Engines lost during one call, with the limit on their number."""
 
     causes: list[str] = field(default_factory=list)
 
@@ -109,7 +109,7 @@ def choose_cores(place: EngineProcess, threads: int, taken: Iterable[int]) -> tu
 
 
 class Coordinator:
-    """Async actor. `sync`, `generate` and `logprobs` take turns; `stats` answers meanwhile."""
+    """Async actor over a pool's engines. `sync`, `generate` and `logprobs` take turns; `stats` answers meanwhile."""
 
     def __init__(self, kind: type[Engine], plan: EnginePlan) -> None:
         self._kind, self._plan = kind, plan
@@ -122,7 +122,7 @@ class Coordinator:
 
     @ray.method
     async def start(self, placement_timeout_s: float) -> None:
-        """All engines up, or RunError."""
+        """Start all engines; RunError if one does not start, or finds no place within `placement_timeout_s`."""
         for slot in self._slots:
             slot.ready = asyncio.create_task(self._bring_up(slot, placement_timeout_s))
         await asyncio.gather(*(slot.ready for slot in self._slots if slot.ready))
@@ -179,7 +179,7 @@ class Coordinator:
     # One call over all engines
 
     async def _serve(self, leases: Leases, sampling: Sampling) -> None:
-        """Whichever engine is idle takes the next chunk, until every lease is answered."""
+        """Give idle engines the next chunk until every lease is answered."""
         respawns = Respawns()
         # A slot that is being replaced counts as busy with nothing.
         busy: dict[asyncio.Task[Any], tuple[Slot, list[SampleRequest]]] = {_ready(s): (s, []) for s in self._slots}
@@ -205,7 +205,7 @@ class Coordinator:
                     task.cancel()
 
     async def _all(self, ask: Callable[[Slot], Awaitable[T]]) -> list[T]:
-        """The answer of every engine, a lost one's from its replacement."""
+        """Answers of all engines to one call; a lost engine's replacement answers in its place."""
         respawns = Respawns()
 
         async def persist(slot: Slot) -> T:
@@ -246,7 +246,7 @@ class Coordinator:
         slot.stats.version = ack.version
 
     async def _ask(self, slot: Slot, method: str, call: Call[T]) -> T:
-        """One call to an engine.
+        """Call an engine and await its answer.
 
         Raises:
             EngineLostError: it died or answered nothing for rollout.timeout_s; a new one is being started.
@@ -326,7 +326,7 @@ def _ready(slot: Slot) -> "asyncio.Task[None]":
 
 
 async def _answer(slot: Slot, method: str, call: Call[T], timeout_s: float) -> T:
-    """An engine's answer; what it raised becomes a RunError that names it."""
+    """An engine's answer; an error raised there becomes a RunError that names the engine."""
     if slot.actor is None:
         raise RunError("the rollout pool was not started")
     try:

@@ -17,11 +17,11 @@ class EngineProcess:
     node_id: str
     pid: int
     cores: tuple[int, ...]
-    """Those that the process may use."""
+    """Cores that the process may use."""
 
 
 class EngineActor:
-    """Placed at once, loaded by `load`, so that waiting for resources and loading a model are told apart."""
+    """An actor around one engine that `load` loads: waiting for resources and loading have timeouts of their own."""
 
     def __init__(self, index: int, kind: type[Engine], plan: EnginePlan) -> None:
         self._index, self._kind, self._plan = index, kind, plan
@@ -29,7 +29,7 @@ class EngineActor:
 
     @ray.method
     def place(self) -> EngineProcess:
-        """Node, process and cores."""
+        """Node, process id and cores of the actor."""
         return EngineProcess(
             ray.get_runtime_context().get_node_id(), os.getpid(), tuple(sorted(os.sched_getaffinity(0)))
         )
@@ -43,15 +43,15 @@ class EngineActor:
 
     @ray.method
     def sync(self, adapter: bytes, config: dict[str, Any], version: int) -> Ack:
-        """See Engine."""
+        """Replace the engine's policy; see `Engine.sync`."""
         return self._engine.sync(adapter, config, version)
 
     @ray.method
     def generate(self, requests: list[SampleRequest], sampling: Sampling) -> list[RolloutRecord]:
-        """See Engine."""
+        """Sample an answer to each request; see `Engine.generate`."""
         return self._engine.generate(requests, sampling)
 
     @ray.method
     def logprobs(self, sequences: list[list[int]], prompt_lens: list[int]) -> Logprobs:
-        """See Engine."""
+        """Teacher-forced log-probabilities; see `Engine.logprobs`."""
         return self._engine.logprobs(sequences, prompt_lens)

@@ -1,4 +1,4 @@
-"""Who has answered what: requests go out in chunks, and every lease is answered exactly once, in request order."""
+"""Leases: requests go out in chunks, and each is answered exactly once, in request order."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -32,11 +32,11 @@ class Leases:
         self._answers: dict[str, RolloutRecord] = {}
 
     def take(self) -> list[SampleRequest] | None:
-        """The next chunk, or None when all are out or answered."""
+        """The next chunk to sample, or None when all are out or answered."""
         return self._waiting.popleft() if self._waiting else None
 
     def give_back(self, chunk: list[SampleRequest]) -> None:
-        """The engine that had it is gone: the next idle engine takes what is unanswered."""
+        """Return the chunk of a lost engine: the next idle engine takes its unanswered requests."""
         unanswered = [request for request in chunk if request.lease not in self._answers]
         if unanswered:
             self._waiting.appendleft(unanswered)
@@ -59,5 +59,5 @@ class Leases:
         return len(self._answers) == len(self._order)
 
     def records(self) -> list[RolloutRecord]:
-        """One a request, in request order, whatever order they were answered in."""
+        """The records of all requests, in request order."""
         return [self._answers[lease] for lease in self._order]

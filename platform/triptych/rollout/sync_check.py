@@ -26,7 +26,7 @@ class EngineCheck:
     """One engine's log-probabilities compared with the learner's."""
 
     gap: float
-    """Mean |engine - new| of a token."""
+    """Mean |engine - new| per token, in nats."""
     share: float | None
     """Share of the update that the engine shows; None without an update to look for."""
     error: float | None
@@ -34,7 +34,7 @@ class EngineCheck:
 
     @property
     def conclusive(self) -> bool:
-        """The update was large enough against the noise to tell new weights from old ones."""
+        """Whether the update was large enough against the noise to tell new weights from old ones."""
         return self.error is not None and CONFIDENCE * self.error < 0.5
 
 
@@ -44,11 +44,11 @@ class SyncCheck:
 
     engines: tuple[EngineCheck, ...]
     moved: float | None
-    """Mean |new - old| of a token on the learner's side."""
+    """Mean |new - old| per token by the learner, in nats; None at the first sync."""
 
     @property
     def gap(self) -> float:
-        """The worst engine's."""
+        """Largest gap of any engine."""
         return max(engine.gap for engine in self.engines)
 
 
