@@ -22,7 +22,7 @@ REPLACED: dict[str, Any] = {"weights": "replaced"}
 """The configuration of an adapter that holds whole new weights, by their names in the checkpoint."""
 
 Logprobs = list[list[float]]
-"""[sequence][response token]."""
+"""Log-probabilities in nats, [sequence][response token]."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,9 @@ class RolloutRecord:
     lease: str
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
-    """Ends with the stop token where there was one."""
+    """Sampled tokens, the stop token included where there was one."""
     logprobs: tuple[float, ...]
-    """Of each response token under the distribution it was drawn from: after temperature and the cut of top_p."""
+    """Log-probability of each response token as it was drawn: after temperature and the cut of top_p."""
     versions: tuple[int, ...]
     """The policy version that drew each response token. All are equal: an engine takes new weights only between calls
     of `generate`, so the whole answer was drawn by the version that it had when the call began."""
@@ -56,7 +56,7 @@ class RolloutRecord:
 
 @dataclass(frozen=True)
 class Ack:
-    """The weights that one engine says it runs after a sync."""
+    """An engine's acknowledgement of a sync: version and digest of the weights that it runs now."""
 
     version: int
     digest: str
@@ -79,7 +79,7 @@ class EnginePlan:
     """The model in `model_dir`, for nodes that do not have that folder."""
 
     def here(self) -> "EnginePlan":
-        """The plan with the folder of this node."""
+        """The plan with the model's folder on this node."""
         if self.base is None or Path(self.model_dir).is_dir():
             return self
         return replace(self, model_dir=str(resolve_base(self.base)))
@@ -135,7 +135,7 @@ def resolve_mode(sync: Literal["auto", "merged", "adapter"], on_gpu: bool) -> Sy
 
 
 def adapter_digest(adapter: bytes, config: dict[str, Any]) -> str:
-    """sha256 over the safetensors content and the canonical config."""
+    """The sha256 over an adapter's safetensors content and canonical configuration."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
     digest.update(adapter)
     return digest.hexdigest()

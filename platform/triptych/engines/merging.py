@@ -1,4 +1,4 @@
-"""Base plus adapter as one checkpoint: W + scale * B @ A in float32, tensor by tensor.
+"""Merging of an adapter into the base checkpoint: W + scale * B @ A in float32, tensor by tensor.
 
 For methods other than LoRA an engine gets the new weights themselves (`REPLACED`).
 """
@@ -27,7 +27,7 @@ def checkpoint_files(model_dir: Path) -> list[Path]:
 
 
 def lora_scale(config: dict[str, Any], module: str = "") -> float:
-    """alpha / r, or alpha / sqrt(r) with rslora (Kalajdzievski 2023, arXiv 2312.03732), of one module."""
+    """LoRA's scale of one module: alpha / r, or alpha / sqrt(r) with rslora (Kalajdzievski 2023, arXiv 2312.03732)."""
     r = of_module(config.get("rank_pattern"), module, config["r"])
     alpha = of_module(config.get("alpha_pattern"), module, config["lora_alpha"])
     return float(alpha / r**0.5 if config.get("use_rslora") else alpha / r)

@@ -1,4 +1,4 @@
-"""The kinds of engine, by name."""
+"""The table of engine classes by name."""
 
 from triptych.engines.base import Engine
 from triptych.engines.vllm import VllmEngine

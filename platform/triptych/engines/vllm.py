@@ -30,7 +30,7 @@ from triptych.recipe.serve import LORA_RANKS
 
 
 class VllmEngine(Engine):
-    """See Engine."""
+    """vLLM in this process, offline and token in, token out."""
 
     def __init__(self, index: int, plan: EnginePlan) -> None:
         from vllm import LLM
@@ -43,7 +43,7 @@ class VllmEngine(Engine):
 
     @classmethod
     def environment(cls, plan: EnginePlan) -> dict[str, str]:
-        """See Engine. OpenMP reads its variables once, and Ray would set one thread."""
+        """Environment variables for vLLM. OpenMP reads its variables once, and Ray would set one thread."""
         variables = {
             "OMP_NUM_THREADS": str(plan.rollout.threads),
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -57,13 +57,13 @@ class VllmEngine(Engine):
         return variables
 
     def sync(self, adapter: bytes, config: dict[str, Any], version: int) -> Ack:
-        """See Engine."""
+        """Replace the engine's policy; see `Engine.sync`."""
         ack = self._sync.load(adapter, config, version)
         self._version = ack.version
         return ack
 
     def generate(self, requests: list[SampleRequest], sampling: Sampling) -> list[RolloutRecord]:
-        """See Engine."""
+        """Sample an answer to each request; see `Engine.generate`."""
         from vllm import SamplingParams
 
         params = [
@@ -83,7 +83,7 @@ class VllmEngine(Engine):
         return [self._record(request, output.outputs[0]) for request, output in zip(requests, outputs, strict=True)]
 
     def logprobs(self, sequences: list[list[int]], prompt_lens: list[int]) -> Logprobs:
-        """See Engine.
+        """Teacher-forced log-probabilities; see `Engine.logprobs`.
 
         vLLM applies no temperature to prompt tokens, whatever its logprobs_mode; and it reads no cached prefix for
         such a request, so every position is computed with the weights of now.
@@ -119,7 +119,7 @@ class VllmEngine(Engine):
 
 
 def vllm_arguments(plan: EnginePlan) -> dict[str, Any]:
-    """Arguments of `vllm.LLM`."""
+    """Arguments of `vllm.LLM` for an engine's plan."""
     common: dict[str, Any] = {
         "model": plan.model_dir,
         "dtype": plan.dtype,
@@ -180,7 +180,7 @@ class WeightSync(Protocol):
 
 
 class MergedSync:
-    """Base plus adapter becomes the engine's model."""
+    """Weight sync that loads base plus adapter as the engine's model."""
 
     request = None
 
@@ -188,7 +188,7 @@ class MergedSync:
         self._llm, self._model_dir = llm, model_dir
 
     def load(self, adapter: bytes, config: dict[str, Any], version: int) -> Ack:
-        """See WeightSync."""
+        """Replace the policy; see `WeightSync.load`."""
         self._llm.collective_rpc("triptych_merge", args=(self._model_dir, adapter, config))
         if not self._llm.reset_prefix_cache():  # keys and values of the old weights
             raise RunError("the engine keeps keys and values of the old weights: its prefix cache is in use")
@@ -196,7 +196,7 @@ class MergedSync:
 
 
 class AdapterSync:
-    """The adapter goes through a folder in memory, under a name, number and path that are never used twice.
+    """Weight sync that loads the adapter from a folder in memory; name, number and path are never used twice.
 
     vLLM's `load_inplace` is avoided: its prefix cache would still hold keys and values of the old adapter.
     """
@@ -207,7 +207,7 @@ class AdapterSync:
         self.request: Any = None
 
     def load(self, adapter: bytes, config: dict[str, Any], version: int) -> Ack:
-        """See WeightSync."""
+        """Replace the policy; see `WeightSync.load`."""
         from vllm.lora.request import LoRARequest
 
         self._count += 1
