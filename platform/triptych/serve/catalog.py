@@ -13,7 +13,7 @@ from triptych.registry import AdapterVersion, Registry, UnknownAdapter
 from triptych.registry.facts import UnreadableError
 from triptych.serve.capabilities import MisfitError, engine_for, engines_of
 from triptych.serve.errors import ApiError, unknown_model
-from triptych.serve.fresh import SEEN_AFTER_S, Fresh
+from triptych.serve.ttl_cache import SEEN_AFTER_S, TtlCache
 
 logger = logging.getLogger("ray.serve")
 
@@ -60,8 +60,8 @@ class Catalog:
         self._registry = registry
         self._engines = engines_of(config)
         self._fits: dict[str, _Fit] = {}
-        self._found = Fresh(self._find, pool, SEEN_AFTER_S)
-        self._cards = Fresh(self._list, pool, SEEN_AFTER_S)
+        self._found = TtlCache(self._find, pool, SEEN_AFTER_S)
+        self._cards = TtlCache(self._list, pool, SEEN_AFTER_S)
 
     async def resolve(self, model: str | None) -> Route:
         """The route to the model that a client asked for; ApiError 404 if there is none, 400 if it asked for none."""

@@ -7,7 +7,7 @@ from triptych.registry import Key, Registry
 from triptych.registry.remote import ROUTES
 from triptych.serve.caller import ANONYMOUS, Caller, caller_with
 from triptych.serve.errors import invalid_key
-from triptych.serve.fresh import SEEN_AFTER_S, Fresh
+from triptych.serve.ttl_cache import SEEN_AFTER_S, TtlCache
 
 _LONGEST = 256
 
@@ -19,7 +19,7 @@ class KeyCheck:
     """
 
     def __init__(self, registry: Registry, pool: Executor, *, required: bool) -> None:
-        self._known: Fresh[str, Key | None] = Fresh(lambda key: registry.check_key(key), pool, SEEN_AFTER_S)
+        self._known: TtlCache[str, Key | None] = TtlCache(lambda key: registry.check_key(key), pool, SEEN_AFTER_S)
         self._required = required
 
     async def caller(self, path: str, headers: Mapping[str, str]) -> Caller:

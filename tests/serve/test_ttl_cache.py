@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from triptych.serve.fresh import Fresh
+from triptych.serve.ttl_cache import TtlCache
 
 
 @pytest.fixture
@@ -23,27 +23,27 @@ async def test_an_answer_is_reused_until_it_is_old(pool: ThreadPoolExecutor) -> 
         asked.append(key)
         return len(asked)
 
-    fresh = Fresh(ask, pool, seconds=0.1)
-    assert await fresh.get("a") == 1
-    assert await fresh.get("a") == 1
+    cache = TtlCache(ask, pool, seconds=0.1)
+    assert await cache.get("a") == 1
+    assert await cache.get("a") == 1
     await asyncio.sleep(0.11)
-    assert await fresh.get("a") == 2
+    assert await cache.get("a") == 2
     assert asked == ["a", "a"]
 
 
 async def test_many_at_once_ask_once(pool: ThreadPoolExecutor) -> None:
     asked: list[str] = []
-    fresh: Fresh[str, None] = Fresh(asked.append, pool, seconds=10)
-    await asyncio.gather(*(fresh.get("a") for _ in range(50)))
+    cache: TtlCache[str, None] = TtlCache(asked.append, pool, seconds=10)
+    await asyncio.gather(*(cache.get("a") for _ in range(50)))
     assert asked == ["a"]
 
 
 async def test_one_key_that_hangs_does_not_hold_up_another(pool: ThreadPoolExecutor) -> None:
     gate = threading.Event()
-    fresh: Fresh[str, bool] = Fresh(lambda key: key == "fast" or gate.wait(10), pool, seconds=10)
-    slow = asyncio.create_task(fresh.get("slow"))
+    cache: TtlCache[str, bool] = TtlCache(lambda key: key == "fast" or gate.wait(10), pool, seconds=10)
+    slow = asyncio.create_task(cache.get("slow"))
     try:
-        assert await asyncio.wait_for(fresh.get("fast"), timeout=1)
+        assert await asyncio.wait_for(cache.get("fast"), timeout=1)
         assert not slow.done()
     finally:
         gate.set()
@@ -59,10 +59,10 @@ async def test_an_error_is_raised_and_not_remembered(pool: ThreadPoolExecutor) -
             raise answer
         return answer
 
-    fresh = Fresh(ask, pool, seconds=10)
+    cache = TtlCache(ask, pool, seconds=10)
     with pytest.raises(ValueError, match="down"):
-        await fresh.get("a")
-    assert await fresh.get("a") == "up"
+        await cache.get("a")
+    assert await cache.get("a") == "up"
 
 
 async def test_a_caller_that_gives_up_leaves_the_answer_to_the_others(pool: ThreadPoolExecutor) -> None:
@@ -72,8 +72,8 @@ async def test_a_caller_that_gives_up_leaves_the_answer_to_the_others(pool: Thre
         gate.wait(10)
         return "answer"
 
-    fresh = Fresh(ask, pool, seconds=10)
-    first, second = asyncio.create_task(fresh.get("a")), asyncio.create_task(fresh.get("a"))
+    cache = TtlCache(ask, pool, seconds=10)
+    first, second = asyncio.create_task(cache.get("a")), asyncio.create_task(cache.get("a"))
     await asyncio.sleep(0.01)
     first.cancel()
     gate.set()
@@ -81,7 +81,7 @@ async def test_a_caller_that_gives_up_leaves_the_answer_to_the_others(pool: Thre
 
 
 async def test_memory_is_bounded(pool: ThreadPoolExecutor) -> None:
-    fresh: Fresh[int, int] = Fresh(lambda key: key, pool, seconds=10, most=3)
+    cache: TtlCache[int, int] = TtlCache(lambda key: key, pool, seconds=10, most=3)
     for key in range(10):
-        await fresh.get(key)
-    assert len(fresh._answers) == 3
+        await cache.get(key)
+    assert len(cache._answers) == 3

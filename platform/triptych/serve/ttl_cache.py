@@ -1,4 +1,4 @@
-"""Answers of a slow source, remembered for a moment."""
+"""An async TTL cache with one request in flight per key."""
 
 import asyncio
 import time
@@ -14,8 +14,8 @@ SEEN_AFTER_S = 0.5
 """Age at which what the registry said is asked again: a revoked key or a moved alias acts within about this time."""
 
 
-class Fresh(Generic[K, V]):
-    """`ask(key)` off the event loop, at most once at a time for each key, its answer reused for `seconds`.
+class TtlCache(Generic[K, V]):
+    """An async TTL cache in front of a blocking `ask(key)`, with one request in flight per key.
 
     An answer's age counts from the moment the question was put, so a change at the source is seen after `seconds` and
     one call. Errors are not remembered. At most `most` answers are kept.
