@@ -15,9 +15,9 @@ from triptych.serve.admin import admin_routes
 from triptych.serve.caller import Caller
 from triptych.serve.catalog import Catalog
 from triptych.serve.errors import ApiError
-from triptych.serve.exchange import Body, EngineClient, Exchange, Method
 from triptych.serve.http import http_app
 from triptych.serve.keys import KeyCheck
+from triptych.serve.proxied_request import Body, EngineClient, EngineMethod, ProxiedRequest
 
 logger = logging.getLogger("ray.serve")
 
@@ -59,7 +59,7 @@ class Gateway:
         """Count an error that came before a model was found."""
         self._metrics.rejected(error.code)
 
-    async def generate(self, caller: Caller, method: Method, body: Body) -> Response:
+    async def generate(self, caller: Caller, method: EngineMethod, body: Body) -> Response:
         """Answer a chat or a completion, whole or as a stream of server-sent events."""
         try:
             route = await self._catalog.resolve(body.model)
@@ -68,4 +68,4 @@ class Gateway:
             raise
         told = (method, caller.key_id, caller.label, route.model, route.engine, route.chosen_by)
         logger.debug("%s by key %s (%s): %s on %s, chosen by %s", *told)
-        return await Exchange(method, body, route.model, self._metrics).run(self._engines[route.engine])
+        return await ProxiedRequest(method, body, route.model, self._metrics).run(self._engines[route.engine])

@@ -27,7 +27,7 @@ logger = logging.getLogger("ray.serve")
 _OURS = {"priority": 0, "session_id": None, "kv_transfer_params": None, "ec_transfer_params": None, "vllm_xargs": None}
 """Fields of vLLM's requests that steer the engine, not the answer: a client's values are dropped."""
 
-Method = Literal["chat", "completions"]
+EngineMethod = Literal["chat", "completions"]
 """Methods of an engine's replicas that generate text."""
 Body: TypeAlias = ChatCompletionRequest | CompletionRequest
 
@@ -49,15 +49,15 @@ class EngineClient:
     def __init__(self, replicas: DeploymentHandle[Any]) -> None:
         self._replicas = replicas.options(stream=True)
 
-    def send(self, method: Method, body: Body) -> Chunks:
+    def send(self, method: EngineMethod, body: Body) -> Chunks:
         """Call a method of one replica, which Ray chooses."""
         return cast(Chunks, self._replicas.options(method_name=method).remote(body))
 
 
-class Exchange:
+class ProxiedRequest:
     """Sends `body` to the engine under the engine's name for the model, and measures what comes back."""
 
-    def __init__(self, method: Method, body: Body, model: str, metrics: GatewayMetrics) -> None:
+    def __init__(self, method: EngineMethod, body: Body, model: str, metrics: GatewayMetrics) -> None:
         self._method = method
         self._metrics = metrics
         self._model = model
