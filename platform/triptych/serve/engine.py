@@ -15,9 +15,9 @@ from ray.serve.llm import LLMConfig
 from triptych.models.base import fingerprint, resolve_base
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import Registry
-from triptych.serve import errors, loader
+from triptych.serve import errors
+from triptych.serve.adapter_cache import AdapterLoader, fetch_adapter
 from triptych.serve.capabilities import MisfitError, engine_for, engines_of
-from triptych.serve.resident import Resident
 
 logger = logging.getLogger("ray.serve")
 
@@ -97,7 +97,7 @@ class AdapterServer(LLMServer):
         folder = resolve_base(self._config.model)
         self._fingerprint = fingerprint(folder)
         self._registry = Registry(self._config.registry, self._config.artifacts, create=False)
-        self._resident = Resident(self._fetch, self._load, self._config.engine.adapter_timeout_s)
+        self._adapters = AdapterLoader(self._fetch, self._load, self._config.engine.adapter_timeout_s)
         # Ray gives an actor without CPUs one thread; the engine's process takes its own number from here.
         os.environ["OMP_NUM_THREADS"] = str(self._config.engine.threads or len(os.sched_getaffinity(0)))
         stock = llm_config.get_engine_config()
@@ -127,7 +127,7 @@ class AdapterServer(LLMServer):
         if ref == self._config.model_id:
             return None
         try:
-            await self._resident.ensure(ref)
+            await self._adapters.ensure(ref)
         except TimeoutError:
             return _error(503, errors.ADAPTER_SLOW, f"The adapter {ref} is still being loaded; try again later.")
         except MisfitError as error:
@@ -146,7 +146,7 @@ class AdapterServer(LLMServer):
     def _fetch(self, ref: str) -> str:
         version = self._registry.get(ref)
         engine_for(version, self._registry, self._fingerprint, self._engines)
-        return str(loader.fetch(version))
+        return str(fetch_adapter(version))
 
 
 def _error(code: int, kind: str, message: str) -> ErrorResponse:

@@ -14,8 +14,8 @@ from triptych.models.base import fingerprint
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import AdapterVersion, Registry
 from triptych.serve import build
+from triptych.serve.adapter_cache import fetch_adapter
 from triptych.serve.capabilities import VLLM, Capabilities, MisfitError, engine_for
-from triptych.serve.loader import fetch
 from triptych.serve.preflight import check, check_port
 
 
@@ -41,10 +41,10 @@ def config_of(registry: Registry, base: Path, **fields: Any) -> ServeConfig:
 
 
 def test_the_copy_is_the_engines_own(version: AdapterVersion) -> None:
-    copy = fetch(version)
+    copy = fetch_adapter(version)
     assert storage.verify(str(copy)).digest == version.sha256
     shutil.rmtree(version.url)
-    assert fetch(version) == copy
+    assert fetch_adapter(version) == copy
     assert (copy / "adapter_model.safetensors").is_file()
 
 
@@ -52,7 +52,7 @@ def test_a_changed_artifact_is_refused_and_leaves_nothing(version: AdapterVersio
     weights = Path(version.url) / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     with pytest.raises(RunError, match=r"adapter_model.safetensors was changed"):
-        fetch(version)
+        fetch_adapter(version)
     assert not list((tmp_path / "cache" / "served").glob("*"))
 
 
@@ -63,15 +63,15 @@ def test_another_artifact_in_its_place_is_refused(
     with storage.committed(version.url) as folder:
         save_lora(tiny_model_dir, folder, seed=2)
     with pytest.raises(RunError, match="not what was registered"):
-        fetch(version)
+        fetch_adapter(version)
 
 
 def test_a_damaged_copy_is_made_anew(version: AdapterVersion) -> None:
-    copy = fetch(version)
+    copy = fetch_adapter(version)
     weights = copy / "adapter_model.safetensors"
     good = weights.read_bytes()
     weights.write_bytes(good[:-1] + b"x")
-    assert fetch(version) == copy
+    assert fetch_adapter(version) == copy
     assert weights.read_bytes() == good
 
 

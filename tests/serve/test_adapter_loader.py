@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from triptych.serve.resident import Resident
+from triptych.serve.adapter_cache import AdapterLoader
 
 
 class Loads:
@@ -30,42 +30,42 @@ class Loads:
 
 async def test_concurrent_first_requests_load_once() -> None:
     loads = Loads()
-    resident = Resident(loads.fetch, loads.load, timeout_s=5)
-    await asyncio.gather(*(resident.ensure("a@1") for _ in range(50)))
-    await resident.ensure("a@1")
+    loader = AdapterLoader(loads.fetch, loads.load, timeout_s=5)
+    await asyncio.gather(*(loader.ensure("a@1") for _ in range(50)))
+    await loader.ensure("a@1")
     assert loads.fetched == ["a@1"]
     assert loads.loaded == [("a@1", "/cache/a@1")]
 
 
 async def test_a_load_that_hangs_holds_up_only_its_own_requests() -> None:
     loads = Loads()
-    resident = Resident(loads.fetch, loads.load, timeout_s=0.2)
-    slow = asyncio.create_task(resident.ensure("slow@1"))
-    await asyncio.wait_for(resident.ensure("a@1"), timeout=0.15)
+    loader = AdapterLoader(loads.fetch, loads.load, timeout_s=0.2)
+    slow = asyncio.create_task(loader.ensure("slow@1"))
+    await asyncio.wait_for(loader.ensure("a@1"), timeout=0.15)
     with pytest.raises(TimeoutError):
         await slow
     loads.gate.set()
-    await resident.ensure("slow@1")
+    await loader.ensure("slow@1")
     assert loads.fetched.count("slow@1") == 1
 
 
 async def test_a_failed_load_is_tried_again() -> None:
     loads = Loads()
     loads.broken.add("a@1")
-    resident = Resident(loads.fetch, loads.load, timeout_s=5)
-    results = await asyncio.gather(*(resident.ensure("a@1") for _ in range(3)), return_exceptions=True)
+    loader = AdapterLoader(loads.fetch, loads.load, timeout_s=5)
+    results = await asyncio.gather(*(loader.ensure("a@1") for _ in range(3)), return_exceptions=True)
     assert [type(result) for result in results] == [OSError] * 3
     assert loads.fetched == ["a@1"]
     loads.broken.clear()
-    await resident.ensure("a@1")
+    await loader.ensure("a@1")
     assert loads.loaded == [("a@1", "/cache/a@1")]
 
 
 async def test_a_request_that_gives_up_does_not_end_the_load() -> None:
     loads = Loads()
-    resident = Resident(loads.fetch, loads.load, timeout_s=5)
-    first = asyncio.create_task(resident.ensure("slow@1"))
-    second = asyncio.create_task(resident.ensure("slow@1"))
+    loader = AdapterLoader(loads.fetch, loads.load, timeout_s=5)
+    first = asyncio.create_task(loader.ensure("slow@1"))
+    second = asyncio.create_task(loader.ensure("slow@1"))
     await asyncio.sleep(0.02)
     first.cancel()
     loads.gate.set()
