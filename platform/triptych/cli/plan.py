@@ -84,7 +84,7 @@ def _plan(
     choices = {
         name: choose(recipe, name, machine, profile=profile, exact=exact, trace=traced)
         for name in placement.requests
-        if recipe.trained[name].train.auto
+        if name in recipe.trained and recipe.trained[name].train.auto
     }
     settled = {name: choice.best.settings.on(recipe.trained[name]) for name, choice in choices.items()}
     settled_recipe = recipe.model_copy(update={"stages": {**recipe.stages, **settled}})
@@ -118,11 +118,11 @@ def _grid(
     from rich.console import Console
 
     from triptych.cli.plan_tables import grid_table
-    from triptych.plan import options, place
+    from triptych.plan import options
     from triptych.plan.plot import draw
     from triptych.plan.settings import ALL
 
-    names = list(place(recipe, machine, only).requests)
+    names = _trained(recipe, machine, only)
     if plot is not None and len(names) > 1:
         raise UserError(f"--plot draws one stage: give --stage; allowed: {', '.join(names)}")
     found = {}
@@ -140,7 +140,6 @@ def _grid(
 
 def _probe(recipe: "Recipe", only: str | None, machine: "Machine", profile: "MachineProfile", as_json: bool) -> None:
     from triptych.measure.probe import Try, probe
-    from triptych.plan import place
 
     def tell(tried: Try) -> None:
         outcome = f"{tried.tokens_per_second:,.0f} tokens/s" if tried.fits else "out of memory"
@@ -149,7 +148,7 @@ def _probe(recipe: "Recipe", only: str | None, machine: "Machine", profile: "Mac
     with redirect_stdout(sys.stderr):
         found = {
             name: probe(recipe, name, machine, profile=profile, tell=tell, worker_modules=WORKER_MODULES)
-            for name in place(recipe, machine, only).requests
+            for name in _trained(recipe, machine, only)
         }
     if as_json:
         typer.echo(json.dumps({name: probed.as_dict() for name, probed in found.items()}, indent=2))
@@ -157,6 +156,17 @@ def _probe(recipe: "Recipe", only: str | None, machine: "Machine", profile: "Mac
     for name, probed in found.items():
         before = " (found before)" if probed.cached else ""
         typer.echo(f"stages.{name}: micro_tokens {probed.micro_tokens}{before}")
+
+
+def _trained(recipe: "Recipe", machine: "Machine", only: str | None) -> list[str]:
+    """Names of the placed stages that have a learner. UserError: there is none."""
+    from triptych.plan import place
+
+    names = [name for name in place(recipe, machine, only).requests if name in recipe.trained]
+    if not names:
+        allowed = ", ".join(recipe.trained) or "none: no stage of the recipe has one"
+        raise UserError(f"--stage {only} has no learner, so no memory to plan; allowed: {allowed}")
+    return names
 
 
 def _explain(name: str, runs: str, as_json: bool) -> None:

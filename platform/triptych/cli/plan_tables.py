@@ -26,6 +26,8 @@ def placement_table(placement: "Placement") -> Table:
         table.add_column(column, justify=align)  # type: ignore[arg-type]
     for number, wave in enumerate(placement.waves, start=1):
         for name in wave:
+            if not placement.requests[name]:
+                table.add_row(str(number), name, "the driver", "", "")
             for request in placement.requests[name]:
                 processes = f"{request.count} {request.role}{'s' * (request.count > 1)}"
                 shares = (f"{request.count} x {share:g}" for share in (request.cpus, request.gpus))

@@ -110,12 +110,14 @@ def survey(source: "Source", kind: str, parse: Parse) -> Survey:
 
 
 def quick_count(source: "Source") -> int | None:
-    """Number of rows of a local file, `limit` applied; None where it is elsewhere, or not there yet.
+    """Number of rows of a local file, `limit` applied; None where it is elsewhere, not there yet, or a stage's output.
 
     Malformed rows count, and answers with scores count once however many pairs they make.
     """
     import pyarrow.parquet as pq
 
+    if source.stage is not None:
+        return None
     path = Path(source.file)
     if not path.is_file():
         return None

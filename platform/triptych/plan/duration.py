@@ -61,7 +61,9 @@ def duration(
         name: _stage(recipe.trained[name], estimate.speed.step_seconds, rows.get(name), placement, name)
         for name, estimate in found.stages.items()
     }
-    seconds = sum(max(stages[name].seconds for name in wave) for wave in placement.waves)
+    seconds = sum(
+        max((stages[name].seconds for name in wave if name in stages), default=0.0) for wave in placement.waves
+    )
     cost = None if price_per_hour is None else price_per_hour * seconds / 3600
     return Duration(stages, seconds, cost)
 

@@ -81,13 +81,13 @@ class Estimate:
 
     @property
     def peak_bytes(self) -> int:
-        """Expected bytes of the fullest device of any stage."""
-        return max(stage.peak_bytes for stage in self.stages.values())
+        """Expected bytes of the fullest device of any stage; 0 where none trains."""
+        return max((stage.peak_bytes for stage in self.stages.values()), default=0)
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens per second of the slowest stage."""
-        return min(stage.tokens_per_second for stage in self.stages.values())
+        """Tokens per second of the slowest stage; 0 where none trains."""
+        return min((stage.tokens_per_second for stage in self.stages.values()), default=0.0)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -124,15 +124,13 @@ def estimate(
     if exact and trace is None:
         raise ValueError("exact needs `trace`")
     on = machine if isinstance(machine, Machine) else machine_named(machine or recipe.machine)
-    placement = place(recipe, on, stage)
+    names = [name for name in place(recipe, on, stage).requests if name in recipe.trained]
     sizes = model_sizes(recipe.model)
-    chosen = {
-        name: with_choice(recipe, name, on, profile=profile, exact=exact, trace=trace) for name in placement.requests
-    }
+    chosen = {name: with_choice(recipe, name, on, profile=profile, exact=exact, trace=trace) for name in names}
     recipe = recipe.model_copy(update={"stages": {**recipe.stages, **chosen}})
-    for name in placement.requests:
+    for name in names:
         _refuse_what_the_base_cannot(recipe, name, sizes)
-    found = {name: _stage(recipe, name, sizes, on, profile, trace if exact else None) for name in placement.requests}
+    found = {name: _stage(recipe, name, sizes, on, profile, trace if exact else None) for name in names}
     for name, planned in found.items():
         if too_little := _shortage(planned):
             nearest = f"{nearest_that_fits(recipe, name, on)}; or " if advise else ""

@@ -7,7 +7,7 @@ from typing import Any
 
 from triptych.errors import UserError
 from triptych.plan.machines import Machine
-from triptych.recipe import Recipe, TrainedStage, ready, stage_order
+from triptych.recipe import Recipe, StageBase, ready, stage_order
 from triptych.recipe.spec import did_you_mean
 
 _EPSILON = 1e-6
@@ -67,10 +67,12 @@ class Placement:
         }
 
 
-def requests(name: str, stage: TrainedStage) -> list[Request]:
-    """Resources that a stage requests from Ray while it runs. Drivers and controllers request none."""
+def requests(name: str, stage: StageBase) -> list[Request]:
+    """Resources that a stage requests from Ray while it runs: none without a learner, and none for its driver."""
     workers, rollout, where = stage.workers, stage.engines, f"stages.{name}"
-    asked = [Request(name, "worker", workers.count, workers.cpus, workers.gpus, f"{where}.train.workers.count")]
+    asked = []
+    if workers is not None:
+        asked.append(Request(name, "worker", workers.count, workers.cpus, workers.gpus, f"{where}.train.workers.count"))
     if rollout is not None:
         engines = f"{where}.rollout.engines"
         asked.append(Request(name, "engine", rollout.engines, rollout.cpus, rollout.gpus, engines))
@@ -89,7 +91,7 @@ def place(recipe: Recipe, machine: Machine, stage: str | None = None) -> Placeme
             f"no stage `{stage}`{did_you_mean(stage, list(recipe.stages))}; allowed: {', '.join(recipe.stages)}"
         )
     order = [name for name in stage_order(recipe) if stage in (None, name)]
-    asked = {name: requests(name, recipe.trained[name]) for name in order}
+    asked = {name: requests(name, recipe.stages[name]) for name in order}
     for wanted in asked.values():
         if pack(wanted, machine) is None:
             raise UserError(_shortage(wanted, machine))

@@ -150,6 +150,16 @@ class StageBase(Closed):
         """Method that the stage itself names; None: its roles start from other stages' adapters."""
         return None
 
+    @property
+    def workers(self) -> Workers | None:
+        """The Ray Train group of the stage; None: it has no learner."""
+        return None
+
+    @property
+    def engines(self) -> "Rollout | None":
+        """Engines that sample for the stage while it runs."""
+        return None
+
     def references(self) -> tuple[Reference, ...]:
         """Fields that name another stage's output, `needs` apart."""
         return ()
@@ -190,11 +200,6 @@ class TrainedStage(StageBase):
     def workers(self) -> Workers:
         """The Ray Train group of the stage."""
         return self.train.workers
-
-    @property
-    def engines(self) -> "Rollout | None":
-        """Engines that sample for the stage while it trains."""
-        return None
 
     @property
     def shards_by_default(self) -> bool:

@@ -5,22 +5,28 @@ data set.
 """
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from triptych import __version__, storage
+from triptych.artifact_kinds import kind_fields
 from triptych.errors import UserError
 from triptych.forward.export import adapter_of
 from triptych.methods.adalora import ranks
 from triptych.methods.freeze import whole
 from triptych.models.adapter import Adapter, load_adapter, save_adapter
 from triptych.models.full import save_model
+from triptych.models.peft_files import FACTS
+from triptych.recipe import Source
 from triptych.recipe.matrix import AdaLora
 from triptych.recipe.method import Freeze, parts_of, trains_base
 from triptych.registry import AdapterVersion, Registry
@@ -29,6 +35,8 @@ from triptych.train.learner import Learner
 
 METRICS = "metrics.json"
 """Held-out metrics, beside the output that they were measured on."""
+ROWS = "rows.parquet"
+"""Rows of a data set, as records in the shape that a source's file has."""
 
 
 @contextmanager
@@ -66,6 +74,24 @@ def commit_role(
     else:
         adapter = adapter_of(method, weights, ctx.stage.output)
         commit_adapter(ctx, dataclasses.replace(adapter, labels=tuple(labels)), metrics)
+
+
+def commit_rows(ctx: StageContext[Any], blocks: Iterable[pa.Table], metrics: Mapping[str, float]) -> None:
+    """Commit the rows of all blocks, in order, as the stage's output: a data set.
+
+    The blocks have one schema. Nothing is committed where the iterator raises.
+
+    Raises:
+        UserError: there is no row.
+    """
+    blocks = iter(blocks)
+    first = next(blocks, None)
+    with committed_output(ctx, metrics) as folder:
+        rows = 0 if first is None else _write_parquet(folder / ROWS, first, blocks)
+        if rows == 0:
+            raise UserError(f"stages.{ctx.name}: no row is left for its data set")
+        facts = ctx.about() | kind_fields("dataset") | {"rows": rows}
+        (folder / FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True))
 
 
 def write_ranks(ctx: StageContext[Any], weights: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -124,6 +150,39 @@ def registered(ctx: StageContext[Any], ref: str) -> AdapterVersion:
     """The registered output that `ref` names: a finished stage of this run, or `name@version` in the registry."""
     done = summary(ctx.run, ref) if ref in ctx.recipe.stages else None
     return ctx.registry().get(done["registered"] if done else ref)
+
+
+def sources(ctx: StageContext[Any]) -> dict[str, Source]:
+    """The sources of the stage's data, by split; another stage's data set is there as its file of rows.
+
+    Raises:
+        RunError: a data set is not what was registered.
+    """
+    return {split: _placed(ctx, source) for split, source in ctx.stage.data.splits().items()}
+
+
+def data_parents(ctx: StageContext[Any]) -> dict[str, str]:
+    """The data sets that the stage's data come from: the digest of each, by its version's ref."""
+    named = dict.fromkeys(source.stage for source in ctx.stage.data.splits().values())
+    versions = [registered(ctx, name) for name in named if name is not None]
+    return {version.ref: version.sha256 for version in versions}
+
+
+def _placed(ctx: StageContext[Any], source: Source) -> Source:
+    if source.stage is None:
+        return source
+    folder = ctx.registry().fetch(registered(ctx, source.stage).ref)
+    return source.model_copy(update={"path": str(folder / ROWS), "stage": None})
+
+
+def _write_parquet(path: Path, first: pa.Table, others: Iterable[pa.Table]) -> int:
+    """Write blocks of one schema; the number of their rows."""
+    rows = 0
+    with pq.ParquetWriter(path, first.schema) as writer:
+        for block in itertools.chain([first], others):
+            writer.write_table(block)
+            rows += block.num_rows
+    return rows
 
 
 def _commit_model(ctx: StageContext[Any], weights: dict[str, Tensor], metrics: Mapping[str, float]) -> None:

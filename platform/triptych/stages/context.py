@@ -11,12 +11,12 @@ from triptych.data.table import Table, write_table
 from triptych.errors import UserError
 from triptych.models.base import resolve_base
 from triptych.observe.progress import Progress
-from triptych.recipe import KINDS, Recipe, TrainedStage, with_effect
+from triptych.recipe import KINDS, Recipe, StageBase, with_effect
 from triptych.recipe.changes import differences
 from triptych.recipe.upgrade import is_old, upgraded_stage
 from triptych.registry import Registry
 
-StageT = TypeVar("StageT", bound=TrainedStage)
+StageT = TypeVar("StageT", bound=StageBase)
 
 
 class Monitor(Protocol):
@@ -108,7 +108,7 @@ def remember(ctx: StageContext[Any], digests: Mapping[str, str], parents: Mappin
         UserError: its folder was begun from something else; the differing fields are named.
     """
     inputs = {
-        "stage": _without(with_effect(ctx.stage), set(ctx.recipe.trained[ctx.name].train.auto)),
+        "stage": _without(with_effect(ctx.stage), _chosen(ctx)),
         "model": ctx.recipe.model.model_dump(mode="json"),
         "base": ctx.base_fingerprint,
         "seed": ctx.recipe.seed,
@@ -117,6 +117,12 @@ def remember(ctx: StageContext[Any], digests: Mapping[str, str], parents: Mappin
     }
     _write_or_compare(storage.join(ctx.folder, "state.json"), inputs)
     return inputs
+
+
+def _chosen(ctx: StageContext[Any]) -> set[str]:
+    """Names of the fields that the recipe leaves to be chosen."""
+    trained = ctx.recipe.trained.get(ctx.name)
+    return set() if trained is None else set(trained.train.auto)
 
 
 def _write_or_compare(url: str, inputs: dict[str, Any]) -> None:

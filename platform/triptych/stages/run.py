@@ -54,8 +54,10 @@ def run_recipe(
     for name in wanted:
         if name not in done:
             place(recipe, machine, name)
-            contexts[name] = dataclasses.replace(chosen(contexts[name], machine), origin=dict(origin or {}))
-            predict(contexts[name], machine)
+            contexts[name] = dataclasses.replace(contexts[name], origin=dict(origin or {}))
+            if name in recipe.trained:
+                contexts[name] = chosen(contexts[name], machine)
+                predict(contexts[name], machine)
     storage.write_bytes(storage.join(run, "recipe.yaml"), dump_recipe(recipe).encode())
 
     ended: queue.Queue[Ended] = queue.Queue()
@@ -97,7 +99,7 @@ def stage_context(recipe: Recipe, name: str, progress: Progress) -> StageContext
     return StageContext(
         recipe=recipe,
         name=name,
-        stage=recipe.trained[name],
+        stage=recipe.stages[name],
         run=run_folder(recipe),
         base_dir=base,
         base_fingerprint=fingerprint(base),
@@ -127,7 +129,7 @@ def _wanted(recipe: Recipe, only: str | None, done: list[str]) -> list[str]:
 
 def _fits(recipe: Recipe, machine: Machine, names: list[str]) -> bool:
     """Whether the cluster has room for these stages at once."""
-    return pack([request for name in names for request in requests(name, recipe.trained[name])], machine) is not None
+    return pack([request for name in names for request in requests(name, recipe.stages[name])], machine) is not None
 
 
 def _run_in_thread(ctx: StageContext[Any], ended: "queue.Queue[Ended]") -> None:

@@ -19,7 +19,7 @@ from triptych.recipe import POLICY, Rl, Source
 from triptych.recipe.refusals import as_policy, is_lora
 from triptych.registry import AdapterVersion
 from triptych.rollout.pool import RolloutPool
-from triptych.stages.artifact import commit_adapter, finish, measured, parent
+from triptych.stages.artifact import commit_adapter, data_parents, finish, measured, parent, sources
 from triptych.stages.context import StageContext, begin
 from triptych.stages.models import tokenizer_of
 from triptych.stages.recorder import Recorder
@@ -40,9 +40,9 @@ def run(ctx: StageContext[Rl]) -> AdapterVersion:
     policy, policy_version = parent(ctx, stage.policy, "policy")
     if reason := as_policy(policy.method):
         raise UserError(f"stages.{ctx.name}.policy: {policy_version.ref}: {reason}")
-    tables = {split: _encode(ctx, source) for split, source in stage.data.splits().items()}
+    tables = {split: _encode(ctx, source) for split, source in sources(ctx).items()}
     parents = {policy_version.ref: policy_version.sha256, reward_version.ref: reward_version.sha256}
-    inputs = begin(ctx, tables, parents)
+    inputs = begin(ctx, tables, parents | data_parents(ctx))
     if storage.read_manifest(ctx.artifact) is None:
         pool = start_pool(ctx, policy)
         try:

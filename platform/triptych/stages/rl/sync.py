@@ -71,7 +71,7 @@ def sync_policy(run: RlWorker, version: int, asked: Probe) -> dict[str, float]:
 
 def _for_engines(run: RlWorker, weights: dict[str, Tensor]) -> tuple[bytes, dict[str, Any]]:
     """The policy as a LoRA, or by any other method as weights of the base: safetensors and their configuration."""
-    adapter = adapter_of(run.policy_method, weights, "policy")
+    adapter = adapter_of(run.policy_method, weights, run.stage.output)
     if is_lora(adapter.method):
         tensors = {name: value.contiguous() for name, value in adapter.weights.items()}
         return save(tensors), peft_json(adapter.configs["lora"])

@@ -70,13 +70,12 @@ class Examples:
         )
 
 
-def encode(ctx: StageContext[Any], split: str, survey: Survey, examples: Examples) -> dict[str, int]:
+def encode(ctx: StageContext[Any], split: str, source: Source, survey: Survey, examples: Examples) -> dict[str, int]:
     """Commit the split's table, unless it is there; the number of its rows, and what became of the source's.
 
     Raises:
         UserError: nothing is left to learn from.
     """
-    source: Source = ctx.stage.data.splits()[split]
     url = storage.join(ctx.folder, "data", split)
     counts_url = storage.join(ctx.folder, "data", f"{split}.json")
     if storage.read_manifest(url) is None:

@@ -12,6 +12,7 @@ from triptych.data.sources import survey
 from triptych.data.table import StoredTable
 from triptych.errors import UserError
 from triptych.forward.roles import RoleModel
+from triptych.stages.artifact import data_parents, sources
 from triptych.stages.context import StageContext, remember
 from triptych.stages.models import role_model, tokenizer_of
 from triptych.stages.supervised.encoding import Examples, encode
@@ -48,11 +49,11 @@ def prepare(ctx: StageContext[Any], examples: Examples) -> Prepared:
         UserError: a source is refused, the stage's folder was begun from something else, nothing is left to learn
             from, or a micro-batch has no room for the longest row.
     """
-    splits = ctx.stage.data.splits()
-    surveys = {split: survey(source, examples.kind, examples.parse) for split, source in splits.items()}
-    inputs = remember(ctx, {split: found.digest for split, found in surveys.items()}, {})
-    data = {split: encode(ctx, split, found, examples) for split, found in surveys.items()}
-    for split in splits:
+    placed = sources(ctx)
+    surveys = {split: survey(source, examples.kind, examples.parse) for split, source in placed.items()}
+    inputs = remember(ctx, {split: found.digest for split, found in surveys.items()}, data_parents(ctx))
+    data = {split: encode(ctx, split, placed[split], found, examples) for split, found in surveys.items()}
+    for split in placed:
         lengths = examples.length(StoredTable(storage.join(ctx.folder, "data", split)))
         check_budget(ctx, split, int(lengths.max()))
     return Prepared(inputs, data)
