@@ -172,18 +172,18 @@ def _trained(recipe: "Recipe", machine: "Machine", only: str | None) -> list[str
 def _explain(name: str, runs: str, as_json: bool) -> None:
     from rich.console import Console
 
-    from triptych.cli.plan_tables import story_table
-    from triptych.observe.memory_story import explain
+    from triptych.cli.plan_tables import oom_table
+    from triptych.observe.oom import diagnose_oom
     from triptych.observe.runs import find_run
 
-    stories = explain(find_run(runs, name))
+    diagnoses = diagnose_oom(find_run(runs, name))
     if as_json:
-        typer.echo(json.dumps([story.as_dict() for story in stories], indent=2))
+        typer.echo(json.dumps([diagnosis.as_dict() for diagnosis in diagnoses], indent=2))
         return
-    Console().print(story_table(stories))
-    for story in stories:
-        if story.error is not None:
-            typer.echo(f"stages.{story.stage} ended with: {story.error}")
+    Console().print(oom_table(diagnoses))
+    for diagnosis in diagnoses:
+        if diagnosis.error is not None:
+            typer.echo(f"stages.{diagnosis.stage} ended with: {diagnosis.error}")
 
 
 def _profile(recipe: "Recipe", measure: bool) -> "MachineProfile":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from triptych.observe.memory_story import Story
+    from triptych.observe.oom import OomDiagnosis
     from triptych.plan import Bytes, Choice, Duration, Estimate, Option, Placement
 
 _SHOWN = 5
@@ -102,15 +102,15 @@ def grid_table(name: str, options: Sequence["Option"]) -> Table:
     return table
 
 
-def story_table(stories: Sequence["Story"]) -> Table:
-    """Predicted parts beside what is known of the end."""
+def oom_table(diagnoses: Sequence["OomDiagnosis"]) -> Table:
+    """Planned memory of each stage, the peak that it reached, and what to change."""
     table = Table(title="Out of memory: plan and end")
     for column in ("stage", "planned MiB", "reached MiB", "had MiB", "part", "why", "what to change"):
         table.add_column(column)
-    for story in stories:
-        reached = "unknown" if story.actual_bytes is None else f"{story.actual_bytes / 2**20:,.0f}"
-        sizes = (f"{story.predicted_bytes / 2**20:,.0f}", reached, f"{story.room_bytes / 2**20:,.0f}")
-        table.add_row(story.stage, *sizes, story.outgrew, story.why, story.advice)
+    for diagnosis in diagnoses:
+        reached = "unknown" if diagnosis.actual_bytes is None else f"{diagnosis.actual_bytes / 2**20:,.0f}"
+        sizes = (f"{diagnosis.predicted_bytes / 2**20:,.0f}", reached, f"{diagnosis.room_bytes / 2**20:,.0f}")
+        table.add_row(diagnosis.stage, *sizes, diagnosis.outgrew, diagnosis.why, diagnosis.advice)
     return table
 
 

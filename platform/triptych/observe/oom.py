@@ -1,4 +1,4 @@
-"""Why a run ran out of memory: its plan, what was measured until then, and what to change."""
+"""Diagnosis of a run that ran out of memory: its plan, what was measured before the end, and what to change."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -25,16 +25,16 @@ _SIGNS = ("out of memory", "outofmemory", "low on memory", "allocate memory", "n
 
 
 @dataclass(frozen=True)
-class Story:
-    """Of one stage."""
+class OomDiagnosis:
+    """Planned and measured memory of one stage, the part that most likely outgrew its plan, and advice."""
 
     stage: str
     ran_out: bool
-    """Whether its error says so."""
+    """True if the stage's error says that memory ran out."""
     error: str | None
     predicted_bytes: int
     actual_bytes: int | None
-    """The highest peak of a metrics row, None where there is none yet."""
+    """Highest peak of the metrics rows; None before the first row."""
     room_bytes: int
     outgrew: str
     """The part that most likely took more than was planned for it."""
@@ -47,8 +47,8 @@ class Story:
         return asdict(self)
 
 
-def explain(run: RunView) -> list[Story]:
-    """Of each stage that has a plan and did not end; of all that have a plan, where all ended.
+def diagnose_oom(run: RunView) -> list[OomDiagnosis]:
+    """Diagnoses of the planned stages that did not end, or of all planned stages if all ended.
 
     Raises:
         UserError: no stage of the run was planned.
@@ -56,17 +56,17 @@ def explain(run: RunView) -> list[Story]:
     planned = [stage for stage in run.stages if stage.plan is not None]
     if not planned:
         raise UserError(f"{run.url}: no stage has a plan.json; runs write it before a stage begins")
-    return [_story(stage) for stage in [s for s in planned if s.status != "done"] or planned]
+    return [_diagnose(stage) for stage in [s for s in planned if s.status != "done"] or planned]
 
 
-def _story(stage: StageView) -> Story:
+def _diagnose(stage: StageView) -> OomDiagnosis:
     assert stage.plan is not None
     predicted, actual = stage.plan["predicted"], stage.plan["actual"]
     error = stage.plan.get("error")
     expected, room = int(predicted["peak_bytes"]["expected"]), int(predicted["capacity_bytes"])
     peak = actual.get("peak_bytes")
     outgrew, why = _culprit(predicted["parts"], expected, peak, room)
-    return Story(
+    return OomDiagnosis(
         stage.name,
         error is not None and any(sign in error.lower() for sign in _SIGNS),
         error,
@@ -81,7 +81,10 @@ def _story(stage: StageView) -> Story:
 
 
 def _culprit(parts: Mapping[str, int], expected: int, peak: float | None, room: int) -> tuple[str, str]:
-    """The part, and the reason to name it: only sums are measured, so the parts that can grow share the excess."""
+    """The part that most likely grew, and the reason to name it.
+
+    Only the sum of all parts is measured: the largest part that varies with the micro-batch is suspected.
+    """
     variable = {part: size for part, size in parts.items() if part in _GROWS_WITH_BATCH}
     largest = max(variable or parts, key=lambda part: parts[part])
     if peak is None:

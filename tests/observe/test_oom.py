@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from triptych.errors import UserError
-from triptych.observe.memory_story import explain
+from triptych.observe.oom import diagnose_oom
 from triptych.observe.runs import RunView, read_run
 
 MIB = 2**20
@@ -36,31 +36,31 @@ def plan(parts: Mapping[str, int] = PARTS, error: str = "RunError: a worker fail
 
 
 def test_the_part_that_varies_most_outgrew(tmp_path: Path) -> None:
-    (story,) = explain(run(tmp_path, plan(), peak=1900 * MIB))
-    assert (story.stage, story.ran_out, story.outgrew) == ("sft", True, "activations")
-    assert "814 MiB more than planned" in story.why
-    assert "checkpointing" in story.advice
+    (diagnosis,) = diagnose_oom(run(tmp_path, plan(), peak=1900 * MIB))
+    assert (diagnosis.stage, diagnosis.ran_out, diagnosis.outgrew) == ("sft", True, "activations")
+    assert "814 MiB more than planned" in diagnosis.why
+    assert "checkpointing" in diagnosis.advice
 
 
 def test_logits_where_they_are_the_most(tmp_path: Path) -> None:
-    (story,) = explain(run(tmp_path, plan({**PARTS, "logits": 900 * MIB})))
-    assert (story.outgrew, story.actual_bytes) == ("logits", None)
-    assert "before its first row" in story.why
-    assert "loss_chunk" in story.advice
+    (diagnosis,) = diagnose_oom(run(tmp_path, plan({**PARTS, "logits": 900 * MIB})))
+    assert (diagnosis.outgrew, diagnosis.actual_bytes) == ("logits", None)
+    assert "before its first row" in diagnosis.why
+    assert "loss_chunk" in diagnosis.advice
 
 
 def test_a_plan_that_needed_more_than_there_is(tmp_path: Path) -> None:
-    (story,) = explain(run(tmp_path, plan({**PARTS, "weights": 4096 * MIB})))
-    assert story.outgrew == "weights"
-    assert "the plan itself" in story.why
+    (diagnosis,) = diagnose_oom(run(tmp_path, plan({**PARTS, "weights": 4096 * MIB})))
+    assert diagnosis.outgrew == "weights"
+    assert "the plan itself" in diagnosis.why
 
 
 def test_another_error_is_told_as_such(tmp_path: Path) -> None:
-    (story,) = explain(run(tmp_path, plan(error="UserError: no room for the longest row"), peak=900 * MIB))
-    assert not story.ran_out
-    assert "stayed within the plan" in story.why
+    (diagnosis,) = diagnose_oom(run(tmp_path, plan(error="UserError: no room for the longest row"), peak=900 * MIB))
+    assert not diagnosis.ran_out
+    assert "stayed within the plan" in diagnosis.why
 
 
 def test_a_run_without_a_plan(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no stage has a plan.json"):
-        explain(run(tmp_path, None))
+        diagnose_oom(run(tmp_path, None))
