@@ -20,10 +20,10 @@ from triptych.tune.driver import Job, drive
 from triptych.tune.executor import Executor
 from triptych.tune.feasible import feasible_points
 from triptych.tune.generations import Generations
-from triptych.tune.judges import Judge
 from triptych.tune.ledger import Deaths, Ledger
 from triptych.tune.metrics import reported_metrics
 from triptych.tune.record import Record
+from triptych.tune.schedulers import ReplayingScheduler
 from triptych.tune.search import Search, assignment_of
 from triptych.tune.shared_base import executor_for
 from triptych.tune.slots import Slots
@@ -131,7 +131,8 @@ def _tune(
     ledger = Ledger(record, budget, executor, slots)
     stage = recipe.trained[sweep.stage]
     every = stage.train.evaluate_every
-    judge = None if slots else Judge(sweep, ledger, every)  # before the search: it may end trials on record
+    # The scheduler before the search: its replay may end trials that the search would resume.
+    scheduler = None if slots else ReplayingScheduler(sweep, ledger, every)
     search = Search(recipe, record, budget, machine)
     if slots:
         population = [asdict(assignment_of(trial)) for trial in iter(search.next, None)]
@@ -141,7 +142,7 @@ def _tune(
         config = tune.TuneConfig(scheduler=Generations(recipe, ledger, machine, sweep.pbt.every or every or 1))
     else:
         space = {}
-        config = tune.TuneConfig(search_alg=search, scheduler=judge, num_samples=-1, max_concurrent_trials=at_once)
+        config = tune.TuneConfig(search_alg=search, scheduler=scheduler, num_samples=-1, max_concurrent_trials=at_once)
     _fit(Job(recipe, record.url, str(Path.cwd()), executor, slots), space, config, budget, ledger)
     for trial in record.trials.values():
         if trial.status == "running" and budget.spent:

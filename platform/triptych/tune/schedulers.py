@@ -1,4 +1,4 @@
-"""Early stopping: Tune's schedulers, told of what an earlier sitting of the sweep had on record first."""
+"""Early stopping by Tune's schedulers, which first replay the events of earlier sessions of the sweep."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,28 +12,34 @@ from triptych.tune.ledger import Ledger, number_of
 from triptych.tune.trial import worst
 
 _ENDLESS = 10**9
-"""Steps; a trial ends by itself."""
+"""Steps after which ASHA would end a trial; trials end by themselves earlier."""
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A trial as a scheduler knows it: by its name, in whichever sitting."""
+class TrialStub:
+    """Stand-in for Tune's trial: schedulers tell trials apart by `trial_id`, here the same in every session."""
 
     trial_id: str
 
 
-class _Nobody:
-    """What the schedulers see of Tune's controller: no trial that waits for one to be paused."""
+class _ControllerStub:
+    """Stand-in for Tune's controller, which schedulers ask for live trials that they could resume."""
 
     def get_live_trials(self) -> list[TuneTrial]:
         return []
 
 
-_NOBODY: Any = _Nobody()
+_CONTROLLER: Any = _ControllerStub()
 
 
-class Judge(FIFOScheduler):
-    """Asks a scheduler of Tune whether a trial goes on."""
+class ReplayingScheduler(FIFOScheduler):
+    """Asks one of Tune's schedulers whether a trial continues, after replaying the sweep's record to it.
+
+    Tune's own state is not kept, so a sweep that continues would compare new trials with nothing. The replay gives the
+    scheduler every report on record, in order. It also repeats decisions that were made but not written down: where
+    the last report of a trial still `running` meets STOP, the earlier session ended between the report and its
+    consequence, and the trial is ended now. Therefore this is built before `Search`, which would resume such a trial.
+    """
 
     def __init__(self, sweep: Sweep, ledger: Ledger, evaluate_every: int | None) -> None:
         super().__init__()
@@ -46,30 +52,30 @@ class Judge(FIFOScheduler):
                 name = trial_name(event["trial"])
                 value = event["metrics"].get(self._objective.metric)
                 score = value if value is not None and value == value else worst(self._objective.mode)
-                stops = self._judge(name, {"step": event["step"], "score": score}) == TrialScheduler.STOP
+                stops = self._decide(name, {"step": event["step"], "score": score}) == TrialScheduler.STOP
                 ended = self._ledger.record.trials[event["trial"]]
                 if stops and ended.status == "running" and ended.step == event["step"]:
                     ledger.end(event["trial"], "stopped", _why(sweep, event["step"]))
         self._sweep = sweep
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        """Tune's: what becomes of the trial."""
+        """Tune's hook: record the report, and decide whether the trial continues."""
         if not self._ledger.take(trial, result):
             return TrialScheduler.CONTINUE
         number = number_of(trial)
-        decision = self._judge(trial_name(number), result)
+        decision = self._decide(trial_name(number), result)
         if decision == TrialScheduler.STOP:
             self._ledger.end(number, "stopped", _why(self._sweep, result["step"]))
         return decision
 
-    def _judge(self, name: str, result: dict[str, Any]) -> str:
+    def _decide(self, name: str, result: dict[str, Any]) -> str:
         if self._inner is None:
             return TrialScheduler.CONTINUE
-        standing: Any = Standing(name)
+        stub: Any = TrialStub(name)
         if name not in self._added:
             self._added.add(name)
-            self._inner.on_trial_add(_NOBODY, standing)
-        return self._inner.on_trial_result(_NOBODY, standing, dict(result))
+            self._inner.on_trial_add(_CONTROLLER, stub)
+        return self._inner.on_trial_result(_CONTROLLER, stub, dict(result))
 
 
 def _scheduler(sweep: Sweep, evaluate_every: int | None) -> TrialScheduler | None:

@@ -17,9 +17,9 @@ from triptych.observe.report.sweep import render_sweep
 from triptych.observe.sweeps import read_sweep
 from triptych.recipe import Asha, Recipe
 from triptych.tune.budget import Budget
-from triptych.tune.judges import Judge
 from triptych.tune.ledger import Ledger
 from triptych.tune.record import Record
+from triptych.tune.schedulers import ReplayingScheduler
 from triptych.tune.search import assignment_of
 from triptych.tune.sweep import sweep_folder
 from triptych.tune.trial import Report
@@ -37,7 +37,7 @@ class Stopped:
         self.names.append(name)
 
 
-class Sitting:
+class Session:
     """A sweep's parts as `run_sweep` puts them together, and trials that report what a test says."""
 
     def __init__(self, recipe: Recipe) -> None:
@@ -46,18 +46,18 @@ class Sitting:
         self.budget = Budget(recipe, self.record)
         executor: Any = self.executor
         self.ledger = Ledger(self.record, self.budget, executor, None)
-        self.judge = Judge(recipe.sweep, self.ledger, 2)
+        self.scheduler = ReplayingScheduler(recipe.sweep, self.ledger, 2)
 
     def report(self, number: int, step: int, loss: float, *, final: bool = False) -> str:
         report = Report(step, {"heldout_loss": loss}, device_seconds=1.0 * step, tokens=10 * step, final=final)
         result = {"step": step, "score": loss, "report": json.dumps(asdict(report)), "run": f"trial-{number:03d}"}
         trial: Any = SimpleNamespace(config={"assignment": {"number": number}})
-        return self.judge.on_trial_result(None, trial, result)
+        return self.scheduler.on_trial_result(None, trial, result)
 
 
-def begin(sitting: Sitting, count: int) -> None:
+def begin(session: Session, count: int) -> None:
     for number in range(1, count + 1):
-        sitting.record.begin({"stages.sft.train.optimizer.lr": 10.0**-number, "stages.sft.method.r": 2})
+        session.record.begin({"stages.sft.train.optimizer.lr": 10.0**-number, "stages.sft.method.r": 2})
 
 
 ASHA = {"scheduler": "asha", "asha": {"grace": 2, "reduction": 2}, "budget": {"trials": 6}}
@@ -65,14 +65,14 @@ ASHA = {"scheduler": "asha", "asha": {"grace": 2, "reduction": 2}, "budget": {"t
 
 def test_asha_stops_the_worse_half_and_writes_it_down(make_recipe: Make) -> None:
     recipe = make_recipe(**ASHA)
-    sitting = Sitting(recipe)
-    begin(sitting, 3)
-    assert sitting.report(1, 2, 1.0) == TrialScheduler.CONTINUE
-    assert sitting.report(1, 4, 0.9) == TrialScheduler.CONTINUE
-    assert sitting.report(1, 6, 0.8, final=True) == TrialScheduler.CONTINUE
-    assert sitting.report(2, 2, 3.0) == TrialScheduler.STOP
-    assert sitting.report(3, 2, 0.5) == TrialScheduler.CONTINUE
-    assert sitting.executor.names == ["trial-001", "trial-002"]
+    session = Session(recipe)
+    begin(session, 3)
+    assert session.report(1, 2, 1.0) == TrialScheduler.CONTINUE
+    assert session.report(1, 4, 0.9) == TrialScheduler.CONTINUE
+    assert session.report(1, 6, 0.8, final=True) == TrialScheduler.CONTINUE
+    assert session.report(2, 2, 3.0) == TrialScheduler.STOP
+    assert session.report(3, 2, 0.5) == TrialScheduler.CONTINUE
+    assert session.executor.names == ["trial-001", "trial-002"]
     view = read_sweep(sweep_folder(recipe))
     assert [trial.status for trial in view.trials] == ["done", "stopped", "running"]
     assert [trial.step for trial in view.trials] == [6, 2, 2]
@@ -98,13 +98,13 @@ def test_a_later_sitting_decides_as_the_same_one_would(make_recipe: Make, schedu
 
     def play(restart_after: int) -> list[tuple[str, int]]:
         storage.remove(sweep_folder(recipe))
-        sitting = Sitting(recipe)
-        begin(sitting, 6)
+        session = Session(recipe)
+        begin(session, 6)
         for turn, (number, step, loss) in enumerate(turns):
             if turn == restart_after:
-                sitting = Sitting(recipe)
-            if sitting.record.trials[number].status == "running":
-                sitting.report(number, step, loss)
+                session = Session(recipe)
+            if session.record.trials[number].status == "running":
+                session.report(number, step, loss)
         return [(trial.status, trial.step) for trial in read_sweep(sweep_folder(recipe)).trials]
 
     undisturbed = play(-1)
@@ -115,24 +115,24 @@ def test_a_later_sitting_decides_as_the_same_one_would(make_recipe: Make, schedu
 
 def test_a_stop_that_was_decided_but_not_written_is_made_up_for(make_recipe: Make) -> None:
     recipe = make_recipe(**ASHA)
-    sitting = Sitting(recipe)
-    begin(sitting, 2)
-    sitting.report(1, 2, 1.0)
-    sitting.report(2, 2, 3.0)
+    session = Session(recipe)
+    begin(session, 2)
+    session.report(1, 2, 1.0)
+    session.report(2, 2, 3.0)
     events = Path(sweep_folder(recipe)) / "events"
     (events / max(storage.list_files(str(events)))).unlink()
     assert read_sweep(sweep_folder(recipe)).trials[1].status == "running"
-    Sitting(recipe)
+    Session(recipe)
     assert read_sweep(sweep_folder(recipe)).trials[1].status == "stopped"
 
 
 def test_what_is_on_record_is_not_judged_again(make_recipe: Make) -> None:
     recipe = make_recipe(**ASHA)
-    sitting = Sitting(recipe)
-    begin(sitting, 2)
-    sitting.report(1, 2, 1.0)
-    sitting.report(1, 4, 0.9)
-    again = Sitting(recipe)
+    session = Session(recipe)
+    begin(session, 2)
+    session.report(1, 2, 1.0)
+    session.report(1, 4, 0.9)
+    again = Session(recipe)
     assert again.report(1, 4, 0.9) == TrialScheduler.CONTINUE
     assert len(again.record.trials[1].reports) == 2
     standing = assignment_of(again.record.trials[1])
@@ -141,12 +141,12 @@ def test_what_is_on_record_is_not_judged_again(make_recipe: Make) -> None:
 
 def test_a_number_that_is_none_is_the_worst(make_recipe: Make) -> None:
     recipe = make_recipe(**ASHA)
-    sitting = Sitting(recipe)
-    begin(sitting, 2)
-    sitting.report(1, 2, 1.0)
-    assert sitting.report(2, 2, float("inf")) == TrialScheduler.STOP
+    session = Session(recipe)
+    begin(session, 2)
+    session.report(1, 2, 1.0)
+    assert session.report(2, 2, float("inf")) == TrialScheduler.STOP
     trial: Any = SimpleNamespace(config={"assignment": {"number": 1}})
-    assert sitting.judge.on_trial_result(None, trial, {"step": 2, "failed": "rows are wrong"}) == "CONTINUE"
+    assert session.scheduler.on_trial_result(None, trial, {"step": 2, "failed": "rows are wrong"}) == "CONTINUE"
     view = read_sweep(sweep_folder(recipe))
     assert (view.trials[0].status, view.trials[0].reason) == ("failed", "rows are wrong")
     assert "<td>inf</td>" in render_sweep(view, {})
@@ -154,28 +154,28 @@ def test_a_number_that_is_none_is_the_worst(make_recipe: Make) -> None:
 
 @pytest.mark.parametrize("limit", [{"tokens": 70}, {"device_seconds": 7}])
 def test_budgets_count_over_all_trials(make_recipe: Make, limit: dict[str, float]) -> None:
-    sitting = Sitting(make_recipe(budget=limit))
-    begin(sitting, 2)
-    sitting.report(1, 4, 1.0)
-    assert not sitting.budget.stop_all()
-    sitting.report(2, 4, 1.0)
-    assert sitting.budget.stop_all()
-    assert sitting.budget.full
+    session = Session(make_recipe(budget=limit))
+    begin(session, 2)
+    session.report(1, 4, 1.0)
+    assert not session.budget.stop_all()
+    session.report(2, 4, 1.0)
+    assert session.budget.stop_all()
+    assert session.budget.full
 
 
 def test_a_trial_under_way_spends_before_it_reports(make_recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    sitting = Sitting(make_recipe(budget={"device_seconds": 50}))
-    begin(sitting, 1)
+    session = Session(make_recipe(budget={"device_seconds": 50}))
+    begin(session, 1)
     clock = [0.0]
     monkeypatch.setattr("triptych.tune.budget.time.monotonic", lambda: clock[0])
-    sitting.budget.started(1)
+    session.budget.started(1)
     clock[0] = 40.0
-    assert not sitting.budget.stop_all()
+    assert not session.budget.stop_all()
     clock[0] = 51.0
-    assert sitting.budget.stop_all()
-    sitting.ledger.end(1, "cut", "the budget was used up")
-    assert sitting.record.device_seconds == 51.0
-    assert sitting.budget.stop_all(), "the same when it goes on"
+    assert session.budget.stop_all()
+    session.ledger.end(1, "cut", "the budget was used up")
+    assert session.record.device_seconds == 51.0
+    assert session.budget.stop_all(), "the same when it goes on"
 
 
 def test_another_sweep_in_the_same_folder_is_refused(make_recipe: Make) -> None:
