@@ -21,7 +21,7 @@ from triptych.stages.run import chosen, run_stage, stage_context
 from triptych.train import checkpoint
 from triptych.train.on_ray import WorkerFailedError
 from triptych.tune.feasible import side_by_side
-from triptych.tune.gate import Gate
+from triptych.tune.rendezvous import Rendezvous
 from triptych.tune.trial import Report, Trial, plain_metrics
 
 _POLL_S = 0.2
@@ -51,24 +51,24 @@ class Executor(Protocol):
 
 
 @dataclass(frozen=True)
-class GateMonitor:
-    """A stage's `Monitor` that waits at a gate."""
+class RendezvousMonitor:
+    """A stage's `Monitor` that waits at a rendezvous after each evaluation."""
 
-    gate: Any
+    rendezvous: Any
     asha: Asha | None
-    """As `Trial` has it."""
+    """See `Trial.asha`."""
 
     def wants(self, step: int) -> bool:
-        """See Monitor."""
+        """True at steps where ASHA compares trials; see Monitor."""
         return self.asha is not None and self.asha.has_rung(step)
 
     def evaluated(self, step: int) -> None:
-        """Returns when the trial's driver has opened the gate."""
+        """Wait until the trial's driver lets the stage continue."""
         try:
-            ray.get(self.gate.evaluated.remote(step))
+            ray.get(self.rendezvous.evaluated.remote(step))
         except RayActorError:
-            # The driver was stopped, and its run ends after it. A failure here would be tried again meanwhile, with
-            # CPUs that nobody gives back.
+            # The driver was stopped, and its run will be stopped with it. An error here would make Ray Train start
+            # the workers again meanwhile, with CPUs that are then never released.
             threading.Event().wait()
 
 
@@ -94,18 +94,18 @@ class OnRayTrain:
 
 def follow(trial: Trial, ctx: StageContext[Any], clock: "Clock") -> Iterator[Report]:
     """Run a trial's stage, and report each of its evaluations; the stage rests until the next is asked for."""
-    gate: Any = ray.remote(num_cpus=0)(Gate).remote()
+    rendezvous: Any = ray.remote(num_cpus=0)(Rendezvous).remote()
     yield from _unreported(ctx, trial, clock)
     ended: queue.Queue[Exception | None] = queue.Queue()
     restarts = trial.recipe.trained[trial.stage].workers.max_restarts
-    work = (replace(ctx, monitor=GateMonitor(gate, trial.asha)), restarts, ended)
+    work = (replace(ctx, monitor=RendezvousMonitor(rendezvous, trial.asha)), restarts, ended)
     threading.Thread(target=_run_stage, args=work, daemon=True).start()
-    arrived = gate.arrived.remote()
+    arrived = rendezvous.arrived.remote()
     while ended.empty():
         if ray.wait([arrived], timeout=_POLL_S)[0]:
             yield report_at(ctx, clock, ray.get(arrived))
-            ray.get(gate.open.remote())
-            arrived = gate.arrived.remote()
+            ray.get(rendezvous.resume.remote())
+            arrived = rendezvous.arrived.remote()
     if error := ended.get():
         raise error
     yield final_report(ctx, clock)

@@ -23,7 +23,7 @@ from triptych.stages.models import role_model
 from triptych.stages.supervised.training import Learn
 from triptych.train.allocator import allocator_variables
 from triptych.train.stepping import LockstepTrainings
-from triptych.tune.executor import GateMonitor
+from triptych.tune.executor import RendezvousMonitor
 
 _POLL_S = 0.05
 
@@ -49,15 +49,15 @@ class _Member:
     ctx: StageContext[Any]
     learn: Learn
     done: "Future[None]" = field(default_factory=Future)
-    gate: Any = None
-    """The answer that it waits for before it may go on."""
+    resumed: Any = None
+    """Future of the driver's `resume`; None while the trial may train."""
 
 
 @dataclass(frozen=True)
 class _Parking:
     """A stage's `Monitor` that does not wait: its member does."""
 
-    at: GateMonitor
+    at: RendezvousMonitor
     member: _Member
 
     def wants(self, step: int) -> bool:
@@ -66,7 +66,7 @@ class _Parking:
 
     def evaluated(self, step: int) -> None:
         """See Monitor."""
-        self.member.gate = self.at.gate.evaluated.remote(step)
+        self.member.resumed = self.at.rendezvous.evaluated.remote(step)
 
 
 class Trainer:
@@ -118,7 +118,7 @@ class Trainer:
 
     def _hear(self) -> None:
         """Do what calls asked for; wait for one, or a while, where nobody can go on."""
-        waiting = [member.gate for member in self._members.values()]
+        waiting = [member.resumed for member in self._members.values()]
         if not self._members:
             self._news.get()()
         elif None not in waiting:
@@ -130,7 +130,7 @@ class Trainer:
         ctx, name = member.ctx, member.ctx.recipe.name
         self._leave(name)
         self._members[name] = member
-        if isinstance(ctx.monitor, GateMonitor):
+        if isinstance(ctx.monitor, RendezvousMonitor):
             ctx = replace(ctx, monitor=_Parking(ctx.monitor, member))
         if self._model is None:
             self._model = role_model(ctx, ctx.stage.train.memory, self._device)
@@ -144,16 +144,16 @@ class Trainer:
         """Whether a trial has a step to take, and the answer that it waited for; one whose driver is gone ends."""
         if name in self._side.ended:
             return False
-        if member.gate is None:
+        if member.resumed is None:
             return True
-        if not ray.wait([member.gate], timeout=0)[0]:
+        if not ray.wait([member.resumed], timeout=0)[0]:
             return False
         try:
-            ray.get(member.gate)
+            ray.get(member.resumed)
         except RayError:
             self._end(name, None)
             return False
-        member.gate = None
+        member.resumed = None
         return True
 
     def _end(self, name: str, error: Exception | None) -> None:
