@@ -17,8 +17,8 @@ from triptych.observe.report.sweep import render_sweep
 from triptych.observe.sweeps import read_sweep
 from triptych.recipe import Asha, Recipe
 from triptych.tune.budget import Budget
-from triptych.tune.ledger import Ledger
 from triptych.tune.record import Record
+from triptych.tune.report_handler import ReportHandler
 from triptych.tune.schedulers import ReplayingScheduler
 from triptych.tune.search import assignment_of
 from triptych.tune.sweep import sweep_folder
@@ -45,8 +45,8 @@ class Session:
         self.record, self.executor = Record(recipe, sweep_folder(recipe)), Stopped()
         self.budget = Budget(recipe, self.record)
         executor: Any = self.executor
-        self.ledger = Ledger(self.record, self.budget, executor, None)
-        self.scheduler = ReplayingScheduler(recipe.sweep, self.ledger, 2)
+        self.reports = ReportHandler(self.record, self.budget, executor, None)
+        self.scheduler = ReplayingScheduler(recipe.sweep, self.reports, 2)
 
     def report(self, number: int, step: int, loss: float, *, final: bool = False) -> str:
         report = Report(step, {"heldout_loss": loss}, device_seconds=1.0 * step, tokens=10 * step, final=final)
@@ -173,7 +173,7 @@ def test_a_trial_under_way_spends_before_it_reports(make_recipe: Make, monkeypat
     assert not session.budget.stop_all()
     clock[0] = 51.0
     assert session.budget.stop_all()
-    session.ledger.end(1, "cut", "the budget was used up")
+    session.reports.end(1, "cut", "the budget was used up")
     assert session.record.device_seconds == 51.0
     assert session.budget.stop_all(), "the same when it goes on"
 

@@ -18,16 +18,16 @@ from triptych.recipe import Dimension, Recipe, Values
 from triptych.train.checkpoint import copy
 from triptych.tune.driver import read_pointer
 from triptych.tune.feasible import misfit
-from triptych.tune.ledger import Ledger, number_of
+from triptych.tune.report_handler import ReportHandler, number_of
 from triptych.tune.search import assignment_of
 
 
 class Generations(PopulationBasedTraining):
     """All trials train for a generation, rest, and are compared; in turns where the cluster is small."""
 
-    def __init__(self, recipe: Recipe, ledger: Ledger, machine: Machine, every: int) -> None:
+    def __init__(self, recipe: Recipe, reports: ReportHandler, machine: Machine, every: int) -> None:
         assert recipe.sweep is not None
-        self._recipe, self._sweep, self._ledger, self._machine = recipe, recipe.sweep, ledger, machine
+        self._recipe, self._sweep, self._reports, self._machine = recipe, recipe.sweep, reports, machine
         self._every = every
         super().__init__(
             time_attr="step",
@@ -42,11 +42,11 @@ class Generations(PopulationBasedTraining):
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """Tune's: what becomes of the trial, and after the last of a generation, of all."""
-        if not self._ledger.take(trial, result):
+        if not self._reports.handle(trial, result):
             return TrialScheduler.CONTINUE
         decision: str = super().on_trial_result(tune_controller, trial, result)
         if decision != TrialScheduler.CONTINUE:
-            self._ledger.pause(number_of(trial))
+            self._reports.pause(number_of(trial))
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
@@ -70,10 +70,10 @@ class Generations(PopulationBasedTraining):
         number, donor = number_of(trial), number_of(trial_to_clone)
         checkpoint: Any = self._trial_state[trial_to_clone].last_checkpoint
         pointer = read_pointer(checkpoint)
-        values = self._explored(number, self._ledger.record.trials[donor].values, pointer["step"])
-        began = self._ledger.record.exploit(number, donor, pointer["step"], values)
+        values = self._explored(number, self._reports.record.trials[donor].values, pointer["step"])
+        began = self._reports.record.exploit(number, donor, pointer["step"], values)
         source, target = (
-            storage.join(self._ledger.record.url, run, "stages", self._sweep.stage, "checkpoints")
+            storage.join(self._reports.record.url, run, "stages", self._sweep.stage, "checkpoints")
             for run in (pointer["run"], began.run)
         )
         copy(source, target, pointer["step"])

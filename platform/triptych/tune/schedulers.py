@@ -8,7 +8,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, MedianSt
 
 from triptych.observe.sweeps import trial_name
 from triptych.recipe import Sweep
-from triptych.tune.ledger import Ledger, number_of
+from triptych.tune.report_handler import ReportHandler, number_of
 from triptych.tune.trial import worst
 
 _ENDLESS = 10**9
@@ -41,31 +41,31 @@ class ReplayingScheduler(FIFOScheduler):
     consequence, and the trial is ended now. Therefore this is built before `Search`, which would resume such a trial.
     """
 
-    def __init__(self, sweep: Sweep, ledger: Ledger, evaluate_every: int | None) -> None:
+    def __init__(self, sweep: Sweep, reports: ReportHandler, evaluate_every: int | None) -> None:
         super().__init__()
-        self._ledger = ledger
+        self._reports = reports
         self._inner = _scheduler(sweep, evaluate_every)
         self._objective = sweep.objectives[0]
         self._added: set[str] = set()
-        for event in ledger.record.events:
+        for event in reports.record.events:
             if event["event"] == "report":
                 name = trial_name(event["trial"])
                 value = event["metrics"].get(self._objective.metric)
                 score = value if value is not None and value == value else worst(self._objective.mode)
                 stops = self._decide(name, {"step": event["step"], "score": score}) == TrialScheduler.STOP
-                ended = self._ledger.record.trials[event["trial"]]
+                ended = self._reports.record.trials[event["trial"]]
                 if stops and ended.status == "running" and ended.step == event["step"]:
-                    ledger.end(event["trial"], "stopped", _why(sweep, event["step"]))
+                    reports.end(event["trial"], "stopped", _why(sweep, event["step"]))
         self._sweep = sweep
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
         """Tune's hook: record the report, and decide whether the trial continues."""
-        if not self._ledger.take(trial, result):
+        if not self._reports.handle(trial, result):
             return TrialScheduler.CONTINUE
         number = number_of(trial)
         decision = self._decide(trial_name(number), result)
         if decision == TrialScheduler.STOP:
-            self._ledger.end(number, "stopped", _why(self._sweep, result["step"]))
+            self._reports.end(number, "stopped", _why(self._sweep, result["step"]))
         return decision
 
     def _decide(self, name: str, result: dict[str, Any]) -> str:

@@ -20,9 +20,9 @@ from triptych.tune.driver import Job, drive
 from triptych.tune.executor import Executor
 from triptych.tune.feasible import feasible_points
 from triptych.tune.generations import Generations
-from triptych.tune.ledger import Deaths, Ledger
 from triptych.tune.metrics import reported_metrics
 from triptych.tune.record import Record
+from triptych.tune.report_handler import ReportHandler, TrialErrors
 from triptych.tune.schedulers import ReplayingScheduler
 from triptych.tune.search import Search, assignment_of
 from triptych.tune.shared_base import executor_for
@@ -128,33 +128,33 @@ def _tune(
 ) -> None:
     """Run Tune until nothing is left to do. `slots`: a population is begun at once, and takes turns."""
     budget = Budget(recipe, record)
-    ledger = Ledger(record, budget, executor, slots)
+    reports = ReportHandler(record, budget, executor, slots)
     stage = recipe.trained[sweep.stage]
     every = stage.train.evaluate_every
     # The scheduler before the search: its replay may end trials that the search would resume.
-    scheduler = None if slots else ReplayingScheduler(sweep, ledger, every)
+    scheduler = None if slots else ReplayingScheduler(sweep, reports, every)
     search = Search(recipe, record, budget, machine)
     if slots:
         population = [asdict(assignment_of(trial)) for trial in iter(search.next, None)]
         if not population:
             return
         space: dict[str, Any] = {"assignment": tune.grid_search(population)}
-        config = tune.TuneConfig(scheduler=Generations(recipe, ledger, machine, sweep.pbt.every or every or 1))
+        config = tune.TuneConfig(scheduler=Generations(recipe, reports, machine, sweep.pbt.every or every or 1))
     else:
         space = {}
         config = tune.TuneConfig(search_alg=search, scheduler=scheduler, num_samples=-1, max_concurrent_trials=at_once)
-    _fit(Job(recipe, record.url, str(Path.cwd()), executor, slots), space, config, budget, ledger)
+    _fit(Job(recipe, record.url, str(Path.cwd()), executor, slots), space, config, budget, reports)
     for trial in record.trials.values():
         if trial.status == "running" and budget.spent:
-            ledger.end(trial.number, "cut", "the budget was used up")
+            reports.end(trial.number, "cut", "the budget was used up")
 
 
-def _fit(job: Job, space: dict[str, Any], config: tune.TuneConfig, budget: Budget, ledger: Ledger) -> None:
+def _fit(job: Job, space: dict[str, Any], config: tune.TuneConfig, budget: Budget, reports: ReportHandler) -> None:
     storage.remove(storage.join(job.folder, _SCRATCH))
     os.environ.update(_QUIET)
     logging.getLogger("ray.tune").setLevel(logging.ERROR)  # it misses the files of loggers that are switched off
     driver = tune.with_resources(tune.with_parameters(drive, job=job), tune.PlacementGroupFactory([_ON_HEAD]))
     run_config = tune.RunConfig(
-        name=_SCRATCH, storage_path=job.folder, stop=budget, callbacks=[Deaths(ledger)], verbose=0
+        name=_SCRATCH, storage_path=job.folder, stop=budget, callbacks=[TrialErrors(reports)], verbose=0
     )
     tune.Tuner(driver, param_space=space, tune_config=config, run_config=run_config).fit()

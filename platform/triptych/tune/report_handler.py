@@ -1,4 +1,4 @@
-"""What follows from every report: the record first, then the schedulers' decision."""
+"""Handling of trials' reports and ends: written to the record first, then passed to the scheduler."""
 
 import json
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ from triptych.tune.trial import Report
 
 
 def number_of(trial: TuneTrial) -> int:
-    """Which trial of the sweep a trial of Tune is."""
+    """Number, in the sweep, of one of Tune's trials."""
     number: int = trial.config["assignment"]["number"]
     return number
 
 
-class Ledger:
-    """Writes down what trials tell, and lets go of those that are over."""
+class ReportHandler:
+    """Writes reports to the sweep's record, and frees what trials that pause or end had."""
 
     def __init__(self, record: Record, budget: Budget, executor: Executor, slots: Slots | None) -> None:
         self.record, self.budget = record, budget
         self._executor, self._slots = executor, slots
 
-    def take(self, trial: TuneTrial, result: Mapping[str, Any]) -> bool:
-        """Whether the report is one that a scheduler has to judge: new, and not a trial's last."""
+    def handle(self, trial: TuneTrial, result: Mapping[str, Any]) -> bool:
+        """Record a report; True if a scheduler has to decide on it: it is new, and not the trial's last."""
         number = number_of(trial)
         if "failed" in result:
             self.end(number, "failed", result["failed"])
@@ -43,11 +43,11 @@ class Ledger:
         return not known and not report.final
 
     def pause(self, number: int) -> None:
-        """A trial's driver goes; the trial will go on."""
+        """Free what a trial's driver holds; the trial continues later."""
         self._let_go(number)
 
     def end(self, number: int, status: str, reason: str = "") -> None:
-        """A trial is over. It may be so twice: the first word counts."""
+        """End a trial, with a status of TrialView. A second call changes nothing on record."""
         trial = self.record.trials[number]
         if trial.status == "running":
             self.record.end(number, status, reason, trial.device_seconds + self.budget.under_way(number))
@@ -60,14 +60,14 @@ class Ledger:
             self._slots.release(number)
 
 
-class Deaths(Callback):
-    """Trials whose driver died without a word."""
+class TrialErrors(Callback):
+    """Callback of Tune that records trials whose driver died as failed."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, reports: ReportHandler) -> None:
+        self._reports = reports
 
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any) -> None:
-        """Tune has given the trial up."""
+        """Tune's hook: the trial failed and is not tried again."""
         error = trial.get_error()
         reason = str(error).strip().rpartition("\n")[2] if error else "no reason given"
-        self._ledger.end(number_of(trial), "failed", f"its driver died: {reason}")
+        self._reports.end(number_of(trial), "failed", f"its driver died: {reason}")
