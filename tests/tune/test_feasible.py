@@ -10,9 +10,9 @@ from triptych.errors import UserError
 from triptych.plan import Machine, Node
 from triptych.recipe import Recipe
 from triptych.tune.budget import Budget
-from triptych.tune.feasible import feasible_points, misfit, side_by_side
-from triptych.tune.generations import drawn, moved
+from triptych.tune.feasible import feasible_points, max_concurrent, reason_infeasible
 from triptych.tune.metrics import reported_metrics
+from triptych.tune.population import perturb, resample
 from triptych.tune.record import Record
 from triptych.tune.search import Search
 from triptych.tune.sweep import check_sweep, sweep_folder
@@ -37,8 +37,8 @@ def with_rows(recipe: Recipe, **batch: int) -> Recipe:
 def test_points_without_room_are_counted_and_never_given_out(make_recipe: Make) -> None:
     recipe = with_rows(make_recipe(space={TOKENS: {"choice": [256, 4_000_000]}}, budget={"trials": 5}))
     small = machine(2_000 * MIB)
-    assert misfit(recipe, {TOKENS: 256}, small) is None
-    assert "does not fit machine" in str(misfit(recipe, {TOKENS: 4_000_000}, small))
+    assert reason_infeasible(recipe, {TOKENS: 256}, small) is None
+    assert "does not fit machine" in str(reason_infeasible(recipe, {TOKENS: 4_000_000}, small))
     assert {values[TOKENS] for values in feasible_points(recipe, small)} == {256}
     record = Record(recipe, sweep_folder(recipe))
     search = Search(recipe, record, Budget(recipe, record), small)
@@ -60,9 +60,9 @@ def test_a_space_without_room_shows_the_nearest_that_has(make_recipe: Make) -> N
 
 def test_as_many_side_by_side_as_have_room(make_recipe: Make) -> None:
     recipe = make_recipe()
-    assert side_by_side(recipe, "sft", machine(64_000 * MIB)) == 4
-    assert side_by_side(recipe, "sft", machine(64_000 * MIB, cpus=2)) == 2
-    assert side_by_side(recipe, "sft", machine(1_600 * MIB)) < 4
+    assert max_concurrent(recipe, "sft", machine(64_000 * MIB)) == 4
+    assert max_concurrent(recipe, "sft", machine(64_000 * MIB, cpus=2)) == 2
+    assert max_concurrent(recipe, "sft", machine(1_600 * MIB)) < 4
 
 
 @pytest.mark.parametrize(
@@ -112,10 +112,10 @@ def test_neighbours_stay_in_the_space(make_recipe: Make) -> None:
     assert sweep is not None
     rate, rank = sweep.space.values()
     chance = random.Random(0)
-    near = {moved(rate, 9e-3, chance, (0.8, 1.2)) for _ in range(50)}
+    near = {perturb(rate, 9e-3, chance, (0.8, 1.2)) for _ in range(50)}
     assert sorted(near) == pytest.approx([7.2e-3, 1e-2])
-    assert {moved(rank, 2, chance, (0.8, 1.2)) for _ in range(50)} == {2, 4}
-    anew = [drawn(rate, chance) for _ in range(200)]
+    assert {perturb(rank, 2, chance, (0.8, 1.2)) for _ in range(50)} == {2, 4}
+    anew = [resample(rate, chance) for _ in range(200)]
     assert min(anew) >= 1e-4
     assert max(anew) <= 1e-2
     assert 70 < sum(value < 1e-3 for value in anew) < 130, "each decade as likely"

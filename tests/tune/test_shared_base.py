@@ -12,7 +12,7 @@ from triptych.observe.progress import Progress
 from triptych.plan.machines import Machine, Node
 from triptych.recipe import Recipe, with_values
 from triptych.tune.executor import OnRayTrain
-from triptych.tune.shared_base import at_once, executor_for, why_apart
+from triptych.tune.shared_base import executor_for, max_concurrent, reason_not_shared
 from triptych.tune.sweep import run_sweep
 
 Make = Callable[..., Recipe]
@@ -37,7 +37,7 @@ LR, RANK = "stages.sft.train.optimizer.lr", "stages.sft.method.r"
 def test_what_cannot_share_a_base(make_recipe: Make, key: str, value: Any, reason: str) -> None:
     recipe = make_recipe(shared_base=True)
     other = with_values(recipe, {key: value})
-    assert why_apart([recipe, with_values(recipe, {LR: 0.1, RANK: 2})], "sft") is None
+    assert reason_not_shared([recipe, with_values(recipe, {LR: 0.1, RANK: 2})], "sft") is None
     with pytest.raises(UserError, match=rf"sweep\.shared_base: .*{reason}"):
         executor_for(recipe, [recipe, other], Progress(None))
 
@@ -52,8 +52,8 @@ def test_auto_falls_back(make_recipe: Make) -> None:
 def test_memory_bounds_the_trials_at_once(make_recipe: Make) -> None:
     recipe = make_recipe()
     roomy, tight = (Machine("one", (Node(2, 0, memory),)) for memory in (64 << 30, 1 << 20))
-    assert at_once(recipe, "sft", roomy) == 8
-    assert at_once(recipe, "sft", tight) == 1
+    assert max_concurrent(recipe, "sft", roomy) == 8
+    assert max_concurrent(recipe, "sft", tight) == 1
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from ray import tune
 
 from triptych.errors import RunError, UserError
 from triptych.recipe import Recipe
-from triptych.tune.slots import Slots
+from triptych.tune.semaphore import TrialSemaphore
 from triptych.tune.trial import Assignment, Report, worst
 
 if TYPE_CHECKING:
@@ -33,16 +33,16 @@ class Job:
     working_dir: str
     """Of the sweep's process: what relative paths of the recipe start from. Tune gives each driver another."""
     executor: "Executor"
-    slots: Slots | None
-    """Where more trials are begun than run at once."""
+    semaphore: TrialSemaphore | None
+    """Limit of concurrent trials; None if Tune limits them."""
 
 
 def drive(config: dict[str, Any], job: Job) -> None:
     """Train the trial that `config` assigns, and report each evaluation; returns at its end or its failure."""
     os.chdir(job.working_dir)
     assignment = standing(Assignment(**config["assignment"]), tune.get_checkpoint())
-    if job.slots:
-        job.slots.acquire(config["assignment"]["number"])
+    if job.semaphore:
+        job.semaphore.acquire(config["assignment"]["number"])
     try:
         for report in job.executor.run(assignment.trial(job.recipe, job.folder)):
             _pass_on(job.recipe, assignment, report)

@@ -20,7 +20,7 @@ from triptych.stages.context import StageContext
 from triptych.stages.run import chosen, run_stage, stage_context
 from triptych.train import checkpoint
 from triptych.train.on_ray import WorkerFailedError
-from triptych.tune.feasible import side_by_side
+from triptych.tune.feasible import max_concurrent
 from triptych.tune.rendezvous import Rendezvous
 from triptych.tune.trial import Report, Trial, plain_metrics
 
@@ -79,7 +79,7 @@ class OnRayTrain:
     progress: Progress
 
     def concurrency(self, recipes: list[Recipe], stage: str, machine: Machine) -> int:
-        return min(side_by_side(recipe, stage, machine) for recipe in recipes)
+        return min(max_concurrent(recipe, stage, machine) for recipe in recipes)
 
     def run(self, trial: Trial) -> Iterator[Report]:
         ctx = context_of(trial, self.progress)

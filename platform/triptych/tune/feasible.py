@@ -1,4 +1,4 @@
-"""What of a space the cluster has room for, by the plan, before anything is launched."""
+"""Feasibility of a space's points by the plan, before anything is launched."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,13 +11,13 @@ from triptych.recipe import Recipe, RecipeError, Values, with_values
 from triptych.tune.points import draw
 
 DRAWN = 64
-"""Points that stand for a whole space that is no grid."""
+"""Points that stand for a whole space that is not a grid."""
 _MOST = 64
-"""Trials side by side."""
+"""Largest number of concurrent trials."""
 
 
-def misfit(recipe: Recipe, values: Values, machine: Machine) -> str | None:
-    """Why a point cannot be launched; None where it can."""
+def reason_infeasible(recipe: Recipe, values: Values, machine: Machine) -> str | None:
+    """The reason why a point of the space cannot be launched on a machine; None if it can."""
     assert recipe.sweep is not None
     try:
         point = with_values(recipe, values)
@@ -30,14 +30,14 @@ def misfit(recipe: Recipe, values: Values, machine: Machine) -> str | None:
 
 
 def feasible_points(recipe: Recipe, machine: Machine) -> list[dict[str, Any]]:
-    """Those of the points that stand for a space that can be launched.
+    """Points of the recipe's space that can be launched: of all of a grid, else of DRAWN random ones.
 
     Raises:
-        UserError: none can; the nearest recipe that could is shown.
+        UserError: none can be launched; the message shows the nearest recipe that could.
     """
     assert recipe.sweep is not None
     points = draw(recipe.sweep, recipe.seed, DRAWN)
-    reasons = [misfit(recipe, values, machine) for values in points]
+    reasons = [reason_infeasible(recipe, values, machine) for values in points]
     fitting = [values for values, reason in zip(points, reasons, strict=True) if reason is None]
     if not fitting:
         unlike = list(dict(zip(reasons, points, strict=True)).values())  # one of each need: to try them all takes long
@@ -48,8 +48,8 @@ def feasible_points(recipe: Recipe, machine: Machine) -> list[dict[str, Any]]:
     return fitting
 
 
-def side_by_side(recipe: Recipe, stage: str, machine: Machine) -> int:
-    """How many runs of a stage the machine has room for at once: CPUs, GPUs, and memory where they share it."""
+def max_concurrent(recipe: Recipe, stage: str, machine: Machine) -> int:
+    """Number of runs of a stage that the machine has room for at once, by CPUs, GPUs, and memory if they share it."""
     asked = requests(stage, recipe.trained[stage])
     count = 1
     while count < _MOST and pack(asked * (count + 1), machine) is not None:
@@ -68,14 +68,14 @@ def _nearest(recipe: Recipe, points: list[dict[str, Any]], machine: Machine) -> 
     """The first change, of those that cost the least, with which some point fits."""
     for change in _changes(recipe):
         for values in points:
-            if misfit(recipe, {**values, **change}, machine) is None:
+            if reason_infeasible(recipe, {**values, **change}, machine) is None:
                 shown = ", ".join(f"{key}={value}" for key, value in {**change, **values}.items())
                 return f"the nearest that fits: {shown}"
     return "nor does any with a smaller micro-batch and full checkpointing fit"
 
 
 def _changes(recipe: Recipe) -> Iterator[dict[str, Any]]:
-    """Ways to need less, the mildest first."""
+    """Changes of settings that need less memory, the mildest first."""
     assert recipe.sweep is not None
     name = recipe.sweep.stage
     stage, part = recipe.trained[name], f"stages.{name}.train"

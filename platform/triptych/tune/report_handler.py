@@ -10,7 +10,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from triptych.tune.budget import Budget
 from triptych.tune.executor import Executor
 from triptych.tune.record import Record
-from triptych.tune.slots import Slots
+from triptych.tune.semaphore import TrialSemaphore
 from triptych.tune.trial import Report
 
 
@@ -23,9 +23,9 @@ def number_of(trial: TuneTrial) -> int:
 class ReportHandler:
     """Writes reports to the sweep's record, and frees what trials that pause or end had."""
 
-    def __init__(self, record: Record, budget: Budget, executor: Executor, slots: Slots | None) -> None:
+    def __init__(self, record: Record, budget: Budget, executor: Executor, semaphore: TrialSemaphore | None) -> None:
         self.record, self.budget = record, budget
-        self._executor, self._slots = executor, slots
+        self._executor, self._semaphore = executor, semaphore
 
     def handle(self, trial: TuneTrial, result: Mapping[str, Any]) -> bool:
         """Record a report; True if a scheduler has to decide on it: it is new, and not the trial's last."""
@@ -56,8 +56,8 @@ class ReportHandler:
     def _let_go(self, number: int) -> None:
         self.budget.rested(number)
         self._executor.stop(self.record.trials[number].run)
-        if self._slots:
-            self._slots.release(number)
+        if self._semaphore:
+            self._semaphore.release(number)
 
 
 class TrialErrors(Callback):

@@ -9,12 +9,12 @@ from triptych.observe.sweeps import TrialView
 from triptych.plan import Machine
 from triptych.recipe import Recipe
 from triptych.tune.budget import Budget
-from triptych.tune.feasible import misfit
+from triptych.tune.feasible import reason_infeasible
 from triptych.tune.points import Points
 from triptych.tune.record import Record
 from triptych.tune.trial import Assignment
 
-MISFITS_IN_A_ROW = 200
+MAX_INFEASIBLE = 200
 """Points without room, one after another, that end the search."""
 
 
@@ -54,12 +54,12 @@ class Search(Searcher):
         """The next trial to run; None where there is none, or the budget has no room for it."""
         if self._waiting:
             return None if self._budget.spent else self._waiting.pop(0)
-        for _ in range(MISFITS_IN_A_ROW):
+        for _ in range(MAX_INFEASIBLE):
             values = None if self._budget.full else self._points.ask(len(self._record.trials) + 1)
             if values is None:
                 return None
             trial = self._record.begin(values)
-            reason = misfit(self._recipe, values, self._machine)
+            reason = reason_infeasible(self._recipe, values, self._machine)
             if reason is None:
                 return trial
             self._record.end(trial.number, "infeasible", reason)

@@ -1,6 +1,6 @@
-"""Trials of one base in one process: the driver of each sends its stage to one trainer, which trains all side by side.
+"""An executor whose trials share one frozen base in one process: each driver sends its stage to one trainer actor.
 
-What trials leave behind, and how they are stopped and go on, is as where each has a Ray Train run of its own.
+Files, stopping and resuming are the same as for trials that are Ray Train runs.
 """
 
 import contextlib
@@ -25,27 +25,32 @@ from triptych.tune.trainer import start_trainer
 from triptych.tune.trial import Report, Trial
 
 _MOST = 8
-"""Trials side by side: passes are full by then, and more at once would know less of each other."""
+"""Trials in one process: more would not fill passes better, and the search would know fewer results when it asks."""
 _INITS = ("default", "gaussian", "orthogonal")
 _OWN = ("adapter", "gradients", "optimizer")
-"""Parts of a stage's memory that each trial has for itself."""
+"""Parts of a stage's memory that are not shared by its trials."""
 
 
 _WAITED = ("seconds_beside", "seconds_other")
-"""The other trials' time, and what passed until the sweep had decided."""
+"""Columns of a metrics row that are not the trial's own: the other trials' time, and waiting for the sweep."""
 
 log = logging.getLogger(__name__)
 
 
 def executor_for(recipe: Recipe, recipes: Sequence[Recipe], progress: Progress) -> Executor:
-    """What a recipe's sweep asks for; `recipes`: points that stand for its space.
+    """The executor that a recipe's sweep asks for.
+
+    Args:
+        recipe: has the sweep.
+        recipes: the recipe at points that stand for the sweep's space.
+        progress: gets the trials' progress.
 
     Raises:
-        UserError: it asks for a shared base, and its trials cannot have one.
+        UserError: `sweep.shared_base` is true, and the trials cannot share a base.
     """
     sweep = recipe.sweep
     assert sweep is not None
-    reason = why_apart(recipes, sweep.stage) if sweep.shared_base else None
+    reason = reason_not_shared(recipes, sweep.stage) if sweep.shared_base else None
     if sweep.shared_base is True and reason:
         raise UserError(f"sweep.shared_base: {reason}")
     if reason:
@@ -55,11 +60,11 @@ def executor_for(recipe: Recipe, recipes: Sequence[Recipe], progress: Progress) 
     return SharedBase.start(recipes[0], sweep.stage, progress)
 
 
-def why_apart(recipes: Sequence[Recipe], stage: str) -> str | None:
-    """Why these trials cannot share a base in one process; None where they can."""
+def reason_not_shared(recipes: Sequence[Recipe], stage: str) -> str | None:
+    """The reason why these trials cannot share a base in one process; None if they can."""
     first = recipes[0]
     for recipe in recipes:
-        if reason := _why_alone(recipe, stage):
+        if reason := _reason_of_one(recipe, stage):
             return reason
         if recipe.model != first.model:
             return "the trials differ in `model`; allowed: one base in one precision"
@@ -69,7 +74,7 @@ def why_apart(recipes: Sequence[Recipe], stage: str) -> str | None:
     return None
 
 
-def _why_alone(recipe: Recipe, name: str) -> str | None:
+def _reason_of_one(recipe: Recipe, name: str) -> str | None:
     stage = recipe.trained[name]
     if stage.engines is not None:
         return f"stages.{name}: it has engines of its own; allowed: stages that learn from rows"
@@ -102,16 +107,16 @@ class SharedBase:
 
     @classmethod
     def start(cls, recipe: Recipe, stage: str, progress: Progress) -> "SharedBase":
-        """For trials of which this recipe is one. The actor waits for its CPUs and GPUs."""
+        """Start the actor for trials like this recipe; it waits for its CPUs and GPUs."""
         return cls(progress, start_trainer(_training(recipe, stage).workers))
 
     def concurrency(self, recipes: list[Recipe], stage: str, machine: Machine) -> int:
         """See Executor."""
-        return min(at_once(recipe, stage, machine) for recipe in recipes)
+        return min(max_concurrent(recipe, stage, machine) for recipe in recipes)
 
     def run(self, trial: Trial) -> Iterator[Report]:
         """See Executor."""
-        if reason := why_apart([trial.recipe], trial.stage):
+        if reason := reason_not_shared([trial.recipe], trial.stage):
             raise UserError(f"sweep.shared_base: {reason}")
         ctx = replace(context_of(trial, self.progress), trainer=OnActor(self.trainer))
         yield from follow(trial, ctx, ShareClock(trial, ctx))
@@ -163,8 +168,8 @@ def _training(recipe: Recipe, stage: str) -> TrainingBase:
     return recipe.trained[stage].train
 
 
-def at_once(recipe: Recipe, stage: str, machine: Machine) -> int:
-    """How many trials like this one memory has room for: passes as full as they get, and what each has for itself."""
+def max_concurrent(recipe: Recipe, stage: str, machine: Machine) -> int:
+    """Number of trials like this one that fit in memory: one fullest pass for all, and each trial's own tensors."""
     rows = recipe.trained[stage].shape().rows_per_update * _MOST
     try:
         full = with_values(recipe, {f"stages.{stage}.train.batch.rows": rows})

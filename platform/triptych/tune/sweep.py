@@ -19,14 +19,14 @@ from triptych.tune.budget import Budget
 from triptych.tune.driver import Job, drive
 from triptych.tune.executor import Executor
 from triptych.tune.feasible import feasible_points
-from triptych.tune.generations import Generations
 from triptych.tune.metrics import reported_metrics
+from triptych.tune.population import PopulationBased
 from triptych.tune.record import Record
 from triptych.tune.report_handler import ReportHandler, TrialErrors
 from triptych.tune.schedulers import ReplayingScheduler
 from triptych.tune.search import Search, assignment_of
+from triptych.tune.semaphore import TrialSemaphore
 from triptych.tune.shared_base import executor_for
-from triptych.tune.slots import Slots
 
 _QUIET = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the command's
@@ -59,14 +59,14 @@ def run_sweep(recipe: Recipe, progress: Progress) -> SweepView:
     record = Record(recipe, folder)
     recipes = [with_values(recipe, values) for values in fitting]
     executor = executor_for(recipe, recipes, progress)
-    at_once = sweep.concurrency or executor.concurrency(recipes, sweep.stage, machine)
-    slots = Slots(at_once) if sweep.scheduler == "pbt" else None
+    max_concurrent = sweep.concurrency or executor.concurrency(recipes, sweep.stage, machine)
+    semaphore = TrialSemaphore(max_concurrent) if sweep.scheduler == "pbt" else None
     try:
-        _tune(recipe, sweep, record, executor, slots, machine, at_once)
+        _tune(recipe, sweep, record, executor, semaphore, machine, max_concurrent)
     finally:
         executor.close()
-        if slots:
-            slots.close()
+        if semaphore:
+            semaphore.close()
         storage.remove(storage.join(folder, _SCRATCH))
     failed = [trial for trial in record.trials.values() if trial.status == "failed"]
     if failed and len(failed) == record.launched:
@@ -122,28 +122,30 @@ def _tune(
     sweep: Sweep,
     record: Record,
     executor: Executor,
-    slots: Slots | None,
+    semaphore: TrialSemaphore | None,
     machine: Machine,
-    at_once: int,
+    max_concurrent: int,
 ) -> None:
-    """Run Tune until nothing is left to do. `slots`: a population is begun at once, and takes turns."""
+    """Run Tune until nothing is left to do; with a `semaphore`, on a population that is begun at once."""
     budget = Budget(recipe, record)
-    reports = ReportHandler(record, budget, executor, slots)
+    reports = ReportHandler(record, budget, executor, semaphore)
     stage = recipe.trained[sweep.stage]
     every = stage.train.evaluate_every
     # The scheduler before the search: its replay may end trials that the search would resume.
-    scheduler = None if slots else ReplayingScheduler(sweep, reports, every)
+    scheduler = None if semaphore else ReplayingScheduler(sweep, reports, every)
     search = Search(recipe, record, budget, machine)
-    if slots:
+    if semaphore:
         population = [asdict(assignment_of(trial)) for trial in iter(search.next, None)]
         if not population:
             return
         space: dict[str, Any] = {"assignment": tune.grid_search(population)}
-        config = tune.TuneConfig(scheduler=Generations(recipe, reports, machine, sweep.pbt.every or every or 1))
+        config = tune.TuneConfig(scheduler=PopulationBased(recipe, reports, machine, sweep.pbt.every or every or 1))
     else:
         space = {}
-        config = tune.TuneConfig(search_alg=search, scheduler=scheduler, num_samples=-1, max_concurrent_trials=at_once)
-    _fit(Job(recipe, record.url, str(Path.cwd()), executor, slots), space, config, budget, reports)
+        config = tune.TuneConfig(
+            search_alg=search, scheduler=scheduler, num_samples=-1, max_concurrent_trials=max_concurrent
+        )
+    _fit(Job(recipe, record.url, str(Path.cwd()), executor, semaphore), space, config, budget, reports)
     for trial in record.trials.values():
         if trial.status == "running" and budget.spent:
             reports.end(trial.number, "cut", "the budget was used up")

@@ -1,7 +1,7 @@
-"""Population-based training: Tune's, with checkpoints that are really there to be exploited.
+"""Population-based training (Jaderberg et al. 2017, arXiv 1711.09846) by Tune, over checkpoints of Triptych's runs.
 
-A trial's checkpoint for Tune is a pointer; the weights, moments and step lie in its run's folder. When the worst of a
-generation go on from the best, the donor's checkpoint is copied into a run of their own, which begins there.
+A trial's checkpoint for Tune is a pointer; weights, optimizer state and step lie in its run's folder. When a trial of
+the worst quantile exploits one of the best, the donor's checkpoint is copied into a new run, which begins there.
 """
 
 import math
@@ -17,13 +17,13 @@ from triptych.plan import Machine
 from triptych.recipe import Dimension, Recipe, Values
 from triptych.train.checkpoint import copy
 from triptych.tune.driver import read_pointer
-from triptych.tune.feasible import misfit
+from triptych.tune.feasible import reason_infeasible
 from triptych.tune.report_handler import ReportHandler, number_of
 from triptych.tune.search import assignment_of
 
 
-class Generations(PopulationBasedTraining):
-    """All trials train for a generation, rest, and are compared; in turns where the cluster is small."""
+class PopulationBased(PopulationBasedTraining):
+    """Tune's synchronous PBT: all trials train `every` steps, pause, and are compared; in turns on a small cluster."""
 
     def __init__(self, recipe: Recipe, reports: ReportHandler, machine: Machine, every: int) -> None:
         assert recipe.sweep is not None
@@ -41,7 +41,7 @@ class Generations(PopulationBasedTraining):
         )
 
     def on_trial_result(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> str:
-        """Tune's: what becomes of the trial, and after the last of a generation, of all."""
+        """Tune's hook: record the report, and decide; the last report of an interval decides for all trials."""
         if not self._reports.handle(trial, result):
             return TrialScheduler.CONTINUE
         decision: str = super().on_trial_result(tune_controller, trial, result)
@@ -50,27 +50,28 @@ class Generations(PopulationBasedTraining):
         return decision
 
     def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
-        """Tune's. The others may have waited for this one."""
+        """Tune's hook: the others may have waited for this trial."""
         super().on_trial_complete(tune_controller, trial, result)
-        self._go_on_without(tune_controller, trial)
+        self._continue_without(tune_controller, trial)
 
     def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """Tune's. The others may have waited for this one."""
+        """Tune's hook: the others may have waited for this trial."""
         super().on_trial_error(tune_controller, trial)
-        self._go_on_without(tune_controller, trial)
+        self._continue_without(tune_controller, trial)
 
-    def _go_on_without(self, tune_controller: Any, gone: TuneTrial) -> None:
+    def _continue_without(self, tune_controller: Any, gone: TuneTrial) -> None:
+        """Move the next comparison on if all trials that are left have reached it, or Tune leaves them paused."""
         left = [trial for trial in tune_controller.get_live_trials() if trial is not gone]
         times = [self._trial_state[trial].last_train_time for trial in left]
         if times and min(times) >= self._next_perturbation_sync:
             self._next_perturbation_sync += self._every
 
     def _get_new_config(self, trial: TuneTrial, trial_to_clone: TuneTrial) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Copy the donor's checkpoint into a new run of the trial, and say what it is to be trained with."""
+        """Copy the donor's checkpoint into a new run of the trial, and give its new values."""
         number, donor = number_of(trial), number_of(trial_to_clone)
         checkpoint: Any = self._trial_state[trial_to_clone].last_checkpoint
         pointer = read_pointer(checkpoint)
-        values = self._explored(number, self._reports.record.trials[donor].values, pointer["step"])
+        values = self._explored_values(number, self._reports.record.trials[donor].values, pointer["step"])
         began = self._reports.record.exploit(number, donor, pointer["step"], values)
         source, target = (
             storage.join(self._reports.record.url, run, "stages", self._sweep.stage, "checkpoints")
@@ -79,21 +80,21 @@ class Generations(PopulationBasedTraining):
         copy(source, target, pointer["step"])
         return {"assignment": asdict(assignment_of(began))}, {}
 
-    def _explored(self, number: int, values: Values, step: int) -> dict[str, Any]:
-        """The donor's values, some drawn anew, the others moved; the donor's own where those cannot be."""
+    def _explored_values(self, number: int, values: Values, step: int) -> dict[str, Any]:
+        """The donor's values, each resampled or perturbed; unchanged if the result is infeasible."""
         chance = random.Random(storage.digest_of([self._recipe.seed, number, step]))
         pbt = self._sweep.pbt
         found = {
-            key: drawn(self._sweep.space[key], chance)
+            key: resample(self._sweep.space[key], chance)
             if chance.random() < pbt.resample
-            else moved(self._sweep.space[key], value, chance, pbt.factors)
+            else perturb(self._sweep.space[key], value, chance, pbt.factors)
             for key, value in values.items()
         }
-        return dict(values) if misfit(self._recipe, found, self._machine) else found
+        return dict(values) if reason_infeasible(self._recipe, found, self._machine) else found
 
 
-def drawn(dimension: Dimension, chance: random.Random) -> Any:
-    """Any value of a dimension."""
+def resample(dimension: Dimension, chance: random.Random) -> Any:
+    """Draw a value of a dimension."""
     if dimension.choice is not None:
         return chance.choice(dimension.choice)
     low, high = dimension.edges()
@@ -104,8 +105,8 @@ def drawn(dimension: Dimension, chance: random.Random) -> Any:
     return _within(dimension, found)
 
 
-def moved(dimension: Dimension, value: Any, chance: random.Random, factors: tuple[float, float]) -> Any:
-    """A neighbour of a value: the next choice on either side, or a number times one of the factors."""
+def perturb(dimension: Dimension, value: Any, chance: random.Random, factors: tuple[float, float]) -> Any:
+    """Perturb a value: the next choice on either side, or the number times one of the factors, within the edges."""
     if dimension.choice is None:
         return _within(dimension, value * chance.choice(factors))
     place = dimension.choice.index(value) + chance.choice((-1, 1))

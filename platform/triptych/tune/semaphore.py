@@ -1,4 +1,4 @@
-"""Turns: where a whole population is begun at once, so many of its trials train at a time."""
+"""A counting semaphore for trials, as a Ray actor: of a population that is begun at once, only some train at a time."""
 
 import asyncio
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import ray
 
 
-class _Slots:
-    """The actor's state."""
+class _Semaphore:
+    """State of the actor; a trial that holds the semaphore acquires it again at no cost."""
 
     def __init__(self, count: int) -> None:
         self._free = count
@@ -29,20 +29,20 @@ class _Slots:
                 self._changed.notify_all()
 
 
-class Slots:
-    """Picklable handle."""
+class TrialSemaphore:
+    """Picklable handle of the actor; `count` trials may hold the semaphore."""
 
     def __init__(self, count: int) -> None:
-        self._actor: Any = ray.remote(num_cpus=0)(_Slots).remote(count)
+        self._actor: Any = ray.remote(num_cpus=0)(_Semaphore).remote(count)
 
     def acquire(self, trial: int) -> None:
-        """Wait for a turn."""
+        """Wait until the trial may train."""
         ray.get(self._actor.acquire.remote(trial))
 
     def release(self, trial: int) -> None:
-        """Its turn is over, if it had one."""
+        """Let another trial train; nothing if this one does not hold the semaphore."""
         ray.get(self._actor.release.remote(trial))
 
     def close(self) -> None:
-        """No more turns. What Tune keeps of its trials would hold the actor."""
+        """End the actor, which handles that Tune keeps with its trials would hold alive."""
         ray.kill(self._actor)
