@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ray import tune
 
-from triptych.tune.driver import POINTER, standing
+from triptych.tune.driver import POINTER, resumed
 from triptych.tune.trial import Assignment
 
 ASSIGNED = Assignment(3, {"stages.sft.method.r": 2}, "trial-003", reported=2, device_seconds=5.0, tokens=7)
@@ -20,10 +20,10 @@ def paused(folder: Path, run: str) -> tune.Checkpoint:
 
 
 def test_a_paused_trial_goes_on_where_it_was(tmp_path: Path) -> None:
-    assert standing(ASSIGNED, None) == ASSIGNED
-    assert standing(ASSIGNED, paused(tmp_path, "trial-003")) == replace(ASSIGNED, reported=6, device_seconds=9.0)
+    assert resumed(ASSIGNED, None) == ASSIGNED
+    assert resumed(ASSIGNED, paused(tmp_path, "trial-003")) == replace(ASSIGNED, reported=6, device_seconds=9.0)
     # From another's weights: what it has spent and reported is its own.
-    assert standing(ASSIGNED, paused(tmp_path, "trial-001")) == ASSIGNED
+    assert resumed(ASSIGNED, paused(tmp_path, "trial-001")) == ASSIGNED
 
 
 def test_a_driver_brings_no_more_than_its_executor_needs() -> None:

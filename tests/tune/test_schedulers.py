@@ -135,8 +135,8 @@ def test_what_is_on_record_is_not_judged_again(make_recipe: Make) -> None:
     again = Session(recipe)
     assert again.report(1, 4, 0.9) == TrialScheduler.CONTINUE
     assert len(again.record.trials[1].reports) == 2
-    standing = assignment_of(again.record.trials[1])
-    assert (standing.run, standing.reported, standing.device_seconds) == ("trial-001", 4, 4.0)
+    assignment = assignment_of(again.record.trials[1])
+    assert (assignment.run, assignment.reported, assignment.device_seconds) == ("trial-001", 4, 4.0)
 
 
 def test_a_number_that_is_none_is_the_worst(make_recipe: Make) -> None:

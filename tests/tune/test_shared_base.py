@@ -65,7 +65,7 @@ def test_a_sweep_comes_to_the_same_table(make_recipe: Make) -> None:
     assert [(trial.status, trial.step) for trial in shared.trials] == [("done", 6)] * 2
     assert not [key for key, group in placement_group_table().items() if group["state"] != "REMOVED"]
     left = [actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")])]
-    assert "Trainer" not in left
+    assert "SharedTrainer" not in left
 
     recipe = make_recipe(search="grid", space={RANK: {"choice": [2, 4]}})
     alone = run_sweep(recipe.model_copy(update={"name": "alone"}), Progress.start())

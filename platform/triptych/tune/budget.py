@@ -1,4 +1,4 @@
-"""What the trials may cost together; the end of it ends the sweep, whatever its trials are doing."""
+"""Budget of a sweep: what its trials may cost together. When it is used up, the sweep ends, whatever trials do."""
 
 import time
 from typing import Any
@@ -11,7 +11,7 @@ from triptych.tune.record import Record
 
 
 class Budget(Stopper):
-    """Tune asks it all the time. Trials under way are counted by the clock since their last report."""
+    """Stopper that Tune asks after every event. Running trials are counted by the clock since their last report."""
 
     def __init__(self, recipe: Recipe, record: Record) -> None:
         assert recipe.sweep is not None
@@ -22,21 +22,21 @@ class Budget(Stopper):
         self._since: dict[int, float] = {}
 
     def started(self, number: int) -> None:
-        """A trial is under way, or has just reported."""
+        """Start a trial's clock, or restart it at a report."""
         self._since[number] = time.monotonic()
 
     def rested(self, number: int) -> None:
-        """A trial is paused, or over."""
+        """Stop the clock of a trial that is paused or has ended."""
         self._since.pop(number, None)
 
     def under_way(self, number: int) -> float:
-        """Device-seconds of a trial that no report has told of yet."""
+        """Device-seconds of a trial since its last report; 0 if its clock is stopped."""
         since = self._since.get(number)
         return 0.0 if since is None else (time.monotonic() - since) * self._devices
 
     @property
     def spent(self) -> bool:
-        """Whether seconds or tokens are used up."""
+        """True once seconds or tokens are used up."""
         limits = self._limits
         if limits.tokens is not None and self._record.tokens >= limits.tokens:
             return True
@@ -45,14 +45,14 @@ class Budget(Stopper):
 
     @property
     def full(self) -> bool:
-        """Whether no further trial may begin."""
+        """True once no further trial may begin."""
         trials = self._limits.trials
         return self.spent or (trials is not None and self._record.launched >= trials)
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Never one trial alone."""
+        """Never stop one trial alone."""
         return False
 
     def stop_all(self) -> bool:
-        """Whether all trials have to end."""
+        """Stop all trials once the budget is used up."""
         return self.spent

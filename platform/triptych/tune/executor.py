@@ -1,4 +1,4 @@
-"""What trains trials. The one here launches a trial's stage on Ray Train, exactly as `triptych run` does."""
+"""Executors train trials; `OnRayTrain` launches a trial's stage on Ray Train, as `triptych run` does."""
 
 import queue
 import threading
@@ -31,23 +31,26 @@ class Executor(Protocol):
     """Trains trials for a sweep. Picklable: it travels into each trial's driver, an actor of 0 CPUs."""
 
     def concurrency(self, recipes: list[Recipe], stage: str, machine: Machine) -> int:
-        """How many trials, of the likes of these recipes, run at once."""
+        """Number of trials that run at once, if each is like one of these recipes."""
 
     def run(self, trial: Trial) -> Iterator[Report]:
-        """In the trial's driver: go on from what lies in the trial's folder, to the end.
+        """Train a trial, from its last checkpoint if it has one, and yield a report of each evaluation.
 
-        The trial rests between a report and the request for the next. A trial that is stopped is never asked again:
-        its driver is killed there.
+        Runs in the trial's driver. Training waits between a report and the request for the next one; the driver of a
+        trial that is stopped is killed there.
 
         Raises:
             UserError, RunError: the trial failed.
         """
 
     def stop(self, name: str) -> None:
-        """In the sweep's process: the trial was stopped or paused, or has failed. More than once is once."""
+        """Free what a trial holds that was stopped or paused, or has failed; may be called twice.
+
+        Runs in the sweep's process, as `close` does.
+        """
 
     def close(self) -> None:
-        """In the sweep's process: nothing more will come."""
+        """Free everything; no further trial will run."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class RendezvousMonitor:
 
 @dataclass(frozen=True)
 class OnRayTrain:
-    """Every trial is a Ray Train run of its own; it belongs to the trial's driver, and dies with it."""
+    """Executor whose trials are Ray Train runs, each owned by its trial's driver, with which it ends."""
 
     progress: Progress
 
@@ -83,19 +86,19 @@ class OnRayTrain:
 
     def run(self, trial: Trial) -> Iterator[Report]:
         ctx = context_of(trial, self.progress)
-        yield from follow(trial, ctx, Clock(trial, ctx))
+        yield from follow(trial, ctx, CostMeter(trial, ctx))
 
     def stop(self, name: str) -> None:
-        """Its Ray Train run went with its driver."""
+        """Nothing to free: the Ray Train run ended with its driver."""
 
     def close(self) -> None:
-        """Nothing is left."""
+        """Nothing to free."""
 
 
-def follow(trial: Trial, ctx: StageContext[Any], clock: "Clock") -> Iterator[Report]:
-    """Run a trial's stage, and report each of its evaluations; the stage rests until the next is asked for."""
+def follow(trial: Trial, ctx: StageContext[Any], meter: "CostMeter") -> Iterator[Report]:
+    """Run a trial's stage, and yield a report of each evaluation; the stage waits until the next one is requested."""
     rendezvous: Any = ray.remote(num_cpus=0)(Rendezvous).remote()
-    yield from _unreported(ctx, trial, clock)
+    yield from _unreported(ctx, trial, meter)
     ended: queue.Queue[Exception | None] = queue.Queue()
     restarts = trial.recipe.trained[trial.stage].workers.max_restarts
     work = (replace(ctx, monitor=RendezvousMonitor(rendezvous, trial.asha)), restarts, ended)
@@ -103,19 +106,19 @@ def follow(trial: Trial, ctx: StageContext[Any], clock: "Clock") -> Iterator[Rep
     arrived = rendezvous.arrived.remote()
     while ended.empty():
         if ray.wait([arrived], timeout=_POLL_S)[0]:
-            yield report_at(ctx, clock, ray.get(arrived))
+            yield report_at(ctx, meter, ray.get(arrived))
             ray.get(rendezvous.resume.remote())
             arrived = rendezvous.arrived.remote()
     if error := ended.get():
         raise error
-    yield final_report(ctx, clock)
+    yield final_report(ctx, meter)
 
 
 def context_of(trial: Trial, progress: Progress) -> StageContext[Any]:
-    """What a trial's stage is given; its run's folder is begun.
+    """The context of a trial's stage; writes the recipe into the run's folder.
 
-    Ray Train shall not start workers again: a controller that is being killed, as those of stopped trials are, takes
-    the death of its workers for a fault, and with its last breath reserves CPUs that nobody gives back.
+    Ray Train must not restart workers here (`_run_stage` does): the controller of a stopped trial, while it is being
+    killed, takes the death of its workers for a fault, and reserves CPUs for new ones that are then never released.
     """
     once = with_values(trial.recipe, {f"stages.{trial.stage}.train.workers.max_restarts": 0})
     ctx = stage_context(once, trial.stage, progress.labelled(trial.name))
@@ -123,8 +126,8 @@ def context_of(trial: Trial, progress: Progress) -> StageContext[Any]:
     return replace(chosen(ctx, cluster(ray.nodes())), forked_at=trial.forked_at)
 
 
-class Clock:
-    """What a trial has spent: devices x seconds, and tokens by its metrics log."""
+class CostMeter:
+    """Cost of a trial: devices x seconds, and tokens by its metrics log."""
 
     def __init__(self, trial: Trial, ctx: StageContext[Any]) -> None:
         workers = ctx.stage.workers
@@ -132,7 +135,7 @@ class Clock:
         self._before, self._tokens, self._started = trial.device_seconds, trial.tokens, time.monotonic()
 
     def seconds(self, rows: Sequence[Mapping[str, Any]]) -> float:
-        """Device-seconds since this run of the trial began; `rows`: of its metrics log."""
+        """Device-seconds since this run of the trial began; `rows` are those of its metrics log."""
         return (time.monotonic() - self._started) * self._devices
 
     def report(self, rows: list[dict[str, Any]], metrics: dict[str, float], *, final: bool = False) -> Report:
@@ -142,32 +145,35 @@ class Clock:
         return Report(int(rows[-1]["step"]), metrics, seconds, tokens, final)
 
 
-def report_at(ctx: StageContext[Any], clock: Clock, step: int) -> Report:
+def report_at(ctx: StageContext[Any], meter: CostMeter, step: int) -> Report:
     """The report of the evaluation at `step`, whose row is in the metrics log."""
     rows = [row for row in read_metrics(ctx.folder) if row["step"] <= step]
-    return clock.report(rows, plain_metrics(rows[-1]))
+    return meter.report(rows, plain_metrics(rows[-1]))
 
 
-def final_report(ctx: StageContext[Any], clock: Clock) -> Report:
+def final_report(ctx: StageContext[Any], meter: CostMeter) -> Report:
     """The report of a stage that is done."""
     done = summary(ctx.run, ctx.name)
     assert done is not None
     rows = read_metrics(ctx.folder)
-    return clock.report(rows, plain_metrics(rows[-1] | done["metrics"]), final=True)
+    return meter.report(rows, plain_metrics(rows[-1] | done["metrics"]), final=True)
 
 
-def _unreported(ctx: StageContext[Any], trial: Trial, clock: Clock) -> Iterator[Report]:
-    """Evaluations that were committed before the sweep ended, but had not reached its record."""
+def _unreported(ctx: StageContext[Any], trial: Trial, meter: CostMeter) -> Iterator[Report]:
+    """Reports of evaluations that an earlier session committed but did not record."""
     last = checkpoint.latest(ctx.checkpoints)
     if last is None or summary(ctx.run, ctx.name) is not None:
         return
     for row in read_metrics(ctx.folder):
         if trial.reported < row["step"] <= last.step and any(key.startswith("heldout_") for key in row):
-            yield report_at(ctx, clock, row["step"])
+            yield report_at(ctx, meter, row["step"])
 
 
 def _run_stage(ctx: StageContext[Any], restarts: int, ended: "queue.Queue[Exception | None]") -> None:
-    """To its end. Where workers fail it begins again from its last checkpoint, so many times."""
+    """Run a stage to its end, restarting it from its last checkpoint at most `restarts` times if workers fail.
+
+    Puts the error that ended it, or None, into `ended`.
+    """
     try:
         for left in range(restarts, -1, -1):
             try:

@@ -1,4 +1,4 @@
-"""How much each key of a space matters for the first objective."""
+"""Importance of each key of a space for the first objective."""
 
 import warnings
 from collections.abc import Mapping
@@ -12,13 +12,13 @@ from triptych.recipe import Sweep
 from triptych.tune.points import Points
 
 LEAST = 4
-"""Trials with a result, below which nothing is said."""
+"""Fewest trials with a result that give an importance."""
 
 
 def importance(found: SweepView) -> Mapping[str, float]:
-    """Share of each key that all compared trials have; empty where there are too few trials.
+    """Share of each key that all compared trials have; empty if there are fewer than LEAST trials.
 
-    PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255): how far the best quarter's values differ from all.
+    PED-ANOVA (Watanabe et al. 2023, arXiv 2304.10255): how far the best quarter's values differ from all values.
     """
     if len(found.comparable) < LEAST:
         return {}

@@ -1,7 +1,7 @@
-"""Which point of the space comes next: Optuna's samplers, asked and told.
+"""Ask-and-tell search with Optuna's samplers.
 
-Every question is answered from a seed of its own and from the trials so far, so that a sweep that goes on asks what it
-would have asked undisturbed.
+Each point is drawn from a seed of its own and the trials so far, so that an interrupted sweep continues with the points
+that it would have tried without the interruption.
 """
 
 import itertools
@@ -28,7 +28,7 @@ _STATES = {"done": TrialState.COMPLETE, "stopped": TrialState.PRUNED, "cut": Tri
 
 
 class Points:
-    """Asks Optuna for points; learns from trials as they end."""
+    """Asks Optuna for points, and tells it the results of trials as they end."""
 
     def __init__(self, sweep: Sweep, seed: int) -> None:
         self._sweep, self._seed = sweep, seed
@@ -37,7 +37,7 @@ class Points:
         self._asked: dict[int, optuna.Trial] = {}
 
     def ask(self, number: int) -> dict[str, Any] | None:
-        """The point of trial `number`, from 1; None where there is none left."""
+        """The point of trial `number`, counted from 1; None if a grid has no more."""
         if self._grid is not None:
             return self._grid[number - 1] if number <= len(self._grid) else None
         self.study.sampler = _sampler(self._sweep, int(storage.digest_of([self._seed, number])[:8], 16))
@@ -45,14 +45,14 @@ class Points:
         return _suggest(self._sweep, trial)
 
     def begun(self, number: int, values: dict[str, Any]) -> None:
-        """A trial of an earlier sitting that has not ended."""
+        """Tell Optuna of a trial of an earlier session that has not ended."""
         if self._grid is None:
             self.study.enqueue_trial(_parameters(values, self._sweep))
             self._asked[number] = self.study.ask()
             _suggest(self._sweep, self._asked[number])
 
     def tell(self, trial: TrialView) -> None:
-        """A trial that ended, of this sitting or an earlier one."""
+        """Tell Optuna the result of a trial that ended, in this session or an earlier one."""
         if self._grid is not None:
             return
         results = [[r["metrics"].get(o.metric) for o in self._sweep.objectives] for r in trial.reports]
@@ -80,7 +80,7 @@ class Points:
 
 
 def grid(sweep: Sweep) -> list[dict[str, Any]]:
-    """Every point of a space of choices, each once: keys whose condition does not hold are left out."""
+    """Every point of a space of choices, once; keys whose condition does not hold are left out."""
 
     def points() -> Iterator[dict[str, Any]]:
         for chosen in itertools.product(*(dimension.choice or () for dimension in sweep.space.values())):
@@ -98,7 +98,7 @@ def _each_once(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def draw(sweep: Sweep, seed: int, count: int) -> list[dict[str, Any]]:
-    """So many points at random, each once; all of a grid."""
+    """At most `count` distinct random points; for a grid, all of them."""
     if sweep.search == "grid":
         return grid(sweep)
     study = _study(sweep, RandomSampler(seed=seed))
@@ -106,7 +106,7 @@ def draw(sweep: Sweep, seed: int, count: int) -> list[dict[str, Any]]:
 
 
 def distribution(dimension: Dimension) -> BaseDistribution:
-    """Optuna's form of a dimension; a choice stands for its values by their JSON."""
+    """Optuna's distribution of a dimension; choices are encoded as JSON."""
     if dimension.choice is not None:
         return CategoricalDistribution([json.dumps(value) for value in dimension.choice])
     if numbers := dimension.uniform or dimension.loguniform:

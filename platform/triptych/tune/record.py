@@ -1,6 +1,6 @@
-"""What a sweep has on record: one small file for each event, written before anything follows from it.
+"""Event-sourced record of a sweep: one small JSON file an event, written before anything follows from the event.
 
-Plain JSON that is read back when the same sweep goes on; nothing of Tune's own state is.
+A sweep that continues is rebuilt from these files; Tune's own state is not kept.
 """
 
 import json
@@ -21,7 +21,7 @@ class Record:
     """The trials of a sweep, and their events as files."""
 
     def __init__(self, recipe: Recipe, url: str) -> None:
-        """UserError: the folder holds the sweep of another recipe."""
+        """Open or begin the record at `url`. UserError if it holds the sweep of another recipe."""
         self.url = url
         where = storage.join(url, RECIPE)
         if storage.exists(where):
@@ -45,13 +45,13 @@ class Record:
         return sum(trial.launched for trial in self.trials.values())
 
     def begin(self, values: dict[str, Any]) -> TrialView:
-        """A new trial, numbered on."""
+        """Record a new trial, with the next number."""
         number = len(self.trials) + 1
         self._add({"event": "begun", "trial": number, "values": values})
         return self.trials[number]
 
     def report(self, number: int, run: str, report: Report) -> None:
-        """An evaluation."""
+        """Record an evaluation of a trial."""
         self._add(
             {
                 "event": "report",
@@ -65,7 +65,7 @@ class Record:
         )
 
     def exploit(self, number: int, donor: int, step: int, values: dict[str, Any]) -> TrialView:
-        """The trial goes on from the donor's weights at `step`, as a run of its own."""
+        """Record that a trial continues from the donor's weights at `step`, in a new run."""
         run = f"{trial_name(number)}-at-{step}"
         event = {"event": "exploit", "trial": number, "donor": trial_name(donor), "step": step}
         event["tokens"] = self.trials[number].tokens
@@ -73,7 +73,7 @@ class Record:
         return self.trials[number]
 
     def end(self, number: int, status: str, reason: str = "", device_seconds: float = 0.0) -> None:
-        """The trial is over, as TrialView.status says."""
+        """Record the end of a trial, with a status of TrialView."""
         event = {"event": "ended", "trial": number, "status": status, "reason": reason}
         self._add(event | {"device_seconds": device_seconds})
 
@@ -85,7 +85,7 @@ class Record:
 
 
 def _compare(before: Recipe, now: Recipe, url: str) -> None:
-    """UserError where another recipe, or another sweep of it, was begun in the folder."""
+    """UserError if the folder was begun by another recipe, or by the same one with another sweep."""
     listed = differences(_comparable(before), _comparable(now))
     if listed:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Tune's searcher: trials of an earlier sitting first, then new points that the plan has room for."""
+"""Tune's searcher: first the unfinished trials of an earlier session, then new points that are feasible."""
 
 from dataclasses import asdict
 from typing import Any
@@ -15,7 +15,7 @@ from triptych.tune.record import Record
 from triptych.tune.trial import Assignment
 
 MAX_INFEASIBLE = 200
-"""Points without room, one after another, that end the search."""
+"""Infeasible points in a row that end the search."""
 
 
 class Search(Searcher):
@@ -38,11 +38,11 @@ class Search(Searcher):
                 self._points.tell(trial)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
-        """Tune's: all is known already."""
+        """Tune's hook; the sweep's recipe has said all this already."""
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        """Tune's: the next trial's config."""
+        """Tune's hook: the config of the next trial."""
         trial = self.next()
         if trial is None:
             return Searcher.FINISHED
@@ -51,7 +51,7 @@ class Search(Searcher):
         return {"assignment": asdict(assignment_of(trial))}
 
     def next(self) -> TrialView | None:
-        """The next trial to run; None where there is none, or the budget has no room for it."""
+        """The next trial to run; None if there is none, or the budget is used up."""
         if self._waiting:
             return None if self._budget.spent else self._waiting.pop(0)
         for _ in range(MAX_INFEASIBLE):
@@ -67,20 +67,20 @@ class Search(Searcher):
         return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Tune's: a trial is over, in whichever way."""
+        """Tune's hook: a trial has ended, with or without an error."""
         number = self._numbers.pop(trial_id, None)
         if number is not None:
             self._points.tell(self._record.trials[number])
 
     def save(self, checkpoint_path: str) -> None:
-        """Tune's own state is not kept."""
+        """Tune's hook; Tune's own state is not kept."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """See `save`."""
+        """Tune's hook; a sweep continues from its record."""
 
 
 def assignment_of(trial: TrialView) -> Assignment:
-    """Where a trial stands, by the record."""
+    """The assignment that continues a trial from its last report on record."""
     run = [report for report in trial.reports if report["run"] == trial.run]
     exploit = trial.exploits[-1] if trial.exploits else None
     return Assignment(

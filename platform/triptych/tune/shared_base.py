@@ -20,8 +20,8 @@ from triptych.recipe import Lora, Recipe, TrainingBase, with_values
 from triptych.stages.context import StageContext
 from triptych.stages.supervised.training import Learn
 from triptych.train import checkpoint
-from triptych.tune.executor import Clock, Executor, OnRayTrain, context_of, follow
-from triptych.tune.trainer import start_trainer
+from triptych.tune.executor import CostMeter, Executor, OnRayTrain, context_of, follow
+from triptych.tune.shared_trainer import start_trainer
 from triptych.tune.trial import Report, Trial
 
 _MOST = 8
@@ -99,7 +99,7 @@ def _reason_of_one(recipe: Recipe, name: str) -> str | None:
 
 @dataclass(frozen=True)
 class SharedBase:
-    """An executor whose trials train in one actor."""
+    """Executor whose trials train in one actor."""
 
     progress: Progress
     trainer: Any
@@ -119,7 +119,7 @@ class SharedBase:
         if reason := reason_not_shared([trial.recipe], trial.stage):
             raise UserError(f"sweep.shared_base: {reason}")
         ctx = replace(context_of(trial, self.progress), trainer=OnActor(self.trainer))
-        yield from follow(trial, ctx, ShareClock(trial, ctx))
+        yield from follow(trial, ctx, SharedCostMeter(trial, ctx))
 
     def stop(self, name: str) -> None:
         """See Executor."""
@@ -133,12 +133,12 @@ class SharedBase:
 
 @dataclass(frozen=True)
 class OnActor:
-    """A stage's `Trainer` that hands it to the actor."""
+    """A stage's `Trainer` that sends the stage to the actor."""
 
     actor: Any
 
     def train(self, ctx: StageContext[Any], learn: Learn) -> None:
-        """See Trainer."""
+        """Train the stage in the actor. RunError if the actor's process dies, or with the error of the stage."""
         try:
             ray.get(self.actor.train.remote(ctx, learn))
         except RayTaskError as error:
@@ -149,8 +149,8 @@ class OnActor:
             raise RunError(f"stage {ctx.name}: the process with the shared base died: {error}") from error
 
 
-class ShareClock(Clock):
-    """A trial's share of the device's time: what its rows, evaluations and checkpoints took."""
+class SharedCostMeter(CostMeter):
+    """Cost of a trial on a shared device: the time of its own rows, evaluations and checkpoints."""
 
     def __init__(self, trial: Trial, ctx: StageContext[Any]) -> None:
         super().__init__(trial, ctx)
@@ -158,7 +158,7 @@ class ShareClock(Clock):
         self._begun = last.step if last else 0
 
     def seconds(self, rows: Sequence[Mapping[str, Any]]) -> float:
-        """See Clock."""
+        """Sum of the trial's own parts of its rows since this run began."""
         own = (row for row in rows if row["step"] > self._begun)
         parts = (item for row in own for item in row.items())
         return sum(value for key, value in parts if key.startswith("seconds_") and key not in _WAITED)

@@ -1,4 +1,4 @@
-"""What passes between a sweep and whatever trains its trials."""
+"""Data that passes between a sweep and the executor of its trials."""
 
 import math
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ class Trial:
     """One trial as an executor is given it. Plain data."""
 
     name: str
-    """Its run's folder below the sweep's, and what progress shows."""
+    """Folder of its run within the sweep's folder, and its label in progress."""
     recipe: Recipe
-    """Complete, with the swept stage alone; run folder, registry and artifacts lie within the sweep's folder."""
+    """Complete recipe of the swept stage alone; run, registry and artifacts lie within the sweep's folder."""
     stage: str
     forked_at: int | None = None
-    """The step of the checkpoint of another trial that lies in its folder, where it begins from one."""
+    """Step of the copied checkpoint of another trial that it begins from; None if it begins from the base."""
     reported: int = 0
-    """The last step that the sweep has on record: what came later is reported again."""
+    """Last step on the sweep's record; later evaluations are reported again."""
     device_seconds: float = 0.0
-    """What it had spent before it was given out."""
+    """Device-seconds spent in earlier sessions."""
     tokens: int = 0
-    """What it had trained on before this run began."""
+    """Tokens trained on before this run began."""
     asha: Asha | None = None
-    """At whose rungs it is evaluated, and nowhere else, where its recipe does not say when to evaluate."""
+    """ASHA, at whose rungs alone it is evaluated; None if its recipe says when to evaluate."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class Report:
     metrics: Mapping[str, float]
     """Held-out metrics and what steps cost, by the names of the metrics log."""
     device_seconds: float
-    """Spent by the trial so far."""
+    """Device-seconds spent by the trial so far."""
     tokens: int
-    """Trained on by the trial so far."""
+    """Tokens trained on by the trial so far."""
     final: bool = False
     """The stage is done: its artifact and summary lie in the run's folder."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Where a trial stands when it is given out. `Trial` is made of it; travels as a Tune config."""
+    """State of a trial when it is given to Tune, as whose config it travels; `trial` makes a Trial of it."""
 
     number: int
     values: dict[str, Any]
@@ -59,7 +59,7 @@ class Assignment:
     tokens: int = 0
 
     def trial(self, recipe: Recipe, folder: str) -> Trial:
-        """The trial of a sweep's recipe in its folder."""
+        """The trial, of a sweep's recipe, in the sweep's folder."""
         assert recipe.sweep is not None
         own = trial_recipe(recipe, self.values, self.run, folder)
         stage = own.trained[recipe.sweep.stage]
@@ -77,7 +77,11 @@ class Assignment:
 
 
 def trial_recipe(recipe: Recipe, values: Values, name: str, folder: str) -> Recipe:
-    """The swept stage alone with a point's values, as a run `name` in `folder`. RecipeError: it cannot have them."""
+    """The recipe of the swept stage alone with a point's values, as run `name` in `folder`.
+
+    Raises:
+        RecipeError: the stage cannot have these values.
+    """
     assert recipe.sweep is not None
     with_point = with_values(recipe, values)
     only = recipe.sweep.stage
@@ -93,7 +97,7 @@ def trial_recipe(recipe: Recipe, values: Values, name: str, folder: str) -> Reci
 
 
 def _placed(data: Data) -> Data:
-    """Paths that hold wherever a trial's driver runs: it has another working directory."""
+    """The data with absolute paths: a trial's driver has another working directory."""
     return Data(train=_absolute(data.train), heldout=_absolute(data.heldout) if data.heldout else None)
 
 
@@ -103,7 +107,7 @@ def _absolute(source: Source) -> Source:
 
 
 def plain_metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    """What a sweep keeps of a row of the metrics log: its numbers, the seconds of parts aside."""
+    """Numbers of a row of the metrics log that a sweep keeps: all but step, tokens and the seconds of parts."""
     return {
         key: float(value)
         for key, value in row.items()
@@ -112,5 +116,5 @@ def plain_metrics(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def worst(mode: str) -> float:
-    """What stands for a value that is no number."""
+    """Score of a trial whose objective is not a number: infinitely bad."""
     return math.inf if mode == "min" else -math.inf

@@ -1,4 +1,4 @@
-"""The actor of a shared base: one model, one thread that trains, and trials that come and go."""
+"""Actor of a shared base: one model, one thread that trains it, and trials that join and leave."""
 
 import asyncio
 import logging
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 
 def start_trainer(workers: Workers) -> Any:
-    """The actor, with what one worker asks for. Where it dies, the trials go on from their checkpoints in another."""
-    actor = ray.remote(Trainer).options(
+    """Start the actor with the resources of one worker; if it dies, trials continue from checkpoints in another."""
+    actor = ray.remote(SharedTrainer).options(
         num_cpus=workers.cpus,
         num_gpus=workers.gpus,
         max_restarts=workers.max_restarts,
@@ -44,7 +44,7 @@ def start_trainer(workers: Workers) -> Any:
 
 @dataclass
 class _Member:
-    """A trial that trains here."""
+    """A trial that trains in the actor."""
 
     ctx: StageContext[Any]
     learn: Learn
@@ -55,22 +55,22 @@ class _Member:
 
 @dataclass(frozen=True)
 class _Parking:
-    """A stage's `Monitor` that does not wait: its member does."""
+    """A stage's `Monitor` that returns at once; `_may_go_on` holds the member back in its stead."""
 
     at: RendezvousMonitor
     member: _Member
 
     def wants(self, step: int) -> bool:
-        """See Monitor."""
+        """Same as of the monitor that it stands for."""
         return self.at.wants(step)
 
     def evaluated(self, step: int) -> None:
-        """See Monitor."""
+        """Report the evaluation to the rendezvous, and let the member wait for the driver."""
         self.member.resumed = self.at.rendezvous.evaluated.remote(step)
 
 
-class Trainer:
-    """The actor's state. Calls leave word for the thread that trains, and wait for its answer."""
+class SharedTrainer:
+    """State of the actor. Calls queue functions for the thread that trains, and wait for their result."""
 
     def __init__(self, threads: int, device: str) -> None:
         self._device = torch.device(device)
@@ -81,13 +81,13 @@ class Trainer:
         threading.Thread(target=self._run, args=(threads,), daemon=True).start()
 
     async def train(self, ctx: StageContext[Any], learn: Learn) -> None:
-        """Train a stage to its end. Raises what it raised; ends quietly where it is dropped."""
+        """Train a stage to its end, and raise what it raises; returns early if the trial is dropped."""
         member = _Member(ctx, learn)
         self._news.put(lambda: self._join(member))
         await asyncio.wrap_future(member.done)
 
     async def drop(self, name: str) -> None:
-        """Let go of a trial; returns when nothing of it is left."""
+        """Remove a trial; returns when its role has left the model."""
         gone: Future[None] = Future()
 
         def leave() -> None:
@@ -98,7 +98,7 @@ class Trainer:
         await asyncio.wrap_future(gone)
 
     def _run(self, threads: int) -> None:
-        """Of the thread that trains. What goes wrong in it ends the process: trials go on in another."""
+        """Body of the thread that trains. An error in it ends the process; Ray starts another for the trials."""
         torch.set_num_threads(threads)
         try:
             while True:
@@ -108,7 +108,7 @@ class Trainer:
             os._exit(1)
 
     def _turn(self) -> None:
-        """One step of every trial that may take one."""
+        """Take one step of every trial that may."""
         self._hear()
         ready = [name for name, member in self._members.items() if self._may_go_on(name, member)]
         if ready:
@@ -117,7 +117,7 @@ class Trainer:
         self._settle()
 
     def _hear(self) -> None:
-        """Do what calls asked for; wait for one, or a while, where nobody can go on."""
+        """Run the functions that calls queued; wait for one, or for a moment, while no trial can continue."""
         waiting = [member.resumed for member in self._members.values()]
         if not self._members:
             self._news.get()()
@@ -141,7 +141,7 @@ class Trainer:
             self._end(name, UserError(f"sweep.shared_base: {base} has layers that cannot be shared"))
 
     def _may_go_on(self, name: str, member: _Member) -> bool:
-        """Whether a trial has a step to take, and the answer that it waited for; one whose driver is gone ends."""
+        """True if a trial has a step to take and its driver let it continue; ends a trial whose driver is gone."""
         if name in self._side.ended:
             return False
         if member.resumed is None:
@@ -161,12 +161,12 @@ class Trainer:
         self._side.ended[name] = error
 
     def _settle(self) -> None:
-        """Answer for trainings that have ended."""
+        """Remove the trials whose training has ended."""
         for name, error in list(self._side.ended.items()):
             self._leave(name, error)
 
     def _leave(self, name: str, error: Exception | None = None) -> None:
-        """Forget a trial, if there is one, and answer the call that brought it."""
+        """Remove a trial, if it is here, and finish the call that brought it."""
         self._side.stop(name)
         self._side.ended.pop(name, None)
         if self._model is not None and name in self._model.trainable:

@@ -12,7 +12,7 @@ from triptych.stages.context import StageContext
 from triptych.stages.run import stage_context
 from triptych.stages.supervised import sft
 from triptych.stages.supervised.training import prepare
-from triptych.tune.trainer import Trainer
+from triptych.tune.shared_trainer import SharedTrainer
 
 Make = Callable[..., Recipe]
 
@@ -35,7 +35,7 @@ def test_trials_end_each_in_its_own_way(make_recipe: Make) -> None:
     storage.remove(storage.join(broken.folder, "data"))
 
     async def train() -> list[Any]:
-        trainer = Trainer(1, "cpu")
+        trainer = SharedTrainer(1, "cpu")
         calls = [asyncio.ensure_future(trainer.train(ctx, sft.learn)) for ctx in (whole, dropped, broken)]
         await asyncio.sleep(0)
         await trainer.drop("dropped")
@@ -53,7 +53,7 @@ def test_a_trial_that_was_dropped_goes_on(make_recipe: Make) -> None:
     ctx = trial(make_recipe(), "again")
 
     async def train() -> None:
-        trainer = Trainer(1, "cpu")
+        trainer = SharedTrainer(1, "cpu")
         first = asyncio.ensure_future(trainer.train(ctx, sft.learn))
         await asyncio.sleep(0)
         await trainer.drop("again")
