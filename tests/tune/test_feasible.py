@@ -11,11 +11,10 @@ from triptych.plan import Machine, Node
 from triptych.recipe import Recipe
 from triptych.tune.budget import Budget
 from triptych.tune.feasible import feasible_points, max_concurrent, reason_infeasible
-from triptych.tune.metrics import reported_metrics
 from triptych.tune.population import perturb, resample
 from triptych.tune.record import Record
 from triptych.tune.search import Search
-from triptych.tune.sweep import check_sweep, sweep_folder
+from triptych.tune.sweep import check_sweep, reported_metrics, sweep_folder
 
 Make = Callable[..., Recipe]
 TOKENS = "stages.sft.train.batch.micro_tokens"

@@ -54,8 +54,7 @@ def _sweep_here(
     from triptych.observe.report.sweep import write_sweep_report
     from triptych.recipe import load_recipe
     from triptych.tune.importance import importance
-    from triptych.tune.sweep import check_sweep, run_sweep
-    from triptych.tune.winner import train_best
+    from triptych.tune.sweep import check_sweep, run_sweep, train_best
 
     loaded = load_recipe(recipe, overrides)
     wanted = check_sweep(loaded)

@@ -1,4 +1,4 @@
-"""A whole sweep: one run of Ray Tune whose trials are drivers of Ray Train runs."""
+"""A whole sweep: check it, run it as one Ray Tune experiment, and train the best point in full."""
 
 import logging
 import os
@@ -14,12 +14,12 @@ from triptych.errors import RunError, UserError
 from triptych.observe.progress import Progress
 from triptych.observe.sweeps import SweepView, read_sweep, sweep_name
 from triptych.plan import Machine, cluster
-from triptych.recipe import Recipe, Sweep, with_values
+from triptych.recipe import Recipe, Sweep, TrainedStage, Values, with_values
+from triptych.stages.run import run_recipe
 from triptych.tune.budget import Budget
 from triptych.tune.driver import Job, drive
 from triptych.tune.executor import Executor
 from triptych.tune.feasible import feasible_points
-from triptych.tune.metrics import reported_metrics
 from triptych.tune.population import PopulationBased
 from triptych.tune.record import Record
 from triptych.tune.report_handler import ReportHandler, TrialErrors
@@ -34,10 +34,15 @@ _QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # the record is ours
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+COSTS = ("peak_memory_bytes", "step_seconds", "tokens_per_second")
+"""Columns of a metrics row that say what a step costs; any may be an objective."""
+
+_PBT_KEYS = ("method.lr", "method.dropout")
+"""Keys of a stage that PBT may change between steps, beside those below train.optimizer and train.batch."""
 _SCRATCH = "tune"
 _ON_HEAD = {"node:__internal_head__": 0.001}
-"""What a trial's driver asks for: no CPU, which its workers need, and a node that does not go away. Not nothing,
-which Tune refuses."""
+"""Resources of a trial's driver: no CPU, which its workers need, but the head, a node that stays. Tune refuses an empty
+request."""
 
 
 def sweep_folder(recipe: Recipe) -> str:
@@ -46,10 +51,10 @@ def sweep_folder(recipe: Recipe) -> str:
 
 
 def run_sweep(recipe: Recipe, progress: Progress) -> SweepView:
-    """Run a recipe's sweep, or go on with it: trials that ended are not repeated. Needs a connection to Ray.
+    """Run a recipe's sweep, or continue it: trials that ended are not repeated. Needs a connection to Ray.
 
     Raises:
-        UserError: the sweep cannot be as it is written, or none of its points fits the cluster.
+        UserError: `check_sweep` refuses the sweep, or none of its points fits the cluster.
         RunError: every trial failed.
     """
     sweep = check_sweep(recipe)
@@ -75,7 +80,7 @@ def run_sweep(recipe: Recipe, progress: Progress) -> SweepView:
 
 
 def check_sweep(recipe: Recipe) -> Sweep:
-    """The recipe's sweep. UserError where it has none, or one that its stage cannot do."""
+    """The recipe's sweep. UserError if it has none, or one that does not fit its stage."""
     sweep = recipe.sweep
     if sweep is None:
         raise UserError(f"{recipe.name} has no `sweep:`; add one with stage, space, objective and budget")
@@ -103,8 +108,45 @@ def check_sweep(recipe: Recipe) -> Sweep:
     return sweep
 
 
+def reported_metrics(stage: TrainedStage) -> tuple[str, ...]:
+    """Metrics that trials of a stage report, any of which may be an objective: held-out ones, the loss, and COSTS."""
+    heldout = stage.reports() if stage.data.heldout else ()
+    return (*(f"heldout_{name}" for name in heldout), "loss", *COSTS)
+
+
+def train_best(found: SweepView, progress: Progress) -> dict[str, Any]:
+    """Run the swept stage in full with the best trial's values, as the recipe's own run, with the sweep as lineage.
+
+    Returns:
+        The stage's summary.
+
+    Raises:
+        UserError: there is no best trial, or there are several objectives.
+    """
+    best, sweep = found.best, found.sweep
+    if best is None or len(sweep.objectives) > 1:
+        raise UserError(f"{found.name} has no one best trial to train: it has none that ended, or several objectives")
+    recipe = _winning_recipe(found.recipe, best.values)
+    objective = sweep.objectives[0].metric
+    origin = {
+        "sweep": {"url": found.url, "trial": best.name, "values": best.values, objective: best.metrics[objective]}
+    }
+    return run_recipe(recipe, progress, sweep.stage, origin)[sweep.stage]
+
+
+def _winning_recipe(recipe: Recipe, values: Values) -> Recipe:
+    """The recipe with a point's values, and with the name that the winner is registered by."""
+    assert recipe.sweep is not None
+    won = with_values(recipe, values)
+    name = recipe.sweep.winner.register_as
+    if name is None:
+        return won
+    stage = won.stages[recipe.sweep.stage].model_copy(update={"register_as": name})
+    return won.model_copy(update={"stages": {**won.stages, recipe.sweep.stage: stage}})
+
+
 def _check_population(sweep: Sweep) -> None:
-    """UserError where weights of one point cannot be those of another."""
+    """UserError if a key of the space may shape weights: PBT continues one point's weights with another's values."""
     for key in sweep.space:
         below = key.removeprefix(f"stages.{sweep.stage}.")
         if not below.startswith(("train.optimizer.", "train.batch.")) and below not in _PBT_KEYS:
@@ -112,9 +154,6 @@ def _check_population(sweep: Sweep) -> None:
                 f"sweep.space.{key}: under pbt a trial goes on from another's weights, which {key} may shape; allowed: "
                 f"keys below train.optimizer and train.batch, {', '.join(_PBT_KEYS)}"
             )
-
-
-_PBT_KEYS = ("method.lr", "method.dropout")
 
 
 def _tune(
