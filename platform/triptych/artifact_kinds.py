@@ -14,7 +14,7 @@ _CURRENT = {former: kind for kind, former in _FORMER.items()}
 
 
 def former_kind(kind: str) -> str:
-    """The word of older code for a kind: it goes on reading folders and registries that are written now."""
+    """The word of older code for a kind, so that it can read folders and registries that are written now."""
     return _FORMER.get(kind, kind)
 
 

@@ -1,4 +1,4 @@
-"""Where things that are made or fetched once are kept."""
+"""Cache folder for files that are made or fetched once."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from triptych.errors import UserError
 
 
 def cache_dir(*parts: str) -> Path:
-    """A folder (made if absent) under `$TRIPTYCH_CACHE`, or else under the user's cache folder."""
+    """A folder, made if absent, under `$TRIPTYCH_CACHE` or else the user's cache folder."""
     root = Path(os.environ.get("TRIPTYCH_CACHE") or _default())
     folder = root.expanduser().joinpath(*parts)
     try:

@@ -1,4 +1,4 @@
-"""Tokens and keys of this machine: where they are read from, and whether others could read them on the way."""
+"""Tokens and keys of this machine: reading them, and telling whether a URL would send them unencrypted."""
 
 import os
 from pathlib import Path
@@ -10,15 +10,20 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def how_to_give(variable: str) -> str:
-    """What to tell a person whose token or key is wrong or missing."""
+    """Advice for a message about a token or key that is wrong or missing."""
     return f"set {variable}_PATH to a file that holds it, or {variable}"
 
 
 def read(variable: str, wanted: str, default: Path | None = None) -> str:
-    """The token or key in `variable`, in the file that `variable`_PATH names, or in the default file.
+    """Read a token or key from `variable`, from the file that `variable`_PATH names, or from the default file.
+
+    Args:
+        variable: environment variable.
+        wanted: who asks for it, for the error message.
+        default: file to read if neither variable is set.
 
     Raises:
-        UserError: `wanted` (who asks for what), and where it was not found; never what was found there.
+        UserError: it was not found, or is malformed. The message never contains what was found.
     """
     if secret := os.environ.get(variable):
         where = variable
@@ -44,6 +49,6 @@ def read(variable: str, wanted: str, default: Path | None = None) -> str:
 
 
 def sends_in_clear(url: str) -> bool:
-    """Whether anyone on the way could read what is sent there."""
+    """True if the URL sends unencrypted over a network; a loopback address does not."""
     parts = urlsplit(url)
     return parts.scheme == "http" and parts.hostname not in _LOOPBACK

@@ -1,4 +1,4 @@
-"""The two ways a command fails: what was asked is wrong (exit 2), or it went wrong (exit 1)."""
+"""Errors that end a command: the request is wrong (exit 2), or carrying it out failed (exit 1)."""
 
 
 class UserError(Exception):

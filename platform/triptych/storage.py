@@ -52,7 +52,7 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a committed folder holds: relative POSIX path -> entry. `digest` identifies the content."""
+    """Content of a committed folder: relative POSIX path -> entry. `digest` identifies the content."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     format: Literal[1] = 1
@@ -222,7 +222,7 @@ def read_bytes(url: str, start: int | None = None, end: int | None = None) -> by
 
 
 def exists(url: str) -> bool:
-    """Whether a file or folder is there, committed or not."""
+    """True if a file or folder is there, committed or not."""
     fs, path = _open(url)
     return _exists(fs, path)
 

@@ -1,4 +1,4 @@
-"""`triptych adapters`: what has been trained, under names, versions and aliases."""
+"""`triptych adapters`: names, versions, aliases and lineage of what was trained."""
 
 import json
 from dataclasses import asdict
@@ -233,7 +233,7 @@ def _list_versions(known: "Registry", name: str, as_json: bool) -> None:
 
 
 def _fields(known: "Registry", version: "AdapterVersion", engine: "Capabilities | None" = None) -> dict[str, Any]:
-    """What --json prints of a version."""
+    """Fields of a version that --json prints."""
     fields = {"ref": version.ref} | asdict(version) | {"created_at": version.created_at.isoformat()}
     del fields["recorded_why_not"]
     why_not = _why_not(known, version, engine)
@@ -241,7 +241,7 @@ def _fields(known: "Registry", version: "AdapterVersion", engine: "Capabilities 
 
 
 def _why_not(known: "Registry", version: "AdapterVersion", engine: "Capabilities | None" = None) -> str | None:
-    """Why an engine, by default one of vLLM with LoRA, cannot serve the version; None if it can."""
+    """The reason why an engine (default: vLLM with LoRA) cannot serve the version; None if it can."""
     from triptych.registry.facts import UnreadableError
     from triptych.serve.capabilities import Capabilities
 
@@ -262,7 +262,7 @@ def _aliases(adapter: "Adapter") -> str:
 
 
 def _base(base: str | None, note: dict[str, object]) -> tuple[str, str]:
-    """Name and fingerprint of the base: as the folder notes, else of the model that `--base` names."""
+    """Name and fingerprint of the base: of the model that `--base` names, or else as the folder's note has them."""
     if base is None:
         if not isinstance(note.get("base"), str) or not isinstance(note.get("base_fingerprint"), str):
             raise UserError("--base: the folder's triptych.json does not say which base model the adapter fits")

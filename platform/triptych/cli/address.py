@@ -1,4 +1,4 @@
-"""Which cluster a verb acts on: `--address`, or `--kube-context`, which makes one."""
+"""Options for the cluster that a verb acts on: `--address`, or `--kube-context` for a port-forward to one."""
 
 import functools
 import inspect
@@ -35,12 +35,16 @@ _Namespace = Annotated[
 
 
 def say(text: str) -> None:
-    """A word about what is going on, on stderr."""
+    """Print a line about what is going on to stderr."""
     typer.echo(text, err=True)
 
 
 def reach(address: str | None) -> "Client":
-    """A connection, with a warning where others could listen or anyone could call; UserError without an address."""
+    """Connect to a cluster. Warns if it takes no token, or if the token travels unencrypted.
+
+    Raises:
+        UserError: there is no address, or no cluster that lets this machine in.
+    """
     if address is None:
         raise UserError("this is about a cluster: give --address, TRIPTYCH_ADDRESS or --kube-context")
     from triptych.cluster.client import connect
@@ -55,12 +59,12 @@ def reach(address: str | None) -> "Client":
 
 
 def given(ctx: typer.Context, name: str) -> bool:
-    """Whether a parameter was set, on the command line or by its variable."""
+    """True if a parameter was set on the command line or by its environment variable."""
     return getattr(ctx.get_parameter_source(name), "name", "") in ("COMMANDLINE", "ENVIRONMENT")
 
 
 def addressed(verb: Callable[..., None]) -> Callable[..., None]:
-    """Gives a verb that takes an `address` the options that make one out of a context of kubectl."""
+    """Decorator that gives a verb with an `address` also `--kube-context` and `--namespace`, which supply one."""
     known = inspect.signature(verb).parameters
 
     @functools.wraps(verb)
@@ -85,7 +89,12 @@ def addressed(verb: Callable[..., None]) -> Callable[..., None]:
 
 
 def extend(wrapped: Callable[..., None], verb: Callable[..., None], options: dict[str, Any]) -> None:
-    """Let typer see the context, the verb's parameters and these options, None by default, as `wrapped`'s own."""
+    """Give `wrapped` a signature from which typer makes its options.
+
+    Args:
+        verb: the function that it wraps, whose parameters it keeps.
+        options: name -> annotation of further options, None by default. A `ctx` is always added.
+    """
     kind = inspect.Parameter.KEYWORD_ONLY
     known = {name: one.replace(kind=kind) for name, one in inspect.signature(verb).parameters.items()}
     known["ctx"] = inspect.Parameter("ctx", kind, annotation=typer.Context)

@@ -19,7 +19,7 @@ SHOWN = 5
 
 
 class RowKindOption(StrEnum):
-    """What the rows are for."""
+    """Kinds of rows that can be checked."""
 
     sft = "sft"
     pairs = "pairs"

@@ -1,4 +1,4 @@
-"""`triptych doctor`: what this machine can do, and what is missing."""
+"""`triptych doctor`: checks of this machine or of a cluster."""
 
 import json
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""`triptych methods`: the table of parameter-efficient methods, and all that is known of one."""
+"""`triptych methods`: the table of parameter-efficient methods, or everything about one of them."""
 
 import difflib
 import inspect
@@ -12,11 +12,11 @@ from triptych.errors import UserError
 
 _STRATEGIES = ("single", "ddp", "fsdp", "zero1", "zero2", "zero3")
 _EXAMPLES: dict[str, dict[str, Any]] = {"freeze": {"layers": 2}}
-"""What stands for a method whose defaults train nothing."""
+"""Settings to show for methods that have none by default."""
 _WIDE = 140
-"""Columns of a terminal from which what is said in sentences has a place in the table."""
+"""Columns of a terminal from which the table has room for columns of whole sentences."""
 
-Facts = dict[str, Any]
+MethodFacts = dict[str, Any]
 
 
 def methods(
@@ -24,7 +24,7 @@ def methods(
     model: Annotated[str, typer.Option(help="Base that shares are counted on.")] = "smollm2-135m-instruct",
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """What each method trains, with its defaults, on which strategies, for which stages, and how it is served."""
+    """Show what each method trains by default, how it is served, and with which strategies and stages it works."""
     from triptych.models.sizes import model_sizes
     from triptych.recipe import Model
 
@@ -51,14 +51,14 @@ def _chosen(name: str | None) -> list[str]:
     raise UserError(f"there is no method {name!r}; {hint}allowed: {', '.join(names)}")
 
 
-def _facts(name: str, sizes: Any) -> Facts:
+def _facts(name: str, sizes: Any) -> MethodFacts:
     from triptych.methods import METHODS, trained
     from triptych.recipe.method import PRESETS, parts_of
 
     config: Any = METHODS[name].config if name in METHODS else PRESETS[name]
     method: Any = config(**_EXAMPLES.get(name, {}))
     entries = [METHODS[part.name] for part in parts_of(method)]
-    facts: Facts = {
+    facts: MethodFacts = {
         "parts": [part.name for part in parts_of(method)],
         "about": " ".join(inspect.cleandoc(config.__doc__ or "").split()),
         "trains": "; ".join(entry.trains for entry in entries),
@@ -80,7 +80,7 @@ def _facts(name: str, sizes: Any) -> Facts:
 
 
 def _refusals(method: Any) -> dict[str, str]:
-    """Where it cannot be used, and why."""
+    """Strategy, quantized base or stage that the method does not work with -> reason."""
     from triptych.recipe.refusals import as_policy, beside_head, on_quantized, under_strategy
 
     reasons = {strategy: under_strategy(method, strategy) for strategy in _STRATEGIES}
@@ -89,7 +89,7 @@ def _refusals(method: Any) -> dict[str, str]:
     return {place: reason for place, reason in reasons.items() if reason}
 
 
-def _print_table(model: str, found: Mapping[str, Facts]) -> None:
+def _print_table(model: str, found: Mapping[str, MethodFacts]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -113,8 +113,8 @@ def _print_table(model: str, found: Mapping[str, Facts]) -> None:
     console.print("\nAll that is known of one: triptych methods NAME", highlight=False)
 
 
-def _reasons(found: Mapping[str, Facts]) -> dict[str, list[str]]:
-    """What cannot be, as a predicate -> of which methods."""
+def _reasons(found: Mapping[str, MethodFacts]) -> dict[str, list[str]]:
+    """Reason, without the method's name -> methods that it applies to."""
     reasons: dict[str, list[str]] = {}
     for name, facts in found.items():
         for place, reason in facts["cannot"].items():
@@ -124,7 +124,7 @@ def _reasons(found: Mapping[str, Facts]) -> dict[str, list[str]]:
     return reasons
 
 
-def _print_one(name: str, model: str, facts: Facts) -> None:
+def _print_one(name: str, model: str, facts: MethodFacts) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -149,10 +149,10 @@ def _print_one(name: str, model: str, facts: Facts) -> None:
     Console(highlight=False).print(table)
 
 
-def _share(facts: Facts) -> str:
+def _share(facts: MethodFacts) -> str:
     return "-" if facts["share"] is None else f"{facts['share']:.3%}"
 
 
-def _rates(facts: Facts) -> str:
+def _rates(facts: MethodFacts) -> str:
     low, high = facts["learning_rates"]
     return f"{low:g} - {high:g}"

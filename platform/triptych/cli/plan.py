@@ -1,4 +1,4 @@
-"""`triptych plan`: what a recipe would do, and what it needs, before anything is launched."""
+"""`triptych plan`: the resolved recipe, its placement, memory, speed and time, before anything is launched."""
 
 import json
 import os
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from triptych.recipe import Recipe
 
 WORKER_MODULES = ("triptych.stages.supervised.training",)
-"""What a worker of Ray Train loads beside the learner: 0.15 GB."""
+"""Modules that a worker of Ray Train loads in addition to the learner: 0.15 GB."""
 
 
 def plan(
@@ -114,7 +114,7 @@ def _plan(
 def _grid(
     recipe: "Recipe", only: str | None, machine: "Machine", profile: "MachineProfile", plot: Path | None, as_json: bool
 ) -> None:
-    """Every combination of the settings that a stage leaves to auto, or of all settings where it leaves none."""
+    """Show the grid of each stage over the settings that the recipe leaves to auto, or else over all settings."""
     from rich.console import Console
 
     from triptych.cli.plan_tables import grid_table
@@ -187,7 +187,7 @@ def _explain(name: str, runs: str, as_json: bool) -> None:
 
 
 def _profile(recipe: "Recipe", measure: bool) -> "MachineProfile":
-    """The machine's rates, and runs that the recipe's registry knows, where there is one."""
+    """Measured rates of the machine, and memory records of earlier runs if the recipe's registry exists."""
     from triptych.plan import MachineProfile
     from triptych.plan.calibration import memory_records
     from triptych.registry import Registry
@@ -201,7 +201,7 @@ def _profile(recipe: "Recipe", measure: bool) -> "MachineProfile":
 
 
 def _rates(recipe: "Recipe", measure: bool) -> "Rates | None":
-    """Of this machine, where the recipe is planned for it."""
+    """Rates of this machine if the recipe is planned for it; None if they were never measured."""
     from triptych.plan.rates import kept_rates
 
     if recipe.machine != "local" or os.environ.get("RAY_ADDRESS"):

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from triptych.plan import Bytes, Choice, Duration, Estimate, Option, Placement
 
 _SHOWN = 5
-"""Settings that were not chosen."""
+"""Number of settings shown that were not chosen."""
 
 
 def placement_table(placement: "Placement") -> Table:
-    """What each stage asks of Ray, and what starts together."""
+    """Table of the processes of each stage, with their CPUs and GPUs, in the order in which stages start."""
     table = Table(title=f"Placement on {placement.machine}")
     for column, align in (
         ("starts", "right"),
@@ -36,7 +36,7 @@ def placement_table(placement: "Placement") -> Table:
 
 
 def memory_table(predicted: "Estimate") -> Table:
-    """By role and part."""
+    """Table of a process's memory by role and part."""
     table = Table(title="Memory of one process, MiB (estimates)")
     for column in ("stage", "role", "part"):
         table.add_column(column)
@@ -51,7 +51,7 @@ def memory_table(predicted: "Estimate") -> Table:
 
 
 def totals_table(predicted: "Estimate", *, measured: bool) -> Table:
-    """Each device and the speed of each stage."""
+    """Table of each device's peak memory and each stage's speed."""
     table = Table(
         title="Totals (estimates)",
         caption=None if measured else "Speed at assumed rates; --measure measures this machine's.",
@@ -70,7 +70,7 @@ def totals_table(predicted: "Estimate", *, measured: bool) -> Table:
 
 
 def duration_table(found: "Duration") -> Table:
-    """Time, device-hours and cost."""
+    """Table of time, device-hours and cost."""
     cost = "" if found.cost is None else f", cost {found.cost:,.2f}"
     table = Table(title=f"Training in all: {_time(found.seconds)}, {found.device_hours:.2g} device-hours{cost}")
     table.add_column("stage")
@@ -83,7 +83,7 @@ def duration_table(found: "Duration") -> Table:
 
 
 def choice_table(choices: Mapping[str, "Choice"]) -> Table:
-    """What was chosen, what would do too, and what would be faster but does not fit."""
+    """Table of chosen settings, runners-up that fit, and faster settings that do not fit."""
     table = _options_table("Chosen for what is left to auto")
     for name, choice in choices.items():
         _add(table, name, choice.best, "chosen", "bold green")
@@ -95,7 +95,7 @@ def choice_table(choices: Mapping[str, "Choice"]) -> Table:
 
 
 def grid_table(name: str, options: Sequence["Option"]) -> Table:
-    """Every setting, by micro-batch."""
+    """Table of all settings of a stage by micro-batch."""
     table = _options_table(f"Micro-batch, memory and speed of stages.{name}")
     for option in sorted(options, key=lambda option: option.settings.micro_tokens):
         _add(table, name, option, "fits" if option.fits else "may not fit", None if option.fits else "red")

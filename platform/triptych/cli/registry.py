@@ -1,4 +1,4 @@
-"""What the verbs on the registry share: how it is named, and tables that scripts can cut."""
+"""Shared by the verbs on the registry: options that name it, and tables that scripts can cut."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -24,12 +24,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def is_endpoint(url: object) -> bool:
-    """Whether a registry is the one behind an endpoint, which is reached from here whatever --address says."""
+    """True if a registry's URL is that of an endpoint, which is reached from here whatever --address says."""
     return str(url).startswith(("http://", "https://"))
 
 
 def open_registry(url: str, artifacts: str | None = None, *, create: bool = False) -> "Registry":
-    """The registry that the options name; only verbs that add to it create it."""
+    """Open the registry that the options name.
+
+    Args:
+        url: see RegistryUrl. A warning is printed if its key travels unencrypted.
+        artifacts: folder or URL for the files of new versions.
+        create: make the registry if there is none, for verbs that add to it.
+    """
     from triptych.credentials import sends_in_clear
     from triptych.registry import Registry
 
@@ -39,7 +45,7 @@ def open_registry(url: str, artifacts: str | None = None, *, create: bool = Fals
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Left-aligned columns, never wrapped or cut."""
+    """Print left-aligned columns, never wrapped or cut."""
     lines = [tuple(head), *(tuple(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     for line in lines:

@@ -65,7 +65,7 @@ def _run_here(
 
 
 def print_run(title: str, summaries: dict[str, Any], as_json: bool) -> None:
-    """The stages' summaries."""
+    """Print the stages' summaries."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""`triptych runs`: what ran, how far it came, and its report."""
+"""`triptych runs`: list runs, show one, write its report; follow and stop it on a cluster."""
 
 import json
 from typing import Annotated, Any
@@ -7,6 +7,7 @@ import typer
 
 from triptych.cli.address import Address, addressed, given, reach
 from triptych.cli.on_cluster import on_cluster, remote_output
+from triptych.cli.registry import AsJson
 from triptych.cli.run import print_run
 from triptych.cli.submission import outcome
 from triptych.cli.sweep import print_sweep
@@ -15,8 +16,8 @@ from triptych.errors import UserError
 app = typer.Typer(help="Look at runs: list, show, report; on a cluster also follow and stop.", no_args_is_help=True)
 
 Runs = Annotated[str, typer.Option("--runs", help="Folder or URL of the runs (a recipe's storage.runs).")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Name = Annotated[str, typer.Argument(help="Name of the run, its recipe's `name`; of a sweep: with `-sweep`.")]
+
+RunName = Annotated[str, typer.Argument(help="Name of the run, its recipe's `name`; of a sweep: with `-sweep`.")]
 
 
 @app.command("list")
@@ -52,7 +53,7 @@ def _runs_here(runs: str) -> list[dict[str, Any]]:
 
 
 def _runs_there(address: str, runs: str | None) -> list[dict[str, Any]]:
-    """The runs that were submitted to a cluster, and those that lie in the folders they were written to."""
+    """Runs that were submitted to a cluster, and other runs in the folders that those were written to."""
     from triptych.cluster.submitted import runs_of
 
     client = reach(address)
@@ -71,7 +72,7 @@ def _runs_there(address: str, runs: str | None) -> list[dict[str, Any]]:
 
 @app.command()
 @addressed
-def follow(name: Name, address: Address = None, as_json: AsJson = False) -> None:
+def follow(name: RunName, address: Address = None, as_json: AsJson = False) -> None:
     """Show a run or a sweep on a cluster from its beginning to its end; Ctrl-C leaves it going."""
     from triptych.cluster.submitted import find
 
@@ -86,7 +87,7 @@ def follow(name: Name, address: Address = None, as_json: AsJson = False) -> None
 
 @app.command()
 @addressed
-def stop(name: Name, address: Address = None) -> None:
+def stop(name: RunName, address: Address = None) -> None:
     """Stop a run or a sweep on a cluster; the same command again goes on from its last checkpoint."""
     from triptych.cluster.submitted import find
 
@@ -99,7 +100,7 @@ def stop(name: Name, address: Address = None) -> None:
 
 @app.command()
 @on_cluster
-def show(name: Name, runs: Runs = "runs", as_json: AsJson = False) -> None:
+def show(name: RunName, runs: Runs = "runs", as_json: AsJson = False) -> None:
     """One run or sweep: each stage's state, what it registered, what was measured, and what had been predicted."""
     from rich.console import Console
     from rich.table import Table
@@ -143,7 +144,7 @@ def show(name: Name, runs: Runs = "runs", as_json: AsJson = False) -> None:
 
 @app.command()
 @on_cluster(brings_file=True)
-def report(name: Name, runs: Runs = "runs") -> None:
+def report(name: RunName, runs: Runs = "runs") -> None:
     """Write the report.html of a run or a sweep, one page that needs nothing else, and print where it lies.
 
     With --address the page comes back, into this folder.

@@ -1,4 +1,4 @@
-"""Recipes as jobs of a cluster: the options, sending one, and showing it to its end."""
+"""Recipes as jobs of a cluster: options, submission, and following a job to its end."""
 
 import json
 import signal
@@ -33,7 +33,7 @@ def check_place(
     cpus: int | None,
     metrics_port: int | None,
 ) -> None:
-    """UserError where options of a cluster elsewhere and of one that is started here are mixed."""
+    """UserError if options of a cluster elsewhere and of one that is started here are mixed."""
     if address is None and (detach or dev or runtime_env is not None):
         raise UserError("--detach, --dev and --runtime-env are for a cluster elsewhere: give --address")
     if address is not None and (cpus is not None or metrics_port is not None):
@@ -50,7 +50,15 @@ def submit(
     dev: bool,
     runtime_env: Path | None,
 ) -> "tuple[Client, Submitted]":
-    """Send the recipe to the cluster, for a verb to act on it there."""
+    """Submit a recipe to the cluster.
+
+    Args:
+        verb: command to run there with the recipe.
+        overrides: `a.b=value` for each field to override.
+        arguments: further command-line arguments of the verb.
+        dev: send this machine's triptych.
+        runtime_env: file with Ray's runtime environment.
+    """
     from triptych.cluster.environment import Environment, read_runtime_env
     from triptych.cluster.submit import submit_recipe
     from triptych.recipe import load_recipe
@@ -62,9 +70,9 @@ def submit(
 
 
 def outcome(client: "Client", submitted: "Submitted") -> Any:
-    """Show a job on a cluster to its end; what its verb printed as JSON. Ctrl-C leaves it going.
+    """Follow a job to its end and return what its verb printed as JSON; exit as the verb did if it failed.
 
-    Exits as the verb did where it failed.
+    Ctrl-C detaches: the job goes on.
     """
     from triptych.cluster.submit import follow_job
 
@@ -81,5 +89,5 @@ def outcome(client: "Client", submitted: "Submitted") -> Any:
 
 
 def _interrupt(*_: object) -> None:
-    """For Ctrl-C. asyncio replaces Python's own handler by one that cancels a task, which may be ending just then."""
+    """Handler of Ctrl-C: asyncio's own would cancel a task, which may just be ending, and the signal would be lost."""
     raise KeyboardInterrupt

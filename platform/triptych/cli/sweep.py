@@ -48,7 +48,7 @@ def sweep(
 def _sweep_here(
     recipe: Path, overrides: list[str], train_winner: bool, cpus: int | None, metrics_port: int | None
 ) -> dict[str, Any]:
-    """The final table, the report's place, and what the winner came to."""
+    """Run the sweep, and its winner if wanted; the final table as JSON, with the report's path and the winner."""
     from triptych.cluster.ray import connect, leave
     from triptych.observe.progress import ProgressDisplay
     from triptych.observe.report.sweep import write_sweep_report
@@ -74,7 +74,11 @@ def _sweep_here(
 
 
 def print_sweep(found: dict[str, Any], as_json: bool) -> None:
-    """The table of a sweep, and the best point as `--set` takes it. `found`: of a SweepView, as JSON has it."""
+    """Print the table of a sweep, and its best points as options of `--set`.
+
+    Args:
+        found: `SweepView.as_dict`; may have `report` and `winner` too.
+    """
     from rich.console import Console
     from rich.table import Column, Table
 
@@ -112,7 +116,7 @@ def print_sweep(found: dict[str, Any], as_json: bool) -> None:
 
 
 def short(keys: list[str]) -> dict[str, str]:
-    """Dotted keys by their last parts, as many as tell them apart."""
+    """Dotted key -> as many of its last parts as tell it from the others."""
     names = {}
     for key in keys:
         parts = key.split(".")

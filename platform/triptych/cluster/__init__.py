@@ -1,1 +1,1 @@
-"""Start or join Ray, and look at the machine (`doctor`)."""
+"""Ray clusters: start or join one, send runs and endpoints to one, and check machine or cluster (`doctor`)."""

@@ -1,4 +1,4 @@
-"""What a look at a machine or a cluster found."""
+"""A finding of `doctor`."""
 
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -9,7 +9,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was looked at, what was found, and what to do where it is not `ok`."""
+    """One line of `doctor`: what was examined, what was found, and advice if it is not `ok`."""
 
     name: str
     status: Literal["ok", "warning", "missing"]
@@ -18,7 +18,7 @@ class Check:
 
 
 def installed(name: str) -> str | None:
-    """The version of an installed package."""
+    """Version of an installed package; None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""A Ray cluster from outside, by its jobs API: who may call it, which jobs it has, what they print."""
+"""Client of a Ray cluster's jobs API: authentication, jobs, and what they print."""
 
 import asyncio
 import logging
@@ -19,11 +19,11 @@ from triptych import credentials
 from triptych.errors import RunError, UserError
 
 TIMEOUT_S = 60.0
-"""Of one request."""
+"""Seconds that one request may take."""
 RENEW_S = 10.0
-"""A question is put again for so long where nothing listens any more."""
+"""Seconds for which a GET is repeated while nothing listens, as during the renewal of a port-forward."""
 RECONNECT_S = 120.0
-"""A lost connection is taken up again for so long."""
+"""Seconds for which `follow` tries to reconnect after a connection was lost."""
 
 _POLL_S = 0.3
 _TOKEN = "RAY_AUTH_TOKEN"
@@ -34,7 +34,7 @@ _HOW = credentials.how_to_give(_TOKEN)
 class Client:
     """The cluster at one address; `connect` makes it.
 
-    Raises, in all its methods: RunError where the cluster is lost meanwhile, or its jobs API fails.
+    All methods raise RunError if the cluster is lost, or its jobs API fails.
     """
 
     def __init__(self, address: str, jobs: JobSubmissionClient, ray_version: str, uses_token: bool) -> None:
@@ -44,7 +44,7 @@ class Client:
         self._jobs = jobs
 
     def submit(self, job: str, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> None:
-        """Start a job under a name that no job of the cluster has; UserError where another was faster."""
+        """Start a job under a new name; UserError if someone else has just started one of that name."""
         with _explained(self.address):
             try:
                 self._jobs.submit_job(
@@ -56,14 +56,14 @@ class Client:
                 raise UserError(f"{job} was submitted to {self.address} by someone else this very moment") from None
 
     def upload(self, runtime_env: dict[str, Any]) -> dict[str, Any]:
-        """The same runtime environment with its code at the cluster, as what is no job needs it."""
+        """Upload the code of a runtime environment, for a use other than a job; the environment with its URLs there."""
         with _explained(self.address):
             sent = dict(runtime_env)
             self._jobs._upload_py_modules_if_needed(sent)  # `submit_job` does it by itself, and nothing else does
             return sent
 
     def request(self, method: str, route: str, body: dict[str, Any] | None = None) -> Any:
-        """What another API of the dashboard answers, out of its JSON."""
+        """Send a request to another API of the dashboard; its JSON answer, None if it is empty."""
         with _explained(self.address):
             answer = self._jobs._do_request(method, route, json_data=body)
             if not answer.ok:
@@ -77,12 +77,12 @@ class Client:
         return sorted(found, key=lambda job: job.start_time or 0)
 
     def state(self, job: str) -> JobDetails:
-        """Where a job stands."""
+        """Details of a job, with its status."""
         with _explained(self.address):
             return self._jobs.get_job_info(job)
 
     def wait(self, job: str) -> JobDetails:
-        """A job's end."""
+        """Wait for a job's end."""
         while is_running(details := self.state(job)):
             time.sleep(_POLL_S)
         return details
@@ -104,7 +104,7 @@ class Client:
             self._jobs.delete_job(job)
 
     def follow(self, job: str, show: Callable[[str], None]) -> JobDetails:
-        """Give each line that a job has printed and prints to `show`, until its end; a lost connection is renewed."""
+        """Pass each line of a job's output to `show`, from its first to its end; a lost connection is renewed."""
         shown, lost_at = 0, None
         while True:
             try:
@@ -123,7 +123,7 @@ class Client:
             time.sleep(1)
 
     async def _tail(self, job: str, skip: int, show: Callable[[str], None]) -> int:
-        """Show the lines after the first `skip` until the connection ends; how many are shown by then."""
+        """Show the lines after the first `skip` until the connection ends; the number of lines seen by then."""
         seen, rest = 0, ""
         async for text in self._jobs.tail_job_logs(job):
             *lines, rest = (rest + text).split("\n")
@@ -135,9 +135,9 @@ class Client:
 
 
 def connect(address: str) -> Client:
-    """The cluster whose dashboard is at `address`, by the token of RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray.
+    """Connect to the cluster whose dashboard is at `address`.
 
-    The cluster is asked first whether it wants a token, and gets none otherwise.
+    A token is read from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray, and sent only to a cluster that wants one.
 
     Raises:
         UserError: nothing answers, what answers is no Ray cluster, or it refuses the token.
@@ -157,12 +157,12 @@ def connect(address: str) -> Client:
 
 
 def is_running(job: JobDetails) -> bool:
-    """Whether a job is yet to end."""
+    """True until a job has ended."""
     return job.status in _RUNNING
 
 
 class _JobsClient(JobSubmissionClient):
-    """Ray's client, which by itself waits for ever, and gives up where a port-forward is just being renewed."""
+    """Ray's client with a timeout, and with repeated GETs while a port-forward is being renewed."""
 
     def _do_request(self, method: str, *args: Any, **kwargs: Any) -> requests.Response:
         deadline = time.monotonic() + RENEW_S
@@ -189,7 +189,7 @@ def _url(address: str) -> str:
 
 
 def _authentication(url: str) -> str:
-    """`token` or `disabled`: what the cluster asks for. Ray before 2.52 knew no tokens, and has no such route."""
+    """Authentication mode of the cluster, `token` or `disabled`. Ray before 2.52 has no tokens, and no such route."""
     with _explained(url, UserError):
         answer = requests.get(f"{url}/api/authentication_mode", timeout=10, allow_redirects=False)
         if answer.status_code == 404:
@@ -199,7 +199,7 @@ def _authentication(url: str) -> str:
 
 @contextmanager
 def _explained(address: str, kind: type[Exception] = RunError) -> Iterator[None]:
-    """One line for what can go wrong on the way; `kind` is what it is raised as."""
+    """Turn errors of the connection into one-line errors of class `kind`; a refused token into a UserError."""
     try:
         yield
     except AuthenticationError:
@@ -218,7 +218,7 @@ def _explained(address: str, kind: type[Exception] = RunError) -> Iterator[None]
 
 
 def _reason(error: BaseException) -> str:
-    """The innermost cause, as `Connection refused`."""
+    """Text of an error's innermost cause, such as `Connection refused`."""
     inner: Any = error
     while inner is not None:
         last = inner

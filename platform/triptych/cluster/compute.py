@@ -1,4 +1,4 @@
-"""What computes here: processor, torch, GPU, and whether torch is the one that vLLM was built for."""
+"""Checks of processor, torch, GPU and vLLM, and that torch is the build that vLLM was made for."""
 
 import importlib.util
 import os
@@ -15,12 +15,12 @@ from triptych.cluster.check import GIB, Check, installed
 
 _INSTALL = "make .venv/.installed"
 _COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
-"""Not ours, but transformers imports them where they are."""
+"""Packages that triptych does not need, but that transformers imports if they are installed."""
 _TIMEOUT_S = 180
 
 
 def examine_compute() -> Iterator[Check]:
-    """Processor, torch and what goes with it, GPU, vLLM."""
+    """Check processor, torch and its companions, GPU and vLLM."""
     yield processor(cpu_flags(Path("/proc/cpuinfo")))
     torch = _torch()
     yield torch
@@ -31,7 +31,7 @@ def examine_compute() -> Iterator[Check]:
 
 
 def cpu_flags(cpuinfo: Path) -> set[str]:
-    """What the first core can do; empty where the kernel does not say it so (on ARM, or outside of Linux)."""
+    """Instruction-set flags of the first core; empty on ARM and outside of Linux, where the kernel lists none."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -40,7 +40,7 @@ def cpu_flags(cpuinfo: Path) -> set[str]:
 
 
 def processor(flags: set[str]) -> Check:
-    """vLLM has kernels for AVX2, AVX-512 and AVX-512 with bfloat16, and takes the best that there is."""
+    """Check for the vector instructions of vLLM's kernels: AVX2, AVX-512, AVX-512 or AMX with bfloat16."""
     known = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
     found = ", ".join(known) or "no vector extension known"
     if flags and "avx2" not in flags:
@@ -54,7 +54,7 @@ def processor(flags: set[str]) -> Check:
 
 
 def _torch() -> Check:
-    """The torch that is imported, which need not be the one that the package index installed."""
+    """Check the torch that is imported, which need not be the one whose metadata is installed."""
     try:
         import torch
     except (ImportError, OSError) as error:
@@ -72,7 +72,7 @@ def _torch() -> Check:
 
 
 def _companions() -> Iterator[Check]:
-    """Nothing where there are none, as the locks have it."""
+    """Check torch's companions that are installed; the locks install none."""
     for name in _COMPANIONS:
         if importlib.util.find_spec(name) and (reason := _failure(f"import {name}")):
             advice = f"pip uninstall {name}: triptych does not need it, and transformers fails with it"
@@ -101,7 +101,7 @@ def _vllm() -> Check:
 
 
 def _failure(code: str) -> str | None:
-    """Why code fails, in a process of its own, which it may take with it; None where it does not."""
+    """Run code in a process of its own, since it may crash; the last line of its error, None if it succeeds."""
     environment = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR"}
     try:
         done = subprocess.run(

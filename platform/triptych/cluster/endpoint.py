@@ -1,7 +1,7 @@
-"""The endpoint on a cluster, by its dashboard's Serve API: put there, followed, found and taken down.
+"""The endpoint on a cluster, through the dashboard's Serve API: deploy it, wait for it, find it, take it down.
 
-Ray Serve keeps what is deployed this way, as KubeRay's RayService does it, whether or not the laptop stays: it starts
-replicas anew after a failure, and all of it after a restart of a head that keeps its state.
+Ray Serve keeps what is deployed this way (KubeRay's RayService uses the same API) when the laptop disconnects: it
+restarts replicas after a failure, and the whole application after a restart of a head that keeps its state.
 """
 
 import time
@@ -31,7 +31,7 @@ class Endpoint:
     """The application `triptych` on a cluster, whoever put it there."""
 
     args: dict[str, Any]
-    """Of `triptych.serve:build`."""
+    """Arguments of `triptych.serve:build`."""
     status: str
     message: str
     deployments: tuple[tuple[str, str], ...]
@@ -42,12 +42,12 @@ class Endpoint:
 
     @property
     def urls(self) -> list[str]:
-        """Where clients on the cluster's network find it."""
+        """Base URLs for clients on the cluster's network."""
         return [f"http://{node}:{self.port}/v1" for node in self.nodes]
 
 
 def find_endpoint(client: Client) -> Endpoint | None:
-    """The endpoint as it is now; None where there is none, or none that was deployed by its arguments."""
+    """The endpoint as it is now; None if there is none, or none that was deployed through this API."""
     found = client.request("GET", _ROUTE)
     app = found["applications"].get(APP)
     if app is None or app["status"] == "DELETING" or not app["deployed_app_config"]:
@@ -66,12 +66,18 @@ def find_endpoint(client: Client) -> Endpoint | None:
 def put(
     client: Client, config: ServeConfig, environment: Environment, say: Say, wait: Callable[[str], None], replace: bool
 ) -> Endpoint:
-    """Put the endpoint on the cluster, unless it is there as asked, and wait until it answers.
+    """Deploy the endpoint, unless the same one is there already, and wait until it answers.
+
+    Args:
+        config: the serve config; `host` and `port` matter only if Ray Serve is not running there yet.
+        say: shows a line about what is going on.
+        wait: called again and again with what is being waited for.
+        replace: change an endpoint that has other arguments.
 
     Raises:
         UserError: another endpoint is there and `replace` is not set, versions differ too much, or the config names
-            what is not there. Nothing was changed then.
-        RunError: it failed. Where there was none before, it was taken down again.
+            a place that the cluster does not have. Nothing was changed then.
+        RunError: the deployment failed. If there was no endpoint before, it was taken down again.
     """
     args = config.model_dump(mode="json", exclude_unset=True, exclude={"host", "port"})
     before = find_endpoint(client)
@@ -88,7 +94,7 @@ def put(
 def _deploy(
     client: Client, config: ServeConfig, args: dict[str, Any], environment: Environment, say: Say, kept: Endpoint | None
 ) -> None:
-    """Send the application, after all that can be wrong was looked at; what is to be `kept` may not differ."""
+    """Check all that can be checked first, and send the application; an endpoint that is `kept` must be the same."""
     if kept is not None and kept.args != args:
         raise UserError(
             f"{client.address} has an endpoint with other arguments ({_differing(kept.args, args)}): --replace changes "
@@ -128,7 +134,7 @@ def _until_it_answers(client: Client, wait: Callable[[str], None]) -> Endpoint:
 
 
 def take_down(client: Client) -> bool:
-    """Stop the endpoint and wait for its end; other applications stay. False where there was none."""
+    """Stop the endpoint and wait for its end; other applications stay. False if there was none."""
     running = client.request("GET", _ROUTE)
     if APP not in running["applications"]:
         return False
@@ -143,7 +149,7 @@ def take_down(client: Client) -> bool:
 
 
 def reachable(client: Client, port: int) -> str | None:
-    """The endpoint's URL where it answers at the host of the dashboard's address."""
+    """The endpoint's URL if it answers at the host of the dashboard's address; else None."""
     url = f"http://{urlsplit(client.address).hostname}:{port}"
     try:
         answer = requests.get(f"{url}/healthz", timeout=5, allow_redirects=False)
@@ -153,7 +159,7 @@ def reachable(client: Client, port: int) -> str | None:
 
 
 def _proxies(running: dict[str, Any], config: ServeConfig) -> dict[str, Any]:
-    """Where Serve listens; it cannot move while it runs."""
+    """Settings of Serve's proxies, which cannot move while Serve runs. UserError if the config wants another port."""
     http = running.get("http_options")
     if http is None:
         host = config.host if "host" in config.model_fields_set else _ANY
@@ -168,18 +174,18 @@ def _proxies(running: dict[str, Any], config: ServeConfig) -> dict[str, Any]:
 
 
 def _port(running: dict[str, Any]) -> int:
-    """Ray leaves out what is its own default."""
+    """Port of Serve's proxies; Ray leaves out its default."""
     return int(running["http_options"].get("port", 8000))
 
 
 def _others(running: dict[str, Any]) -> list[dict[str, Any]]:
-    """The applications beside ours, as they were sent."""
+    """Configs of the other applications, as they were deployed; a PUT without them would delete them."""
     apps = [app["deployed_app_config"] for name, app in running["applications"].items() if name != APP]
     return [app for app in apps if app is not None]
 
 
 def _check_places(config: ServeConfig) -> None:
-    """UserError unless registry, artifacts and base are places of the cluster."""
+    """UserError if registry, artifacts or base are places of this machine only."""
     places = {"registry": config.registry, "artifacts": config.artifacts or "/"}
     sqlite = _sqlite_file(config.registry)
     if sqlite is not None:

@@ -1,4 +1,4 @@
-"""What a job on a cluster runs in: its image, and what was asked for beside it."""
+"""Runtime environment of a job on a cluster: what is added to the cluster's image."""
 
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, distribution
@@ -13,27 +13,31 @@ from triptych.errors import UserError
 _PACKAGE = Path(triptych.__file__).resolve().parent
 
 OURS = ("working_dir", "py_modules")
-"""Parts of a runtime environment that are made here."""
+"""Fields of Ray's runtime environment that only `resolve` sets."""
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What a job runs in beside the cluster's image."""
+    """Additions to the cluster's image for a job."""
 
     runtime_env: dict[str, Any] = field(default_factory=dict)
     """Ray's own, without `working_dir` and `py_modules`."""
     sends_code: bool = False
-    """This machine's triptych travels, and runs there in place of the image's."""
+    """Send this machine's triptych, which runs there in place of the image's."""
 
     def resolve(self, working_dir: Path | None = None) -> dict[str, Any]:
-        """The whole of Ray's runtime environment; its paths are of this machine."""
+        """Ray's whole runtime environment, with paths of this machine.
+
+        Args:
+            working_dir: zip file for the job's working folder.
+        """
         code = {"py_modules": [str(_PACKAGE), *map(str, _metadata())]} if self.sends_code else {}
         folder = {} if working_dir is None else {"working_dir": str(working_dir)}
         return self.runtime_env | folder | code
 
 
 def is_from_wheel() -> bool:
-    """Whether this machine's triptych was installed as a package, rather than being a working tree."""
+    """True if this machine's triptych was installed as a package, False if it is a working tree."""
     try:
         files = distribution("triptych").files or ()
     except PackageNotFoundError:
@@ -42,7 +46,7 @@ def is_from_wheel() -> bool:
 
 
 def _metadata() -> list[Path]:
-    """The folder beside the package with its version and its entry points, by which vLLM finds our plugin."""
+    """Metadata folder of the package: its version, and the entry points by which vLLM finds the plugin."""
     try:
         files = distribution("triptych").files or ()
     except PackageNotFoundError:
@@ -51,7 +55,7 @@ def _metadata() -> list[Path]:
 
 
 def read_runtime_env(path: Path | None) -> dict[str, Any]:
-    """A YAML or JSON file of Ray's runtime environment; UserError where it is none, or names what travels anyway."""
+    """Read Ray's runtime environment from a YAML or JSON file; UserError if malformed, or if it sets one of OURS."""
     if path is None:
         return {}
     try:

@@ -1,4 +1,4 @@
-"""A way to a Ray cluster inside Kubernetes: kubectl's port-forward to its dashboard, renewed when it drops."""
+"""Port-forward, by kubectl, to the dashboard of a Ray cluster inside Kubernetes, renewed when it drops."""
 
 import json
 import re
@@ -21,9 +21,12 @@ _LISTENING = re.compile(r"Forwarding from 127\.0\.0\.1:(\d+) ->")
 
 @contextmanager
 def forwarded(context: str, namespace: str | None, say: Callable[[str], None]) -> Iterator[str]:
-    """The URL, on this machine, of the dashboard of the cluster in that kubectl context, for the time of the block.
+    """The URL, on this machine, of the dashboard of the cluster in a kubectl context, for the time of the block.
 
-    The namespace is the context's own if None.
+    Args:
+        context: of kubectl.
+        namespace: None for the context's own.
+        say: shows a line when the port-forward is renewed.
 
     Raises:
         UserError: there is no kubectl, no such context, no cluster, more than one, or it cannot be reached.
@@ -41,7 +44,7 @@ def forwarded(context: str, namespace: str | None, say: Callable[[str], None]) -
 
 
 class _Forward:
-    """kubectl as a child, started again, on the same port here, whenever it ends."""
+    """kubectl as a child process, restarted on the same local port whenever it ends."""
 
     def __init__(self, words: list[str], say: Callable[[str], None]) -> None:
         self._words = words
@@ -60,7 +63,7 @@ class _Forward:
         self._keeper.join()
 
     def _start(self, port: str) -> tuple["subprocess.Popen[str]", str]:
-        """The child and its port, once it listens; UserError with its last words where it does not."""
+        """Start kubectl; the child and its port once it listens, or a UserError with its last line of stderr."""
         child = subprocess.Popen(
             [*self._words, f"{port}:{_DASHBOARD}"],
             stdin=subprocess.DEVNULL,
@@ -85,7 +88,7 @@ class _Forward:
                     return
 
     def _renew(self) -> bool:
-        """False while there is nothing to reach, as when the head is on its way to another node."""
+        """Start kubectl again; False while there is nothing to reach, as while the head moves to another node."""
         try:
             child, _ = self._start(self.port)
         except UserError:
@@ -98,13 +101,13 @@ class _Forward:
 
 
 def _last_words(child: "subprocess.Popen[str]") -> str:
-    """What a child said last, once it has ended."""
+    """Wait for a child's end; its last line of stderr."""
     _, said = child.communicate()
     return (said.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
 
 
 def _head(words: list[str]) -> str:
-    """Name of the service of the one head; endpoints of RayServices count only where there is no other cluster."""
+    """Name of the service of the one head; clusters of RayServices count only if there is no other cluster."""
     try:
         asked = subprocess.run(words, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired:

@@ -1,4 +1,4 @@
-"""Start or join Ray."""
+"""Start a Ray cluster on this machine, or join one."""
 
 import logging
 import os
@@ -19,12 +19,18 @@ from triptych.errors import RunError, UserError
 def connect(cpus: int | None = None, metrics_port: int | None = None, *, dashboard: bool = False) -> Iterator[None]:
     """A connection to Ray for the time of the block.
 
-    Inside a process that is connected already, that connection is used and left as it is. Otherwise joins the cluster
-    that `RAY_ADDRESS` names, or else starts one on this machine, with token authentication, `cpus` logical CPUs (None:
-    as many as the machine has) and its metrics for Prometheus on `metrics_port`; it ends with the block. Without a
-    `dashboard` Ray Train cannot see that a run's driver was stopped, and keeps the CPUs of its workers.
+    If the process is connected already, that connection is used and left as it is. Otherwise joins the cluster that
+    `RAY_ADDRESS` names, or else starts one on this machine with token authentication, which ends with the block.
 
-    Errors: UserError where nothing answers at `RAY_ADDRESS`; RunError where Ray does not start.
+    Args:
+        cpus: logical CPUs of a cluster that is started; None: as many as the machine has.
+        metrics_port: port of its metrics for Prometheus.
+        dashboard: start its dashboard, without which Ray Train cannot see that a run's driver was stopped, and keeps
+            the CPUs of its workers.
+
+    Raises:
+        UserError: nothing answers at `RAY_ADDRESS`.
+        RunError: Ray does not start.
     """
     if ray.is_initialized():
         yield
@@ -52,10 +58,10 @@ def connect(cpus: int | None = None, metrics_port: int | None = None, *, dashboa
 
 
 def leave(code: int) -> NoReturn:
-    """End this process at once with that exit code, and with it its connection, or the cluster that it started.
+    """End this process at once, with its connection to Ray or the cluster that it started.
 
-    For a process with threads that wait inside Ray. Nothing wakes them but `ray.shutdown`, and what they then do to
-    clean up starts Ray again in the middle of it, which may end the process with exit code 1 a minute later.
+    Needed by a process with threads that wait inside Ray. Only `ray.shutdown` wakes them, and what they then do to
+    clean up starts Ray again in the middle of the shutdown, which may end the process with exit code 1 a minute later.
     """
     with suppress(OSError):  # nobody may be reading any more
         sys.stdout.flush()

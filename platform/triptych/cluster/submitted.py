@@ -1,4 +1,4 @@
-"""The runs that were submitted to a cluster, as it remembers their jobs until it ends."""
+"""Runs that were submitted to a cluster; it remembers their jobs until it ends."""
 
 import difflib
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from triptych.cluster.environment import OURS, Environment
 from triptych.errors import UserError
 
 Verb = Literal["run", "sweep"]
-"""What a cluster does with a recipe that is sent to it."""
+"""Commands that can be submitted with a recipe."""
 
 
 @dataclass(frozen=True)

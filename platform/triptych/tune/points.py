@@ -98,7 +98,7 @@ def _each_once(points: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def draw(sweep: Sweep, seed: int, count: int) -> list[dict[str, Any]]:
-    """At most `count` distinct random points; for a grid, all of them."""
+    """Draw `count` random points, without duplicates; all points of a grid."""
     if sweep.search == "grid":
         return grid(sweep)
     study = _study(sweep, RandomSampler(seed=seed))
