@@ -24,7 +24,7 @@ from triptych.forward.attention import RowPrefix, padded_attention
 from triptych.forward.export import adapter_of
 from triptych.forward.gated_prefix import with_gate
 from triptych.methods import METHODS
-from triptych.methods.gates import Gate
+from triptych.methods.layers import Gate
 from triptych.models.adapter import load_adapter, save_adapter
 from triptych.recipe.bottleneck import GatedPfeiffer, Pfeiffer
 from triptych.recipe.matrix import GatedLora

@@ -188,7 +188,7 @@ def merge(
     registry: RegistryUrl = DEFAULT,
 ) -> None:
     """Write the base with a version's adapter in its weights, as a whole model."""
-    from triptych.methods.merging import merge_adapter
+    from triptych.methods.merge import merge_adapter
 
     known = open_registry(registry)
     version = known.get(ref)

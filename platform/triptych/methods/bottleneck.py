@@ -14,11 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from triptych.methods.affine import Affine, linear
 from triptych.methods.base import Export
 from triptych.methods.counts import check_drops
-from triptych.methods.gates import Gate
 from triptych.methods.hooked import HookedAttachment, sublayer
+from triptych.methods.layers import Affine, Gate, linear
 from triptych.recipe.bottleneck import GatedPfeiffer, Houlsby, ParallelAdapter, Pfeiffer
 
 Config = Houlsby | Pfeiffer | ParallelAdapter | GatedPfeiffer

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from triptych.methods.base import Export
-from triptych.methods.gates import Gate
 from triptych.methods.hooked import HookedAttachment
+from triptych.methods.layers import Gate
 from triptych.methods.targets import shape_of, targeted
 from triptych.recipe.matrix import GatedLora
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from triptych.methods import prefix
 from triptych.methods.base import Attachment, Export, Prefix
-from triptych.methods.gates import Gate
 from triptych.methods.hooked import HookedAttachment, sublayer
+from triptych.methods.layers import Gate
 from triptych.recipe.virtual import GatedPrefix
 
 ARGUMENT = "prefix_gate"

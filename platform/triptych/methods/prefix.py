@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from triptych.errors import UserError
-from triptych.methods.affine import linear
 from triptych.methods.base import Attachment, Export, Prefix
+from triptych.methods.layers import linear
 from triptych.methods.prompt import EMBEDDINGS, hold, token_ids
 from triptych.recipe.virtual import GatedPrefix, PrefixTuning, PTuningV2
 

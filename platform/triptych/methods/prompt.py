@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from triptych.errors import UserError
-from triptych.methods.affine import linear
 from triptych.methods.base import Attachment, Export
+from triptych.methods.layers import linear
 from triptych.models.base import load_tokenizer
 from triptych.recipe.virtual import PromptTuning, PTuning
 
