@@ -20,7 +20,7 @@ from triptych.errors import UserError
 from triptych.forward.export import adapter_of
 from triptych.methods import counts
 from triptych.methods.adapter_drop import export_without
-from triptych.methods.bottleneck import Config, attach
+from triptych.methods.bottleneck import BottleneckMethod, attach
 from triptych.models.adapter import load_adapter, save_adapter
 from triptych.models.sizes import model_sizes
 from triptych.recipe import Optimizer
@@ -30,7 +30,7 @@ from triptych.recipe.model import Model
 from triptych.train.learner import Learner
 from triptych.train.tasks.language import LanguageModeling
 
-METHODS: list[Config] = [Houlsby(), Pfeiffer(), ParallelAdapter(reduction_factor=16)]
+METHODS: list[BottleneckMethod] = [Houlsby(), Pfeiffer(), ParallelAdapter(reduction_factor=16)]
 ids = [method.name for method in METHODS]
 
 
@@ -46,7 +46,7 @@ def test_starts_as_the_base_and_keeps_its_names(tiny_model_dir: Path, method: An
     assert all(p.dtype == torch.float64 for p in attachment.parameters().values())
 
 
-FUNCTIONS: list[Config] = [Pfeiffer(non_linearity=name) for name in ("gelu", "silu", "tanh", "leaky_relu")]
+FUNCTIONS: list[BottleneckMethod] = [Pfeiffer(non_linearity=name) for name in ("gelu", "silu", "tanh", "leaky_relu")]
 
 
 @pytest.mark.parametrize(

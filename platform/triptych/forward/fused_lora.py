@@ -13,11 +13,11 @@ import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
-Rows = Mapping[str, slice]
+RowSlices = Mapping[str, slice]
 """Role -> its rows of a pass, in order; none: all are the active role's."""
 
 
-def fuse_lora(layer: nn.Module, rows: Rows) -> None:
+def fuse_lora(layer: nn.Module, rows: RowSlices) -> None:
     """Let a plain LoRA layer over a plain linear layer compute this way; any other stays as it is.
 
     `rows` is looked at in every pass.
@@ -31,7 +31,7 @@ def is_fused(layer: nn.Module) -> bool:
     return "forward" in layer.__dict__
 
 
-def _forward(layer: Linear, rows: Rows, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _forward(layer: Linear, rows: RowSlices, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     base = layer.base_layer
     if rows:
         parts = [(role, own.start, own.stop) for role, own in rows.items() if role in layer.lora_A]

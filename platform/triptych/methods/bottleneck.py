@@ -20,7 +20,7 @@ from triptych.methods.hooked import HookedAttachment, sublayer
 from triptych.methods.layers import Affine, Gate, linear
 from triptych.recipe.bottleneck import GatedPfeiffer, Houlsby, ParallelAdapter, Pfeiffer
 
-Config = Houlsby | Pfeiffer | ParallelAdapter | GatedPfeiffer
+BottleneckMethod = Houlsby | Pfeiffer | ParallelAdapter | GatedPfeiffer
 
 _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -34,7 +34,7 @@ _FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class Bottleneck(nn.Module):
     """A sublayer's input x and output y [..., d] -> its new output."""
 
-    def __init__(self, hidden: int, config: Config, *, dropped: bool) -> None:
+    def __init__(self, hidden: int, config: BottleneckMethod, *, dropped: bool) -> None:
         """`dropped`: only training has it (AdapterDrop, Rücklé et al. 2021, arXiv 2010.11918)."""
         super().__init__()
         width = config.width(hidden)
@@ -80,7 +80,7 @@ class Bottlenecks(HookedAttachment):
             adapter.left_out = block < dropped
 
 
-def attach(model: PreTrainedModel, config: Config, role: str) -> Bottlenecks:
+def attach(model: PreTrainedModel, config: BottleneckMethod, role: str) -> Bottlenecks:
     """An adapter of each sublayer that the method names, in every block.
 
     Raises:
@@ -97,6 +97,6 @@ def attach(model: PreTrainedModel, config: Config, role: str) -> Bottlenecks:
     return attachment
 
 
-def export(config: Config, state: Mapping[str, Tensor]) -> Export:
+def export(config: BottleneckMethod, state: Mapping[str, Tensor]) -> Export:
     """The adapters' own tensors: neither peft nor transformers has a format for them."""
     return Export(config, dict(state))

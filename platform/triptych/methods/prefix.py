@@ -21,7 +21,7 @@ from triptych.methods.layers import linear
 from triptych.methods.prompt import EMBEDDINGS, hold, token_ids
 from triptych.recipe.virtual import GatedPrefix, PrefixTuning, PTuningV2
 
-Config = PrefixTuning | PTuningV2 | GatedPrefix
+PrefixMethod = PrefixTuning | PTuningV2 | GatedPrefix
 
 TEXT = (
     "The following is a conversation between a person and a helpful assistant. The assistant reads what it is given "
@@ -94,7 +94,7 @@ class PrefixAttachment(Attachment):
         return partial(_own, self._parts)
 
 
-def attach(model: PreTrainedModel, method: Config, role: str) -> PrefixAttachment:
+def attach(model: PreTrainedModel, method: PrefixMethod, role: str) -> PrefixAttachment:
     """The prefix of a role, new; the model must be as it is without any method.
 
     Raises:
@@ -149,7 +149,7 @@ def keys_and_values(model: PreTrainedModel, ids: list[int]) -> Tensor:
     return stacked if stacked.dtype == torch.float64 else stacked.float()
 
 
-def export(method: Config, state: Mapping[str, Tensor]) -> Export:
+def export(method: PrefixMethod, state: Mapping[str, Tensor]) -> Export:
     """The keys and values alone, which load without an encoder; and as peft's file has them."""
     folded = fold(method, state)
     layers, _, tokens, heads, size = folded.shape
@@ -176,7 +176,7 @@ def export(method: Config, state: Mapping[str, Tensor]) -> Export:
     )
 
 
-def fold(method: Config, state: Mapping[str, Tensor]) -> Tensor:
+def fold(method: PrefixMethod, state: Mapping[str, Tensor]) -> Tensor:
     """The keys and values [layers, 2, P, K, D] that a trained state stands for."""
     if not method.prefix_projection:
         layers = range(len(state) // 2)

@@ -39,7 +39,7 @@ from triptych.recipe.stage import (
     method_of,
 )
 from triptych.recipe.sweep import Asha, Dimension, Sweep, Values
-from triptych.recipe.training import Batch, EarlyStopping, Memory, Optimizer, Training, TrainingBase, Workers
+from triptych.recipe.training import BatchSettings, EarlyStopping, Memory, Optimizer, Training, TrainingBase, Workers
 
 __all__ = [
     "CLASSIFIER",
@@ -49,7 +49,7 @@ __all__ = [
     "REFERENCE",
     "REWARD",
     "Asha",
-    "Batch",
+    "BatchSettings",
     "Classification",
     "Closed",
     "Count",

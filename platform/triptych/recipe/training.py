@@ -68,7 +68,7 @@ class BatchBase(Closed):
     """Tokens of one forward and backward pass, padding included where there is padding; the rest is accumulated."""
 
 
-class Batch(BatchBase):
+class BatchSettings(BatchBase):
     """How rows are cut. The gradient depends on `rows` alone."""
 
     rows: Count = 16
@@ -164,7 +164,7 @@ class Training(TrainingBase):
     """Passes over the training rows."""
     steps: Count | None = None
     """Optimiser steps, in place of epochs."""
-    batch: Batch = Batch()
+    batch: BatchSettings = BatchSettings()
     """Rows of an optimiser step, and how they are cut."""
     log_every: NoEffect[Count] = 1
     """Steps that one row of the metrics log is made of; checkpoints and evaluations end a row too."""
