@@ -12,7 +12,7 @@ from triptych.cli.registry import DEFAULT, AsJson, RegistryUrl, open_registry, p
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
-    from triptych.registry import Adapter, AdapterVersion, Registry
+    from triptych.registry import AdapterVersion, RegisteredAdapter, Registry
     from triptych.serve.capabilities import Capabilities
 
 app = typer.Typer(help="Trained adapters: versions, aliases, lineage.", no_args_is_help=True)
@@ -257,7 +257,7 @@ def _served(known: "Registry", version: "AdapterVersion") -> str:
     return "yes" if why_not is None else f"no: {why_not}"
 
 
-def _aliases(adapter: "Adapter") -> str:
+def _aliases(adapter: "RegisteredAdapter") -> str:
     return " ".join(f"{alias}={version}" for alias, version in sorted(adapter.aliases.items()))
 
 

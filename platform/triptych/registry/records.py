@@ -41,7 +41,7 @@ class AdapterVersion:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class RegisteredAdapter:
     """A name, its versions (ascending, never empty) and its aliases (alias -> version)."""
 
     name: str

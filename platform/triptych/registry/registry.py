@@ -18,7 +18,7 @@ from triptych.recipe.base import NAME_PATTERN
 from triptych.registry import artifacts, calibrations, compat, keys, queries
 from triptych.registry.database import Database
 from triptych.registry.facts import Facts, Judge, from_record, read_facts
-from triptych.registry.records import Adapter, AdapterVersion, Key
+from triptych.registry.records import AdapterVersion, Key, RegisteredAdapter
 from triptych.registry.tables import AdapterRow, AliasMoveRow, ParentRow, VersionRow
 
 _NAME = re.compile(NAME_PATTERN)
@@ -137,7 +137,7 @@ class Registry:
         artifacts.copy(self.fetch(version.ref), target)
         return version
 
-    def adapters(self) -> list[Adapter]:
+    def adapters(self) -> list[RegisteredAdapter]:
         """All names with at least one version, sorted."""
         versions: dict[str, list[int]] = defaultdict(list)
         with self._database.read() as session:
@@ -146,7 +146,7 @@ class Registry:
                 versions[name].append(version)
             aliases = queries.aliases(session)
             made = {row.name: row.created_at for row in session.scalars(select(AdapterRow))}
-        return [Adapter(name, tuple(found), aliases[name], made[name]) for name, found in versions.items()]
+        return [RegisteredAdapter(name, tuple(found), aliases[name], made[name]) for name, found in versions.items()]
 
     def versions(self, name: str) -> list[AdapterVersion]:
         """All versions of a name, ascending; UnknownAdapter where there are none."""

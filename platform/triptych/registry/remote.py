@@ -10,7 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 from triptych import credentials
 from triptych.errors import RunError, UserError
 from triptych.registry.facts import Facts
-from triptych.registry.records import Adapter, AdapterVersion, Key, UnknownAdapter
+from triptych.registry.records import AdapterVersion, Key, RegisteredAdapter, UnknownAdapter
 from triptych.registry.registry import Registry
 from triptych.registry.wire import VersionMessage, from_message
 
@@ -52,8 +52,8 @@ class RemoteRegistry(Registry):
         """As of any registry; a UserError too where the endpoint is of the version before, which has none."""
         return self._ask(Facts, "GET", "versions", ref, "facts")
 
-    def adapters(self) -> list[Adapter]:
-        return self._ask(list[Adapter], "GET", "adapters")
+    def adapters(self) -> list[RegisteredAdapter]:
+        return self._ask(list[RegisteredAdapter], "GET", "adapters")
 
     def versions(self, name: str) -> list[AdapterVersion]:
         return [from_message(found) for found in self._ask(list[VersionMessage], "GET", "adapters", name)]

@@ -10,7 +10,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
 
 from triptych.errors import RunError, UserError
-from triptych.registry import Adapter, Key, Registry, UnknownAdapter
+from triptych.registry import Key, RegisteredAdapter, Registry, UnknownAdapter
 from triptych.registry.facts import Facts
 from triptych.registry.remote import NOT_FOUND, ROUTES
 from triptych.registry.wire import VersionMessage, to_message
@@ -42,7 +42,7 @@ def admin_routes(registry: Registry) -> APIRouter:
     routes = APIRouter(prefix=ROUTES, route_class=_AdminRoute)
 
     @routes.get("/adapters")
-    def adapters() -> list[Adapter]:
+    def adapters() -> list[RegisteredAdapter]:
         return registry.adapters()
 
     @routes.get("/adapters/{name}")
