@@ -5,7 +5,7 @@ Chen et al. 2016, arXiv 1604.06174; selective: Korthikanti et al. 2022, arXiv 22
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.attention.varlen  # registers its operator
@@ -18,8 +18,7 @@ from torch.utils.checkpoint import (
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from triptych.errors import UserError
-
-Checkpointing = Literal["none", "selective", "full"]
+from triptych.recipe.training import Checkpointing
 
 _ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,

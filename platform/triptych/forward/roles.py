@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from triptych.errors import UserError
-from triptych.forward.activation_checkpointing import Checkpointing, checkpoint_blocks
+from triptych.forward.activation_checkpointing import checkpoint_blocks
 from triptych.forward.attention import PACKED, PADDED
 from triptych.forward.fused_lora import fuse_lora, is_fused
 from triptych.forward.gather import HALF
@@ -27,6 +27,7 @@ from triptych.models.heads import ClassHead, ScalarHead
 from triptych.models.logits import scale_logits
 from triptych.objectives.language import chunked_logprobs, token_entropy, token_logprobs
 from triptych.recipe.method import Method, parts_of, trains_base
+from triptych.recipe.training import Checkpointing
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from triptych.errors import UserError
 from triptych.models.sizes import Sizes, model_sizes
@@ -11,12 +11,12 @@ from triptych.plan.devices import on_devices
 from triptych.plan.machines import Machine
 from triptych.plan.sharding import fewest, may_shard, with_strategy
 from triptych.recipe import Recipe, TrainedStage
-from triptych.recipe.training import AutoSetting, StrategyName
+from triptych.recipe.training import AutoSetting, Checkpointing, StrategyName
 
 SettingName = AutoSetting | Literal["strategy"]
 """A field of `Settings`; the strategy has an `auto` of its own in recipes."""
 ALL: tuple[SettingName, ...] = ("micro_tokens", "checkpointing", "loss_chunk", "strategy")
-_CHECKPOINTING: tuple[Literal["none", "selective", "full"], ...] = ("none", "selective", "full")
+_CHECKPOINTING: tuple[Checkpointing, ...] = get_args(Checkpointing)
 _CHUNKS = (128, 512, 2048, None)
 
 
@@ -25,7 +25,7 @@ class Settings:
     """One value for each setting. The global batch is not among them: gradients of smaller micro-batches accumulate."""
 
     micro_tokens: int
-    checkpointing: Literal["none", "selective", "full"]
+    checkpointing: Checkpointing
     loss_chunk: int | None
     strategy: StrategyName
 

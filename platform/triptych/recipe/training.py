@@ -17,6 +17,9 @@ StrategyName = Literal["single", "ddp", "fsdp", "zero1", "zero2", "zero3"]
 StrategyChoice = Literal["auto", StrategyName]
 """A strategy, or `auto`: the simplest that fits."""
 
+Checkpointing = Literal["none", "selective", "full"]
+"""What the backward pass computes again: nothing; all but attention and every second product; all."""
+
 
 class Optimizer(Closed):
     """How one role's parameters are updated. Fields of another optimizer than `name` have no effect."""
@@ -82,7 +85,7 @@ class BatchSettings(BatchBase):
 class Memory(Closed):
     """What is traded for memory."""
 
-    checkpointing: Literal["none", "selective", "full"] = "none"
+    checkpointing: Checkpointing = "none"
     """What the backward pass computes again: nothing; all but attention and every second product; all."""
     loss_chunk: Count | None = 512
     """Tokens whose logits exist at once; None: all of a micro-batch."""
