@@ -3,6 +3,7 @@
 Light to import: no torch and no peft before something is attached or exported.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
     from triptych.methods.base import Attachment, Export
 
 
+_PAPER = re.compile(r"\(([^()]+, arXiv [0-9.]+)\)")
+
+
 @dataclass(frozen=True)
 class Entry:
     """One parameter-efficient method."""
@@ -54,10 +58,15 @@ class Entry:
     """Function that gives the tensors that it trains, from the sizes of a model alone."""
     trains: str
     served: str
-    paper: str
     learning_rates: tuple[float, float]
     needs: str = ""
     """Requirements on the model or the run."""
+
+    @property
+    def paper(self) -> str:
+        """Citation in the docstring of `config`, such as "Hu et al. 2021, arXiv 2106.09685"; empty without one."""
+        found = _PAPER.search(" ".join((self.config.__doc__ or "").split()))
+        return found[1] if found else ""
 
     @property
     def merges(self) -> bool:
@@ -94,7 +103,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.low_rank,
         trains="two low-rank matrices beside each linear layer",
         served=NATIVE,
-        paper="Hu et al. 2021, arXiv 2106.09685",
         learning_rates=(5e-5, 1e-3),
     ),
     "gated_lora": Entry(
@@ -103,7 +111,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.gated_lora,
         trains="two low-rank matrices beside each linear layer, and a gate that scales them for each token",
         served=NOT_GATED,
-        paper="Mao et al. 2022, arXiv 2110.07577",
         learning_rates=(5e-5, 1e-3),
     ),
     "dora": Entry(
@@ -112,7 +119,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.low_rank,
         trains="two low-rank matrices beside each linear layer, and the lengths of its weight's rows",
         served=MERGED,
-        paper="Liu et al. 2024, arXiv 2402.09353",
         learning_rates=(5e-5, 1e-3),
         needs="a base that is not quantized",
     ),
@@ -122,7 +128,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.low_rank,
         trains="two low-rank matrices that start as a part of each weight",
         served=NATIVE_TWICE,
-        paper="Meng et al. 2024, arXiv 2404.02948",
         learning_rates=(2e-5, 5e-4),
     ),
     "adalora": Entry(
@@ -131,7 +136,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.adalora,
         trains="three factors beside each linear layer, whose ranks follow from a budget",
         served=NATIVE,
-        paper="Zhang et al. 2023, arXiv 2303.10512",
         learning_rates=(2e-4, 5e-3),
         needs="the number of steps",
     ),
@@ -141,7 +145,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.ia3,
         trains="factors of keys, values and the MLP's inner states",
         served=MERGED,
-        paper="Liu et al. 2022, arXiv 2205.05638",
         learning_rates=(1e-3, 1e-2),
     ),
     "vera": Entry(
@@ -150,7 +153,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.peft,
         trains="two vectors for each linear layer, between random matrices that all share",
         served=MERGED,
-        paper="Kopiczko et al. 2024, arXiv 2310.11454",
         learning_rates=(1e-3, 2e-2),
     ),
     "loha": Entry(
@@ -159,7 +161,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.peft,
         trains="two low-rank products for each linear layer, multiplied entry by entry",
         served=MERGED,
-        paper="Hyeon-Woo et al. 2022, arXiv 2108.06098",
         learning_rates=(1e-4, 5e-3),
     ),
     "lokr": Entry(
@@ -168,7 +169,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.peft,
         trains="two factors of a Kronecker product for each linear layer",
         served=MERGED,
-        paper="Yeh et al. 2024, arXiv 2309.14859",
         learning_rates=(1e-4, 5e-3),
     ),
     "oft": Entry(
@@ -177,7 +177,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.peft,
         trains="rotations of each linear layer's input, in blocks",
         served=MERGED,
-        paper="Qiu et al. 2023, arXiv 2306.07280",
         learning_rates=(1e-4, 4e-3),
         needs="layers whose inputs the block size divides",
     ),
@@ -187,7 +186,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.peft,
         trains="rotations of each weight in butterfly factors, and a scale of each output",
         served=MERGED,
-        paper="Liu et al. 2024, arXiv 2311.06243",
         learning_rates=(1e-4, 2e-3),
         needs="layers whose inputs the block size divides; a base that is not quantized",
     ),
@@ -197,7 +195,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.peft,
         trains="reflections of each weight",
         served=MERGED,
-        paper="Yuan et al. 2024, arXiv 2405.17484",
         learning_rates=(1e-4, 5e-3),
         needs="a base that is not quantized",
     ),
@@ -207,7 +204,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.peft,
         trains="one small matrix for each linear layer, repeated over its inputs",
         served=MERGED,
-        paper="Kang & Yin 2024, arXiv 2409.15371",
         learning_rates=(2e-5, 1e-3),
     ),
     "fourierft": Entry(
@@ -216,7 +212,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.peft,
         trains="some coefficients of each change's Fourier transform",
         served=MERGED,
-        paper="Gao et al. 2024, arXiv 2405.03003",
         learning_rates=(1e-3, 5e-2),
     ),
     "randlora": Entry(
@@ -225,7 +220,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.peft,
         trains="scales of random bases that all layers share",
         served=MERGED,
-        paper="Albert et al. 2025, arXiv 2502.00987",
         learning_rates=(1e-4, 5e-3),
     ),
     "vblora": Entry(
@@ -234,7 +228,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.peft,
         trains="a bank of vectors, and what each layer mixes of it",
         served=MERGED,
-        paper="Li et al. 2024, arXiv 2405.15179",
         learning_rates=(1e-3, 1e-2),
         needs="layers whose inputs and outputs the vector length divides; whole layers on each worker",
     ),
@@ -244,7 +237,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.peft,
         trains="some entries of each weight",
         served=MERGED,
-        paper="Bhardwaj et al. 2024, arXiv 2406.13175",
         learning_rates=(1e-4, 5e-3),
         needs="a base that is not quantized",
     ),
@@ -254,7 +246,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.peft,
         trains="kernels of circular convolutions for each linear layer",
         served=MERGED,
-        paper="Chen et al. 2024, arXiv 2407.19342",
         learning_rates=(1e-2, 3e-1),
         needs="layers whose inputs and outputs the block size divides",
     ),
@@ -264,7 +255,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.ln_tuning,
         trains="the weights of norms",
         served=MERGED,
-        paper="Zhao et al. 2024, arXiv 2312.11420",
         learning_rates=(1e-4, 1e-2),
     ),
     "prompt_tuning": Entry(
@@ -273,7 +263,6 @@ METHODS: dict[str, Entry] = {
         tensors=virtual.prompt,
         trains="the embeddings of virtual tokens before every row",
         served=NOT_BEFORE_ROWS,
-        paper="Lester et al. 2021, arXiv 2104.08691",
         learning_rates=(1e-3, 3e-1),
         needs="room for the virtual tokens in the model's context",
     ),
@@ -283,7 +272,6 @@ METHODS: dict[str, Entry] = {
         tensors=virtual.prompt,
         trains="an MLP or LSTM that makes the embeddings of virtual tokens before every row",
         served=NOT_BEFORE_ROWS,
-        paper="Liu et al. 2021, arXiv 2103.10385",
         learning_rates=(1e-4, 1e-2),
         needs="room for the virtual tokens in the model's context",
     ),
@@ -293,7 +281,6 @@ METHODS: dict[str, Entry] = {
         tensors=virtual.prefix,
         trains="an MLP that makes keys and values before every row in every layer",
         served=NOT_INSIDE,
-        paper="Li & Liang 2021, arXiv 2101.00190",
         learning_rates=(3e-5, 5e-4),
         needs="attention that can be replaced, room for the virtual tokens in the model's context",
     ),
@@ -303,7 +290,6 @@ METHODS: dict[str, Entry] = {
         tensors=virtual.prefix,
         trains="keys and values before every row in every layer",
         served=NOT_INSIDE,
-        paper="Liu et al. 2022, arXiv 2110.07602",
         learning_rates=(1e-3, 1e-2),
         needs="attention that can be replaced, room for the virtual tokens in the model's context",
     ),
@@ -314,7 +300,6 @@ METHODS: dict[str, Entry] = {
         trains="an MLP that makes keys and values before every row in every layer, and gates that scale them for each "
         "token",
         served=NOT_GATED,
-        paper="Mao et al. 2022, arXiv 2110.07577",
         learning_rates=(3e-5, 5e-4),
         needs="attention that can be replaced, room for the virtual tokens in the model's context",
     ),
@@ -324,7 +309,6 @@ METHODS: dict[str, Entry] = {
         tensors=counts.bottleneck,
         trains="two small layers with a non-linearity between them after attention and after the MLP",
         served=NOT_BETWEEN,
-        paper="Houlsby et al. 2019, arXiv 1902.00751",
         learning_rates=(3e-5, 3e-3),
     ),
     "pfeiffer": Entry(
@@ -333,7 +317,6 @@ METHODS: dict[str, Entry] = {
         tensors=counts.bottleneck,
         trains="two small layers with a non-linearity between them after the MLP",
         served=NOT_BETWEEN,
-        paper="Pfeiffer et al. 2021, arXiv 2005.00247",
         learning_rates=(1e-4, 1e-3),
     ),
     "gated_pfeiffer": Entry(
@@ -343,7 +326,6 @@ METHODS: dict[str, Entry] = {
         trains="two small layers with a non-linearity between them after the MLP, and a gate that scales them for each "
         "token",
         served=NOT_GATED,
-        paper="Mao et al. 2022, arXiv 2110.07577",
         learning_rates=(1e-4, 1e-3),
     ),
     "parallel_adapter": Entry(
@@ -352,7 +334,6 @@ METHODS: dict[str, Entry] = {
         tensors=counts.bottleneck,
         trains="two small layers with a non-linearity between them beside the MLP",
         served=NOT_BETWEEN,
-        paper="He et al. 2022, arXiv 2110.04366",
         learning_rates=(5e-5, 1e-3),
     ),
     "bitfit": Entry(
@@ -361,7 +342,6 @@ METHODS: dict[str, Entry] = {
         tensors=counts.bitfit,
         trains="biases, or biases that it adds",
         served="merged, as the base of an endpoint of its own, where the architecture has such biases",
-        paper="Ben Zaken et al. 2022, arXiv 2106.10199",
         learning_rates=(1e-4, 1e-2),
         needs="layers with biases, or `missing: add`",
     ),
@@ -371,7 +351,6 @@ METHODS: dict[str, Entry] = {
         tensors=counts.freeze,
         trains="some of the base's own weights: its last layers, parameters by name, rows of its embeddings",
         served="as the base of an endpoint of its own",
-        paper="",
         learning_rates=(1e-6, 1e-3),
         needs="a base that is not quantized",
     ),
@@ -381,7 +360,6 @@ METHODS: dict[str, Entry] = {
         tensors=shapes.full,
         trains="every weight",
         served="as the base of an endpoint of its own",
-        paper="",
         learning_rates=(1e-6, 1e-4),
     ),
 }
