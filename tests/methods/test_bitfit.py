@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from tests.support.plain_model import IDS, assert_counted, disturb, gradients, gradients_in_half, load, logits
 from triptych.errors import UserError
-from triptych.methods import counts
 from triptych.methods.bitfit import attach, merged
+from triptych.methods.parameters import base_weights
 from triptych.models.sizes import model_sizes
 from triptych.recipe.method import BitFit
 from triptych.recipe.model import Model
@@ -56,7 +56,7 @@ def test_no_bias_to_train_is_refused(tiny_model_dir: Path, method: BitFit, messa
     with pytest.raises(UserError, match=message):
         attach(load(tiny_model_dir), method, "role")
     with pytest.raises(UserError, match=message):
-        counts.bitfit(method, model_sizes(Model(base=str(tiny_model_dir))))
+        base_weights.bitfit(method, model_sizes(Model(base=str(tiny_model_dir))))
 
 
 def test_subset_of_the_paper_query_and_second_layer_of_the_mlp(biased_model_dir: Path) -> None:
@@ -70,7 +70,7 @@ def test_subset_of_the_paper_query_and_second_layer_of_the_mlp(biased_model_dir:
 @pytest.mark.parametrize("method", [BitFit(missing="add"), BitFit(targets=("q_proj",), missing="add")])
 def test_counts_are_those_of_the_modules(request: pytest.FixtureRequest, folder: str, method: BitFit) -> None:
     path = request.getfixturevalue(folder)
-    assert_counted(counts.bitfit(method, model_sizes(Model(base=str(path)))), attach(load(path), method, "role"))
+    assert_counted(base_weights.bitfit(method, model_sizes(Model(base=str(path)))), attach(load(path), method, "role"))
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from tests.support.plain_model import IDS, assert_counted, disturb, gradients, g
 from triptych import storage
 from triptych.errors import UserError
 from triptych.forward.export import adapter_of
-from triptych.methods import counts
 from triptych.methods.adapter_drop import export_without
 from triptych.methods.bottleneck import BottleneckMethod, attach
+from triptych.methods.parameters import bottleneck
 from triptych.models.adapter import load_adapter, save_adapter
 from triptych.models.sizes import model_sizes
 from triptych.recipe import Optimizer
@@ -146,7 +146,7 @@ def test_robust_adapter_drop_leaves_out_first_layers_of_a_step(tiny_model_dir: P
     dropping = attach(load(tiny_model_dir), Houlsby(drop_layers=1), "role")
     assert dropping.parameters().keys() == own.keys()
     with pytest.raises(UserError, match=r"method.robust_drop_layers: 2 of 2 layers; allowed: 0 to 1"):
-        counts.bottleneck(Houlsby(robust_drop_layers=2), model_sizes(Model(base=str(tiny_model_dir))))
+        bottleneck.adapters(Houlsby(robust_drop_layers=2), model_sizes(Model(base=str(tiny_model_dir))))
 
 
 def test_a_learner_draws_what_is_left_out_anew_in_each_step(tiny_model_dir: Path) -> None:
@@ -234,4 +234,4 @@ def test_lora_on_all_linear_layers_does_not_find_the_adapters(tiny_model_dir: Pa
 @pytest.mark.parametrize("method", METHODS, ids=ids)
 def test_counts_are_those_of_the_modules(tiny_model_dir: Path, method: Any) -> None:
     sizes = model_sizes(Model(base=str(tiny_model_dir)))
-    assert_counted(counts.bottleneck(method, sizes), attach(load(tiny_model_dir), method, "role"))
+    assert_counted(bottleneck.adapters(method, sizes), attach(load(tiny_model_dir), method, "role"))

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from tests.support.plain_model import IDS, gradients, load, logits
 from triptych.errors import UserError
-from triptych.methods import counts
 from triptych.methods.freeze import attach, whole
+from triptych.methods.parameters import base_weights
 from triptych.models.base import load_causal_lm
 from triptych.models.sizes import model_sizes
 from triptych.recipe.method import Freeze
@@ -37,7 +37,7 @@ def test_what_trains_is_what_is_named(tiny_model_dir: Path, method: Freeze, part
     assert others
     assert all(p.dtype == torch.bfloat16 for p in others)
     counted: Counter[tuple[int, ...]] = Counter()
-    for tensors in counts.freeze(method, model_sizes(Model(base=str(tiny_model_dir)))):
+    for tensors in base_weights.freeze(method, model_sizes(Model(base=str(tiny_model_dir)))):
         counted[tensors.shape] += tensors.count
     assert counted == Counter(tuple(p.shape) for p in named.values())
 
@@ -46,7 +46,7 @@ def test_what_trains_is_what_is_named(tiny_model_dir: Path, method: Freeze, part
 def test_names_and_shapes_from_the_sizes_are_the_models(request: pytest.FixtureRequest, folder: str) -> None:
     path = request.getfixturevalue(folder)
     shapes = {name: tuple(p.shape) for name, p in load(path).named_parameters()}
-    assert counts.parameter_shapes(model_sizes(Model(base=str(path)))) == shapes
+    assert base_weights.parameter_shapes(model_sizes(Model(base=str(path)))) == shapes
 
 
 @pytest.mark.parametrize(("folder", "tables"), [("tiny_model_dir", 1), ("biased_model_dir", 2)])
@@ -88,7 +88,7 @@ def test_what_is_not_there_is_refused(tiny_model_dir: Path, method: Freeze, mess
     with pytest.raises(UserError, match=message):
         attach(load(tiny_model_dir), method, "role")
     with pytest.raises(UserError, match=message):
-        counts.freeze(method, model_sizes(Model(base=str(tiny_model_dir))))
+        base_weights.freeze(method, model_sizes(Model(base=str(tiny_model_dir))))
 
 
 def test_a_token_beyond_the_vocabulary_and_a_quantized_weight_are_refused(tiny_model_dir: Path) -> None:

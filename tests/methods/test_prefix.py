@@ -27,7 +27,7 @@ from tests.support.soft_cases import (
 from triptych.errors import UserError
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
-from triptych.methods import virtual
+from triptych.methods.parameters import virtual
 from triptych.methods.prefix import TEXT
 from triptych.models.adapter import load_adapter, save_adapter
 from triptych.models.base import load_causal_lm, load_tokenizer

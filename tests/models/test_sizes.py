@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from triptych.errors import UserError
-from triptych.methods.added import added, trained
+from triptych.methods.parameters.total import added, trained
 from triptych.models import base, sizes
 from triptych.models.sizes import model_sizes, sizes_of
 from triptych.recipe import Full, Lora, Model

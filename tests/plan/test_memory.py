@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from tests.support.live_tensors import Alive, config
 from triptych.forward.attention import _spans
 from triptych.forward.roles import RoleModel
-from triptych.methods.added import added, trained
+from triptych.methods.parameters.total import added, trained
 from triptych.models.sizes import Sizes, Tensors, sizes_of
 from triptych.plan.activations import RolePass
 from triptych.plan.worker import optimizer_bytes

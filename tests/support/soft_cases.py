@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.support.gradient_cases import in_float64
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
-from triptych.methods.added import trained
+from triptych.methods.parameters.total import trained
 from triptych.models.adapter import load_adapter, save_adapter
 from triptych.models.base import load_causal_lm
 from triptych.models.sizes import model_sizes

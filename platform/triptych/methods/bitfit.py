@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from triptych.methods.base import Export
-from triptych.methods.counts import biased_layers
 from triptych.methods.hooked import HookedAttachment, HookedModules
+from triptych.methods.parameters.base_weights import biased_layers
 from triptych.recipe.method import BitFit
 
 _FLAGS = ("attention_bias", "mlp_bias")

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from triptych.methods.base import Export
-from triptych.methods.counts import check_drops
 from triptych.methods.hooked import HookedAttachment, sublayer
 from triptych.methods.layers import Affine, Gate, linear
+from triptych.methods.parameters.bottleneck import check_drops
 from triptych.recipe.bottleneck import GatedPfeiffer, Houlsby, ParallelAdapter, Pfeiffer
 
 BottleneckMethod = Houlsby | Pfeiffer | ParallelAdapter | GatedPfeiffer

@@ -8,7 +8,7 @@ appendix B, but of the causal half alone). Heads that read one token a row are l
 
 from dataclasses import dataclass
 
-from triptych.methods.added import added
+from triptych.methods.parameters.total import added
 from triptych.models.sizes import Sizes
 from triptych.recipe.method import Method, trains_base
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from triptych.errors import UserError
-from triptych.methods.counts import trained_parameters
 from triptych.methods.hooked import HookedAttachment
+from triptych.methods.parameters.base_weights import trained_parameters
 from triptych.recipe.method import Freeze
 
 ROWS = ".rows"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from triptych.methods import counts, shapes, virtual
+from triptych.methods.parameters import base_weights, bottleneck, matrix, virtual
 from triptych.models.sizes import Sizes, Tensors
 from triptych.recipe.bottleneck import GatedPfeiffer, Houlsby, ParallelAdapter, Pfeiffer
 from triptych.recipe.matrix import (
@@ -100,7 +100,7 @@ METHODS: dict[str, Entry] = {
     "lora": Entry(
         config=Lora,
         module="triptych.methods.lora",
-        tensors=shapes.low_rank,
+        tensors=matrix.low_rank,
         trains="two low-rank matrices beside each linear layer",
         served=NATIVE,
         learning_rates=(5e-5, 1e-3),
@@ -108,7 +108,7 @@ METHODS: dict[str, Entry] = {
     "gated_lora": Entry(
         config=GatedLora,
         module="triptych.methods.gated_lora",
-        tensors=shapes.gated_lora,
+        tensors=matrix.gated_lora,
         trains="two low-rank matrices beside each linear layer, and a gate that scales them for each token",
         served=NOT_GATED,
         learning_rates=(5e-5, 1e-3),
@@ -116,7 +116,7 @@ METHODS: dict[str, Entry] = {
     "dora": Entry(
         config=Dora,
         module="triptych.methods.lora",
-        tensors=shapes.low_rank,
+        tensors=matrix.low_rank,
         trains="two low-rank matrices beside each linear layer, and the lengths of its weight's rows",
         served=MERGED,
         learning_rates=(5e-5, 1e-3),
@@ -125,7 +125,7 @@ METHODS: dict[str, Entry] = {
     "pissa": Entry(
         config=Pissa,
         module="triptych.methods.lora",
-        tensors=shapes.low_rank,
+        tensors=matrix.low_rank,
         trains="two low-rank matrices that start as a part of each weight",
         served=NATIVE_TWICE,
         learning_rates=(2e-5, 5e-4),
@@ -133,7 +133,7 @@ METHODS: dict[str, Entry] = {
     "adalora": Entry(
         config=AdaLora,
         module="triptych.methods.adalora",
-        tensors=shapes.adalora,
+        tensors=matrix.adalora,
         trains="three factors beside each linear layer, whose ranks follow from a budget",
         served=NATIVE,
         learning_rates=(2e-4, 5e-3),
@@ -142,7 +142,7 @@ METHODS: dict[str, Entry] = {
     "ia3": Entry(
         config=Ia3,
         module="triptych.methods.peft_family",
-        tensors=shapes.ia3,
+        tensors=matrix.ia3,
         trains="factors of keys, values and the MLP's inner states",
         served=MERGED,
         learning_rates=(1e-3, 1e-2),
@@ -150,7 +150,7 @@ METHODS: dict[str, Entry] = {
     "vera": Entry(
         config=Vera,
         module="triptych.methods.peft_family",
-        tensors=shapes.peft,
+        tensors=matrix.peft,
         trains="two vectors for each linear layer, between random matrices that all share",
         served=MERGED,
         learning_rates=(1e-3, 2e-2),
@@ -158,7 +158,7 @@ METHODS: dict[str, Entry] = {
     "loha": Entry(
         config=Loha,
         module="triptych.methods.peft_family",
-        tensors=shapes.peft,
+        tensors=matrix.peft,
         trains="two low-rank products for each linear layer, multiplied entry by entry",
         served=MERGED,
         learning_rates=(1e-4, 5e-3),
@@ -166,7 +166,7 @@ METHODS: dict[str, Entry] = {
     "lokr": Entry(
         config=Lokr,
         module="triptych.methods.peft_family",
-        tensors=shapes.peft,
+        tensors=matrix.peft,
         trains="two factors of a Kronecker product for each linear layer",
         served=MERGED,
         learning_rates=(1e-4, 5e-3),
@@ -174,7 +174,7 @@ METHODS: dict[str, Entry] = {
     "oft": Entry(
         config=Oft,
         module="triptych.methods.peft_family",
-        tensors=shapes.peft,
+        tensors=matrix.peft,
         trains="rotations of each linear layer's input, in blocks",
         served=MERGED,
         learning_rates=(1e-4, 4e-3),
@@ -183,7 +183,7 @@ METHODS: dict[str, Entry] = {
     "boft": Entry(
         config=Boft,
         module="triptych.methods.peft_family",
-        tensors=shapes.peft,
+        tensors=matrix.peft,
         trains="rotations of each weight in butterfly factors, and a scale of each output",
         served=MERGED,
         learning_rates=(1e-4, 2e-3),
@@ -192,7 +192,7 @@ METHODS: dict[str, Entry] = {
     "hra": Entry(
         config=Hra,
         module="triptych.methods.peft_family",
-        tensors=shapes.peft,
+        tensors=matrix.peft,
         trains="reflections of each weight",
         served=MERGED,
         learning_rates=(1e-4, 5e-3),
@@ -201,7 +201,7 @@ METHODS: dict[str, Entry] = {
     "miss": Entry(
         config=Miss,
         module="triptych.methods.peft_family",
-        tensors=shapes.peft,
+        tensors=matrix.peft,
         trains="one small matrix for each linear layer, repeated over its inputs",
         served=MERGED,
         learning_rates=(2e-5, 1e-3),
@@ -209,7 +209,7 @@ METHODS: dict[str, Entry] = {
     "fourierft": Entry(
         config=FourierFt,
         module="triptych.methods.peft_family",
-        tensors=shapes.peft,
+        tensors=matrix.peft,
         trains="some coefficients of each change's Fourier transform",
         served=MERGED,
         learning_rates=(1e-3, 5e-2),
@@ -217,7 +217,7 @@ METHODS: dict[str, Entry] = {
     "randlora": Entry(
         config=RandLora,
         module="triptych.methods.peft_family",
-        tensors=shapes.peft,
+        tensors=matrix.peft,
         trains="scales of random bases that all layers share",
         served=MERGED,
         learning_rates=(1e-4, 5e-3),
@@ -225,7 +225,7 @@ METHODS: dict[str, Entry] = {
     "vblora": Entry(
         config=VbLora,
         module="triptych.methods.peft_family",
-        tensors=shapes.peft,
+        tensors=matrix.peft,
         trains="a bank of vectors, and what each layer mixes of it",
         served=MERGED,
         learning_rates=(1e-3, 1e-2),
@@ -234,7 +234,7 @@ METHODS: dict[str, Entry] = {
     "shira": Entry(
         config=Shira,
         module="triptych.methods.peft_family",
-        tensors=shapes.peft,
+        tensors=matrix.peft,
         trains="some entries of each weight",
         served=MERGED,
         learning_rates=(1e-4, 5e-3),
@@ -243,7 +243,7 @@ METHODS: dict[str, Entry] = {
     "c3a": Entry(
         config=C3a,
         module="triptych.methods.peft_family",
-        tensors=shapes.peft,
+        tensors=matrix.peft,
         trains="kernels of circular convolutions for each linear layer",
         served=MERGED,
         learning_rates=(1e-2, 3e-1),
@@ -252,7 +252,7 @@ METHODS: dict[str, Entry] = {
     "ln_tuning": Entry(
         config=LnTuning,
         module="triptych.methods.peft_family",
-        tensors=shapes.ln_tuning,
+        tensors=matrix.ln_tuning,
         trains="the weights of norms",
         served=MERGED,
         learning_rates=(1e-4, 1e-2),
@@ -306,7 +306,7 @@ METHODS: dict[str, Entry] = {
     "houlsby": Entry(
         config=Houlsby,
         module="triptych.methods.bottleneck",
-        tensors=counts.bottleneck,
+        tensors=bottleneck.adapters,
         trains="two small layers with a non-linearity between them after attention and after the MLP",
         served=NOT_BETWEEN,
         learning_rates=(3e-5, 3e-3),
@@ -314,7 +314,7 @@ METHODS: dict[str, Entry] = {
     "pfeiffer": Entry(
         config=Pfeiffer,
         module="triptych.methods.bottleneck",
-        tensors=counts.bottleneck,
+        tensors=bottleneck.adapters,
         trains="two small layers with a non-linearity between them after the MLP",
         served=NOT_BETWEEN,
         learning_rates=(1e-4, 1e-3),
@@ -322,7 +322,7 @@ METHODS: dict[str, Entry] = {
     "gated_pfeiffer": Entry(
         config=GatedPfeiffer,
         module="triptych.methods.bottleneck",
-        tensors=counts.bottleneck,
+        tensors=bottleneck.adapters,
         trains="two small layers with a non-linearity between them after the MLP, and a gate that scales them for each "
         "token",
         served=NOT_GATED,
@@ -331,7 +331,7 @@ METHODS: dict[str, Entry] = {
     "parallel_adapter": Entry(
         config=ParallelAdapter,
         module="triptych.methods.bottleneck",
-        tensors=counts.bottleneck,
+        tensors=bottleneck.adapters,
         trains="two small layers with a non-linearity between them beside the MLP",
         served=NOT_BETWEEN,
         learning_rates=(5e-5, 1e-3),
@@ -339,7 +339,7 @@ METHODS: dict[str, Entry] = {
     "bitfit": Entry(
         config=BitFit,
         module="triptych.methods.bitfit",
-        tensors=counts.bitfit,
+        tensors=base_weights.bitfit,
         trains="biases, or biases that it adds",
         served="merged, as the base of an endpoint of its own, where the architecture has such biases",
         learning_rates=(1e-4, 1e-2),
@@ -348,7 +348,7 @@ METHODS: dict[str, Entry] = {
     "freeze": Entry(
         config=Freeze,
         module="triptych.methods.freeze",
-        tensors=counts.freeze,
+        tensors=base_weights.freeze,
         trains="some of the base's own weights: its last layers, parameters by name, rows of its embeddings",
         served="as the base of an endpoint of its own",
         learning_rates=(1e-6, 1e-3),
@@ -357,7 +357,7 @@ METHODS: dict[str, Entry] = {
     "full": Entry(
         config=Full,
         module="triptych.methods.full",
-        tensors=shapes.full,
+        tensors=base_weights.full,
         trains="every weight",
         served="as the base of an endpoint of its own",
         learning_rates=(1e-6, 1e-4),

@@ -5,8 +5,8 @@ The bytes of a block were counted on the learner: the tensors that are alive aft
 
 from dataclasses import dataclass
 
-from triptych.methods.added import adapted
-from triptych.methods.counts import reached
+from triptych.methods.parameters.base_weights import reached
+from triptych.methods.parameters.total import adapted
 from triptych.models.sizes import Sizes
 from triptych.recipe import Memory, Method
 from triptych.recipe.method import parts_of, trains_base

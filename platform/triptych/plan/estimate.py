@@ -6,7 +6,7 @@ from typing import Any
 
 from triptych.errors import UserError
 from triptych.methods import trained
-from triptych.methods.virtual import positions
+from triptych.methods.parameters.virtual import positions
 from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan.amounts import ON_CPU, TRANSIENT, Bytes, Parts, total
 from triptych.plan.calibration import NO_PROFILE, MachineProfile

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from triptych.methods.added import trained
+from triptych.methods.parameters.total import trained
 from triptych.models.sizes import Sizes
 from triptych.plan.activations import BYTES, FP32
 from triptych.plan.machines import Machine

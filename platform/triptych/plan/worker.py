@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from triptych.methods.added import adapted, added, trained
+from triptych.methods.parameters.total import adapted, added, trained
 from triptych.models.sizes import Sizes, Tensors
 from triptych.plan.activations import BYTES, FP32, RolePass
 from triptych.plan.amounts import ON_CPU, ZERO, Bytes, Parts

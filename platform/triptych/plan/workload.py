@@ -7,7 +7,7 @@ logits and small operations have rates of their own.
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 
-from triptych.methods.added import adapted, added, trained
+from triptych.methods.parameters.total import adapted, added, trained
 from triptych.models.sizes import Sizes
 from triptych.plan.activations import BYTES, FP32
 from triptych.recipe import Memory, Method

@@ -1,4 +1,4 @@
-"""Shapes of prompts and prefixes, from a model's sizes alone: no torch."""
+"""Tensors and positions of prompts and prefixes."""
 
 from triptych.models.sizes import Sizes, Tensors
 from triptych.recipe.method import Method, parts_of

@@ -1,4 +1,4 @@
-"""Shapes of what bottleneck adapters, BitFit and partial tuning train, from a model's sizes alone: no torch."""
+"""Tensors of methods that train weights or biases of the base itself: full, partial tuning, BitFit."""
 
 import re
 from collections import Counter
@@ -7,26 +7,19 @@ from typing import Any
 
 from triptych.errors import UserError
 from triptych.models.sizes import Sizes, Tensors
-from triptych.recipe.bottleneck import GatedPfeiffer, Houlsby, ParallelAdapter, Pfeiffer
-from triptych.recipe.method import BitFit, Freeze
+from triptych.recipe.method import BitFit, Freeze, Full
 
 _BLOCK = re.compile(r"\.layers\.(\d+)\.")
 
 
-def bottleneck(config: Houlsby | Pfeiffer | GatedPfeiffer | ParallelAdapter, sizes: Sizes) -> list[Tensors]:
-    """The tensors of all adapters, and of their gates."""
-    check_drops(config, sizes.layers)
-    width, sites = config.width(sizes.hidden), sizes.layers * len(config.sublayers)
-    shapes: list[tuple[int, ...]] = [(width, sizes.hidden), (width,), (sizes.hidden, width), (sizes.hidden,)]
-    shapes += [(1, sizes.hidden), (1,)] if isinstance(config, GatedPfeiffer) else []
-    return [Tensors(shape, sites) for shape in shapes]
-
-
-def check_drops(config: Houlsby | Pfeiffer | GatedPfeiffer | ParallelAdapter, layers: int) -> None:
-    """UserError where adapters would be left out of every block, or of more."""
-    for field in ("drop_layers", "robust_drop_layers"):
-        if (dropped := getattr(config, field)) >= layers:
-            raise UserError(f"method.{field}: {dropped} of {layers} layers; allowed: 0 to {layers - 1}")
+def full(method: Full, sizes: Sizes) -> list[Tensors]:
+    """Every weight of the base."""
+    matrices = [Tensors((outputs, inputs), sizes.layers) for inputs, outputs, _ in sizes.linears.values()]
+    biases = [Tensors((outputs,), sizes.layers) for _, outputs, bias in sizes.linears.values() if bias]
+    norms = [Tensors((sizes.hidden,), 2 * sizes.layers + 1)]
+    norms += [Tensors((sizes.head_dim,), 2 * sizes.layers)] if sizes.qk_norm else []
+    tables = Tensors((sizes.vocab, sizes.hidden), 1 if sizes.tied else 2, in_block=False)
+    return [*matrices, *biases, *norms, tables]
 
 
 def bitfit(config: BitFit, sizes: Sizes) -> list[Tensors]:

@@ -1,4 +1,4 @@
-"""Trained and added parameters of a method or hybrid, from a model's sizes alone: no torch."""
+"""All parameters that a method, or all parts of a hybrid, trains of a model or adds to it."""
 
 from typing import Any
 

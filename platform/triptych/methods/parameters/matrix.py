@@ -1,4 +1,4 @@
-"""Shapes of what methods that change linear layers train, from a model's sizes alone: no torch, no peft."""
+"""Tensors of methods that change linear layers and norms."""
 
 import math
 from collections import Counter
@@ -9,19 +9,8 @@ from triptych.errors import UserError
 from triptych.models.peft_files import of_module
 from triptych.models.sizes import Sizes, Tensors
 from triptych.recipe.matrix import AdaLora, Dora, GatedLora, Ia3, LnTuning, Lokr, Lora, Pissa
-from triptych.recipe.method import Full
 
 Shape = tuple[int, ...]
-
-
-def full(method: Full, sizes: Sizes) -> list[Tensors]:
-    """Every weight of the base."""
-    matrices = [Tensors((outputs, inputs), sizes.layers) for inputs, outputs, _ in sizes.linears.values()]
-    biases = [Tensors((outputs,), sizes.layers) for _, outputs, bias in sizes.linears.values() if bias]
-    norms = [Tensors((sizes.hidden,), 2 * sizes.layers + 1)]
-    norms += [Tensors((sizes.head_dim,), 2 * sizes.layers)] if sizes.qk_norm else []
-    tables = Tensors((sizes.vocab, sizes.hidden), 1 if sizes.tied else 2, in_block=False)
-    return [*matrices, *biases, *norms, tables]
 
 
 def low_rank(method: Lora | Dora | Pissa, sizes: Sizes) -> list[Tensors]:

@@ -1,0 +1,1 @@
+"""Trained parameters of each method, from a model's sizes alone: no torch, no peft."""
