@@ -81,6 +81,7 @@ def test_a_tensorboard_that_is_open_drops_what_a_killed_run_said(stage: str) -> 
     assert [(e.step, e.value) for e in events.Scalars("seconds")] == [(1, 1.0), (2, 3.0)]
 
 
+@pytest.mark.slow
 def test_mlflow_has_each_step_once(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="needs triptych[mlflow]")
     killed_and_resumed("mlflow", stage, monkeypatch)
@@ -103,6 +104,7 @@ def test_a_failed_stage_is_a_failed_run(stage: str, monkeypatch: pytest.MonkeyPa
     assert client.get_run(what(stage).run_id("mlflow")).info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_wandb_has_each_step_once_in_the_last_try(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = pytest.importorskip("wandb", reason="needs triptych[wandb]")
     logged: list[list[tuple[int, dict[str, float]]]] = []

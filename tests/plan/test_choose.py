@@ -56,6 +56,7 @@ def test_more_memory_is_never_slower(reviews: Reviews) -> None:
     assert speeds[-1] > 1.2 * speeds[0]
 
 
+@pytest.mark.slow
 def test_what_the_closed_form_is_not_sure_of_is_traced(reviews: Reviews) -> None:
     recipe = reviews("stages.sft.train.batch.micro_tokens=auto", "memory=2.6GB")
     sure = choose(recipe, "sft", LAPTOP).best

@@ -275,6 +275,7 @@ def test_a_killed_engine_loses_and_doubles_nothing(
     check_sync(logprobs, reference(new, *tokens), reference(old, *tokens), tolerance=NOISE)
 
 
+@pytest.mark.exhaustive
 def test_a_hung_engine_is_replaced(pool: RolloutPool, adapters: list[Any], reference: Reference) -> None:
     pool.sync(adapters[1].content, adapters[1].config, version=8)
     restarts, victim = pool.stats()["restarts"], pids(pool)[1]

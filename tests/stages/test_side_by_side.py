@@ -106,6 +106,7 @@ def assert_same_results(one: Trial, other: Trial) -> None:
         assert [row.get(key, -1) for row in mine] == [pytest.approx(row.get(key, -1), rel=1e-4) for row in theirs], key
 
 
+@pytest.mark.slow
 def test_each_leaves_what_it_leaves_alone(trials: dict[str, Trial]) -> None:
     alone = {name: trial.elsewhere(f"alone-{name}") for name, trial in trials.items()}
     for trial in alone.values():
@@ -122,6 +123,7 @@ def test_each_leaves_what_it_leaves_alone(trials: dict[str, Trial]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_each_goes_on_alone_and_joins_others_again(trials: dict[str, Trial]) -> None:
     alone = trials["one"].elsewhere("alone")
     run_training(alone.learn(alone.ctx, alone.model()))

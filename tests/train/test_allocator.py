@@ -29,6 +29,7 @@ print(resident("VmHWM") - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Ray brings an allocator for Linux")
+@pytest.mark.slow
 def test_freed_memory_serves_other_tensors() -> None:
     variables = os.environ | allocator_variables()
     done = subprocess.run([sys.executable, "-c", CHURN], env=variables, capture_output=True, check=True, text=True)
