@@ -190,8 +190,7 @@ def _profile(recipe: "Recipe", measure: bool) -> "MachineProfile":
     """Measured rates of the machine, and memory records of earlier runs if the recipe's registry exists."""
     from triptych.plan import MachineProfile
     from triptych.plan.calibration import memory_records
-    from triptych.registry import Registry
-    from triptych.registry.url import registry_url
+    from triptych.registry import Registry, registry_url
 
     rates = _rates(recipe, measure)
     try:

@@ -49,7 +49,7 @@ def _registry_of(run: str) -> str:
     """The registry that a run's recipe names."""
     from triptych.observe.runs import read_run
     from triptych.recipe import Recipe
-    from triptych.registry.url import registry_url
+    from triptych.registry import registry_url
 
     return registry_url(Recipe.model_validate(read_run(run).recipe))
 

@@ -1,17 +1,21 @@
 """What the registry asks its tables, each inside a transaction of the caller."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from typing import Any
 
 from sqlalchemy import Select, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from triptych.registry.records import UnknownAdapter
-from triptych.registry.tables import AdapterRow, AliasMoveRow, ParentRow, VersionRow
+from triptych.registry.tables import AdapterRow, AliasMoveRow, CalibrationRow, ParentRow, VersionRow
 
 _LARGEST = 2**31 - 1
+LATEST = 1000
+"""Calibration records that are read: older ones say little of today's machines and code."""
 
 
 def version(session: Session, ref: str) -> VersionRow:
@@ -92,6 +96,17 @@ def delete_version(session: Session, row: VersionRow) -> None:
     session.execute(delete(AliasMoveRow).where(*at_it))
     session.execute(delete(ParentRow).where(ParentRow.name == row.name, ParentRow.version == row.version))
     session.delete(row)
+
+
+def add_calibration(session: Session, record: Mapping[str, Any]) -> None:
+    """Add the record of a stage that ended: predicted and actual figures, as plain JSON."""
+    session.add(CalibrationRow(record=dict(record), created_at=datetime.now(UTC)))
+
+
+def calibrations(session: Session) -> list[dict[str, Any]]:
+    """The newest `LATEST` calibration records, newest first."""
+    newest = select(CalibrationRow).order_by(CalibrationRow.id.desc()).limit(LATEST)
+    return [dict(row.record) for row in session.scalars(newest)]
 
 
 def _latest(session: Session, name: str) -> int | None:

@@ -14,8 +14,9 @@ from sqlalchemy import select
 from triptych import storage
 from triptych.artifact_kinds import check_kind, current_kind, former_kind
 from triptych.errors import RunError, UserError
+from triptych.recipe import Recipe
 from triptych.recipe.base import NAME_PATTERN
-from triptych.registry import artifacts, calibrations, compat, keys, queries
+from triptych.registry import artifacts, compat, keys, queries
 from triptych.registry.database import Database
 from triptych.registry.facts import Facts, Judge, from_record, read_facts
 from triptych.registry.records import AdapterVersion, Key, RegisteredAdapter
@@ -235,11 +236,14 @@ class Registry:
 
     def add_calibration(self, record: Mapping[str, Any]) -> None:
         """Keep what was predicted of a stage, and what it came to: plain JSON."""
-        calibrations.add_calibration(self._database, _plain_json("calibration", record))
+        content = _plain_json("calibration", record)
+        with self._database.write() as session:
+            queries.add_calibration(session, content)
 
     def calibrations(self) -> list[dict[str, Any]]:
         """The newest such records, newest first."""
-        return calibrations.calibrations(self._database)
+        with self._database.read() as session:
+            return queries.calibrations(session)
 
     def _artifact_root(self) -> str:
         if self._artifacts is None:
@@ -281,6 +285,20 @@ class Registry:
                         frontier.append(end)
                         found.append(self._record(row))
         return found
+
+
+def registry_url(recipe: Recipe) -> str:
+    """SQLAlchemy URL of the recipe's registry.
+
+    Raises:
+        UserError: runs go to an object store, which holds no SQLite file, and the recipe names no registry.
+    """
+    if recipe.storage.registry:
+        return recipe.storage.registry
+    runs = storage.absolute(recipe.storage.runs)
+    if "://" in runs:
+        raise UserError(f"storage.registry: needed where storage.runs is an object store ({runs}); a SQLAlchemy URL")
+    return f"sqlite:///{runs}/registry.db"
 
 
 def _check_name(what: str, name: str) -> None:

@@ -19,7 +19,7 @@ from triptych.observe.trackers import check_trackers
 from triptych.plan import Machine, cluster, place, profile_here, requests, with_choice
 from triptych.plan.placement import pack
 from triptych.recipe import Recipe, dump_recipe, ready, stage_order
-from triptych.registry.url import registry_url
+from triptych.registry import registry_url
 from triptych.stages.artifact import summary
 from triptych.stages.context import StageContext
 from triptych.stages.prediction import fail, predict, settle
