@@ -18,7 +18,7 @@ from triptych.cluster.environment import Environment
 from triptych.cluster.submit import Say, agree, check_shared
 from triptych.errors import RunError, UserError
 from triptych.recipe.serve import ServeConfig
-from triptych.serve.status import APP, PLACE_TIMEOUT_S, is_running
+from triptych.serve.run import APP, PLACE_TIMEOUT_S, is_running
 
 _ROUTE = "/api/serve/applications/"
 _PROXIES = ("proxy_location", "http_options")

@@ -3,15 +3,20 @@
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-from triptych.errors import RunError
+from triptych.errors import RunError, UserError
 from triptych.plan import cluster
 from triptych.recipe.serve import ServeConfig
 from triptych.serve.preflight import check, check_port, check_room
-from triptych.serve.status import APP, is_running
 
+APP = "triptych"
+"""Name of the Serve application."""
+START_TIMEOUT_S = 900.0
+PLACE_TIMEOUT_S = 120.0
+
+_REFUSED = "triptych.errors.UserError: "
 _POLL_S = 0.5
 
 
@@ -71,6 +76,32 @@ def serving(config: ServeConfig, progress: Callable[[str], None] = lambda _: Non
         yield url
     finally:
         stop()
+
+
+def is_running(status: str, message: str, deployments: Iterable[tuple[str, str]], waited: float) -> bool:
+    """Whether an endpoint that was started answers, judged by Ray Serve's status.
+
+    Args:
+        status: of the application.
+        message: of the application.
+        deployments: status and message of each deployment.
+        waited: seconds since the start.
+
+    Raises:
+        UserError: the application refused its arguments.
+        RunError: it failed, or a replica finds no place.
+    """
+    if status == "RUNNING":
+        return True
+    found = list(deployments)
+    said = "; ".join(text for _, text in found if text) or message
+    if _REFUSED in message:
+        raise UserError(message.rpartition(_REFUSED)[2].partition("\n")[0])
+    if status in ("DEPLOY_FAILED", "UNHEALTHY") or any(one == "UNHEALTHY" for one, _ in found):
+        raise RunError(f"the endpoint did not start: {said}")
+    if waited > START_TIMEOUT_S or (waited > PLACE_TIMEOUT_S and "to be scheduled" in said):
+        raise RunError(f"the endpoint did not start within {waited:.0f} s: {said}")
+    return False
 
 
 def _wait(progress: Callable[[str], None]) -> None:
