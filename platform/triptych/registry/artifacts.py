@@ -9,10 +9,10 @@ from triptych.artifact_kinds import kind_in
 from triptych.errors import UserError
 from triptych.models.peft_files import FACTS
 from triptych.registry import validation
-from triptych.registry.facts import Facts, Judge
+from triptych.registry.facts import Facts, ServingCheck
 
 
-def store(source: str, target: str, kind: str, base_fingerprint: str, for_serving: Judge | None) -> Facts:
+def store(source: str, target: str, kind: str, base_fingerprint: str, for_serving: ServingCheck | None) -> Facts:
     """Commit a copy of `source` at `target`; its facts.
 
     The copy is what is inspected, so nothing can be exchanged in between. UserError, and no copy: broken, unsafe, at

@@ -60,7 +60,7 @@ class Facts:
         return content
 
 
-Judge = Callable[[str, Facts], str | None]
+ServingCheck = Callable[[str, Facts], str | None]
 """From an artifact's kind and facts to the reason why it cannot be served; None if it can."""
 
 _FACTS = TypeAdapter(Facts)

@@ -18,7 +18,7 @@ from triptych.recipe import Recipe
 from triptych.recipe.base import NAME_PATTERN
 from triptych.registry import artifacts, compat, keys, queries
 from triptych.registry.database import Database
-from triptych.registry.facts import Facts, Judge, from_record, read_facts
+from triptych.registry.facts import Facts, ServingCheck, from_record, read_facts
 from triptych.registry.records import AdapterVersion, Key, RegisteredAdapter
 from triptych.registry.tables import AdapterRow, AliasMoveRow, ParentRow, VersionRow
 
@@ -63,7 +63,7 @@ class Registry:
         base_fingerprint: str,
         lineage: Mapping[str, Any],
         metrics: Mapping[str, Any],
-        for_serving: Judge | None = None,
+        for_serving: ServingCheck | None = None,
         max_rank: int = compat.MAX_RANK,
     ) -> AdapterVersion:
         """Copy the folder into the artifacts and give it the next version number of `name`.
