@@ -1,4 +1,4 @@
-"""Takes an adapter folder into the registry's store: copied, inspected and committed, or not there at all."""
+"""Copies of artifact folders in the registry's store: inspected and committed, or not there at all."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from triptych.registry.facts import Facts, ServingCheck
 
 
 def store(source: str, target: str, kind: str, base_fingerprint: str, for_serving: ServingCheck | None) -> Facts:
-    """Commit a copy of `source` at `target`; its facts.
+    """Commit a copy of `source` at `target`, and return its facts.
 
     The copy is what is inspected, so nothing can be exchanged in between. UserError, and no copy: broken, unsafe, at
     odds with its own triptych.json, or refused by `for_serving`.

@@ -1,4 +1,4 @@
-"""Columns that processes of the version before read: their word for a kind, and their verdict on an artifact.
+"""Compatibility with the version before: its word for a kind, and its verdict on an artifact, in columns it reads.
 
 That version froze at registration whether its endpoint, vLLM with LoRA, can serve an artifact. Its processes may work
 on the same database, so the columns `kind` and `why_not` are filled as it would fill them, until a later version drops
@@ -11,11 +11,11 @@ from triptych.models.vllm_lora import unserved_setting, unserved_tensor
 from triptych.registry.facts import Facts
 
 MAX_RANK = 64
-"""Largest rank that such a process takes as servable unless registration says otherwise."""
+"""Largest rank that the version before takes as servable unless registration says otherwise."""
 
 
 def why_not(kind: str, facts: Facts, max_rank: int = MAX_RANK) -> str | None:
-    """Why the version before could not serve the artifact; None if it could."""
+    """The reason why the version before could not serve the artifact; None if it could."""
     if kind == "model":
         return "it is a whole model, not an adapter: serve it as the base (`model.base`) of an endpoint of its own"
     if facts.config is not None and kind == "classifier":

@@ -17,11 +17,11 @@ from triptych.registry.tables import SCHEMA_VERSION, Base, MetaRow
 _BUSY_S = 30.0
 _ADVISORY_LOCK = 0x74726970  # "trip": the key of PostgreSQL's lock around the creation of the tables
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (("ALTER TABLE keys ADD COLUMN admin BOOLEAN NOT NULL DEFAULT false",), ())
-"""What leads from schema version 1 to 2, from 2 to 3, ...; tables that are new need no statement."""
+"""Statements that migrate schema version 1 to 2, 2 to 3, ...; new tables need none."""
 _ADDITIONS: tuple[tuple[str, ...], ...] = (
     ("ALTER TABLE versions ADD COLUMN artifact_kind VARCHAR(64)", "ALTER TABLE versions ADD COLUMN facts JSON"),
 )
-"""Changes since, in order, that older code does not notice: it goes on reading and writing. The row `additions` of
+"""Later changes, in order, that older code can ignore and still read and write. The row `additions` of
 `meta` counts them; `schema_version` stays, since older code refuses a higher one."""
 _UNUSABLE = {
     "not a database": "it is not a SQLite file",
@@ -51,18 +51,18 @@ class Database:
 
     @property
     def url(self) -> str:
-        """Opens the same database from any folder; holds the password, if there is one."""
+        """URL that opens the same database from any folder; holds the password, if there is one."""
         return self._url.render_as_string(hide_password=False)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """One consistent view."""
+        """A session to read from, on one consistent snapshot."""
         with self._explained(), Session(self._engine) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """One transaction, committed at a clean exit. SQLite: its only writer from the first statement on."""
+        """A session in one transaction, committed at a clean exit. SQLite: the only writer from its start."""
         with self._explained(), Session(self._writing) as session, session.begin():
             yield session
 
@@ -88,7 +88,11 @@ class Database:
         return engine
 
     def _ready(self) -> bool:
-        """Whether the tables are there; UserError if they are not ours, or newer than this code."""
+        """Check for the tables and migrate older ones; False where there are none yet.
+
+        Raises:
+            UserError: the tables are not a registry's, or newer than this code.
+        """
         with self._engine.connect() as connection:
             tables = inspect(connection).get_table_names()
             if not tables:
@@ -110,7 +114,7 @@ class Database:
         return True
 
     def _migrate(self) -> None:
-        """From an older version, step by step, in one transaction."""
+        """Migrate the tables of an older version, step by step, in one transaction."""
         with self._changing_tables() as connection:
             found, added = (
                 _number(connection, "schema_version") or SCHEMA_VERSION,

@@ -1,4 +1,4 @@
-"""Facts of an artifact: what its files say, whatever can be done with it. They are determined when it is registered."""
+"""Facts of an artifact: method, configuration and shapes as its files say. They are read when it is registered."""
 
 import json
 import struct
@@ -15,7 +15,7 @@ from triptych.models.peft_files import ADAPTER_CONFIG, FACTS, HEAD_WEIGHTS, larg
 from triptych.recipe.method import MERGING
 
 _LONGEST_HEADER = 100_000_000
-"""Bytes; the format's own limit."""
+"""Bytes of the longest safetensors header, by the format's own limit."""
 
 
 class UnreadableError(RunError):
@@ -46,22 +46,22 @@ class Facts:
 
     @property
     def has_head(self) -> bool:
-        """Whether a head of scores or classes lies beside the adapter."""
+        """True where a head of scores or classes comes with the adapter."""
         return HEAD_WEIGHTS in self.shapes
 
     @property
     def merges(self) -> bool:
-        """Whether it can be merged into its base, by the methods that Triptych knows."""
+        """True where the artifact can be merged into its base, by the methods that Triptych knows."""
         return bool(self.methods) and set(self.methods) <= set(MERGING)
 
     def record(self) -> dict[str, Any]:
-        """Plain JSON."""
+        """The facts as plain JSON."""
         content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return content
 
 
 ServingCheck = Callable[[str, Facts], str | None]
-"""From an artifact's kind and facts to the reason why it cannot be served; None if it can."""
+"""A function from an artifact's kind and facts to the reason why it cannot be served; None if it can."""
 
 _FACTS = TypeAdapter(Facts)
 

@@ -24,13 +24,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def make_key() -> tuple[str, str]:
-    """A new key, and the sha256 by which a registry is to know it."""
+    """A new key, and the sha256 by which a registry knows it."""
     key = f"tk-{secrets.token_urlsafe(32)}"
     return key, _hash(key)
 
 
 def add_key(database: Database, sha256: str, label: str, *, admin: bool) -> None:
-    """Let the key with this sha256 in."""
+    """Accept the key with this sha256 from now on."""
     if not label.strip() or len(label) > 100 or not label.isprintable():
         raise UserError(f"label {label!r}: give 1 to 100 printable characters that say whose key it is")
     if not _SHA256.fullmatch(sha256):
@@ -63,7 +63,7 @@ def list_keys(database: Database) -> list[Key]:
 
 
 def revoke_key(database: Database, key_id: str) -> None:
-    """The key stops at once, in every process; a key revoked before keeps its date."""
+    """Revoke a key, at once and in every process; a key revoked before keeps its date."""
     with database.write() as session:
         row = session.get(KeyRow, key_id)
         if row is None:

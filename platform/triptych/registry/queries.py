@@ -1,4 +1,4 @@
-"""What the registry asks its tables, each inside a transaction of the caller."""
+"""Queries of the registry's tables, each within a transaction of the caller."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -72,7 +72,7 @@ def moves(session: Session, name: str, alias: str) -> list[AliasMoveRow]:
 
 
 def users(session: Session, row: VersionRow) -> list[str]:
-    """What points at a version: aliases, then versions that were made from it."""
+    """References to a version: aliases, then versions that were made from it."""
     pointing = [f"{row.name}@{alias}" for alias, n in aliases(session, row.name)[row.name].items() if n == row.version]
     children = session.scalars(edges(row.name, row.version, up=False))
     return pointing + [f"{edge.name}@{edge.version}" for edge in children]

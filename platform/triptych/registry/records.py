@@ -1,4 +1,4 @@
-"""What the registry answers with: plain immutable records."""
+"""Records that the registry returns: plain and immutable."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,7 +18,7 @@ class AdapterVersion:
     name: str
     version: int
     kind: str
-    """One of `artifact_kinds.KINDS`, or what else older code registered."""
+    """One of `artifact_kinds.KINDS`, or another word that older code registered."""
     base: str
     base_fingerprint: str
     """Identifies the base model's weights: an adapter fits no other."""
@@ -27,7 +27,7 @@ class AdapterVersion:
     sha256: str
     """Digest of the artifact's manifest: the content, whatever the place."""
     lineage: dict[str, Any]
-    """Where it came from: digests of recipe and data, code version, `parents` (a list of `name@version`)."""
+    """Origin of the version: digests of recipe and data, code version, `parents` (a list of `name@version`)."""
     metrics: dict[str, Any]
     created_at: datetime
     recorded_why_not: str | None
@@ -42,7 +42,7 @@ class AdapterVersion:
 
 @dataclass(frozen=True)
 class RegisteredAdapter:
-    """A name, its versions (ascending, never empty) and its aliases (alias -> version)."""
+    """A registered name with its versions (ascending, never empty) and aliases (alias -> version)."""
 
     name: str
     versions: tuple[int, ...]
@@ -63,7 +63,7 @@ class Key:
     label: str
     created_at: datetime
     last_used: datetime | None
-    """Exact to a minute."""
+    """Time of the last use, exact to a minute."""
     revoked_at: datetime | None
     admin: bool
-    """May also change aliases, versions and keys, by the endpoint's routes for that."""
+    """Whether the key may change aliases, versions and keys through the endpoint's admin routes."""

@@ -34,7 +34,7 @@ class Registry:
     """
 
     def __new__(cls, url: str, *_: Any, **__: Any) -> "Registry":
-        """What the URL says: this class, or the one for endpoints."""
+        """An instance of this class, or of `RemoteRegistry` for the URL of an endpoint."""
         if url.startswith(("http://", "https://")):
             from triptych.registry.remote import RemoteRegistry
 
@@ -42,7 +42,11 @@ class Registry:
         return super().__new__(cls)
 
     def __init__(self, url: str, artifacts: str | None = None, *, create: bool = True) -> None:
-        """UserError: it is from a newer version, cannot be used, or does not exist and `create` is off."""
+        """Open the registry, or create it.
+
+        Raises:
+            UserError: it is from a newer version, cannot be used, or does not exist and `create` is off.
+        """
         self._database = Database(url, create=create)
         self._home = None if self._database.file is None else str(self._database.file.parent)
         beside = None if self._home is None else storage.join(self._home, "artifacts")
@@ -50,7 +54,7 @@ class Registry:
 
     @property
     def url(self) -> str:
-        """Opens the same registry from any folder; holds the database's password, if there is one."""
+        """URL that opens the same registry from any folder; holds the database's password, if there is one."""
         return self._database.url
 
     def register(
@@ -107,12 +111,12 @@ class Registry:
             raise
 
     def get(self, ref: str) -> AdapterVersion:
-        """`name@3`, `name@alias`, or `name`: its alias `default` where set, else its latest version."""
+        """The version that `name@3`, `name@alias` or `name` (alias `default` where set, else the latest) means."""
         with self._database.read() as session:
             return self._record(queries.version(session, ref))
 
     def facts(self, ref: str) -> Facts:
-        """What the files of a version say; of one that older code registered they are read from the artifact.
+        """Facts of a version's files; those of a version that older code registered are read from the artifact.
 
         Raises:
             UnreadableError: older code registered it, and its files are damaged or gone.
@@ -169,7 +173,7 @@ class Registry:
                 session.add(AliasMoveRow(name=name, alias=alias, version=row.version, moved_at=datetime.now(UTC)))
 
     def rollback(self, name: str, alias: str = "default") -> AdapterVersion:
-        """Take the last move of an alias back; the version that it points at now."""
+        """Take the last move of an alias back, and return the version that it points at now."""
         with self._database.write() as session:
             moves = queries.moves(session, name, alias)
             if len(moves) < 2:
@@ -185,7 +189,7 @@ class Registry:
                 session.delete(move)
 
     def users(self, ref: str) -> list[str]:
-        """What points at a version: aliases (`name@alias`), and versions that were made from it."""
+        """References to a version: aliases (`name@alias`), and versions that were made from it."""
         with self._database.read() as session:
             return queries.users(session, queries.version(session, ref))
 
@@ -205,11 +209,11 @@ class Registry:
         return version
 
     def ancestors(self, ref: str) -> list[AdapterVersion]:
-        """The versions that it was made from, and theirs, nearest first; removed ones are left out."""
+        """The versions that a version was made from, and theirs, nearest first; removed ones are left out."""
         return self._walk(ref, up=True)
 
     def descendants(self, ref: str) -> list[AdapterVersion]:
-        """The versions that were made from it, and from those, nearest first."""
+        """The versions that were made from a version, and from those, nearest first."""
         return self._walk(ref, up=False)
 
     def create_key(self, label: str, *, admin: bool = False) -> str:
@@ -219,11 +223,11 @@ class Registry:
         return key
 
     def add_key(self, sha256: str, label: str, *, admin: bool = False) -> None:
-        """Let a key in that was made elsewhere, by its sha256."""
+        """Accept a key that was made elsewhere, by its sha256. `admin`: it may change the registry, too."""
         keys.add_key(self._database, sha256, label, admin=admin)
 
     def check_key(self, key: str) -> Key | None:
-        """Whose key it is, if it is valid now."""
+        """The record of a key that is valid now; None for any other."""
         return keys.check_key(self._database, key)
 
     def keys(self) -> list[Key]:
@@ -231,17 +235,17 @@ class Registry:
         return keys.list_keys(self._database)
 
     def revoke_key(self, key_id: str) -> None:
-        """Every process refuses the key from now on."""
+        """Revoke a key: every process refuses it from now on."""
         keys.revoke_key(self._database, key_id)
 
     def add_calibration(self, record: Mapping[str, Any]) -> None:
-        """Keep what was predicted of a stage, and what it came to: plain JSON."""
+        """Keep a calibration record: predicted and actual figures of a stage, as plain JSON."""
         content = _plain_json("calibration", record)
         with self._database.write() as session:
             queries.add_calibration(session, content)
 
     def calibrations(self) -> list[dict[str, Any]]:
-        """The newest such records, newest first."""
+        """The newest calibration records, newest first."""
         with self._database.read() as session:
             return queries.calibrations(session)
 
@@ -271,7 +275,7 @@ class Registry:
         )
 
     def _walk(self, ref: str, *, up: bool) -> list[AdapterVersion]:
-        """Breadth first along the lineage; every version once."""
+        """Versions along the lineage, breadth first, every version once."""
         with self._database.read() as session:
             start = queries.version(session, ref)
             seen, frontier, found = {(start.name, start.version)}, [(start.name, start.version)], []

@@ -1,4 +1,4 @@
-"""A registry from outside: an endpoint's admin routes, by an admin key, without its database's password."""
+"""A registry behind an endpoint's admin routes, reached with an admin key instead of the database's password."""
 
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -17,7 +17,7 @@ from triptych.registry.wire import VersionMessage, from_message
 KEY = "TRIPTYCH_KEY"
 ROUTES = "/admin"
 NOT_FOUND = "adapter_not_found"
-"""The error's code where there is no such adapter, version or alias."""
+"""Error code for an unknown adapter, version or alias."""
 
 _TIMEOUT_S = 60.0
 _T = TypeVar("_T")
@@ -42,14 +42,14 @@ class RemoteRegistry(Registry):
 
     @property
     def url(self) -> str:
-        """Of the endpoint."""
+        """URL of the endpoint."""
         return self._endpoint
 
     def get(self, ref: str) -> AdapterVersion:
         return from_message(self._ask(VersionMessage, "GET", "versions", ref))
 
     def facts(self, ref: str) -> Facts:
-        """As of any registry; a UserError too where the endpoint is of the version before, which has none."""
+        """Facts of a version; UserError also where the endpoint is of the version before, which has none."""
         return self._ask(Facts, "GET", "versions", ref, "facts")
 
     def adapters(self) -> list[RegisteredAdapter]:
@@ -107,7 +107,7 @@ class RemoteRegistry(Registry):
         )
 
     def _ask(self, kind: type[_T] | None, method: str, *parts: str, body: object = None, **query: bool) -> Any:
-        """What a route answers, as `kind`."""
+        """Answer of a route, parsed as `kind`."""
         path = "/".join(quote(part, safe="@") for part in parts)
         try:
             answer = self._http.request(method, f"/{path}", json=body, params=query)

@@ -17,24 +17,24 @@ class UtcTime(TypeDecorator[datetime]):
     cache_ok = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Store in UTC."""
+        """The moment in UTC, to be stored."""
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        """Give back with the zone."""
+        """The stored moment with its zone."""
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
 class Base(DeclarativeBase):
-    """All tables."""
+    """Base class of all tables."""
 
     type_annotation_map = {dict[str, Any]: JSON, datetime: UtcTime}
 
 
 class MetaRow(Base):
-    """The registry about itself; the row `schema_version` keeps its place and meaning for ever."""
+    """Facts on the registry itself; the row `schema_version` keeps its name and meaning for good."""
 
     __tablename__ = "meta"
     key: Mapped[str] = mapped_column(String(64), primary_key=True)
@@ -51,13 +51,13 @@ class AdapterRow(Base):
 
 
 class VersionRow(Base):
-    """One immutable version."""
+    """An immutable version of an adapter."""
 
     __tablename__ = "versions"
     name: Mapped[str] = mapped_column(ForeignKey("adapters.name"), primary_key=True)
     version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     kind: Mapped[str] = mapped_column(String(64))
-    """Word of the version before for `artifact_kind`."""
+    """Artifact kind in the words of the version before."""
     base: Mapped[str]
     base_fingerprint: Mapped[str]
     location: Mapped[str]
@@ -89,7 +89,7 @@ class ParentRow(Base):
 
 
 class AliasMoveRow(Base):
-    """Each time an alias was set. The last move of an alias is where it points; rollback takes that move back."""
+    """A move of an alias to a version. The last move of an alias is where it points; rollback takes that move back."""
 
     __tablename__ = "alias_moves"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -117,7 +117,7 @@ class KeyRow(Base):
 
 
 class CalibrationRow(Base):
-    """What was predicted of a stage, and what it came to."""
+    """Calibration record: predicted and actual figures of a stage."""
 
     __tablename__ = "calibrations"
     id: Mapped[int] = mapped_column(primary_key=True)

@@ -29,7 +29,7 @@ _NAMES = {"LICENSE", "NOTICE"}
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz"}
 _NAME = re.compile(r"[a-z0-9_]{1,40}")
 _INDICES = ".shira_indices"
-"""Which entries of a weight are trained; all else are numbers with a fraction."""
+"""Suffix of tensors that list a weight's trained entries; all other tensors are floating-point."""
 _ADAPTERS = ("policy", "reward_model", "classifier")
 
 

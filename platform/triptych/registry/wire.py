@@ -1,4 +1,4 @@
-"""Form in which a version travels between an endpoint and its clients, either of which may be of the version before."""
+"""Messages about versions between an endpoint and its clients, either of which may be of the version before."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +15,7 @@ class VersionMessage:
     name: str
     version: int
     kind: str
-    """Word of the version before."""
+    """Artifact kind in the words of the version before."""
     base: str
     base_fingerprint: str
     url: str
@@ -27,11 +27,11 @@ class VersionMessage:
     why_not: str | None
     """Verdict of the version before."""
     artifact_kind: str | None = None
-    """None from an endpoint of the version before."""
+    """Artifact kind; None from an endpoint of the version before."""
 
 
 def to_message(version: AdapterVersion) -> VersionMessage:
-    """What an endpoint sends."""
+    """Message that an endpoint sends about a version."""
     return VersionMessage(
         name=version.name,
         version=version.version,
@@ -50,7 +50,7 @@ def to_message(version: AdapterVersion) -> VersionMessage:
 
 
 def from_message(message: VersionMessage) -> AdapterVersion:
-    """What a client makes of it."""
+    """Version that a client reads from a message."""
     return AdapterVersion(
         name=message.name,
         version=message.version,
