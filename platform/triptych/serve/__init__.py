@@ -9,7 +9,7 @@ __all__ = ["build"]
 
 
 def build(args: dict[str, Any]) -> "Application":
-    """The Ray Serve application for the fields of `triptych.recipe.serve.ServeConfig`; UserError if they do not do."""
+    """The Ray Serve application for the fields of a `ServeConfig`; UserError if they are invalid."""
     from pydantic import ValidationError
 
     from triptych.errors import UserError

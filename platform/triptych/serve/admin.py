@@ -1,4 +1,4 @@
-"""Routes to read and change the registry from outside, for admin keys only; every change leaves a line."""
+"""Admin routes to read and change the registry, for admin keys only; every change is logged."""
 
 import logging
 from collections.abc import Callable, Coroutine
@@ -29,7 +29,7 @@ class _Target(BaseModel):
 
 
 class _NewKey(BaseModel):
-    """The endpoint never sees the key itself."""
+    """Request to accept a key by its hash: the endpoint never sees the key itself."""
 
     model_config = ConfigDict(extra="forbid")
     sha256: str
@@ -38,7 +38,7 @@ class _NewKey(BaseModel):
 
 
 def admin_routes(registry: Registry) -> APIRouter:
-    """`RemoteRegistry` is their client."""
+    """Routes of the admin API, whose client is `RemoteRegistry`."""
     routes = APIRouter(prefix=ROUTES, route_class=_AdminRoute)
 
     @routes.get("/adapters")
@@ -101,7 +101,7 @@ def admin_routes(registry: Registry) -> APIRouter:
 
 
 class _AdminRoute(APIRoute):
-    """The caller before the body; then the registry's refusals in OpenAI's shape, and a line for what was changed."""
+    """A route that checks the caller before the body, answers refusals in OpenAI's form, and logs changes."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

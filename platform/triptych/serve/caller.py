@@ -1,4 +1,4 @@
-"""The caller of a request: who asks, and what they may do. It travels with the request in the ASGI scope."""
+"""The caller of a request and its permissions, carried with the request in the ASGI scope."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ _FIELD = "triptych.caller"
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sent a request."""
+    """The sender of a request, with its permissions."""
 
     key_id: str | None
     """Id of the API key; None where the endpoint asks for none."""
@@ -26,10 +26,10 @@ class Caller:
     tenant: str
     """Group of keys that is counted as one; a key's label, as long as keys have no other group."""
     scopes: frozenset[str]
-    """`ask`, `admin`."""
+    """Permissions: `ask`, `admin`."""
 
     def require_admin(self) -> None:
-        """ApiError 403 unless the key is an admin's, 401 where there is no key."""
+        """Raise ApiError 403 unless the key is an admin's, 401 where there is no key."""
         if ADMIN not in self.scopes:
             raise invalid_key(missing=True) if self.key_id is None else not_admin()
 
@@ -44,7 +44,7 @@ def caller_with(key: Key) -> Caller:
 
 
 def attach(scope: AsgiScope, caller: Caller) -> None:
-    """Let the caller travel with the request."""
+    """Attach the caller to a request's ASGI scope."""
     scope[_FIELD] = caller
 
 

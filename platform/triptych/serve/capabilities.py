@@ -1,4 +1,4 @@
-"""What engines can serve, judged from an artifact's facts."""
+"""Capabilities of engines: can an artifact be served, by its facts?"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Capabilities:
     """Field of the config that sets `max_rank`."""
 
     def why_not(self, kind: str, facts: Facts) -> str | None:
-        """Why the engine cannot serve an artifact of this kind, whatever its base; None if it can."""
+        """The reason why the engine cannot serve an artifact of this kind, whatever its base; None if it can."""
         if kind != "policy":
             return _OTHER_KINDS.get(kind, f"it is of kind {kind!r}: only policies are served")
         if facts.has_head:
@@ -60,7 +60,7 @@ class Capabilities:
 
 
 def engines_of(config: ServeConfig) -> dict[str, Capabilities]:
-    """Name of each engine of an endpoint -> what it can serve; the first serves the base too."""
+    """Capabilities of an endpoint's engines, by name; the first serves the base too."""
     return {VLLM: Capabilities(config.engine.max_lora_rank, "engine.max_lora_rank")}
 
 

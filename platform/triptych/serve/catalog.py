@@ -1,4 +1,4 @@
-"""Which models there are: the base, and the registry's adapters that fit it."""
+"""Catalog of the models served: the base, and the registry's adapters that fit it."""
 
 import logging
 import re
@@ -22,21 +22,21 @@ _REFERENCE = re.compile(rf"{NAME_PATTERN}(@{NAME_PATTERN})?")
 
 @dataclass(frozen=True)
 class Route:
-    """Where a request goes, and why."""
+    """The engine and model that a request is sent to, and the form of the name that chose them."""
 
     engine: str
     """Name of the engine."""
     model: str
     """Name of the model there: the base's id, or `name@version`. An engine never sees an alias."""
     version: AdapterVersion | None
-    """None for the base."""
+    """The adapter version; None for the base."""
     chosen_by: Literal["base", "version", "alias", "name"]
     """Form of the name that the client used: the base's id, `name@3`, `name@alias`, or the bare `name`."""
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """Engine that serves a version, or why none does."""
+    """Engine that serves a version, or the reason why none does."""
 
     engine: str | None
     reason: str
@@ -49,9 +49,9 @@ class _Found:
 
 
 class Catalog:
-    """Routes by the names that clients use.
+    """Resolves the names that clients use to routes.
 
-    A name that is not one by its form never reaches the registry. All answers are at most SEEN_AFTER_S old.
+    A malformed name never reaches the registry. All answers are at most SEEN_AFTER_S old.
     """
 
     def __init__(self, config: ServeConfig, base_fingerprint: str, registry: Registry, pool: Executor) -> None:

@@ -23,7 +23,7 @@ logger = logging.getLogger("ray.serve")
 
 
 def llm_config(config: ServeConfig) -> LLMConfig:
-    """What Ray Serve LLM needs to know about the engine."""
+    """Configuration of the engine for Ray Serve LLM."""
     engine = config.engine
     engine_kwargs: dict[str, Any] = {
         "dtype": config.model.dtype,
@@ -71,21 +71,21 @@ def _environment(config: ServeConfig) -> dict[str, str]:
 
 
 class _ModelIsHere(CallbackBase):
-    """`resolve_base` fetched the model: Ray has nothing to download."""
+    """A callback that keeps Ray from downloading: `resolve_base` has fetched the model."""
 
     async def on_before_node_init(self) -> None:
         self.ctx.run_init_node = False
 
 
 class _CpuEngineConfig(VLLMEngineConfig):
-    """Ray insists on a separate worker process on CPU; see `_environment`."""
+    """vLLM's configuration with one process on CPU, where Ray insists on two; see `_environment`."""
 
     def get_initialization_kwargs(self) -> dict[str, Any]:
         return {**super().get_initialization_kwargs(), "distributed_executor_backend": "uni"}
 
 
 class AdapterServer(LLMServer):
-    """Ray's vLLM replica, but a request for `name@3` finds that adapter version loaded, whenever it was registered.
+    """Ray's vLLM replica that loads the adapter version `name@3` on its first request, whenever it was registered.
 
     Ray's own multiplexing is left out: it knows only names in a bucket, loads one adapter at a time, and a load that
     hangs blocks all others.
@@ -107,13 +107,13 @@ class AdapterServer(LLMServer):
         await super().__init__(llm_config)
 
     def _init_multiplex_loader(self, model_downloader_cls: object = None) -> None:
-        """No multiplexing by Ray."""
+        """Leave Ray's multiplexing out."""
 
     async def _maybe_resolve_lora_from_multiplex(self) -> None:
-        """A client's header never chooses an adapter."""
+        """Ignore a client's header that would choose an adapter."""
 
     async def _start_engine(self) -> None:
-        """Without Ray's usage report, which costs an actor of its own."""
+        """Start the engine without Ray's usage report, which costs an actor of its own."""
         await self.engine.start()
 
     async def _run_request(self, request: Any, **options: Any) -> AsyncIterator[Any]:
@@ -123,7 +123,7 @@ class AdapterServer(LLMServer):
         return await super()._run_request(request, **options)
 
     async def _have(self, ref: str) -> ErrorResponse | None:
-        """The adapter version loaded, or why it is not."""
+        """Have an adapter version loaded; an error for the client where it cannot be."""
         if ref == self._config.model_id:
             return None
         try:

@@ -1,4 +1,4 @@
-"""The deployment that clients talk to."""
+"""The gateway: the deployment that clients talk to."""
 
 import logging
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _REGISTRY_THREADS = 8
 
 
 class Gateway:
-    """Names become routes here, so an engine never sees an alias; and nobody without a key comes further."""
+    """Checks keys, resolves model names to routes, and proxies requests to engines, which never see an alias."""
 
     def __init__(
         self, engines: Mapping[str, DeploymentHandle[Any]], *, config: dict[str, Any], base_fingerprint: str
@@ -40,7 +40,7 @@ class Gateway:
         self._metrics = GatewayMetrics()
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
-        """For Ray Serve."""
+        """The ASGI application, asked for by Ray Serve."""
         return self.app()
 
     def app(self) -> FastAPI:
@@ -48,11 +48,11 @@ class Gateway:
         return http_app(self, self._keys.caller, admin_routes(self._registry))
 
     async def cards(self) -> list[dict[str, Any]]:
-        """Every model that is served."""
+        """Cards of all models that are served."""
         return await self._catalog.cards()
 
     async def card(self, model: str) -> dict[str, Any]:
-        """One model."""
+        """Card of one model; ApiError 404 if it is not served."""
         return await self._catalog.card(model)
 
     def rejected(self, error: ApiError) -> None:

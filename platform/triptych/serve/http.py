@@ -1,4 +1,4 @@
-"""The HTTP surface: these routes and no others, a key before anything is read, one shape for every error."""
+"""HTTP routes of the gateway: the key is checked before anything is read, and all errors have one form."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -25,11 +25,11 @@ HEALTH = "/healthz"
 """The only route that needs no key."""
 
 _LONGEST = 300
-"""Characters of a message about a client's own fields."""
+"""Longest message about a client's own fields, in characters."""
 
 
 Authenticate = Callable[[str, Mapping[str, str]], Awaitable[Caller]]
-"""From the path and the headers of a request to its caller; ApiError where it has none."""
+"""A function from the path and headers of a request to its caller; ApiError where it has none."""
 
 
 def http_app(gateway: "Gateway", authenticate: Authenticate, admin: APIRouter) -> FastAPI:
@@ -100,7 +100,7 @@ class _Authentication:
 
 
 def _told(error: Exception) -> ApiError:
-    """What a client is told of a request that no endpoint took."""
+    """The error for a client of a request that no route accepted."""
     if isinstance(error, HTTPException):
         text = {404: "There is no such route.", 405: "This route does not take that method."}
         return ApiError(error.status_code, "invalid_request", text.get(error.status_code, "Bad request."))

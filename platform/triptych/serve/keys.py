@@ -1,4 +1,4 @@
-"""Authentication: from the key in a request's headers to its caller."""
+"""Authentication of a request by the key in its headers."""
 
 from collections.abc import Mapping
 from concurrent.futures import Executor
@@ -13,7 +13,7 @@ _LONGEST = 256
 
 
 class KeyCheck:
-    """The API keys of the registry; with `required=False` only the admin routes ask for one.
+    """Checks API keys against the registry; with `required=False` only on the admin routes.
 
     A revoked key stops within about SEEN_AFTER_S.
     """
@@ -23,7 +23,7 @@ class KeyCheck:
         self._required = required
 
     async def caller(self, path: str, headers: Mapping[str, str]) -> Caller:
-        """Who asks for `path`; ApiError 401 unless the `Authorization` header carries a key that is valid now."""
+        """The caller of `path`; ApiError 401 unless the `Authorization` header carries a key that is valid now."""
         if self._required or path == ROUTES or path.startswith(f"{ROUTES}/"):
             return caller_with(await self._key(headers))
         return ANONYMOUS

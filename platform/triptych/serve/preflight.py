@@ -1,4 +1,4 @@
-"""What can be known to be wrong before anything starts."""
+"""Checks of a serve config before anything starts."""
 
 import errno
 import socket
@@ -15,7 +15,7 @@ from triptych.storage import absolute
 
 
 def check(config: ServeConfig) -> tuple[ServeConfig, str]:
-    """The config with local paths made absolute, since replicas run in other folders, and the base's fingerprint.
+    """Check a config; returns it with absolute paths, as replicas run in other folders, and the base's fingerprint.
 
     UserError unless the base and the registry are there and every adapter that the config names can be served on it.
     """
@@ -30,7 +30,7 @@ def check(config: ServeConfig) -> tuple[ServeConfig, str]:
 
 
 def check_port(host: str, port: int) -> None:
-    """UserError if nothing can listen there."""
+    """Raise UserError if nothing can listen on the port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -42,7 +42,7 @@ def check_port(host: str, port: int) -> None:
 
 
 def check_room(config: ServeConfig, machine: Machine) -> None:
-    """UserError unless the machine, were nothing else on it, has room for all replicas."""
+    """Raise UserError unless the machine, with nothing else on it, has room for all replicas."""
     engine = config.engine
     replicas = Request("serve", "replica", config.replicas, engine.cpus, engine.gpus, "replicas")
     if pack([replicas], machine) is None:

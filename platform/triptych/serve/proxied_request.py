@@ -1,4 +1,4 @@
-"""One request's way to the engine and back."""
+"""Proxying of a client's request to an engine, and of the answer back."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ _NO_TOKENS = {"prompt_tokens": 0, "completion_tokens": 0}
 
 
 class Chunks(Protocol):
-    """What a streaming deployment handle returns."""
+    """Answer stream of a deployment handle."""
 
     async def __anext__(self) -> Any: ...
 
@@ -55,7 +55,7 @@ class EngineClient:
 
 
 class ProxiedRequest:
-    """Sends `body` to the engine under the engine's name for the model, and measures what comes back."""
+    """A client's request: sent to the engine under its name for the model, its answer measured."""
 
     def __init__(self, method: EngineMethod, body: Body, model: str, metrics: GatewayMetrics) -> None:
         self._method = method
@@ -154,7 +154,7 @@ def _error_in(event: str) -> ApiError | None:
 
 
 def _engine_error(status: int, kind: str, message: str) -> ApiError:
-    """What is wrong with the request is passed on; what went wrong inside is for the log."""
+    """Error for the client: faults of the request are passed on, internal ones are logged."""
     if 400 <= status < 500 or kind in errors.ENGINE_CODES:
         return ApiError(status, kind, message)
     logger.error("the engine answered %d %s: %s", status, kind, message)
@@ -162,7 +162,7 @@ def _engine_error(status: int, kind: str, message: str) -> ApiError:
 
 
 def _usage_in(event: str) -> dict[str, Any] | None:
-    """The token counts of a stream's last event but one."""
+    """Token counts, from a stream's last event but one; None for other events."""
     if '"choices":[]' not in event:
         return None
     return json.loads(event.removeprefix("data: "))["usage"]

@@ -21,7 +21,7 @@ _POLL_S = 0.5
 
 
 def start(config: ServeConfig, progress: Callable[[str], None] = lambda _: None) -> str:
-    """Serve on the connected Ray cluster in the background; the URL, once the engine answers.
+    """Serve on the connected Ray cluster in the background; returns the URL once the engine answers.
 
     `progress` is told what is being waited for. UserError: the port is in use, or the config asks for what cannot be
     served; nothing was started then. RunError: it was started and failed, and was taken down again.
@@ -70,7 +70,7 @@ def stop() -> None:
 
 @contextmanager
 def serving(config: ServeConfig, progress: Callable[[str], None] = lambda _: None) -> Iterator[str]:
-    """The endpoint's URL for the time of the block."""
+    """Context manager that serves for the time of the block; gives the endpoint's URL."""
     url = start(config, progress)
     try:
         yield url
@@ -105,7 +105,7 @@ def is_running(status: str, message: str, deployments: Iterable[tuple[str, str]]
 
 
 def _wait(progress: Callable[[str], None]) -> None:
-    """Until the application runs; RunError if it fails, or if a replica finds no place."""
+    """Wait until the application runs; RunError if it fails, or if a replica finds no place."""
     from ray import serve
 
     started = time.monotonic()

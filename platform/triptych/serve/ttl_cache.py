@@ -11,7 +11,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 SEEN_AFTER_S = 0.5
-"""Age at which what the registry said is asked again: a revoked key or a moved alias acts within about this time."""
+"""Seconds for which an answer of the registry is reused: a revoked key or moved alias acts within about this time."""
 
 
 class TtlCache(Generic[K, V]):
