@@ -10,7 +10,7 @@ from triptych.plan import memory
 from triptych.plan.amounts import ON_CPU, TRANSIENT, ZERO, Bytes, Parts, total
 from triptych.plan.calibration import MemoryRecord, allocator, calibrate, machine_kind
 from triptych.plan.machines import Machine
-from triptych.plan.placement import Assignment, pack, requests
+from triptych.plan.placement import PlacedProcess, pack, requests
 from triptych.plan.sharding import Sharding, sharding
 from triptych.recipe import Recipe
 from triptych.recipe.amount import bytes_of
@@ -112,7 +112,7 @@ def _peak_of_turns(roles: list[Parts]) -> Bytes:
 
 
 def _devices(
-    places: list[Assignment], processes: Mapping[str, Bytes], offloaded: Bytes, machine: Machine, recipe: Recipe
+    places: list[PlacedProcess], processes: Mapping[str, Bytes], offloaded: Bytes, machine: Machine, recipe: Recipe
 ) -> dict[str, DeviceEstimate]:
     """Peak of each device. Of processes on a GPU, only what is offloaded counts in the memory of their node."""
     peaks: dict[str, DeviceEstimate] = {}

@@ -32,7 +32,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Assignment:
+class PlacedProcess:
     """The node, and its GPUs if any, that one process is assigned to."""
 
     request: Request
@@ -98,7 +98,7 @@ def place(recipe: Recipe, machine: Machine, stage: str | None = None) -> Placeme
     return Placement(machine, asked, _waves(recipe, asked, machine))
 
 
-def pack(wanted: Iterable[Request], machine: Machine) -> list[Assignment] | None:
+def pack(wanted: Iterable[Request], machine: Machine) -> list[PlacedProcess] | None:
     """A place for every process, the largest first on the first node that has room; None where one finds none."""
     cpus = [node.cpus for node in machine.nodes]
     gpus = [[1.0] * node.gpus for node in machine.nodes]
@@ -114,7 +114,7 @@ def pack(wanted: Iterable[Request], machine: Machine) -> list[Assignment] | None
             cpus[node] -= request.cpus
             for index in taken:
                 gpus[node][index] -= min(1.0, request.gpus)
-            places.append(Assignment(request, node, taken))
+            places.append(PlacedProcess(request, node, taken))
     return places
 
 
