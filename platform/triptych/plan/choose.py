@@ -35,7 +35,7 @@ class Option:
 
     @property
     def fits(self) -> bool:
-        """Whether the high end of the peak's interval is within the device's memory."""
+        """True where the high end of the peak's interval is within the device's memory."""
         return self.peak.high <= self.room
 
     @property

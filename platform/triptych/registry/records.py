@@ -66,4 +66,4 @@ class Key:
     """Time of the last use, exact to a minute."""
     revoked_at: datetime | None
     admin: bool
-    """Whether the key may change aliases, versions and keys through the endpoint's admin routes."""
+    """True for a key that may change aliases, versions and keys through the endpoint's admin routes."""

@@ -34,7 +34,7 @@ class EngineCheck:
 
     @property
     def conclusive(self) -> bool:
-        """Whether the update was large enough against the noise to tell new weights from old ones."""
+        """True where the update is large enough against the noise to tell new weights from old ones."""
         return self.error is not None and CONFIDENCE * self.error < 0.5
 
 

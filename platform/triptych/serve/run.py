@@ -79,7 +79,7 @@ def serving(config: ServeConfig, progress: Callable[[str], None] = lambda _: Non
 
 
 def is_running(status: str, message: str, deployments: Iterable[tuple[str, str]], waited: float) -> bool:
-    """Whether an endpoint that was started answers, judged by Ray Serve's status.
+    """True once a started endpoint answers, by Ray Serve's status; False while it may still come up.
 
     Args:
         status: of the application.
