@@ -27,7 +27,7 @@ Logprobs = list[list[float]]
 
 @dataclass(frozen=True)
 class SampleRequest:
-    """One answer to sample."""
+    """A request for one sampled answer to a prompt."""
 
     lease: str
     """Names the request within one call; its answer comes back under it exactly once."""

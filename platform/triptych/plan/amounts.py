@@ -15,10 +15,12 @@ class Bytes:
 
     @classmethod
     def exactly(cls, amount: int) -> "Bytes":
+        """An amount without uncertainty."""
         return cls(amount, amount, amount)
 
     @classmethod
     def scaled(cls, amount: float, factors: tuple[float, float, float]) -> "Bytes":
+        """The amount times a low, an expected and a high factor."""
         low, expected, high = (int(amount * factor) for factor in factors)
         return cls(low, expected, high)
 
@@ -26,6 +28,7 @@ class Bytes:
         return Bytes(self.low + other.low, self.expected + other.expected, self.high + other.high)
 
     def as_dict(self) -> dict[str, int]:
+        """Plain data for JSON."""
         return {"low": self.low, "expected": self.expected, "high": self.high}
 
 

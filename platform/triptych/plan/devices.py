@@ -30,6 +30,7 @@ class RoleEstimate:
 
     @property
     def peak_bytes(self) -> int:
+        """Expected bytes of the peak."""
         return self.peak.expected
 
 

@@ -25,6 +25,7 @@ class StageDuration:
 
     @property
     def device_hours(self) -> float:
+        """Hours of one device, over all devices in use."""
         return self.seconds * self.devices / 3600
 
 
@@ -40,6 +41,7 @@ class Duration:
 
     @property
     def device_hours(self) -> float:
+        """Device hours of all stages."""
         return sum(stage.device_hours for stage in self.stages.values())
 
     def as_dict(self) -> dict[str, Any]:

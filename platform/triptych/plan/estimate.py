@@ -23,7 +23,7 @@ from triptych.recipe.training import StrategyName
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """One stage on one machine."""
+    """Predicted memory and speed of one stage on one machine."""
 
     strategy: StrategyName
     """The strategy that `workers.strategy` resolves to."""
@@ -33,6 +33,7 @@ class StageEstimate:
 
     @property
     def tokens_per_second(self) -> float:
+        """Tokens per second of all workers together."""
         return self.speed.tokens_per_second
 
     @property
@@ -42,9 +43,11 @@ class StageEstimate:
 
     @property
     def peak_bytes(self) -> int:
+        """Expected bytes of the fullest device."""
         return self.peak.expected
 
     def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
         return {
             "strategy": self.strategy,
             "roles": {

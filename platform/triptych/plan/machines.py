@@ -22,7 +22,7 @@ class Gpu:
 
     name: str
     memory: int
-    """Bytes."""
+    """Bytes of GPU memory that a process sees."""
     flops: Mapping[str, float]
     """Peak FLOP/s by dtype; float32 as it is, not as TF32."""
     bandwidth: float
@@ -88,10 +88,12 @@ class Machine:
 
     @property
     def cpus(self) -> float:
+        """Logical CPUs of all nodes."""
         return sum(node.cpus for node in self.nodes)
 
     @property
     def gpus(self) -> int:
+        """Number of GPUs of all nodes."""
         return sum(node.gpus for node in self.nodes)
 
     def __str__(self) -> str:

@@ -19,7 +19,7 @@ class Sharding:
     whole_model: bool
     """The base is sharded too: weights are gathered for the pass, block by block."""
     float32_base: bool
-    """The frozen base is widened."""
+    """The frozen base is held in float32."""
     master_copy: bool
     """A worker updates a float32 copy of its share."""
     bucket: bool
@@ -63,6 +63,6 @@ def may_shard(stage: TrainedStage) -> bool:
 
 
 def with_strategy(stage: TrainedStage, strategy: StrategyName) -> TrainedStage:
-    """The stage under another strategy."""
+    """A copy of the stage with another strategy."""
     workers = stage.workers.model_copy(update={"strategy": strategy})
     return stage.model_copy(update={"train": stage.train.model_copy(update={"workers": workers})})

@@ -44,10 +44,12 @@ class Speed:
 
     @property
     def step_seconds(self) -> float:
+        """Seconds of a step: computing, communicating and sampling in turn."""
         return self.computing + self.communicating + self.sampling
 
     @property
     def tokens_per_second(self) -> float:
+        """Tokens of a step over its seconds."""
         return self.tokens / self.step_seconds
 
     def as_dict(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ ACTIVATIONS = (0.4, 1.0, 1.4)
 ANSWER_SHARE = (0.1, 0.5, 1.0)
 """Low, expected, high share of a micro-batch's tokens that are learned, and so have logits."""
 QUANTIZED = {"int8": (1.0, 1.0, 1.05), "nf4": (0.52, 0.54, 0.57)}
-"""Bytes a weight, scales included."""
+"""Low, expected and high bytes per weight of a quantized base, scales included."""
 ZERO_BUCKET = 500_000_000 * FP32
 """Bytes of DeepSpeed's communication bucket at its default size."""
 ZERO3_LIVE = 1_000_000_000

@@ -36,7 +36,7 @@ class AdapterVersion:
 
     @property
     def ref(self) -> str:
-        """`name@version`."""
+        """Reference to the version: `name@version`."""
         return f"{self.name}@{self.version}"
 
 

@@ -70,11 +70,21 @@ class Registry:
         for_serving: ServingCheck | None = None,
         max_rank: int = compat.MAX_RANK,
     ) -> AdapterVersion:
-        """Copy the folder into the artifacts and give it the next version number of `name`.
+        """Copy a folder into the artifacts and give it the next version number of `name`.
 
-        `lineage["parents"]`: the versions it was made from, as refs (a list, or a mapping by ref); all must be known.
-        `max_rank`: the largest rank that processes of the version before take as servable.
-        UserError, and nothing stored: a broken or unsafe artifact, or one that `for_serving` refuses.
+        Args:
+            folder: local folder or fsspec URL of the artifact.
+            kind: one of `artifact_kinds.KINDS`.
+            base: name or path of the base model.
+            base_fingerprint: digest of the base model's weights; see `models.base.fingerprint`.
+            lineage: plain JSON on the origin; `parents` are the versions it was made from, as refs (a list, or a
+                mapping by ref), and all must be known.
+            metrics: plain JSON with finite numbers.
+            for_serving: refuses what the caller could not serve; None: everything sound is accepted.
+            max_rank: the largest rank that processes of the version before take as servable.
+
+        Raises:
+            UserError: a broken or unsafe artifact, or one that `for_serving` refuses; nothing is stored.
         """
         _check_name("adapter name", name)
         check_kind(kind)

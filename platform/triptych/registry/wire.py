@@ -25,7 +25,7 @@ class VersionMessage:
     created_at: datetime
     servable: bool
     why_not: str | None
-    """Verdict of the version before."""
+    """Verdict of the version before on serving it; None: it can be served."""
     artifact_kind: str | None = None
     """Artifact kind; None from an endpoint of the version before."""
 

@@ -96,6 +96,7 @@ class Respawns:
     causes: list[str] = field(default_factory=list)
 
     def count(self, lost: EngineLostError) -> None:
+        """Count a lost engine; RunError beyond `RESPAWNS_PER_CALL`."""
         self.causes.append(str(lost))
         if len(self.causes) > RESPAWNS_PER_CALL:
             raise RunError(f"{len(self.causes)} rollout engines were lost in one call: {'; '.join(self.causes)}")
@@ -129,6 +130,7 @@ class Coordinator:
 
     @ray.method
     async def sync(self, adapter: bytes, config: dict[str, Any], version: int) -> SyncReport:
+        """Give every engine new weights; see `RolloutPool.sync`."""
         async with self._turn:
             start = time.monotonic()
             digest = adapter_digest(adapter, config)
@@ -139,6 +141,7 @@ class Coordinator:
 
     @ray.method
     async def logprobs(self, sequences: list[list[int]], prompt_lens: list[int]) -> list[Logprobs]:
+        """Log-probabilities by each engine; see `RolloutPool.logprobs`."""
         async with self._turn:
             return await self._all(
                 lambda slot: self._ask(slot, "logprobs", lambda actor: actor.logprobs.remote(sequences, prompt_lens))
@@ -146,6 +149,7 @@ class Coordinator:
 
     @ray.method
     async def generate(self, requests: list[SampleRequest], sampling: Sampling) -> list[RolloutRecord]:
+        """Sample an answer to each request; see `RolloutPool.generate`."""
         self._refuse_too_long(requests, sampling)
         async with self._turn:
             start = time.monotonic()
@@ -158,6 +162,7 @@ class Coordinator:
 
     @ray.method
     async def stats(self) -> dict[str, Any]:
+        """Counts since the start, of the pool and of each engine."""
         return {
             "mode": self._plan.mode,
             "tokens": self._tokens,
@@ -170,6 +175,7 @@ class Coordinator:
 
     @ray.method
     async def close(self) -> None:
+        """End the engines."""
         for slot in self._slots:
             if slot.ready:
                 slot.ready.cancel()

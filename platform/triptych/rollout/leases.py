@@ -56,6 +56,7 @@ class Leases:
 
     @property
     def done(self) -> bool:
+        """True once every lease is answered."""
         return len(self._answers) == len(self._order)
 
     def records(self) -> list[RolloutRecord]:

@@ -25,7 +25,7 @@ class Route:
     """The engine and model that a request is sent to, and the form of the name that chose them."""
 
     engine: str
-    """Name of the engine."""
+    """Name of the engine that answers."""
     model: str
     """Name of the model there: the base's id, or `name@version`. An engine never sees an alias."""
     version: AdapterVersion | None
