@@ -25,14 +25,16 @@ from tests.support.rl_step import (
     first_sync,
     make_run,
     pool_of,
-    ppo_step,
+    prompts_of,
     request,
     requests_of,
+    rl_step,
     token_rewards,
     train,
     update,
     with_terms,
 )
+from triptych.algorithms.base import Credit
 from triptych.engines.base import RolloutRecord
 from triptych.errors import RunError
 from triptych.recipe import Workers, load_recipe
@@ -79,7 +81,7 @@ def _stepped(run: RlWorker, steps: int) -> Stepped:
     first_sync(run, 0)
     model = run.learner.model
     before = {role: {n: p.detach().clone() for n, p in model.parameters_of(role).items()} for role in model.trainable}
-    return Stepped(run, [ppo_step(run, step) for step in range(steps)], before)
+    return Stepped(run, [rl_step(run, step) for step in range(1, steps + 1)], before)
 
 
 @pytest.fixture
@@ -130,21 +132,21 @@ def test_an_adaptive_coefficient_follows_the_kl_of_each_step(adaptive: Stepped) 
 
 
 def test_every_epoch_asks_each_prompt_once_in_an_order_of_its_own(still: RlWorker) -> None:
-    asked = [ask.prompt_ids for step in range(5) for ask in requests_of(still, step)[::2]]
+    asked = [ask.prompt_ids for step in range(1, 6) for ask in requests_of(still, step)[::2]]
     epochs = [asked[:5], asked[5:10], asked[10:]]
     assert all(sorted(epoch) == sorted(map(tuple, still.prompts)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
 def test_the_samples_of_a_prompt_stand_together_under_leases_of_their_own(still: RlWorker) -> None:
-    asked = requests_of(still, 7)
+    asked = requests_of(still, 8)
     assert [ask.lease for ask in asked] == ["7/0/0", "7/0/1", "7/1/0", "7/1/1", "7/2/0", "7/2/1"]
     assert [ask.prompt_ids for ask in asked[::2]] == [ask.prompt_ids for ask in asked[1::2]]
-    assert requests_of(still, 7) == asked
+    assert requests_of(still, 8) == asked
 
 
 def test_a_seed_follows_from_the_recipes_seed_and_the_lease(still: RlWorker) -> None:
-    seeds = [ask.seed for step in range(3) for ask in requests_of(still, step)]
+    seeds = [ask.seed for step in range(1, 4) for ask in requests_of(still, step)]
     assert len(set(seeds)) == len(seeds)
     assert request([1], "0/0/0", 0).seed == request([2], "0/0/0", 0).seed == 3993743252  # the same in every version
     assert request([1], "0/0/0", 1).seed != request([1], "0/0/0", 0).seed
@@ -160,7 +162,7 @@ def test_each_step_samples_with_the_weights_of_the_step_before(adaptive: Stepped
 def test_an_engine_that_keeps_the_old_weights_is_noticed(run: RlWorker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run.pool, "sync", lambda *weights: SyncReport(0.0, "", "merged"))
     with pytest.raises(RunError, match="still runs the old weights"):
-        ppo_step(run, 0)
+        rl_step(run, 1)
 
 
 def test_the_fake_pool_is_called_as_the_real_one() -> None:
@@ -188,9 +190,8 @@ def test_every_sample_is_learned_from_once_an_epoch(
 ) -> None:
     run = make_run(tiny_model_dir, tmp_path, epochs=2, minibatches=2)
     first_sync(run, 0)
-    samples = run.sample(requests_of(run, 0), run.stage.rollout.sampling)
+    samples = run.sample(prompts_of(run, 1), "0", run.stage.rollout.sampling)
     numbers = torch.arange(6, dtype=torch.float64)[:, None].expand(samples.mask.shape)
-    names = ("old_logprobs", "advantages", "weights", "old_values", "returns")
     learned: dict[str, list[list[int]]] = {POLICY: [], CRITIC: []}
     step = run.learner.step
 
@@ -200,7 +201,7 @@ def test_every_sample_is_learned_from_once_an_epoch(
         return step(objective, batches)
 
     monkeypatch.setattr(run.learner, "step", spy)
-    update(run, 0, samples, dict.fromkeys(names, numbers))
+    update(run, 1, samples, Credit(numbers, numbers, numbers, numbers, numbers))
     assert learned[POLICY] == learned[CRITIC]
     first, second = learned[POLICY][:2], learned[POLICY][2:]
     assert [len(rows) for rows in first + second] == [3, 3, 3, 3]
@@ -227,9 +228,10 @@ def test_a_step_leaves_its_answers(first: Stepped) -> None:
     table = pq.read_table(Path(run.ctx.folder) / "rollouts" / "step-00000001.parquet").to_pydict()
     records = pool_of(run).records[0]
     assert table["lease"] == [record.lease for record in records]
+    assert table["group"] == [0, 0, 1, 1, 2, 2]
     assert table["response_ids"] == [list(record.response_ids) for record in records]
     assert table["logprobs"] == [list(record.logprobs) for record in records]
-    assert table["score"] == run.scores(Samples(records, PAD, 24)).tolist()
+    assert table["score"] == run.scores(Samples(records, [0] * len(records), PAD, 24)).tolist()
 
 
 def test_heldout_answers_are_those_of_fixed_seeds(run: RlWorker) -> None:
@@ -239,7 +241,7 @@ def test_heldout_answers_are_those_of_fixed_seeds(run: RlWorker) -> None:
     assert asked[0] == asked[1]
     assert [ask.lease for ask in asked[0]] == ["heldout/0/0", "heldout/0/1", "heldout/1/0", "heldout/1/1"]
     records = pool_of(run).records[0]
-    assert first["heldout_reward"] == float(run.scores(Samples(records, PAD, 24)).mean())
+    assert first["heldout_reward"] == float(run.scores(Samples(records, [0] * len(records), PAD, 24)).mean())
     assert first["heldout_kl"] == 0.0
     assert first["heldout_length"] == sum(len(record.response_ids) for record in records) / 4
     assert first["heldout_truncated"] == sum(record.finish_reason == "length" for record in records) / 4
@@ -279,7 +281,7 @@ def test_the_strategies_tested_are_those_that_the_recipe_allows(three_stages: Pa
 def test_a_step_runs_in_half_precision(tiny_model_dir: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     run = make_run(tiny_model_dir, tmp_path, dtype=dtype, epochs=4)
     first_sync(run, 0)
-    metrics = ppo_step(run, 0)
+    metrics = rl_step(run, 1)
     assert metrics["skipped"] < 1.0  # float16 may skip updates until its loss scale fits
     assert metrics["approx_kl"] > 0.0
     assert math.isfinite(metrics["reward"] + metrics["policy_loss"] + metrics["value_loss"])
@@ -301,7 +303,7 @@ def _samples(answers: Sequence[tuple[int, Literal["stop", "length"]]]) -> Sample
         replace(empty, response_ids=(70,) * length, logprobs=(-1.0,) * length, finish_reason=reason)
         for length, reason in answers
     ]
-    return Samples(records, PAD, 24)
+    return Samples(records, [0] * len(records), PAD, 24)
 
 
 def _texts(calls: Sequence[Sequence[RolloutRecord]]) -> list[list[tuple[str, tuple[int, ...], tuple[int, ...]]]]:

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triptych.algorithms.ppo import ProximalPolicyOptimization
 from triptych.forward.roles import RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead
-from triptych.recipe import Full, Lora, Optimizer
+from triptych.recipe import Full, Lora, Optimizer, Rl
 from triptych.train.batch import Batch, language_batch, pair_batch, sample_batch
 from triptych.train.learner import Learner, Objective
 from triptych.train.tasks.language import LanguageModeling
@@ -94,11 +95,24 @@ def samples(indexes: list[int], dtype: torch.dtype) -> Batch:
     return batch | {name: column[indexes] for name, column in columns(8, dtype).items()}
 
 
+PPO = ProximalPolicyOptimization(
+    Rl.model_validate(
+        {
+            "kind": "rl",
+            "policy": "sft@1",
+            "rewards": [{"stage": "reward@1"}],
+            "data": {"train": {"path": "prompts.jsonl"}},
+            "train": {"steps": 1},
+            "algorithm": {"clip": 0.2, "value_clip": 0.2},
+        }
+    )
+)
+
 CASES: dict[str, tuple[Objective, Callable[[list[int], torch.dtype], Batch]]] = {
     "language": (LanguageModeling("policy"), language),
     "pairs": (PairwiseReward("critic"), pairs),
-    "policy": (PolicyUpdate("policy", 0.2, 0.7), samples),
-    "value": (ValueUpdate("critic", 0.2), samples),
+    "policy": (PolicyUpdate("policy", PPO.policy_loss, 0.7), samples),
+    "value": (ValueUpdate("critic", PPO.value_loss), samples),
 }
 
 

@@ -8,10 +8,13 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from tests.support.fake_pool import FakePool
 from tests.support.gradient_cases import PAD, in_float64, make_model
-from triptych.engines.base import RolloutRecord
+from triptych.algorithms.base import Scored
+from triptych.algorithms.base import token_rewards as rewards_of_tokens
+from triptych.engines.base import RolloutRecord, SampleRequest
 from triptych.forward.roles import RoleModel
 from triptych.models.adapter import Adapter, Normalization
 from triptych.models.base import load_causal_lm
@@ -23,7 +26,7 @@ from triptych.stages.context import StageContext
 from triptych.stages.recorder import Recorder
 from triptych.stages.rl.evaluation import evaluate
 from triptych.stages.rl.samples import Samples
-from triptych.stages.rl.step import ppo_step, requests_of, token_rewards, update
+from triptych.stages.rl.step import prompts_of, rl_step, update
 from triptych.stages.rl.sync import first_sync
 from triptych.stages.rl.worker import RlWorker, add_roles, request, resume, save
 from triptych.train.checkpoint import Writer
@@ -41,9 +44,10 @@ __all__ = [
     "first_sync",
     "make_run",
     "pool_of",
-    "ppo_step",
+    "prompts_of",
     "request",
     "requests_of",
+    "rl_step",
     "token_rewards",
     "train",
     "update",
@@ -95,7 +99,27 @@ def first_step(folder: Path, home: Path) -> Callable[[], dict[str, float]]:
     """The first step of a run that is ready for it."""
     run = make_run(folder, home)
     first_sync(run, 0)
-    return lambda: ppo_step(run, 0)
+    return lambda: rl_step(run, 1)
+
+
+def requests_of(run: RlWorker, step: int) -> list[SampleRequest]:
+    """Requests of a step, counted from 1."""
+    return run.requests(prompts_of(run, step), f"{step - 1}")
+
+
+def token_rewards(run: RlWorker, samples: Samples, scores: Tensor, old: Tensor, reference: Tensor) -> Tensor:
+    """Rewards [N, R] of tokens under the run's terms."""
+    scored = Scored(
+        scores=scores,
+        groups=torch.tensor(samples.groups),
+        mask=samples.mask,
+        truncated=samples.truncated,
+        rollout=samples.rollout_logprobs,
+        old=old,
+        entropy=torch.zeros_like(old),
+        reference=reference,
+    )
+    return rewards_of_tokens(scored, run.stage, run.kl_coef)
 
 
 def pool_of(run: RlWorker) -> FakePool:
@@ -117,15 +141,15 @@ def train(folder: Path, home: Path, strategy: str, dtype: torch.dtype) -> Traine
     settings: dict[str, Any] = {"strategy": strategy, "dtype": dtype, "minibatches": 2, "kl": {"target": 1.0}}
     run = make_run(folder, home, **settings)
     first_sync(run, 0)
-    metrics = [evaluate(run, "before"), ppo_step(run, 0)]
+    metrics = [evaluate(run, "before"), rl_step(run, 1)]
     save(run, cast(Recorder, SimpleNamespace(flush=lambda step: None)), 1)
-    metrics.append(ppo_step(run, 1))
+    metrics.append(rl_step(run, 2))
     run.writer.wait()
     run.learner.group.barrier()
 
     again = make_run(folder, home, **settings)
     first_sync(again, resume(again))
-    metrics.append(ppo_step(again, 1))
+    metrics.append(rl_step(again, 2))
     return Trained(list(map(comparable, metrics)), pool_of(run).records + pool_of(again).records)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.support.gradient_cases import (
     CASES,
+    PPO,
     TOLERANCE,
     assert_equal,
     gradients,
@@ -153,10 +154,10 @@ def test_steps_without_a_finite_gradient_are_skipped_then_end_the_run(tiny_model
     batch["advantages"] = batch["advantages"].clone()
     batch["advantages"][0, 0] = float("inf")
     before = {name: tensor.clone() for name, tensor in learner.model.parameters_of("policy").items()}
-    report = learner.step(PolicyUpdate("policy", 0.2, 1.0), [batch])
+    report = learner.step(PolicyUpdate("policy", PPO.policy_loss, 1.0), [batch])
     assert report.metrics["skipped"] == 1.0
     assert all(torch.equal(p, before[name]) for name, p in learner.model.parameters_of("policy").items())
     for _ in range(MAX_BAD_STEPS - 2):
-        learner.step(PolicyUpdate("policy", 0.2, 1.0), [batch])
+        learner.step(PolicyUpdate("policy", PPO.policy_loss, 1.0), [batch])
     with pytest.raises(RunError, match=r"policy: 5 steps in a row .* first in .*lora"):
-        learner.step(PolicyUpdate("policy", 0.2, 1.0), [batch])
+        learner.step(PolicyUpdate("policy", PPO.policy_loss, 1.0), [batch])

@@ -1,4 +1,4 @@
-"""Sampled answers of one PPO step, and what is computed of them: matrices [samples, answer tokens]."""
+"""Sampled answers of one step, and what is computed of them: matrices [samples, answer tokens]."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ class Samples:
     """N answers, the same on every rank; R is the longest answer's length."""
 
     records: Sequence[RolloutRecord]
+    groups: Sequence[int]
+    """Of each answer the number of its prompt: equal for the answers to one prompt."""
     pad: int
     micro_tokens: int
 

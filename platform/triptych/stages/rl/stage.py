@@ -24,7 +24,7 @@ from triptych.stages.context import StageContext, begin
 from triptych.stages.models import tokenizer_of
 from triptych.stages.recorder import Recorder
 from triptych.stages.rl.evaluation import evaluate
-from triptych.stages.rl.step import ppo_step
+from triptych.stages.rl.step import rl_step
 from triptych.stages.rl.sync import first_sync
 from triptych.stages.rl.worker import resume, save, start
 from triptych.stages.supervised.reward import check_gate
@@ -72,29 +72,29 @@ def start_pool(ctx: StageContext[Rl], policy: Adapter) -> RolloutPool:
 def _train(config: dict[str, Any]) -> None:
     """On every worker of the Ray Train group."""
     ctx: StageContext[Rl] = config["ctx"]
-    stage, run = ctx.stage, start(config)
-    done, shown = resume(run), ("reward", "kl", "logprob_gap")
-    with Recorder(ctx, RlMetrics, run.learner.group.rank, shown, done=done, total=stage.train.steps) as recorder:
-        first_sync(run, done)
-        if run.heldout and done == 0:
-            evaluate(run, "before")
+    stage, worker = ctx.stage, start(config)
+    done, shown = resume(worker), ("reward", "kl", "logprob_gap")
+    with Recorder(ctx, RlMetrics, worker.learner.group.rank, shown, done=done, total=stage.train.steps) as recorder:
+        first_sync(worker, done)
+        if worker.heldout and done == 0:
+            evaluate(worker, "before")
         for step in range(done + 1, stage.train.steps + 1):
-            row = {"step": step} | ppo_step(run, step - 1)
+            row = {"step": step} | rl_step(worker, step)
             if (
-                run.heldout
+                worker.heldout
                 and stage.train.evaluate_every
                 and step % stage.train.evaluate_every == 0
                 and step < stage.train.steps
             ):
-                row |= evaluate(run, f"step-{step:08d}")
+                row |= evaluate(worker, f"step-{step:08d}")
             recorder.record(row)
             if step % stage.train.checkpoint_every == 0 or step == stage.train.steps:
-                save(run, recorder, step)
-    run.writer.wait()
-    metrics = evaluate(run, "after") if run.heldout else {}
-    weights = run.learner.weights(POLICY)
-    if run.learner.group.rank == 0:
-        commit_adapter(ctx, adapter_of(run.policy_method, weights, stage.output), metrics)
+                save(worker, recorder, step)
+    worker.writer.wait()
+    metrics = evaluate(worker, "after") if worker.heldout else {}
+    weights = worker.learner.weights(POLICY)
+    if worker.learner.group.rank == 0:
+        commit_adapter(ctx, adapter_of(worker.policy_method, weights, stage.output), metrics)
 
 
 def _encode(ctx: StageContext[Rl], source: Source) -> Table:

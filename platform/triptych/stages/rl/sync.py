@@ -36,54 +36,56 @@ class Probe:
     before: Logprobs
 
 
-def probe(run: RlWorker, records: Sequence[RolloutRecord], role: str = POLICY) -> Probe:
+def probe(worker: RlWorker, records: Sequence[RolloutRecord], role: str = POLICY) -> Probe:
     """Ask the learner about some answers, as `role`."""
     prompts, answers = [list(r.prompt_ids) for r in records], [list(r.response_ids) for r in records]
-    return Probe(prompts, answers, _learner_logprobs(run, role, prompts, answers))
+    return Probe(prompts, answers, _learner_logprobs(worker, role, prompts, answers))
 
 
-def first_sync(run: RlWorker, version: int) -> None:
+def first_sync(worker: RlWorker, version: int) -> None:
     """Before any answer is there: prompts cut in two stand for answers, and the base for the old weights."""
-    halves = [(prompt[: len(prompt) // 2], prompt[len(prompt) // 2 :]) for prompt in run.prompts[:PROBES]]
+    halves = [(prompt[: len(prompt) // 2], prompt[len(prompt) // 2 :]) for prompt in worker.prompts[:PROBES]]
     prompts, answers = [first for first, _ in halves], [second for _, second in halves]
-    sync_policy(run, version, Probe(prompts, answers, _learner_logprobs(run, BASE, prompts, answers)))
+    sync_policy(worker, version, Probe(prompts, answers, _learner_logprobs(worker, BASE, prompts, answers)))
 
 
-def sync_policy(run: RlWorker, version: int, asked: Probe) -> dict[str, float]:
+def sync_policy(worker: RlWorker, version: int, asked: Probe) -> dict[str, float]:
     """Send the policy's adapter to every engine as `version`.
 
     Raises:
         RunError: an engine still runs older weights, or others.
     """
-    learner = run.learner
-    now = _learner_logprobs(run, POLICY, asked.prompts, asked.answers)
+    learner = worker.learner
+    now = _learner_logprobs(worker, POLICY, asked.prompts, asked.answers)
     metrics: dict[str, float] = {}
     weights = learner.weights(POLICY)
     if learner.group.rank == 0:
-        report = run.pool.sync(*_for_engines(run, weights), version)
+        report = worker.pool.sync(*_for_engines(worker, weights), version)
         sequences = [p + a for p, a in zip(asked.prompts, asked.answers, strict=True)]
-        engines = run.pool.logprobs(sequences, [len(prompt) for prompt in asked.prompts])
-        check = check_sync(engines, now, asked.before, TOLERANCE[run.ctx.recipe.model.dtype])
-        restarts = float(run.pool.stats()["restarts"])
+        engines = worker.pool.logprobs(sequences, [len(prompt) for prompt in asked.prompts])
+        check = check_sync(engines, now, asked.before, TOLERANCE[worker.ctx.recipe.model.dtype])
+        restarts = float(worker.pool.stats()["restarts"])
         metrics = {"sync_seconds": report.seconds, "sync_gap": check.gap, "engine_restarts": restarts}
     return learner.group.broadcast(metrics)
 
 
-def _for_engines(run: RlWorker, weights: dict[str, Tensor]) -> tuple[bytes, dict[str, Any]]:
+def _for_engines(worker: RlWorker, weights: dict[str, Tensor]) -> tuple[bytes, dict[str, Any]]:
     """The policy as a LoRA, or by any other method as weights of the base: safetensors and their configuration."""
-    adapter = adapter_of(run.policy_method, weights, run.stage.output)
+    adapter = adapter_of(worker.policy_method, weights, worker.stage.output)
     if is_lora(adapter.method):
         tensors = {name: value.contiguous() for name, value in adapter.weights.items()}
         return save(tensors), peft_json(adapter.configs["lora"])
-    changed = changed_weights(run.ctx.base_dir, adapter.method, adapter.weights, run.ctx.recipe.model.quantization)
-    return save({name: value.to(run.learner.model.dtype).contiguous() for name, value in changed.items()}), REPLACED
+    changed = changed_weights(
+        worker.ctx.base_dir, adapter.method, adapter.weights, worker.ctx.recipe.model.quantization
+    )
+    return save({name: value.to(worker.learner.model.dtype).contiguous() for name, value in changed.items()}), REPLACED
 
 
-def _learner_logprobs(run: RlWorker, role: str, prompts: list[list[int]], answers: list[list[int]]) -> Logprobs:
+def _learner_logprobs(worker: RlWorker, role: str, prompts: list[list[int]], answers: list[list[int]]) -> Logprobs:
     """Log-probabilities at temperature 1 of each answer's tokens."""
 
     def compute(model: RoleModel, batch: Batch) -> Tensor:
         return response_logprobs(model, batch, temperature=1.0)
 
-    rows = run.learner.forward(role, compute, sample_batch(prompts, answers, run.pad)).float().tolist()
+    rows = worker.learner.forward(role, compute, sample_batch(prompts, answers, worker.pad)).float().tolist()
     return [row[: len(answer)] for row, answer in zip(rows, answers, strict=True)]

@@ -1,13 +1,17 @@
 """State of a rank of the RL stage: the roles, the pool, the prompts; how it starts, saves and goes on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from ray.train.torch import get_device
 from torch import Tensor
 
 from triptych import storage
+from triptych.algorithms.base import Algorithm, Scored
+from triptych.algorithms.table import algorithm_of
 from triptych.data.table import read_table
 from triptych.engines.base import SampleRequest
 from triptych.errors import RunError
@@ -21,8 +25,14 @@ from triptych.stages.models import role_model, tokenizer_of
 from triptych.stages.recorder import Recorder
 from triptych.stages.rl.samples import Samples
 from triptych.train import checkpoint
-from triptych.train.learner import Learner
-from triptych.train.tasks.forward import mean_scores, response_logprobs, response_logprobs_and_entropy
+from triptych.train.learner import Learner, Objective
+from triptych.train.tasks.forward import (
+    mean_scores,
+    response_logprobs,
+    response_logprobs_and_entropy,
+    response_values,
+)
+from triptych.train.tasks.rl import objectives
 
 
 @dataclass
@@ -45,16 +55,40 @@ class RlWorker:
         return self.ctx.stage
 
     @property
+    def algorithm(self) -> Algorithm:
+        return algorithm_of(self.stage)
+
+    @property
+    def objectives(self) -> list[Objective]:
+        """The updates of the policy and of the critic."""
+        return objectives(self.stage, (POLICY, CRITIC))
+
+    @property
     def kl_coef(self) -> float:
         return self.stage.kl.coef if self.kl is None else self.kl.coef
 
-    def sample(self, requests: list[SampleRequest], sampling: Sampling) -> Samples:
-        """Answers of the pool, in the order of the requests, on every rank."""
+    def requests(self, prompts: Sequence[list[int]], label: str) -> list[SampleRequest]:
+        """Each prompt `samples_per_prompt` times; every answer has a lease and a random stream of its own."""
+        copies, seed = self.stage.rollout.samples_per_prompt, self.ctx.recipe.seed
+        return [
+            request(prompt, f"{label}/{number}/{copy}", seed)
+            for number, prompt in enumerate(prompts)
+            for copy in range(copies)
+        ]
+
+    def sample(self, prompts: Sequence[list[int]], label: str, sampling: Sampling) -> Samples:
+        """Answers of the pool to `requests`, in their order, on every rank.
+
+        Raises:
+            RunError: the pool's answers did not arrive.
+        """
+        requests = self.requests(prompts, label) if self.learner.group.rank == 0 else []
         records = self.pool.generate(requests, sampling) if self.learner.group.rank == 0 else None
         received = self.learner.group.broadcast(records)
         if received is None:
             raise RunError("rank 0 broadcast no samples")
-        return Samples(received, self.pad, self.stage.train.batch.micro_tokens)
+        groups = [number for number in range(len(prompts)) for _ in range(self.stage.rollout.samples_per_prompt)]
+        return Samples(received, groups, self.pad, self.stage.train.batch.micro_tokens)
 
     def scores(self, samples: Samples) -> Tensor:
         """The reward model's score of each answer [N]: the mean over its members."""
@@ -69,6 +103,28 @@ class RlWorker:
         compute = partial(response_logprobs_and_entropy, temperature=self._temperature)
         both = samples.forward(self.learner, role, compute)
         return both[..., 0], both[..., 1]
+
+    def looked_at(self, samples: Samples, scores: Tensor) -> Scored:
+        """The scored answers with the forward passes that the algorithm needs."""
+        old, entropy = self.logprobs_and_entropy(samples, POLICY)
+        needs_values = self.algorithm.value_loss is not None
+        return Scored(
+            scores=scores,
+            groups=torch.tensor(samples.groups),
+            mask=samples.mask,
+            truncated=samples.truncated,
+            rollout=samples.rollout_logprobs,
+            old=old,
+            entropy=entropy,
+            reference=self.logprobs(samples, REFERENCE) if self.algorithm.needs_reference else None,
+            values=samples.forward(self.learner, CRITIC, response_values) if needs_values else None,
+        )
+
+    def texts(self, sequences: Sequence[Sequence[int]]) -> list[str]:
+        """Token ids as text, without special tokens."""
+        tokenizer = tokenizer_of(self.ctx)
+        texts: list[str] = tokenizer.batch_decode([list(ids) for ids in sequences], skip_special_tokens=True)
+        return [text.strip() for text in texts]
 
     @property
     def _temperature(self) -> float:
@@ -139,20 +195,20 @@ def request(prompt: list[int], lease: str, seed: object) -> SampleRequest:
     return SampleRequest(lease, tuple(prompt), stream)
 
 
-def resume(run: RlWorker) -> int:
+def resume(worker: RlWorker) -> int:
     """Load the last checkpoint; steps done, 0 without one."""
-    last = checkpoint.latest(run.ctx.checkpoints)
+    last = checkpoint.latest(worker.ctx.checkpoints)
     if last is None:
         return 0
-    run.learner.load_state(last.tensors, last.state["learner"])
-    if run.kl is not None:
-        run.kl.load_state_dict(last.state["kl"])
+    worker.learner.load_state(last.tensors, last.state["learner"])
+    if worker.kl is not None:
+        worker.kl.load_state_dict(last.state["kl"])
     return last.step
 
 
-def save(run: RlWorker, recorder: Recorder, step: int) -> None:
+def save(worker: RlWorker, recorder: Recorder, step: int) -> None:
     """Write everything that `resume` needs."""
     recorder.flush(step)
-    state = run.learner.state()
-    numbers = {"learner": state.numbers, "kl": None if run.kl is None else run.kl.state_dict()}
-    run.writer.save(step, state.slices, numbers)
+    state = worker.learner.state()
+    numbers = {"learner": state.numbers, "kl": None if worker.kl is None else worker.kl.state_dict()}
+    worker.writer.save(step, state.slices, numbers)

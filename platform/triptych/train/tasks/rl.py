@@ -1,12 +1,13 @@
-"""Clipped policy and value objectives: the updates of PPO."""
+"""Objectives of reinforcement learning: an algorithm's losses of the policy and of the critic."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
+from triptych.algorithms.base import Credit, Loss
+from triptych.algorithms.table import algorithm_of
 from triptych.forward.roles import RoleModel
-from triptych.objectives.policy import ppo_policy_loss, ppo_value_loss
 from triptych.recipe import Rl
 from triptych.train.batch import Batch, response_mask, sample_batch
 from triptych.train.learner import Metrics, Objective, Sums
@@ -16,10 +17,10 @@ from triptych.train.tasks.task import Limits, Task
 
 @dataclass(frozen=True)
 class PolicyUpdate:
-    """Clipped policy objective; needs `old_logprobs`, `advantages`, `weights` [B, R] in the batch."""
+    """Policy loss over answer tokens; the batch has the columns of a `Credit`."""
 
     role: str
-    clip: float
+    compute: Loss
     temperature: float
 
     def denominators(self, batch: Batch) -> Sums:
@@ -28,18 +29,16 @@ class PolicyUpdate:
     def loss(self, model: RoleModel, batch: Batch) -> tuple[Sums, Metrics]:
         mask = response_mask(batch["length"])
         logprobs = response_logprobs(model, batch, self.temperature)
-        width = mask.shape[1]
-        old, advantages, weights = (batch[name][:, :width] for name in ("old_logprobs", "advantages", "weights"))
-        total, count, metrics = ppo_policy_loss(logprobs, old, advantages, mask, self.clip, weights=weights)
+        total, count, metrics = self.compute(logprobs, mask, Credit.of_columns(batch, mask.shape[1]))
         return {"policy": total}, {"policy_loss": (total, count)} | {k: (v, count) for k, v in metrics.items()}
 
 
 @dataclass(frozen=True)
 class ValueUpdate:
-    """Clipped value objective; needs `old_values`, `returns` [B, R] in the batch."""
+    """Value loss over answer tokens; the batch has the columns of a `Credit`, those of the critic included."""
 
     role: str
-    clip: float | None
+    compute: Loss
 
     def denominators(self, batch: Batch) -> Sums:
         return {"value": batch["length"].sum()}
@@ -47,16 +46,17 @@ class ValueUpdate:
     def loss(self, model: RoleModel, batch: Batch) -> tuple[Sums, Metrics]:
         mask = response_mask(batch["length"])
         values = response_values(model, batch)
-        width = mask.shape[1]
-        old, returns = batch["old_values"][:, :width], batch["returns"][:, :width]
-        total, count, metrics = ppo_value_loss(values, old, returns, mask, self.clip)
+        total, count, metrics = self.compute(values, mask, Credit.of_columns(batch, mask.shape[1]))
         return {"value": total}, {"loss": (total, count)} | {k: (v, count) for k, v in metrics.items()}
 
 
-def _objectives(stage: Rl, roles: Sequence[str]) -> list[Objective]:
-    policy, critic = roles
-    temperature, ppo = stage.rollout.sampling.temperature, stage.algorithm
-    return [PolicyUpdate(policy, ppo.clip, temperature), ValueUpdate(critic, ppo.value_clip)]
+def objectives(stage: Rl, roles: Sequence[str]) -> list[Objective]:
+    """The updates of the algorithm; `roles`: the policy, and the critic where the algorithm has one."""
+    algorithm = algorithm_of(stage)
+    updates: list[Objective] = [PolicyUpdate(roles[0], algorithm.policy_loss, stage.rollout.sampling.temperature)]
+    if algorithm.value_loss is not None:
+        updates.append(ValueUpdate(roles[1], algorithm.value_loss))
+    return updates
 
 
 def _full_batch(stage: Rl, limits: Limits) -> Batch:
@@ -66,8 +66,7 @@ def _full_batch(stage: Rl, limits: Limits) -> Batch:
     prompts = [row[:cut] for row, cut in zip(rows, cuts, strict=True)]
     batch = sample_batch(prompts, [row[cut:] for row, cut in zip(rows, cuts, strict=True)], 0)
     width = int(batch["length"].max())
-    names = ("old_logprobs", "advantages", "weights", "old_values", "returns")
-    return batch | {name: torch.zeros(len(rows), width) for name in names}
+    return batch | {field.name: torch.zeros(len(rows), width) for field in fields(Credit)}
 
 
-TASK = Task(_objectives, _full_batch)
+TASK = Task(objectives, _full_batch)

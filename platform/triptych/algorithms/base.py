@@ -1,0 +1,103 @@
+"""The interface of an algorithm, and the records that cross it: N answers, R tokens in the longest of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from triptych.objectives.kl import kl_penalty
+from triptych.objectives.masking import LossParts
+from triptych.recipe.rl import Rl
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Sampled answers of a step, and all that was computed of them before the update."""
+
+    scores: Tensor
+    """[N], of the rewards."""
+    groups: Tensor
+    """[N] integers, equal for the answers to one prompt."""
+    mask: Tensor
+    """[N, R] bool, true at answer tokens."""
+    truncated: Tensor
+    """[N] bool, true for answers that were cut by their length."""
+    rollout: Tensor
+    """[N, R] log-probabilities that the engines sampled with."""
+    old: Tensor
+    """[N, R] log-probabilities of the policy."""
+    entropy: Tensor
+    """[N, R] entropies of the policy, in nats."""
+    reference: Tensor | None = None
+    """[N, R] log-probabilities of the reference, where the algorithm needs them."""
+    values: Tensor | None = None
+    """[N, R] the critic's values, where the algorithm has one."""
+
+    @property
+    def kl(self) -> float | None:
+        """Mean KL to the reference, nats an answer; None without a reference."""
+        if self.reference is None:
+            return None
+        return ((self.old - self.reference) * self.mask).sum(dim=1).mean().item()
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Token by token what the losses read: [N, R], or [B, R] of a micro-batch, whose columns have these names."""
+
+    old_logprobs: Tensor
+    """Log-probabilities of the policy before the update."""
+    advantages: Tensor
+    weights: Tensor
+    """Importance weights, for what engines and learner compute differently."""
+    old_values: Tensor | None = None
+    """Values of the critic before the update."""
+    returns: Tensor | None = None
+    """Targets of the critic."""
+
+    def columns(self) -> dict[str, Tensor]:
+        """Column of a micro-batch -> values."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: values for name, values in named.items() if values is not None}
+
+    @classmethod
+    def of_columns(cls, columns: dict[str, Tensor], width: int) -> "Credit":
+        """The first `width` tokens of a micro-batch; its other columns are left alone."""
+        names = [field.name for field in fields(cls)]
+        return cls(**{name: columns[name][:, :width] for name in names if name in columns})
+
+
+Loss = Callable[[Tensor, Tensor, Credit], LossParts]
+"""Log-probabilities or values [B, R] with their gradient, mask [B, R], credit [B, R] -> the parts of a loss."""
+
+
+class Algorithm(Protocol):
+    """How credit is assigned, and which losses are minimised."""
+
+    needs_reference: ClassVar[bool]
+    """Whether `Scored.reference` is computed."""
+
+    def credit(self, scored: Scored, kl_coef: float) -> Credit:
+        """From the answers of a step; `kl_coef`: weight of the KL penalty at this step."""
+
+    def policy_loss(self, logprobs: Tensor, mask: Tensor, credit: Credit) -> LossParts:
+        """Of the policy's log-probabilities [B, R]."""
+
+    @property
+    def value_loss(self) -> Loss | None:
+        """Of the critic's values [B, R]; None for an algorithm without a critic."""
+
+
+def token_rewards(scored: Scored, stage: Rl, kl_coef: float) -> Tensor:
+    """[N, R]: minus the KL penalty at every answer token, plus the score, once, at its last.
+
+    Ziegler et al. 2019 (arXiv 1909.08593), equation 2. An answer that was cut by its length loses a fixed amount.
+    """
+    assert scored.reference is not None
+    penalty = kl_penalty(scored.old, scored.reference, kind=stage.kl.kind)
+    rewards = torch.where(scored.mask, -kl_coef * penalty, 0.0)
+    final = scored.scores.clamp(-stage.reward_clip, stage.reward_clip) - stage.missing_eos_penalty * scored.truncated
+    last = scored.mask.sum(dim=1) - 1
+    return rewards.index_put((torch.arange(len(last)), last), final, accumulate=True)
