@@ -69,7 +69,7 @@ def test_turns_after_the_last_answer_are_left_out(tokenizer: Any) -> None:
 def test_training_sees_what_sampling_sees(tokenizer: Any, answer: str) -> None:
     """Prompt tokens first, then the answer's own, also where the answer's beginning would merge into the prompt."""
     answer = answer.encode("utf-8", "ignore").decode() or "x"
-    prompt = encode_prompts([PromptRow((SYSTEM, USER))], tokenizer, 512)[0]
+    prompt = encode_prompts([PromptRow((SYSTEM, USER))], tokenizer, 512)[0].input_ids
     example = encode_sft([SftRow((SYSTEM, USER, Message("assistant", answer)))], tokenizer, 10_000).items[0]
     assert example.input_ids[: len(prompt)] == prompt
     assert set(example.labels[: len(prompt)]) == {IGNORE}
@@ -80,7 +80,7 @@ def test_training_sees_what_sampling_sees(tokenizer: Any, answer: str) -> None:
 @pytest.fixture
 def long_chats(tokenizer: Any) -> tuple[list[SftRow], int]:
     """A short chat, one with a long answer, one whose prompt alone is too long; and a length that cuts both."""
-    prompt = len(encode_prompts([PromptRow((USER,))], tokenizer, 512)[0])
+    prompt = len(encode_prompts([PromptRow((USER,))], tokenizer, 512)[0].input_ids)
     rows = [
         SftRow((USER, Message("assistant", text))) for text in ("Dull.", "A warm and funny story about a family " * 9)
     ]
@@ -163,12 +163,14 @@ def test_pairs_are_whole_chats_or_dropped(tokenizer: Any) -> None:
 
 def test_prompts_end_where_the_assistant_begins(tokenizer: Any) -> None:
     rows = [PromptRow((SYSTEM, USER)), PromptRow((Message("user", "What do you think? " * 40),))]
-    assert tokenizer.decode(encode_prompts(rows[:1], tokenizer, 128)[0]).endswith(
+    assert tokenizer.decode(encode_prompts(rows[:1], tokenizer, 128)[0].input_ids).endswith(
         "film.<|im_end|>\n<|im_start|>assistant\n"
     )
     with pytest.raises(UserError, match=r"1 of 2 prompts are longer than 128 tokens .*rows 2"):
         encode_prompts(rows, tokenizer, 128)
     assert len(encode_prompts(rows, tokenizer, 128, max_bad_rows=1)) == 1
+    kept = [PromptRow(rows[1].messages, {"answer": "a"}), PromptRow(rows[0].messages, {"answer": "b"})]
+    assert [prompt.fields for prompt in encode_prompts(kept, tokenizer, 128, max_bad_rows=1)] == [{"answer": "b"}]
     with pytest.raises(UserError, match="none of 2 prompts"):
         encode_prompts(rows, tokenizer, 4, max_bad_rows=9)
 

@@ -38,6 +38,12 @@ def test_pairs_and_prompts() -> None:
     assert parse_prompt({"prompt": "Hi"}) == parse_prompt({"messages": [USER]}) == PromptRow(prompt)
 
 
+def test_a_prompt_keeps_the_other_columns_of_its_record() -> None:
+    assert parse_prompt({"prompt": "7 * 6?", "answer": "42", "tags": ["a"]}).fields == {"answer": "42", "tags": ["a"]}
+    assert parse_prompt({"messages": [USER], "prompt": "Hi", "answer": None}).fields == {"prompt": "Hi", "answer": None}
+    assert parse_prompt({"messages": None, "prompt": "Hi"}).fields == {}
+
+
 @pytest.mark.parametrize("text", [False, True], ids=["lists", "CSV cells"])
 def test_ranked_answers_are_all_pairs_whose_scores_differ(text: bool) -> None:
     answers, scores = ["c", "a", "d", "b"], [1, 3.5, 1, 2]

@@ -66,6 +66,19 @@ def test_the_digest_is_of_the_used_rows_in_order(tmp_path: Path) -> None:
     assert load_rows(_jsonl(tmp_path / "c.jsonl", PAIRS[::-1]), "pairs").digest != whole.digest
 
 
+def test_other_columns_of_prompts_are_no_part_of_the_digest(tmp_path: Path) -> None:
+    """A run that was begun by a version that dropped them goes on."""
+    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Güt?"}
+    rows: list[dict[str, Any]] = [{"prompt": "7 * 6?", "answer": "42"}, {"messages": [system, user], "tags": ["a"]}]
+    found = load_rows(_jsonl(tmp_path / "a.jsonl", rows), "prompts")
+    assert [row.fields for row in found.items] == [{"answer": "42"}, {"tags": ["a"]}]
+    assert found.digest == "4c954c7343a2be2ccf3dc401b52f29a6eb5dce42828aae1585b5e74e2f224a2b"
+    whole = survey(Source(path=f"{tmp_path}/a.jsonl"), "prompts", PARSERS["prompts"])
+    assert (whole.digest, whole.size) == (found.digest, 155)
+    changed = load_rows(_jsonl(tmp_path / "b.jsonl", [rows[0] | {"prompt": "6 * 7?"}, rows[1]]), "prompts")
+    assert changed.digest != found.digest
+
+
 def test_the_limit_never_cuts_a_ranking(tmp_path: Path) -> None:
     ranking = {"prompt": "Hi", "answers": ["a", "b", "c"], "scores": [3, 2, 1]}
     source = _jsonl(tmp_path / "a.jsonl", [ranking, PAIRS[0], ranking])

@@ -1,5 +1,6 @@
 """The RL step on the tiny model: real samples of an engine in this process, in float64 unless a test says otherwise."""
 
+import datetime
 import inspect
 import math
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor
 
 from tests.support.fake_pool import FakePool
-from tests.support.gradient_cases import PAD
 from tests.support.ranks import Ranks
 from tests.support.rl_step import (
     CRITIC,
@@ -29,18 +29,24 @@ from tests.support.rl_step import (
     request,
     requests_of,
     rl_step,
+    samples_of,
     token_rewards,
     train,
     update,
     with_terms,
 )
 from triptych.algorithms.base import Credit
+from triptych.data.encode import PromptExample
+from triptych.data.table import Table, write_table
 from triptych.engines.base import RolloutRecord
 from triptych.errors import RunError
 from triptych.recipe import Workers, load_recipe
 from triptych.recipe.errors import RecipeError
+from triptych.rewards.base import Answer, Forward
+from triptych.rewards.table import REWARDS
 from triptych.rollout.coordinator import SyncReport
 from triptych.rollout.pool import RolloutPool
+from triptych.stages.rl.prompts import prompt_table, read_prompts
 
 NAN = math.nan
 ON_TWO_RANKS = {"ddp": torch.float64, "fsdp": torch.float64, "zero1": torch.float32, "zero2": torch.float32}
@@ -134,7 +140,7 @@ def test_an_adaptive_coefficient_follows_the_kl_of_each_step(adaptive: Stepped) 
 def test_every_epoch_asks_each_prompt_once_in_an_order_of_its_own(still: RlWorker) -> None:
     asked = [ask.prompt_ids for step in range(1, 6) for ask in requests_of(still, step)[::2]]
     epochs = [asked[:5], asked[5:10], asked[10:]]
-    assert all(sorted(epoch) == sorted(map(tuple, still.prompts)) for epoch in epochs)
+    assert all(sorted(epoch) == sorted(tuple(prompt.input_ids) for prompt in still.prompts) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
@@ -168,6 +174,45 @@ def test_an_engine_that_keeps_the_old_weights_is_noticed(run: RlWorker, monkeypa
 def test_the_fake_pool_is_called_as_the_real_one() -> None:
     for name in ("generate", "sync", "logprobs", "stats"):
         assert inspect.signature(getattr(FakePool, name)) == inspect.signature(getattr(RolloutPool, name)), name
+
+
+# Prompts and rewards
+
+
+def test_a_reward_is_given_each_answer_with_the_fields_of_its_prompt(
+    run: RlWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Answer] = []
+
+    class Numbered:
+        def score(self, answers: Sequence[Answer], forward: Forward) -> Tensor:
+            given.extend(answers)
+            return torch.tensor([float(answer.fields["number"]) for answer in answers])
+
+    monkeypatch.setitem(REWARDS, "model", lambda settings, roles: Numbered())
+    metrics = rl_step(run, 1)
+    assert {answer.prompt_ids: answer.fields["number"] for answer in given} == {
+        tuple(prompt.input_ids): prompt.fields["number"] for prompt in prompts_of(run, 1)
+    }
+    records = pool_of(run).records[0]
+    assert [answer.response_ids for answer in given] == [record.response_ids for record in records]
+    assert [answer.text for answer in given] == run.texts([record.response_ids for record in records])
+    assert metrics["reward"] == pytest.approx(sum(answer.fields["number"] for answer in given) / 6)
+
+
+def test_committed_prompts_keep_the_other_columns_of_their_rows(still: RlWorker) -> None:
+    day, fields = datetime.date(2026, 11, 29), {"answer": "42", "steps": [1, 2]}
+    prompts = [PromptExample([1, 2], fields), PromptExample([3], {"day": day, "picture": b"\x00"})]
+    write_table(f"{still.ctx.folder}/data/new", prompt_table(prompts, "digest"))
+    assert read_prompts(still.ctx, "new") == [
+        PromptExample([1, 2], fields),
+        PromptExample([3], {"day": "2026-11-29", "picture": None}),
+    ]
+
+
+def test_prompts_that_an_earlier_version_committed_have_no_fields(still: RlWorker) -> None:
+    write_table(f"{still.ctx.folder}/data/old", Table({"prompt_ids": [[1, 2], [3]]}, "digest"))
+    assert read_prompts(still.ctx, "old") == [PromptExample([1, 2], {}), PromptExample([3], {})]
 
 
 # The update
@@ -231,7 +276,7 @@ def test_a_step_leaves_its_answers(first: Stepped) -> None:
     assert table["group"] == [0, 0, 1, 1, 2, 2]
     assert table["response_ids"] == [list(record.response_ids) for record in records]
     assert table["logprobs"] == [list(record.logprobs) for record in records]
-    assert table["score"] == run.scores(Samples(records, [0] * len(records), PAD, 24)).tolist()
+    assert table["score"] == run.scores(samples_of(records)).tolist()
 
 
 def test_heldout_answers_are_those_of_fixed_seeds(run: RlWorker) -> None:
@@ -241,7 +286,7 @@ def test_heldout_answers_are_those_of_fixed_seeds(run: RlWorker) -> None:
     assert asked[0] == asked[1]
     assert [ask.lease for ask in asked[0]] == ["heldout/0/0", "heldout/0/1", "heldout/1/0", "heldout/1/1"]
     records = pool_of(run).records[0]
-    assert first["heldout_reward"] == float(run.scores(Samples(records, [0] * len(records), PAD, 24)).mean())
+    assert first["heldout_reward"] == float(run.scores(samples_of(records)).mean())
     assert first["heldout_kl"] == 0.0
     assert first["heldout_length"] == sum(len(record.response_ids) for record in records) / 4
     assert first["heldout_truncated"] == sum(record.finish_reason == "length" for record in records) / 4
@@ -303,7 +348,7 @@ def _samples(answers: Sequence[tuple[int, Literal["stop", "length"]]]) -> Sample
         replace(empty, response_ids=(70,) * length, logprobs=(-1.0,) * length, finish_reason=reason)
         for length, reason in answers
     ]
-    return Samples(records, [0] * len(records), PAD, 24)
+    return samples_of(records)
 
 
 def _texts(calls: Sequence[Sequence[RolloutRecord]]) -> list[list[tuple[str, tuple[int, ...], tuple[int, ...]]]]:

@@ -1,6 +1,6 @@
 """One RL run on the tiny model without Ray: the place where the tests of the step import what they test."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -14,6 +14,7 @@ from tests.support.fake_pool import FakePool
 from tests.support.gradient_cases import PAD, in_float64, make_model
 from triptych.algorithms.base import Scored
 from triptych.algorithms.base import token_rewards as rewards_of_tokens
+from triptych.data.encode import PromptExample
 from triptych.engines.base import RolloutRecord, SampleRequest
 from triptych.forward.roles import RoleModel
 from triptych.models.adapter import Adapter, Normalization
@@ -48,6 +49,7 @@ __all__ = [
     "request",
     "requests_of",
     "rl_step",
+    "samples_of",
     "token_rewards",
     "train",
     "update",
@@ -80,8 +82,8 @@ def make_run(
         ctx=ctx,
         learner=learner,
         pool=cast(RolloutPool, FakePool(folder, dtype)),
-        prompts=PROMPTS,
-        heldout=HELDOUT,
+        prompts=[PromptExample(ids, {"number": number}) for number, ids in enumerate(PROMPTS)],
+        heldout=[PromptExample(ids, {}) for ids in HELDOUT],
         policy_method=METHOD,
         reward_roles=reward_roles,
         writer=Writer(ctx.checkpoints, learner.group),
@@ -120,6 +122,11 @@ def token_rewards(run: RlWorker, samples: Samples, scores: Tensor, old: Tensor, 
         reference=reference,
     )
     return rewards_of_tokens(scored, run.stage, run.kl_coef)
+
+
+def samples_of(records: Sequence[RolloutRecord]) -> Samples:
+    """Answers to one prompt."""
+    return Samples(records, [PromptExample([], {})], [0] * len(records), PAD, 24)
 
 
 def pool_of(run: RlWorker) -> FakePool:

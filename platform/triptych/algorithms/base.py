@@ -100,4 +100,4 @@ def token_rewards(scored: Scored, stage: Rl, kl_coef: float) -> Tensor:
     rewards = torch.where(scored.mask, -kl_coef * penalty, 0.0)
     final = scored.scores.clamp(-stage.reward_clip, stage.reward_clip) - stage.missing_eos_penalty * scored.truncated
     last = scored.mask.sum(dim=1) - 1
-    return rewards.index_put((torch.arange(len(last)), last), final, accumulate=True)
+    return rewards.index_put((torch.arange(len(last)), last), final.to(rewards.dtype), accumulate=True)

@@ -102,7 +102,7 @@ def _tokens(rows: list[Any], base: str) -> list[int]:
         return [len(words.input_ids) for words in encode_tags(rows, tokenizer, sys.maxsize, tags).items]
     if isinstance(rows[0], QuestionRow):
         return [len(question.input_ids) for question in encode_questions(rows, tokenizer, sys.maxsize).items]
-    return [len(ids) for ids in encode_prompts(rows, tokenizer, sys.maxsize)]
+    return [len(prompt.input_ids) for prompt in encode_prompts(rows, tokenizer, sys.maxsize)]
 
 
 def _words(row: Any) -> int:

@@ -5,9 +5,9 @@ where it ends (its end token, without the newline that follows), and each piece 
 exactly the tokens that sampling sees, prompt first, whatever would merge across the border.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from triptych.data.rows import Message, PairRow, PromptRow, SftRow, TextRow
 from triptych.errors import UserError
@@ -44,6 +44,14 @@ class TextExample:
 
     input_ids: list[int]
     label: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptExample:
+    """A prompt with the generation prompt at its end, and the other columns of its row."""
+
+    input_ids: list[int]
+    fields: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +157,12 @@ def encode_pairs(
 
 def encode_prompts(
     rows: Iterable[PromptRow], tokenizer: "PreTrainedTokenizerBase", max_length: int, max_bad_rows: int = 0
-) -> list[list[int]]:
+) -> list[PromptExample]:
     """Prompts with the generation prompt at their end.
 
     Longer ones are malformed rows: left out, and refused (UserError) where there are more than `max_bad_rows`.
     """
+    rows = list(rows)
     texts = [_render(row.messages, tokenizer, generation=True) for row in rows]
     prompts = _ids(texts, tokenizer)
     longer = [number for number, ids in enumerate(prompts, start=1) if len(ids) > max_length]
@@ -162,7 +171,7 @@ def encode_prompts(
             f"data: {len(longer)} of {len(prompts)} prompts are longer than {max_length} tokens "
             f"(max_bad_rows allows {max_bad_rows}); the first are rows {', '.join(map(str, longer[:5]))}"
         )
-    kept = [ids for ids in prompts if len(ids) <= max_length]
+    kept = [PromptExample(ids, row.fields) for row, ids in zip(rows, prompts, strict=True) if len(ids) <= max_length]
     if not kept:
         raise UserError(f"data: none of {len(prompts)} prompts is within {max_length} tokens")
     return kept

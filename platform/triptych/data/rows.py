@@ -42,6 +42,8 @@ class PromptRow:
     """A chat that waits for the assistant's turn."""
 
     messages: tuple[Message, ...]
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """The record's other columns, which rewards may read. They are no part of a source's digest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +134,11 @@ def parse_pairs_with_margin(record: Mapping[str, Any]) -> list[PairRow]:
 
 
 def parse_prompt(record: Mapping[str, Any]) -> PromptRow:
-    """Parse a prompt from `{messages}` or `{prompt}`; ValueError says what is wrong."""
-    if record.get("messages") is not None:
-        return PromptRow(_prompt(record["messages"], "messages"))
-    _require(record, "prompt", instead="'messages'")
-    return PromptRow(_prompt(record["prompt"], "prompt"))
+    """Parse a prompt from `{messages}` or `{prompt}`, all other columns kept; ValueError says what is wrong."""
+    column = "prompt" if record.get("messages") is None else "messages"
+    _require(record, column, instead="'messages'")
+    fields = {str(name): value for name, value in record.items() if name not in (column, "messages")}
+    return PromptRow(_prompt(record[column], column), fields)
 
 
 def parse_text(record: Mapping[str, Any], labels: Sequence[str] | None = None) -> TextRow:

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from triptych.data.batches import micro_batches, packed_micro_batches
+from triptych.data.encode import PromptExample
 from triptych.engines.base import RolloutRecord
 from triptych.forward.roles import RoleModel
 from triptych.objectives.masking import widen
+from triptych.rewards.base import Answer
 from triptych.train.batch import Batch, response_mask, sample_batch
 from triptych.train.learner import Learner
 
@@ -20,8 +22,9 @@ class Samples:
     """N answers, the same on every rank; R is the longest answer's length."""
 
     records: Sequence[RolloutRecord]
+    prompts: Sequence[PromptExample]
     groups: Sequence[int]
-    """Of each answer the number of its prompt: equal for the answers to one prompt."""
+    """For each answer, the place of its prompt in `prompts`: equal for the answers to one prompt."""
     pad: int
     micro_tokens: int
 
@@ -40,6 +43,13 @@ class Samples:
     def truncated(self) -> Tensor:
         """[N] bool: answers cut by their length."""
         return torch.tensor([record.finish_reason == "length" for record in self.records])
+
+    def answers(self, texts: Sequence[str]) -> list[Answer]:
+        """The answers for rewards; `texts`: of the responses."""
+        return [
+            Answer(record.prompt_ids, record.response_ids, text, self.prompts[group].fields)
+            for record, text, group in zip(self.records, texts, self.groups, strict=True)
+        ]
 
     def micro_batches(
         self, learner: Learner, rows: Sequence[int] | None = None, columns: dict[str, Tensor] | None = None

@@ -24,6 +24,7 @@ from triptych.stages.context import StageContext, begin
 from triptych.stages.models import tokenizer_of
 from triptych.stages.recorder import Recorder
 from triptych.stages.rl.evaluation import evaluate
+from triptych.stages.rl.prompts import prompt_table
 from triptych.stages.rl.step import rl_step
 from triptych.stages.rl.sync import first_sync
 from triptych.stages.rl.worker import resume, save, start
@@ -103,4 +104,4 @@ def _encode(ctx: StageContext[Rl], source: Source) -> Table:
     prompts = encode_prompts(
         rows.items, tokenizer_of(ctx), ctx.stage.rollout.max_prompt_tokens, source.max_bad_rows - len(rows.bad)
     )
-    return Table({"prompt_ids": prompts}, rows.digest)
+    return prompt_table(prompts, rows.digest)

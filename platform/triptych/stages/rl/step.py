@@ -2,6 +2,7 @@
 
 from triptych.algorithms.base import Credit, Scored
 from triptych.data.batches import epoch_order
+from triptych.data.encode import PromptExample
 from triptych.recipe import POLICY
 from triptych.stages.meter import memory
 from triptych.stages.rl.rollout_log import write_rollouts
@@ -24,7 +25,7 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
     clock.lap("score")
 
     # 3. Policy, and reference and critic where the algorithm needs them, look at the answers.
-    scored = worker.looked_at(samples, scores)
+    scored = worker.forward_passes(samples, scores)
     clock.lap("forward")
 
     # 4. Credit of each token.
@@ -52,7 +53,7 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
     return metrics | memory(worker.learner) | updates | synced | seconds
 
 
-def prompts_of(worker: RlWorker, step: int) -> list[list[int]]:
+def prompts_of(worker: RlWorker, step: int) -> list[PromptExample]:
     """The prompts of a step: every epoch has each once, in an order of its own."""
     count, known = worker.stage.rollout.prompts_per_step, len(worker.prompts)
     prompts = []

@@ -44,7 +44,8 @@ def probe(worker: RlWorker, records: Sequence[RolloutRecord], role: str = POLICY
 
 def first_sync(worker: RlWorker, version: int) -> None:
     """Before any answer is there: prompts cut in two stand for answers, and the base for the old weights."""
-    halves = [(prompt[: len(prompt) // 2], prompt[len(prompt) // 2 :]) for prompt in worker.prompts[:PROBES]]
+    whole = [prompt.input_ids for prompt in worker.prompts[:PROBES]]
+    halves = [(ids[: len(ids) // 2], ids[len(ids) // 2 :]) for ids in whole]
     prompts, answers = [first for first, _ in halves], [second for _, second in halves]
     sync_policy(worker, version, Probe(prompts, answers, _learner_logprobs(worker, BASE, prompts, answers)))
 

@@ -2,32 +2,34 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from ray.train.torch import get_device
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from triptych import storage
 from triptych.algorithms.base import Algorithm, Scored
 from triptych.algorithms.table import algorithm_of
-from triptych.data.table import read_table
+from triptych.data.encode import PromptExample
 from triptych.engines.base import SampleRequest
 from triptych.errors import RunError
 from triptych.forward.roles import RoleModel
 from triptych.models.adapter import Adapter
 from triptych.objectives.kl import AdaptiveKL
 from triptych.recipe import CRITIC, POLICY, REFERENCE, REWARD, Method, Rl, Sampling, member_roles
+from triptych.rewards.table import REWARDS
 from triptych.rollout.pool import RolloutPool
 from triptych.stages.context import StageContext
 from triptych.stages.models import role_model, tokenizer_of
 from triptych.stages.recorder import Recorder
+from triptych.stages.rl.prompts import read_prompts
 from triptych.stages.rl.samples import Samples
 from triptych.train import checkpoint
 from triptych.train.learner import Learner, Objective
 from triptych.train.tasks.forward import (
-    mean_scores,
     response_logprobs,
     response_logprobs_and_entropy,
     response_values,
@@ -42,8 +44,8 @@ class RlWorker:
     ctx: StageContext[Rl]
     learner: Learner
     pool: RolloutPool
-    prompts: list[list[int]]
-    heldout: list[list[int]]
+    prompts: list[PromptExample]
+    heldout: list[PromptExample]
     policy_method: Method
     reward_roles: tuple[str, ...]
     writer: checkpoint.Writer
@@ -67,16 +69,16 @@ class RlWorker:
     def kl_coef(self) -> float:
         return self.stage.kl.coef if self.kl is None else self.kl.coef
 
-    def requests(self, prompts: Sequence[list[int]], label: str) -> list[SampleRequest]:
+    def requests(self, prompts: Sequence[PromptExample], label: str) -> list[SampleRequest]:
         """Each prompt `samples_per_prompt` times; every answer has a lease and a random stream of its own."""
         copies, seed = self.stage.rollout.samples_per_prompt, self.ctx.recipe.seed
         return [
-            request(prompt, f"{label}/{number}/{copy}", seed)
+            request(prompt.input_ids, f"{label}/{number}/{copy}", seed)
             for number, prompt in enumerate(prompts)
             for copy in range(copies)
         ]
 
-    def sample(self, prompts: Sequence[list[int]], label: str, sampling: Sampling) -> Samples:
+    def sample(self, prompts: Sequence[PromptExample], label: str, sampling: Sampling) -> Samples:
         """Answers of the pool to `requests`, in their order, on every rank.
 
         Raises:
@@ -88,11 +90,13 @@ class RlWorker:
         if received is None:
             raise RunError("rank 0 broadcast no samples")
         groups = [number for number in range(len(prompts)) for _ in range(self.stage.rollout.samples_per_prompt)]
-        return Samples(received, groups, self.pad, self.stage.train.batch.micro_tokens)
+        return Samples(received, prompts, groups, self.pad, self.stage.train.batch.micro_tokens)
 
     def scores(self, samples: Samples) -> Tensor:
-        """The reward model's score of each answer [N]: the mean over its members."""
-        return samples.forward(self.learner, REWARD, partial(mean_scores, roles=self.reward_roles))
+        """The reward of each answer [N]."""
+        reward = REWARDS[self.stage.rewards[0].name](self.stage.rewards[0], self.reward_roles)
+        texts = self.texts([record.response_ids for record in samples.records])
+        return reward.score(samples.answers(texts), partial(samples.forward, self.learner))
 
     def logprobs(self, samples: Samples, role: str) -> Tensor:
         """Log-probabilities [N, R] at the sampling temperature."""
@@ -104,7 +108,7 @@ class RlWorker:
         both = samples.forward(self.learner, role, compute)
         return both[..., 0], both[..., 1]
 
-    def looked_at(self, samples: Samples, scores: Tensor) -> Scored:
+    def forward_passes(self, samples: Samples, scores: Tensor) -> Scored:
         """The scored answers with the forward passes that the algorithm needs."""
         old, entropy = self.logprobs_and_entropy(samples, POLICY)
         needs_values = self.algorithm.value_loss is not None
@@ -121,10 +125,13 @@ class RlWorker:
         )
 
     def texts(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        """Token ids as text, without special tokens."""
-        tokenizer = tokenizer_of(self.ctx)
-        texts: list[str] = tokenizer.batch_decode([list(ids) for ids in sequences], skip_special_tokens=True)
+        """Token ids as text, without special tokens and without white space at either end."""
+        texts: list[str] = self._tokenizer.batch_decode([list(ids) for ids in sequences], skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+    @cached_property
+    def _tokenizer(self) -> PreTrainedTokenizerBase:
+        return tokenizer_of(self.ctx)
 
     @property
     def _temperature(self) -> float:
@@ -181,12 +188,6 @@ def add_roles(model: RoleModel, policy: Adapter, reward: Adapter) -> tuple[str, 
         head.standardize(normalization.mean, normalization.std)
         model.add(role, member.method, trainable=role == CRITIC, weights=member.weights, head=head)
     return roles
-
-
-def read_prompts(ctx: StageContext[Rl], split: str) -> list[list[int]]:
-    """The encoded prompts that the driver committed."""
-    prompts: list[list[int]] = read_table(storage.join(ctx.folder, "data", split))["prompt_ids"]
-    return prompts
 
 
 def request(prompt: list[int], lease: str, seed: object) -> SampleRequest:

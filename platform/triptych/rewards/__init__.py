@@ -1,0 +1,1 @@
+"""Rewards of sampled answers: one file each, and the table of them."""

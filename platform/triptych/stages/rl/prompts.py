@@ -1,0 +1,31 @@
+"""Committed prompts of a stage: token ids, and the other columns of their rows as JSON."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from triptych import storage
+from triptych.data.encode import PromptExample
+from triptych.data.table import Table, read_table
+from triptych.recipe import Rl
+from triptych.stages.context import StageContext
+
+
+def prompt_table(prompts: Sequence[PromptExample], digest: str) -> Table:
+    """The prompts as a table; `digest`: of the rows that they were encoded from.
+
+    What JSON has no form for is kept as text, but bytes, such as pictures, are left out.
+    """
+    fields = [json.dumps(dict(prompt.fields), default=_as_text) for prompt in prompts]
+    return Table({"prompt_ids": [prompt.input_ids for prompt in prompts], "fields": fields}, digest)
+
+
+def read_prompts(ctx: StageContext[Rl], split: str) -> list[PromptExample]:
+    """The prompts that the driver committed. Tables of earlier versions have no column of fields."""
+    columns = read_table(storage.join(ctx.folder, "data", split))
+    fields = columns.get("fields", ["{}"] * len(columns["prompt_ids"]))
+    return [PromptExample(ids, json.loads(text)) for ids, text in zip(columns["prompt_ids"], fields, strict=True)]
+
+
+def _as_text(value: Any) -> str | None:
+    return None if isinstance(value, bytes | bytearray | memoryview) else str(value)
