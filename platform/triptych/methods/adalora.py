@@ -86,11 +86,11 @@ class AdaLoraAttachment(HookedAttachment):
         self._state[f"{PREFIX}{name}.kept"] = torch.ones_like(module.lora_E[:, 0], requires_grad=False)
 
     def buffers(self) -> dict[str, Tensor]:
-        """See Attachment."""
+        """Tensors of the state that are not trained."""
         return self._state
 
     def penalize(self, factor: float) -> None:
-        """See Attachment. The penalty is the mean over all matrices."""
+        """Let backward passes add `factor` times the penalty's gradient. The penalty is the mean over all matrices."""
         for module in self._modules.values():
             module.penalty = factor * self._method.orth_reg_weight / (2 * len(self._modules))
 

@@ -74,7 +74,7 @@ class Bottlenecks(HookedAttachment):
         self._blocks.append((block, adapter))
 
     def begin(self, step: int) -> None:
-        """See Attachment."""
+        """Draw the first blocks that step `step` leaves out; the draw depends on the step alone."""
         dropped = random.Random(step).randint(0, self._most) if self._most else 0
         for block, adapter in self._blocks:
             adapter.left_out = block < dropped

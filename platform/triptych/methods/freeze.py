@@ -32,7 +32,7 @@ class Trained(HookedAttachment):
         self._names = frozenset(names)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """See Attachment."""
+        """Trained parameters, by the names of their files."""
         shared: dict[nn.Parameter, str] = {}
         own = {name: parameter for name, parameter in self._model.named_parameters() if name in self._names}
         for name, parameter in (own | super().parameters()).items():

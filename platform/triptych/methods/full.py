@@ -15,7 +15,7 @@ class WholeBase(Attachment):
         self._model = model
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """See Attachment."""
+        """Trained parameters, by the names of their files."""
         return dict(self._model.named_parameters())
 
     def activate(self, on: bool) -> None:

@@ -27,19 +27,19 @@ class GatedPrefixAttachment(Attachment):
         self._inner, self._gates = inner, gates
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """See Attachment."""
+        """Trained parameters, by the names of their files."""
         return self._inner.parameters() | self._gates.parameters()
 
     def buffers(self) -> dict[str, Tensor]:
-        """See Attachment."""
+        """Tensors of the state that are not trained."""
         return self._inner.buffers()
 
     def activate(self, on: bool) -> None:
-        """See Attachment."""
+        """Be a part of the model, or not."""
         self._gates.activate(on)
 
     def prefix(self) -> Prefix:
-        """See Attachment."""
+        """Function that gives each layer its keys and values in this pass."""
         return self._inner.prefix()
 
 

@@ -57,7 +57,7 @@ class HookedAttachment(Attachment):
         self._parts[name] = modules, module
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """See Attachment."""
+        """Trained parameters, by the names of their files."""
         return {
             f"{name}.{own}": parameter
             for name, (_, module) in self._parts.items()
@@ -65,7 +65,7 @@ class HookedAttachment(Attachment):
         }
 
     def activate(self, on: bool) -> None:
-        """See Attachment."""
+        """Be a part of the model, or not."""
         for modules, _ in self._parts.values():
             if on:
                 modules.active = self._role

@@ -66,15 +66,15 @@ class PeftAttachment(Attachment):
         self._adapters = list(adapters)
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """See Attachment."""
+        """Trained parameters, by the names of their files."""
         return {name: tensor for name, tensor in self._tensors() if isinstance(tensor, nn.Parameter)}
 
     def buffers(self) -> dict[str, Tensor]:
-        """See Attachment."""
+        """Tensors of the state that are not trained."""
         return {name: tensor for name, tensor in self._tensors() if not isinstance(tensor, nn.Parameter)}
 
     def activate(self, on: bool) -> None:
-        """See Attachment."""
+        """Be a part of the model, or not."""
         for _, layer in self.layers:
             layer._disable_adapters = not on
             if on:

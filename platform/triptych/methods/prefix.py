@@ -74,21 +74,21 @@ class PrefixAttachment(Attachment):
         self._parts = parts
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """See Attachment."""
+        """Trained parameters, by the names of their files."""
         if isinstance(self._parts, PrefixEncoder):
             return dict(self._parts.named_parameters())
         layers = enumerate(self._parts)
         return {f"layer.{number}.{name}": p for number, layer in layers for name, p in layer.named_parameters()}
 
     def buffers(self) -> dict[str, Tensor]:
-        """See Attachment."""
+        """Tensors of the state that are not trained."""
         return {"start": self._parts.start} if isinstance(self._parts, PrefixEncoder) else {}
 
     def activate(self, on: bool) -> None:
         """The prefix acts where it is called."""
 
     def prefix(self) -> Prefix:
-        """See Attachment."""
+        """Function that gives each layer its keys and values in this pass."""
         if isinstance(self._parts, PrefixEncoder):
             return partial(_encoded, self._parts().unbind())
         return partial(_own, self._parts)

@@ -77,7 +77,7 @@ class PromptAttachment(Attachment):
         self.prompt = prompt
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """See Attachment."""
+        """Trained parameters, by the names of their files."""
         return dict(self.prompt.named_parameters())
 
     def activate(self, on: bool) -> None:

@@ -37,24 +37,24 @@ class Dense:
         self._scales = {role: LossScale(enabled=model.dtype == torch.float16) for role in optimizers}
 
     def run(self, role: str, compute: Callable[[], T]) -> T:
-        """See Strategy."""
+        """`compute()` with the parameters at hand."""
         return self._model(compute)
 
     def backward(self, role: str, loss: Tensor, *, last: bool) -> None:
-        """See Strategy."""
+        """Add the gradients of one micro-batch; `last` of this step."""
         (loss * self._scales[role].value).backward()
 
     def reduce_gradients(self, role: str) -> None:
-        """See Strategy."""
+        """Sum gradients over ranks."""
         self._group.sum_gradients(self.parameters[role].values())
 
     def gradients(self, role: str) -> dict[str, Tensor]:
-        """See Strategy."""
+        """Full float32 gradients, after `reduce_gradients` and before `update`."""
         scale = self._scales[role].value
         return {name: self._full(_gradient(p)) / scale for name, p in self.parameters[role].items()}
 
     def update(self, role: str, rate: float) -> Update:
-        """See Strategy."""
+        """Clip, step with the learning rate `rate`, forget the gradients."""
         gradients = [p.grad for p in self.parameters[role].values() if p.grad is not None]
         scale = self._scales[role]
         norm = float(self._full(get_total_norm(gradients))) / scale.value
@@ -75,35 +75,35 @@ class Dense:
         return Update(norm)
 
     def discard_gradients(self, role: str) -> None:
-        """See Strategy."""
+        """Forget the gradients."""
         self._optimizers[role].zero_grad(set_to_none=True)
 
     def values(self, role: str) -> dict[str, Tensor]:
-        """See Strategy."""
+        """Full parameters, detached."""
         return {name: self._full(p.detach()) for name, p in self.parameters[role].items()}
 
     @torch.no_grad()
     def assign(self, role: str, values: Mapping[str, Tensor]) -> None:
-        """See Strategy."""
+        """Overwrite parameters with full values; optimizer states stay."""
         for name, value in values.items():
             self._put(self.parameters[role][name], value)
 
     def loss_factor(self, role: str) -> float:
-        """See Strategy."""
+        """Factor of a loss in `backward`, before gradients are summed over the ranks."""
         return self._scales[role].value
 
     def averaging(self, *, on: bool) -> None:
-        """See Strategy."""
+        """Switch parameters to their averages and back."""
         for optimizer in self._optimizers.values():
             averaging(optimizer, on=on)
 
     def slices(self) -> list[Slice]:
-        """See Strategy."""
+        """This rank's share of parameters, optimizer states and loss scale."""
         return [piece for name, tensor in self._tensors() if (piece := self._slice(name, tensor)) is not None]
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """See Strategy."""
+        """Take back what `slices` gave, whole tensors by name."""
         for role, named in self.parameters.items():
             state = self._optimizers[role].state
             for name, parameter in named.items():

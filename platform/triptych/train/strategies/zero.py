@@ -36,7 +36,7 @@ class _Trained(nn.Module):
 
 
 class Zero:
-    """See Strategy. A backward pass reduces, or ends with a reduction: ranks go in lockstep.
+    """A `Strategy` by DeepSpeed. A backward pass reduces, or ends with a reduction: ranks go in lockstep.
 
     What cannot run this way is refused by the recipe (recipe/rules.py).
     """
@@ -74,14 +74,14 @@ class Zero:
             optimizer.state.clear()
 
     def run(self, role: str, compute: Callable[[], T]) -> T:
-        """See Strategy."""
+        """`compute()` with the parameters at hand."""
         if role not in self._engines and not self._whole_model:
             return compute()  # nothing of it is sharded: it is not trained
         found: T = self._engines[role](compute)
         return found
 
     def backward(self, role: str, loss: Tensor, *, last: bool) -> None:
-        """See Strategy."""
+        """Add the gradients of one micro-batch; `last` of this step."""
         engine = self._engines[role]
         engine.set_gradient_accumulation_boundary(last)
         engine.backward(loss * self._world, scale_wrt_gas=False)  # it averages over ranks
@@ -90,11 +90,11 @@ class Zero:
         """Done in the last backward pass."""
 
     def gradients(self, role: str) -> dict[str, Tensor]:
-        """See Strategy."""
+        """Full float32 gradients, after `reduce_gradients` and before `update`."""
         return {name: _or_zero(safe_get_full_grad(p), p) for name, p in self.parameters[role].items()}
 
     def update(self, role: str, rate: float) -> Update:
-        """See Strategy."""
+        """Clip, step with the learning rate `rate`, forget the gradients."""
         engine = self._engines[role]
         for param_group in engine.optimizer.param_groups:
             param_group["lr"] = rate * param_group["lr_scale"]
@@ -102,30 +102,30 @@ class Zero:
         return Update(float(engine.get_global_grad_norm()))
 
     def discard_gradients(self, role: str) -> None:
-        """See Strategy."""
+        """Forget the gradients."""
         sharded = self._engines[role].optimizer
         sharded.zero_grad(set_to_none=True)
         sharded.averaged_gradients = dict.fromkeys(sharded.averaged_gradients) if not self._whole_model else {}
 
     def values(self, role: str) -> dict[str, Tensor]:
-        """See Strategy."""
+        """Full parameters, detached."""
         return {name: safe_get_full_fp32_param(p).detach() for name, p in self.parameters[role].items()}
 
     @torch.no_grad()
     def assign(self, role: str, values: Mapping[str, Tensor]) -> None:
-        """See Strategy."""
+        """Overwrite parameters with full values; optimizer states stay."""
         for name, value in values.items():
             self._put(role, self.parameters[role][name], value)
 
     def loss_factor(self, role: str) -> float:
-        """See Strategy."""
+        """Factor of a loss in `backward`, before gradients are summed over the ranks."""
         return float(self._world)
 
     def averaging(self, *, on: bool) -> None:
         """Optimizers that average are refused under zero."""
 
     def slices(self) -> list[Slice]:
-        """See Strategy."""
+        """This rank's share of parameters, optimizer states and loss scale."""
         found: list[Slice] = []
         for role, named in self.parameters.items():
             if self._rank == 0:
@@ -139,7 +139,7 @@ class Zero:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """See Strategy."""
+        """Take back what `slices` gave, whole tensors by name."""
         for role, named in self.parameters.items():
             parameter: Any  # DeepSpeed hangs its own attributes on parameters
             for name, parameter in named.items():
