@@ -23,8 +23,7 @@ from triptych.forward.process_memory import resident_memory
 from triptych.methods import apply_method
 from triptych.methods.base import Attachment
 from triptych.methods.peft_family import PeftAttachment
-from triptych.models.heads import ClassHead, ScalarHead
-from triptych.models.logits import scale_logits
+from triptych.models.heads import ClassHead, ScalarHead, scale_logits
 from triptych.objectives.language import chunked_logprobs, token_entropy, token_logprobs
 from triptych.recipe.method import Method, parts_of, trains_base
 from triptych.recipe.training import Checkpointing

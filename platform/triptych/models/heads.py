@@ -1,9 +1,10 @@
-"""Heads beside the language model's own."""
+"""Scalar and class heads on hidden states, and the scaling of the language model's own logits."""
 
 import math
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 
 class ScalarHead(nn.Module):
@@ -48,3 +49,17 @@ class ClassHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             return nn.functional.linear(hidden.to(self.weight.dtype), self.weight)
+
+
+def scale_logits(logits: Tensor, config: PreTrainedConfig) -> Tensor:
+    """Scale logits as the model's family does after the output projection.
+
+    Granite divides, Cohere multiplies, Gemma 2 caps: c * tanh(x / c). All others leave logits as they are.
+    """
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (factor := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * factor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
