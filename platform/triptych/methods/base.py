@@ -38,7 +38,7 @@ class Attachment(ABC):
         return None
 
     def begin(self, step: int) -> None:  # noqa: B027 - most methods do the same in every step
-        """Optimizer step `step`, from 0, is about to compute; the same on every rank."""
+        """Prepare optimizer step `step` (from 0), which computes next; called on every rank alike."""
 
     def penalize(self, factor: float) -> None:  # noqa: B027 - most methods have no penalty
         """Let backward passes add the gradient of the method's penalty times `factor`, from now on; 0: no longer."""

@@ -77,7 +77,7 @@ class HeadRows(nn.Module):
 
 
 def attach(model: PreTrainedModel, config: Freeze, role: str) -> Trained:
-    """The chosen weights in float32, or as they are if the base is in float64.
+    """Train the chosen weights of the base, in float32, or in float64 on a float64 base.
 
     Raises:
         UserError: a pattern matches no parameter, a chosen one is quantized, or a token is not in the vocabulary.

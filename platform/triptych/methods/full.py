@@ -19,11 +19,11 @@ class WholeBase(Attachment):
         return dict(self._model.named_parameters())
 
     def activate(self, on: bool) -> None:
-        """There is nothing to take away."""
+        """Do nothing: the base's weights are always a part of the model."""
 
 
 def attach(model: PreTrainedModel, method: Full, role: str) -> WholeBase:
-    """The base in float32, or in float64 if it is so."""
+    """Train every weight of the base, in float32, or in float64 on a float64 base."""
     if model.dtype != torch.float64:
         model.float()
     return WholeBase(model)

@@ -57,7 +57,7 @@ def lora_config(method: LowRank) -> LoraConfig:
 
 
 def exact(alpha: float) -> int:
-    """peft types alpha as int, takes a float, and vLLM wants what the JSON says to be exact."""
+    """Alpha as peft's JSON should hold it: an int where it is whole, else the float, which vLLM reads exactly."""
     return int(alpha) if float(alpha).is_integer() else alpha  # type: ignore[return-value]
 
 

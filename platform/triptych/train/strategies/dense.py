@@ -148,5 +148,5 @@ class Dense:
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
-    """Zero where nothing flowed."""
+    """Gradient of a parameter; zeros where nothing flowed."""
     return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

@@ -56,6 +56,6 @@ def _response(model: RoleModel, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _spread(values: Tensor, batch: Batch) -> Tensor:
-    """[n] back to [B, R]."""
+    """Values [n] of answer tokens at their places [B, R]; 0 elsewhere."""
     mask = response_mask(batch["length"])
     return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)

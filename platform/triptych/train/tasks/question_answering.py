@@ -69,7 +69,7 @@ def _objectives(stage: QuestionAnswering, roles: Sequence[str]) -> list[SpanSele
 
 
 def _full_batch(stage: QuestionAnswering, limits: Limits) -> Batch:
-    """Contexts stand where chats are learned."""
+    """Random rows with a context where a chat would be learned."""
     batch = limits.chats()
     starts = torch.tensor([limits.unlearned(length) for length in batch["mask"].sum(dim=1).tolist()])
     first = torch.zeros(len(batch.pop("labels")), dtype=torch.long)

@@ -38,7 +38,7 @@ class PairwiseReward:
         return self.of_scores(member_scores(model, batch, (self.role, *self.others)), batch.get("margin"))
 
     def of_scores(self, members: Tensor, margin: Tensor | None) -> tuple[Sums, Metrics]:
-        """The same, of scores [members, 2 pairs] of all chosen answers, then of all rejected ones."""
+        """Loss and metrics of scores [members, 2 pairs]: those of all chosen answers, then of all rejected ones."""
         chosen, rejected = members.mean(dim=0).chunk(2)
         ranking, count, sums = bradley_terry_loss(chosen, rejected, margin)
         metrics = {"loss": (ranking, count), "accuracy": (sums["correct"], count), "margin": (sums["score_gap"], count)}
