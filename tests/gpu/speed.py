@@ -33,12 +33,12 @@ from shapes import (
 )
 from triptych.data.batches import pad_right
 from triptych.forward.process_memory import peak_memory
-from triptych.methods.flops import Work, train_flops
+from triptych.methods.flops import TokenCounts, train_flops
 from triptych.methods.lora import lora_config
 from triptych.plan.machines import peak_flops
 from triptych.recipe import Full, Lora, Method
 from triptych.recipe.virtual import PrefixTuning, PromptTuning
-from triptych.train.usage import work_of
+from triptych.train.usage import token_counts
 
 PART = "speed"
 WARM = 2
@@ -133,7 +133,7 @@ def run_arm(arm: str, shape: Shape, method: str, device: torch.device, steps: in
     if device.type == "cuda":
         figures["peak GB"] = peak_memory(device) / 1e9
         if peak := peak_flops(torch.cuda.get_device_name(device), "bfloat16"):
-            work = sum((work_of(batch, shared=False) for batch in batches_of(counted, 1 << 20)), Work())
+            work = sum((token_counts(batch, shared=False) for batch in batches_of(counted, 1 << 20)), TokenCounts())
             figures["MFU"] = train_flops(shape.sizes, TIMED[method], work) / seconds / peak
     return "measured", figures
 

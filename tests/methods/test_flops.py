@@ -8,7 +8,7 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from triptych.methods.flops import Work, forward_flops, train_flops
+from triptych.methods.flops import TokenCounts, forward_flops, train_flops
 from triptych.models.sizes import sizes_of
 from triptych.recipe import Full, Lora, Method
 
@@ -22,7 +22,7 @@ CONFIG = LlamaConfig(
     num_key_value_heads=2,
     tie_word_embeddings=False,
 )
-WORK = Work(tokens=ROWS * LENGTH, logits=ROWS * LENGTH, attended=ROWS * LENGTH * LENGTH)
+COUNTS = TokenCounts(tokens=ROWS * LENGTH, logits=ROWS * LENGTH, attended=ROWS * LENGTH * LENGTH)
 """Eager attention computes the half that causality then hides."""
 
 
@@ -44,12 +44,14 @@ def test_flops_are_those_of_the_products(method: Method) -> None:
     with FlopCounterMode(display=False) as backward:
         loss.backward()
     # 1 %: a block's size has its norms, which are no products.
-    assert forward_flops(sizes, method, WORK) == pytest.approx(forward.get_total_flops(), rel=0.01)
+    assert forward_flops(sizes, method, COUNTS) == pytest.approx(forward.get_total_flops(), rel=0.01)
     both = forward.get_total_flops() + backward.get_total_flops()
-    assert train_flops(sizes, method, WORK) == pytest.approx(both, rel=0.01)
+    assert train_flops(sizes, method, COUNTS) == pytest.approx(both, rel=0.01)
 
 
 def test_a_token_without_logits_costs_less() -> None:
     sizes = sizes_of(CONFIG.to_dict(), "test")
-    less = forward_flops(sizes, Lora(r=8), WORK) - forward_flops(sizes, Lora(r=8), Work(WORK.tokens, 0, WORK.attended))
-    assert less == 2 * 101 * 96 * WORK.logits
+    less = forward_flops(sizes, Lora(r=8), COUNTS) - forward_flops(
+        sizes, Lora(r=8), TokenCounts(COUNTS.tokens, 0, COUNTS.attended)
+    )
+    assert less == 2 * 101 * 96 * COUNTS.logits

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from triptych.forward.roles import RoleModel
-from triptych.methods.flops import Work, train_flops
+from triptych.methods.flops import TokenCounts, train_flops
 from triptych.models.base import load_causal_lm
 from triptych.models.sizes import model_sizes
 from triptych.observe.log import read_metrics
@@ -105,8 +105,8 @@ def test_rows_add_up(context: Callable[[str], StageContext[Any]]) -> None:
         busy = whole - row["seconds_communication"]
         assert row["worker_tokens_per_second"] == [pytest.approx(row["tokens"] / busy)]
         assert "mfu" not in row  # no CPU's peak is known
-    work = [Work(len(s), len(s) - 1, len(s) * (len(s) + 1) / 2) for s in SEQUENCES]
-    most = train_flops(model_sizes(ctx.recipe.model), Lora(r=4), sum(work, Work()))
+    work = [TokenCounts(len(s), len(s) - 1, len(s) * (len(s) + 1) / 2) for s in SEQUENCES]
+    most = train_flops(model_sizes(ctx.recipe.model), Lora(r=4), sum(work, TokenCounts()))
     spent = sum(
         row["model_flops_per_second"] * row["step_seconds"] * n for row, n in zip(found[:2], (2, 1), strict=True)
     )

@@ -9,10 +9,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from triptych.forward.attention import lay_out
 from triptych.forward.process_memory import resident_memory
 from triptych.forward.roles import RoleModel
-from triptych.methods.flops import Work
+from triptych.methods.flops import TokenCounts
 from triptych.models.base import load_causal_lm
 from triptych.train.batch import language_batch, pair_batch
-from triptych.train.usage import real_tokens, work_of
+from triptych.train.usage import real_tokens, token_counts
 
 PAIRS = [([5, 6, 7, 1, 2], [5, 6, 7, 3]), ([5, 6, 9], [5, 6, 9, 9, 9]), ([8], [8])]
 
@@ -20,7 +20,7 @@ PAIRS = [([5, 6, 7, 1, 2], [5, 6, 7, 3]), ([5, 6, 9], [5, 6, 9, 9, 9]), ([8], [8
 def test_rows_by_themselves() -> None:
     batch = language_batch([([1, 2, 3], [-100, 2, 3]), ([1, 5], [-100, 5])], pad=0)
     assert real_tokens(batch) == 5
-    assert work_of(batch, shared=False) == Work(tokens=5, logits=3, attended=6 + 3)
+    assert token_counts(batch, shared=False) == TokenCounts(tokens=5, logits=3, attended=6 + 3)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -29,8 +29,8 @@ def test_shared_beginnings_are_computed_once(flip: bool) -> None:
     if flip:
         batch = {name: tensor.flip(0) for name, tensor in batch.items()}
     layout = lay_out(batch["ids"], batch["mask"])
-    expected = Work(len(layout.ids), 0, int((layout.positions + 1).sum()))
-    assert work_of(batch, shared=True) == expected
+    expected = TokenCounts(len(layout.ids), 0, int((layout.positions + 1).sum()))
+    assert token_counts(batch, shared=True) == expected
     assert expected.tokens < real_tokens(batch) == int(torch.tensor(19))
 
 

@@ -14,7 +14,7 @@ from triptych.recipe.method import Method, trains_base
 
 
 @dataclass(frozen=True)
-class Work:
+class TokenCounts:
     """Token counts of a pass that its FLOPs depend on; expected values may be fractions."""
 
     tokens: float = 0.0
@@ -24,29 +24,29 @@ class Work:
     attended: float = 0.0
     """Pairs of a token and a token that it sees, itself included: n (n + 1) / 2 for a row of n."""
 
-    def __add__(self, other: "Work") -> "Work":
-        return Work(self.tokens + other.tokens, self.logits + other.logits, self.attended + other.attended)
+    def __add__(self, other: "TokenCounts") -> "TokenCounts":
+        return TokenCounts(self.tokens + other.tokens, self.logits + other.logits, self.attended + other.attended)
 
 
-def forward_flops(sizes: Sizes, method: Method, work: Work) -> float:
+def forward_flops(sizes: Sizes, method: Method, counts: TokenCounts) -> float:
     """FLOPs of a forward pass."""
-    return _base(sizes, work) + _added(sizes, method, work) + _attention(sizes, work)
+    return _base(sizes, counts) + _added(sizes, method, counts) + _attention(sizes, counts)
 
 
-def train_flops(sizes: Sizes, method: Method, work: Work) -> float:
+def train_flops(sizes: Sizes, method: Method, counts: TokenCounts) -> float:
     """FLOPs of a forward and a backward pass: a frozen weight has no gradient, its input has."""
-    base, new = _base(sizes, work), _added(sizes, method, work)
+    base, new = _base(sizes, counts), _added(sizes, method, counts)
     trained = base if trains_base(method) else new
-    return 2 * (base + new) + trained + 3 * _attention(sizes, work)
+    return 2 * (base + new) + trained + 3 * _attention(sizes, counts)
 
 
-def _base(sizes: Sizes, work: Work) -> float:
-    return 2 * (sizes.layers * sizes.layer * work.tokens + sizes.embedding * work.logits)
+def _base(sizes: Sizes, counts: TokenCounts) -> float:
+    return 2 * (sizes.layers * sizes.layer * counts.tokens + sizes.embedding * counts.logits)
 
 
-def _added(sizes: Sizes, method: Method, work: Work) -> float:
-    return 2.0 * added(method, sizes) * work.tokens
+def _added(sizes: Sizes, method: Method, counts: TokenCounts) -> float:
+    return 2.0 * added(method, sizes) * counts.tokens
 
 
-def _attention(sizes: Sizes, work: Work) -> float:
-    return 4 * sizes.layers * sizes.heads * sizes.head_dim * work.attended
+def _attention(sizes: Sizes, counts: TokenCounts) -> float:
+    return 4 * sizes.layers * sizes.heads * sizes.head_dim * counts.attended

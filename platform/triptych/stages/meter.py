@@ -18,7 +18,7 @@ from triptych.plan.machines import peak_flops
 from triptych.stages.context import StageContext
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner, StepReport
-from triptych.train.usage import real_tokens, work_of
+from triptych.train.usage import real_tokens, token_counts
 
 Row = dict[str, Any]
 
@@ -48,8 +48,8 @@ class Meter:
         present = [batch for batch in batches if batch is not None]
         self._tokens += sum(map(real_tokens, present))
         if self._sizes is not None:
-            works = (work_of(batch, shared=self._learner.model.packing) for batch in present)
-            flops = sum(train_flops(self._sizes, self._method, work) for work in works)
+            counts = (token_counts(batch, shared=self._learner.model.packing) for batch in present)
+            flops = sum(train_flops(self._sizes, self._method, count) for count in counts)
             self._flops += flops * len(self._learner.strategy.parameters)  # an ensemble's members take a step each
         parts, whole = report.seconds | {"data": report.seconds["data"] + loading}, time.perf_counter() - started
         for part, seconds in (parts | {"other": whole - sum(parts.values())}).items():

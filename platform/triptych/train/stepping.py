@@ -21,7 +21,7 @@ from triptych.errors import RunError
 from triptych.train.batch import Batch
 from triptych.train.clock import Clock
 from triptych.train.learner import Learner, Metrics, Objective, StepReport, Sums
-from triptych.train.usage import work_of
+from triptych.train.usage import token_counts
 
 T = TypeVar("T")
 
@@ -190,7 +190,7 @@ def _passes(shares: Sequence[_Share], pass_tokens: int) -> Iterator[_SharedPass]
 
 def _tokens(batch: Batch, *, packing: bool) -> int:
     """Tokens that a pass computes for a batch: without padding and shared prefixes, where rows are packed."""
-    return int(work_of(batch, shared=True).tokens) if packing else batch["ids"].numel()
+    return int(token_counts(batch, shared=True).tokens) if packing else batch["ids"].numel()
 
 
 def _updated(shares: Sequence[_Share], spent: dict[str, float]) -> list[StepReport | RunError]:

@@ -3,7 +3,7 @@
 from itertools import pairwise
 
 from triptych.data.batches import common_prefix
-from triptych.methods.flops import Work
+from triptych.methods.flops import TokenCounts
 from triptych.objectives import IGNORE
 from triptych.train.batch import Batch
 
@@ -13,7 +13,7 @@ def real_tokens(batch: Batch) -> int:
     return int(batch["mask"].sum())
 
 
-def work_of(batch: Batch, *, shared: bool) -> Work:
+def token_counts(batch: Batch, *, shared: bool) -> TokenCounts:
     """Tokens, logits and attended pairs of a batch on the CPU; `shared`: common prefixes of rows are computed once."""
     lengths = batch["mask"].sum(dim=1).tolist()
     tokens, attended = sum(lengths), sum(_seen(length) for length in lengths)
@@ -22,7 +22,7 @@ def work_of(batch: Batch, *, shared: bool) -> Work:
         twice = [common_prefix(one, other) for one, other in pairwise(rows)]
         tokens, attended = tokens - sum(twice), attended - sum(map(_seen, twice))
     logits = int((batch["labels"][:, 1:] != IGNORE).sum()) if "labels" in batch else 0
-    return Work(tokens, logits, attended)
+    return TokenCounts(tokens, logits, attended)
 
 
 def _seen(length: int) -> int:
