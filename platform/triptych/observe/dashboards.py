@@ -1,7 +1,7 @@
-"""Grafana dashboards as data: what each panel asks of Prometheus, and the JSON that Grafana reads.
+"""Grafana dashboards as data: panels with their Prometheus queries, and the JSON that Grafana reads.
 
-Triptych's names come from `observe.metrics`, the rest are those of Ray 2.60 and of vLLM within Ray. A counter of Ray
-is a series of each process: sums come after rates.
+Triptych's metric names come from `observe.metrics`, the others are those of Ray 2.60 and of vLLM within Ray. A counter
+has a series for each of Ray's processes, so queries sum after `rate`, never before.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _WIDTH, _HEIGHT, _COLUMNS = 8, 8, 3
 
 @dataclass(frozen=True)
 class Panel:
-    """One graph: legend -> expression. `unit` is Grafana's; `stacked` adds the series up."""
+    """One graph: legend -> PromQL expression. `unit` is Grafana's; `stacked` stacks the series."""
 
     title: str
     expressions: dict[str, str]
@@ -41,7 +41,7 @@ def _gauge(title: str, metric: m.Metric, unit: str = "short") -> Panel:
 
 
 def _new(series: str, within: str = "$__rate_interval") -> str:
-    """What came to rare events. A counter appears with its first one, which `increase` would not see."""
+    """PromQL for the increase of a rare counter; `increase` misses the first event, with which the series begins."""
     return f"clamp_min({series} - ({series} offset {within} or {series} * 0), 0)"
 
 
@@ -226,7 +226,7 @@ BOARDS = {"training": TRAINING, "rl": RL, "serving": SERVING, "cluster": CLUSTER
 
 
 def expressions() -> Iterator[tuple[str, str, str, str]]:
-    """(dashboard, panel, legend, expression) of everything that is asked, Grafana's variables filled in."""
+    """(dashboard, panel, legend, expression) of every query, with Grafana's variables filled in."""
     for name, board in BOARDS.items():
         for panel in board.panels:
             for legend, expression in panel.expressions.items():

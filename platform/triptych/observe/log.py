@@ -7,7 +7,7 @@ from triptych import storage
 
 _FOLDER = "metrics"
 _RENAMED = {"canary_gap": "sync_gap"}
-"""Names in logs written before, and the names of now."""
+"""Name in logs of earlier versions -> present name."""
 
 
 class MetricsLog:
@@ -18,7 +18,7 @@ class MetricsLog:
         self._rows: list[dict[str, Any]] = []
 
     def add(self, row: dict[str, Any]) -> None:
-        """A row of numbers with its `step`."""
+        """Add a row of numbers with its `step`."""
         self._rows.append(row)
 
     def flush(self, step: int) -> None:
@@ -36,7 +36,7 @@ class MetricsLog:
 
 
 def read_metrics(folder: str) -> list[dict[str, Any]]:
-    """All rows of a stage, by step; what was written under an old name comes under the new one."""
+    """All rows of a stage by step; columns with a former name are given under the present one."""
     url = storage.join(folder, _FOLDER)
     segments = [storage.read_bytes(storage.join(url, name)) for name in sorted(storage.list_files(url))]
     rows = [json.loads(line) for segment in segments for line in segment.splitlines()]

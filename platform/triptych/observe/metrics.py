@@ -128,7 +128,7 @@ RL_RESTARTS = Metric("triptych_rl_engine_restarts", "gauge", "Rollout engines re
 RL_SECONDS = Metric("triptych_rl_seconds_total", "counter", "Seconds by phase of the step.", (*_STAGE, "phase"))
 
 METRICS: dict[str, Metric] = {value.name: value for value in list(globals().values()) if isinstance(value, Metric)}
-"""All of them, by name."""
+"""All metrics by name."""
 
 TRAIN_ROW = {
     "step": TRAIN_STEP,
@@ -161,17 +161,17 @@ RL_ROW = {
     "engine_restarts": RL_RESTARTS,
     "peak_memory_bytes": RL_MEMORY,
 }
-"""The same for reinforcement learning."""
+"""Key of a row in the metrics log of a reinforcement-learning stage -> gauge."""
 
 
 class TrainMetrics:
-    """What a supervised stage emits with each row of its metrics log."""
+    """Emits the Prometheus metrics of a supervised stage, with each row of its metrics log."""
 
     def __init__(self, run: str, stage: str) -> None:
         self._emit = _Emitter({"run": run, "stage": stage})
 
     def record(self, row: Mapping[str, Any]) -> None:
-        """Keys of TRAIN_ROW, `skipped`, `tokens`, `worker_tokens_per_second` by rank, and `seconds_<part>`."""
+        """Emit a row: keys of TRAIN_ROW, `skipped`, `tokens`, `worker_tokens_per_second` by rank, `seconds_<part>`."""
         self._emit.row(TRAIN_ROW, row)
         self._emit.add(TRAIN_NON_FINITE, row.get("skipped", 0.0))
         self._emit.add(TRAIN_TOKENS, row.get("tokens", 0.0))
@@ -182,13 +182,13 @@ class TrainMetrics:
 
 
 class RlMetrics:
-    """What a stage of reinforcement learning emits after each step."""
+    """Emits the Prometheus metrics of a reinforcement-learning stage after each step."""
 
     def __init__(self, run: str, stage: str) -> None:
         self._emit = _Emitter({"run": run, "stage": stage})
 
     def record(self, row: Mapping[str, Any]) -> None:
-        """`row`: one of the metrics log (keys of RL_ROW, `skipped`, and `seconds_<phase>`)."""
+        """Emit a row of the metrics log: keys of RL_ROW, `skipped`, and `seconds_<phase>`."""
         self._emit.row(RL_ROW, row)
         self._emit.add(RL_NON_FINITE, row.get("skipped", 0.0))
         for phase, seconds in _seconds(row):
@@ -196,38 +196,38 @@ class RlMetrics:
 
 
 class GatewayMetrics:
-    """What a gateway replica emits. `model` is always a registered version, the base's name, or `OTHER`."""
+    """Emits the metrics of a gateway replica. `model` is always a registered version, the base's name, or `OTHER`."""
 
     def __init__(self) -> None:
         self._emit = _Emitter({})
         self._in_flight: dict[str, int] = {}
 
     def started(self, model: str) -> None:
-        """A request came in; exactly one of `finished`, `failed` and `cancelled` follows."""
+        """Count a request that came in; exactly one of `finished`, `failed` and `cancelled` must follow."""
         self._count(model, 1)
 
     def first_token(self, model: str, seconds: float) -> None:
-        """A streamed request's first token left."""
+        """Record the time to the first token of a streamed request, in seconds."""
         self._emit.observe(GATEWAY_FIRST_TOKEN, seconds, model=model)
 
     def finished(self, model: str, seconds: float, prompt_tokens: int, completion_tokens: int) -> None:
-        """The whole answer is there."""
+        """Count a request whose answer is complete."""
         self._emit.observe(GATEWAY_SECONDS, seconds, model=model)
         self._emit.add(GATEWAY_PROMPT_TOKENS, prompt_tokens, model=model)
         self._emit.add(GATEWAY_COMPLETION_TOKENS, completion_tokens, model=model)
         self._end(model, "ok")
 
     def failed(self, model: str, code: str) -> None:
-        """The answer was an error."""
+        """Count a request that was answered with an error."""
         self._emit.add(GATEWAY_ERRORS, 1, model=model, code=code)
         self._end(model, "error")
 
     def cancelled(self, model: str) -> None:
-        """The client went away."""
+        """Count a request whose client disconnected."""
         self._end(model, "cancelled")
 
     def rejected(self, code: str) -> None:
-        """An error before a registered model was found: no key, no such model."""
+        """Count an error before a registered model was found: no key, or no such model."""
         self._emit.add(GATEWAY_ERRORS, 1, model=OTHER, code=code)
         self._emit.add(GATEWAY_REQUESTS, 1, model=OTHER, outcome="error")
 
@@ -241,7 +241,7 @@ class GatewayMetrics:
 
 
 def _seconds(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """What follows `seconds_` in the keys, and the values."""
+    """(part, seconds) of each key `seconds_<part>` of a row."""
     for key, value in row.items():
         if key.startswith("seconds_"):
             yield key.removeprefix("seconds_"), value
@@ -269,7 +269,7 @@ class _Emitter:
                 self.set(metric, row[key])
 
     def set(self, metric: Metric, value: float, **labels: str) -> None:
-        """A value that is not finite ends the series: Prometheus shows a gap, not the last good value."""
+        """Set a gauge; a value that is not finite ends its series, so that Prometheus shows a gap."""
         key = (metric.name, tuple(labels.values()))
         if not math.isfinite(value):
             self._gauges.pop(key, None)
@@ -283,7 +283,7 @@ class _Emitter:
             emit()
 
     def add(self, metric: Metric, value: float, **labels: str) -> None:
-        """Nothing for 0, which Ray refuses, and for what is not finite, which would spoil the sum."""
+        """Increase a counter, unless by 0, which Ray refuses, or by a value that is not finite."""
         if value > 0 and math.isfinite(value):
             self._of(metric).inc(float(value), self._labels | labels)
 
@@ -302,7 +302,7 @@ class _Emitter:
 
 
 def _keep(emitter: "weakref.ref[_Emitter]") -> None:
-    """Repeat the emitter's gauges as long as somebody holds it."""
+    """Repeat the emitter's gauges until it is garbage-collected."""
     while True:
         time.sleep(REPEAT_S)
         alive = emitter()

@@ -1,4 +1,4 @@
-"""What was predicted of a stage, beside what its metrics say it came to."""
+"""Comparison of a stage's plan with what its metrics measured."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -6,14 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 FILE = "plan.json"
-"""In a stage's folder: `predicted`, and once it has ended `actual`."""
+"""File in a stage's folder: `predicted`, and once the stage has ended `actual`."""
 
 _LABELS = {"peak_bytes": "peak memory of a worker", "tokens_per_second": "tokens a second"}
 
 
 @dataclass(frozen=True)
 class Compared:
-    """One figure."""
+    """One figure, predicted (with an interval if there is one) and measured."""
 
     figure: str
     predicted: float
@@ -28,7 +28,7 @@ class Compared:
 
     @property
     def ratio(self) -> float | None:
-        """Predicted over actual."""
+        """Predicted over actual; None before the first row of metrics."""
         return self.predicted / self.actual if self.actual else None
 
     def as_dict(self) -> dict[str, Any]:
@@ -47,7 +47,11 @@ class Compared:
 
 
 def actual_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Of the metrics rows of a stage. The first is left out of the speed where there are more: it warms up."""
+    """Measured figures of a stage by its metrics rows.
+
+    Peak and growth of memory in bytes are the largest of all rows, tokens a second the median. The first row is left
+    out of the median if there are more: it includes warm-up.
+    """
     if not rows:
         return {}
     found = {"peak_bytes": max((row.get("peak_memory_bytes", 0.0) for row in rows), default=0.0)}
@@ -59,7 +63,7 @@ def actual_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def compare(predicted: Mapping[str, Any], actual: Mapping[str, float]) -> list[Compared]:
-    """The figures that were predicted."""
+    """Compare what `plan.json` predicted with measured figures."""
     peak = predicted["peak_bytes"]
     return [
         Compared("peak_bytes", peak["expected"], peak["low"], peak["high"], actual.get("peak_bytes")),
@@ -68,7 +72,7 @@ def compare(predicted: Mapping[str, Any], actual: Mapping[str, float]) -> list[C
 
 
 def _speed(row: Mapping[str, Any]) -> float:
-    """Supervised rows say it; a step of PPO has all its seconds."""
+    """Tokens a second of a row; rows of PPO have seconds of phases in place of a speed."""
     if "tokens_per_second" in row:
         return float(row["tokens_per_second"])
     seconds = sum(float(value) for name, value in row.items() if name.startswith("seconds_"))

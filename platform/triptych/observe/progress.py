@@ -1,4 +1,4 @@
-"""Progress of a run's stages: workers tell an actor, the driver's terminal shows it."""
+"""Progress of a run's stages: workers report to an actor, and the driver's terminal shows it."""
 
 import threading
 import time
@@ -14,14 +14,14 @@ from rich.progress import Progress as Bars
 
 REFRESH_S = 0.5
 LINE_EVERY_S = 10.0
-"""Without a terminal, a stage's line is printed at most this often."""
+"""Seconds between two lines of a stage when stderr is not a terminal."""
 ANSWER_WITHIN_S = 5.0
-"""A board that does not answer by then is asked again later."""
+"""Seconds to wait for the actor; if it does not answer, the display keeps what it has."""
 
 
 @dataclass
 class StageState:
-    """Where a stage stands. The first report is kept for the rate: a resumed stage starts in its middle."""
+    """Last report of a stage, and its first for the rate, since a resumed stage starts in the middle."""
 
     step: int
     total: int
@@ -33,7 +33,7 @@ class StageState:
 
 
 class _Board:
-    """The actor's state: the last word of every stage."""
+    """State of the actor: the last report of each stage."""
 
     def __init__(self) -> None:
         self._stages: dict[str, StageState] = {}
@@ -61,11 +61,17 @@ class Progress:
         return cls(ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote())
 
     def labelled(self, label: str) -> "Progress":
-        """The same board, where everything that is reported stands under this label."""
+        """A handle of the same actor that reports every stage under this label."""
         return Progress(self._actor, label)
 
     def update(self, stage: str, step: int, total: int, metrics: dict[str, float]) -> None:
-        """Fire and forget."""
+        """Report a step, without waiting for the actor.
+
+        Args:
+            step: steps done.
+            total: steps of the whole stage.
+            metrics: numbers to show.
+        """
         self._actor.update.remote(self._label or stage, step, total, metrics)
 
     def snapshot(self) -> dict[str, StageState]:
@@ -161,5 +167,5 @@ def pace(state: StageState) -> str:
 
 
 def numbers(state: StageState) -> str:
-    """The stage's key metrics, short."""
+    """Text of a stage's metrics."""
     return "  ".join(f"{name} {value:.4g}" for name, value in state.metrics.items())

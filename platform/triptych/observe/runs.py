@@ -1,4 +1,4 @@
-"""A run's folder as a reader sees it: its recipe, and for each stage how far it came and what it left behind."""
+"""Reader's view of a run's folder: its recipe, and each stage's state, metrics and files."""
 
 import difflib
 import json
@@ -14,7 +14,7 @@ from triptych.errors import RunError, UserError
 from triptych.observe.log import read_metrics
 from triptych.observe.planned import FILE, Compared, actual_figures, compare
 
-Row = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,16 @@ class StageView:
 
     @cached_property
     def state(self) -> dict[str, Any] | None:
-        """What the stage was begun from; None before."""
+        """Inputs that the stage was begun with; None before it began."""
         return _json(storage.join(self.url, "state.json"))
 
     @cached_property
     def summary(self) -> dict[str, Any] | None:
-        """What the stage ended with; None before."""
+        """Results of the stage; None before its end."""
         return _json(storage.join(self.url, "summary.json"))
 
     @cached_property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[JsonObject]:
         """Metrics rows, by step."""
         try:
             return read_metrics(self.url)
@@ -49,7 +49,7 @@ class StageView:
             raise RunError(f"{self.url}/metrics is damaged: {error}") from error
 
     @cached_property
-    def samples(self) -> dict[str, list[Row]]:
+    def samples(self) -> dict[str, list[JsonObject]]:
         """Label (`before`, `after`) -> rows of prompt, response, reward, judge."""
         url = storage.join(self.url, "samples")
         return {_stem(name): _json_lines(storage.join(url, name)) for name in storage.list_files(url)}
@@ -63,18 +63,18 @@ class StageView:
 
     @cached_property
     def ranks(self) -> dict[str, Any] | None:
-        """Role -> module -> its rank at the end; None where ranks were not adapted."""
+        """Role -> module -> its rank at the end; None if ranks were not adapted."""
         return _json(storage.join(self.url, "ranks.json"))
 
     @cached_property
     def plan(self) -> dict[str, Any] | None:
-        """What was predicted of the stage (`predicted`), and what it came to (`actual`); None where nothing was."""
+        """Figures `predicted` for the stage, and `actual` ones; None if the stage has no plan."""
         plan = _json(storage.join(self.url, FILE))
         return None if plan is None else {"actual": actual_figures(self.rows)} | plan
 
     @property
     def compared(self) -> list[Compared]:
-        """Figures predicted and measured."""
+        """Predicted figures beside measured ones; empty if the stage has no plan."""
         return [] if self.plan is None else compare(self.plan["predicted"], self.plan["actual"])
 
     @property
@@ -145,11 +145,11 @@ def _json(url: str) -> dict[str, Any] | None:
     return next(_parsed(url, [storage.read_bytes(url)]))
 
 
-def _json_lines(url: str) -> list[Row]:
+def _json_lines(url: str) -> list[JsonObject]:
     return list(_parsed(url, [line for line in storage.read_bytes(url).split(b"\n") if line.strip()]))
 
 
-def _parsed(url: str, texts: list[bytes]) -> Iterator[Row]:
+def _parsed(url: str, texts: list[bytes]) -> Iterator[JsonObject]:
     for text in texts:
         try:
             content = json.loads(text)

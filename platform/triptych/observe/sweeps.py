@@ -1,4 +1,4 @@
-"""A sweep's folder as a reader sees it: its recipe, and every trial as the record of events tells it.
+"""Reader's view of a sweep's folder: its recipe, and each trial as the recorded events build it up.
 
 `<runs>/<recipe>-sweep` holds `sweep.yaml`, one small file for each event, and a run's folder for each trial.
 """
@@ -33,16 +33,16 @@ class TrialView:
 
     number: int
     values: dict[str, Any]
-    """Its point of the space; PBT changes it."""
+    """Point of the space that it is trained with; PBT changes it."""
     run: str
-    """Name of the run that it is in; each time that PBT lets it go on from another's weights begins one."""
+    """Name of its present run; PBT begins a new one when the trial continues from another's weights."""
     status: str = "running"
     """`running`, `done`, `stopped` (by the scheduler), `cut` (the budget was used up), `failed`, `infeasible`."""
     reason: str = ""
     reports: list[Event] = field(default_factory=list)
-    """Its evaluations in order: step, run, metrics."""
+    """Evaluations in order: step, run, metrics."""
     exploits: list[Event] = field(default_factory=list)
-    """Where PBT let it go on from another trial: step, donor, values, run."""
+    """Steps of PBT at which it continued from another trial's weights: step, donor, values, run."""
     device_seconds: float = 0.0
     tokens: int = 0
 
@@ -56,22 +56,22 @@ class TrialView:
 
     @property
     def step(self) -> int:
-        """Of its last evaluation; 0 before the first."""
+        """Step of the last evaluation; 0 before the first."""
         return int(self.reports[-1]["step"]) if self.reports else 0
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Of its last evaluation."""
+        """Metrics of the last evaluation; empty before the first."""
         return dict(self.reports[-1]["metrics"]) if self.reports else {}
 
 
 def trial_name(number: int) -> str:
-    """What a trial is called everywhere."""
+    """Name of a trial in folders, tables and messages."""
     return f"trial-{number:03d}"
 
 
 def apply_event(trials: dict[int, TrialView], event: Event) -> None:
-    """Bring the trials up to date with one event."""
+    """Update the trials, by number, with one event."""
     number = event["trial"]
     if event["event"] == "begun":
         trials[number] = TrialView(number, event["values"], trial_name(number))
@@ -108,7 +108,7 @@ class SweepView:
 
     @cached_property
     def trials(self) -> list[TrialView]:
-        """By number."""
+        """Trials by number."""
         found: dict[int, TrialView] = {}
         for event in self.events:
             apply_event(found, event)
@@ -116,21 +116,21 @@ class SweepView:
 
     @cached_property
     def best(self) -> TrialView | None:
-        """The best by the first objective, of those trained to their end if there are any; None before the first."""
+        """The best of `comparable` by the first objective; None before the first result."""
         ended = self.comparable
         objective = self.sweep.objectives[0]
         return min(ended, key=lambda trial: signed(objective, trial), default=None)
 
     @property
     def comparable(self) -> list[TrialView]:
-        """Trials with a number for every objective; where some were trained to their end, only those."""
+        """Trials with a finite value of every objective; if some were trained to their end, only those."""
         wanted = [objective.metric for objective in self.sweep.objectives]
         measured = [t for t in self.trials if all(math.isfinite(t.metrics.get(name, math.nan)) for name in wanted)]
         return [trial for trial in measured if trial.status == "done"] or measured
 
     @property
     def front(self) -> list[TrialView]:
-        """The trials that no other is at least as good as in every objective, and better in one."""
+        """Pareto front: trials to which no other is at least equal in all objectives and better in one."""
         scores = {t.number: [signed(o, t) for o in self.sweep.objectives] for t in self.comparable}
         return [t for t in self.comparable if not any(_beats(other, scores[t.number]) for other in scores.values())]
 
@@ -154,14 +154,14 @@ class SweepView:
 
     @property
     def chosen(self) -> list[TrialView]:
-        """The front of several objectives, or else the best, once there is one."""
+        """The Pareto front of several objectives, or the best trial of one, if there is any."""
         if len(self.sweep.objectives) > 1:
             return self.front
         return [self.best] if self.best else []
 
 
 def signed(objective: Objective, trial: TrialView) -> float:
-    """A trial's value of an objective, less being better; what is no number is the worst."""
+    """A trial's value of an objective, negated if it is maximised, so that less is better; infinity for NaN."""
     value = trial.metrics[objective.metric]
     if math.isnan(value):
         return math.inf

@@ -1,4 +1,4 @@
-"""How the adapters of a run came from each other, as inline SVG: one box for each version, arrows from its parents."""
+"""Lineage of a run's adapters as inline SVG: one box for each version, arrows from its parents."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ _BOX, _TALL, _GAP_X, _GAP_Y = 210, 50, 56, 16
 
 
 @dataclass(frozen=True)
-class Node:
-    """A model or adapter version. `own`: made by this run."""
+class LineageNode:
+    """A model or adapter version of the picture. `own`: made by this run."""
 
     key: str
     title: str
@@ -20,24 +20,25 @@ class Node:
     own: bool
 
 
-def nodes(run: RunView) -> list[Node]:
+def nodes(run: RunView) -> list[LineageNode]:
     """The base, what was taken from the registry, and what the stages made; parents before children."""
     base = str((run.recipe.get("model") or {}).get("base", "base"))
     made = {_version(stage): stage for stage in run.stages if stage.state is not None}
     parents = {version: _parents(stage, base) for version, stage in made.items()}
     outside = [ref for refs in parents.values() for ref in refs if ref not in made and ref != base]
-    found = [Node(base, base, "base model", (), own=False)]
-    found += [Node(ref, ref, "from the registry", (base,), own=False) for ref in dict.fromkeys(outside)]
+    found = [LineageNode(base, base, "base model", (), own=False)]
+    found += [LineageNode(ref, ref, "from the registry", (base,), own=False) for ref in dict.fromkeys(outside)]
     found += [
-        Node(version, version, f"stage {stage.name}", parents[version], own=True) for version, stage in made.items()
+        LineageNode(version, version, f"stage {stage.name}", parents[version], own=True)
+        for version, stage in made.items()
     ]
     return sorted(found, key=lambda node: _depth(node.key, {n.key: n.parents for n in found}))
 
 
-def draw(found: Sequence[Node]) -> str:
-    """Columns by distance from the base."""
+def draw(found: Sequence[LineageNode]) -> str:
+    """Draw the nodes as an `<svg>`, in columns by distance from the base."""
     edges = {node.key: node.parents for node in found}
-    columns: dict[int, list[Node]] = {}
+    columns: dict[int, list[LineageNode]] = {}
     for node in found:
         columns.setdefault(_depth(node.key, edges), []).append(node)
     tallest = max(len(column) for column in columns.values())
@@ -54,7 +55,7 @@ def draw(found: Sequence[Node]) -> str:
     return f'<svg class="lineage" {size} role="img" aria-label="Lineage">{arrows}{boxes}</svg>'
 
 
-def _box(node: Node, left: float, top: float) -> str:
+def _box(node: LineageNode, left: float, top: float) -> str:
     title = node.title if len(node.title) <= 27 else node.title[:26] + "…"
     return (
         f'<g class="{"own" if node.own else "outside"}"><title>{escape(node.title)}</title>'

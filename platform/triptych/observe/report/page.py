@@ -1,4 +1,4 @@
-"""The page of a run, from what lies in its folder."""
+"""HTML page of a run, from the files in its folder."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,7 @@ _NAMES = {
 
 @dataclass(frozen=True)
 class Tile:
-    """One measured number on held-out data; `before`: the same before training."""
+    """One metric of held-out data, with its value before training and the change if that was measured."""
 
     label: str
     value: str
@@ -49,7 +49,7 @@ def write_report(run_url: str) -> str:
 
 
 def render(run: RunView) -> str:
-    """The whole page. Everything that comes from the run is escaped."""
+    """Render the page; everything that comes from the run is escaped."""
     model = run.recipe.get("model") or {}
     return filled(
         "page.html.j2",
@@ -83,7 +83,7 @@ def _stage(stage: StageView) -> dict[str, Any]:
 
 
 def tiles(stage: StageView) -> list[Tile]:
-    """Held-out metrics after the stage, with what they were before where that was measured."""
+    """Tiles of the held-out metrics after the stage."""
     after = (stage.summary or {}).get("metrics") or stage.evaluations.get("after", {})
     before = {f"heldout_{key}": value for key, value in samples.means(stage.samples.get("before", [])).items()}
     before |= stage.evaluations.get("before", {})

@@ -1,4 +1,4 @@
-"""What a page shows of the ranks that AdaLoRA left to a model's layers."""
+"""Pictures of the ranks that AdaLoRA gave to a model's modules."""
 
 import re
 from collections import Counter
@@ -18,14 +18,14 @@ class RanksView:
     """Two pictures as SVG."""
 
     histogram: str
-    """How many modules have which rank."""
+    """Number of modules by rank."""
     layers: str
-    """The rank of each kind of module in each layer."""
+    """Rank of each kind of module in each layer."""
     note: str
 
 
 def view(stage: StageView) -> RanksView | None:
-    """None where ranks were not adapted; RunError where their file is damaged."""
+    """The pictures of a stage; None if ranks were not adapted. RunError if their file is damaged."""
     found = stage.ranks
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""What a page shows of a reward model on held-out pairs."""
+"""Evaluation of a reward model on held-out pairs, as text and pictures for a page."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from triptych.observe.runs import StageView
 
 @dataclass(frozen=True)
 class RewardView:
-    """Numbers as text."""
+    """Texts and SVG of a reward model's evaluation."""
 
     histogram: str
-    """Of score gaps, as SVG."""
+    """Histogram of score gaps as SVG."""
     ece: str
     bins: list[tuple[str, str, str, str]]
     """(confidence from and to, pairs, mean confidence, accuracy) of those that hold pairs."""
     facts: list[tuple[str, str]]
-    """(what, value)."""
+    """(label, value) of further measurements."""
 
 
 def view(stage: StageView) -> RewardView | None:
-    """None where no reward model was measured; RunError where its report is damaged."""
+    """View of a stage; None if it measured no reward model. RunError if its report is damaged."""
     report = stage.evaluations.get("reward")
     if report is None:
         return None

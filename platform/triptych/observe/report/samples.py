@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from triptych.observe.runs import Row
+from triptych.observe.runs import JsonObject
 
 MAX_PROMPTS = 40
 """Prompts that a page shows; the run's folder has them all."""
@@ -14,16 +14,16 @@ MAX_PROMPTS = 40
 
 @dataclass(frozen=True)
 class Pair:
-    """One prompt and its first answer before and after; None where there is none."""
+    """One prompt and its first answer before and after training; None if there is none."""
 
     prompt: str
     question: str
     """The prompt's last user turn, for reading."""
-    before: Row | None
-    after: Row | None
+    before: JsonObject | None
+    after: JsonObject | None
 
 
-def pairs(samples: dict[str, list[Row]]) -> tuple[list[Pair], int]:
+def pairs(samples: dict[str, list[JsonObject]]) -> tuple[list[Pair], int]:
     """The pairs to show and the number of distinct prompts, in the order in which prompts were asked."""
     before, after = (_first_answers(samples.get(label, [])) for label in ("before", "after"))
     prompts = list(dict.fromkeys([*before, *after]))
@@ -31,7 +31,7 @@ def pairs(samples: dict[str, list[Row]]) -> tuple[list[Pair], int]:
     return shown, len(prompts)
 
 
-def means(rows: Sequence[Row]) -> dict[str, float]:
+def means(rows: Sequence[JsonObject]) -> dict[str, float]:
     """Mean `reward` and `judge` over the answers that have one."""
     values: dict[str, list[float]] = defaultdict(list)
     for row in rows:
@@ -48,8 +48,8 @@ def question(prompt: str) -> str:
     return spoken[-1] if spoken else prompt.strip()
 
 
-def _first_answers(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    found: dict[str, Row] = {}
+def _first_answers(rows: Sequence[JsonObject]) -> dict[str, dict[str, Any]]:
+    found: dict[str, JsonObject] = {}
     for row in rows:
         found.setdefault(str(row.get("prompt", "")), row)
     return found

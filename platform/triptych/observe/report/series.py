@@ -1,4 +1,4 @@
-"""Which curves a report draws, and their points out of a stage's metrics rows."""
+"""Charts of a report, and their points from a stage's metrics rows."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,7 +29,7 @@ class Chart:
     series: list[Series]
     kind: Literal["line", "band", "stack"] = "line"
     from_zero: bool = False
-    """Whether the axis starts at 0 whatever the values."""
+    """True if the axis starts at 0 whatever the values."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ _LATER = (
 
 
 def charts(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], list[Chart]]:
-    """The charts to show at once, and those to fold away: everything numeric that the rows hold."""
+    """Charts to show at once, and charts to fold away; together they have every number of the rows."""
     rows = [_derived(row) for row in rows]
     phases = tuple(
         (key, key.removeprefix("seconds_"))
@@ -116,7 +116,7 @@ def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
 
 
 def _derived(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Adds the engines' tokens a second to a PPO row."""
+    """Add the engines' tokens a second to a row of PPO."""
     tokens, seconds = row.get("tokens"), row.get("seconds_sample")
     if _is_number(tokens) and _is_number(seconds) and seconds:
         return {**row, "rollout_tokens_per_second": tokens / seconds}

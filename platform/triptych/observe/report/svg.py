@@ -15,7 +15,7 @@ COLORS = 8
 
 
 class _Scale:
-    """Data -> pixels on one axis."""
+    """Linear scale from data to pixels on one axis."""
 
     def __init__(self, low: float, high: float, start: float, end: float) -> None:
         self.low, self.high = low, high
@@ -39,7 +39,7 @@ def draw(chart: Chart) -> str:
 
 
 def hover_data(chart: Chart) -> dict[str, Any]:
-    """What the script needs: pixel and values at each step."""
+    """Data for the page's script: pixel and values at each step."""
     x, _ = _scales(chart, _stacked(chart.series) if chart.kind == "stack" else chart.series)
     steps = sorted({step for series in chart.series for step, _ in series.points})
     values = [dict(series.points) for series in chart.series]
@@ -54,9 +54,11 @@ def hover_data(chart: Chart) -> dict[str, Any]:
 
 
 def bars(title: str, edges: Sequence[float], counts: Sequence[float], names: Sequence[str] | None = None) -> str:
-    """A histogram as one `<svg>` element: counts between neighbouring edges; those left of zero have their own hue.
+    """A histogram as one `<svg>` element; bars left of zero have their own hue.
 
-    `names`: what the bars are called, where it is not what they lie between.
+    Args:
+        edges: ascending, one more than counts.
+        names: of the bars; None: their edges.
     """
     names = names or [f"{number(low)} to {number(high)}" for low, high in pairwise(edges)]
     x = _Scale(edges[0], edges[-1], _LEFT, WIDTH - _RIGHT)
@@ -72,7 +74,7 @@ def bars(title: str, edges: Sequence[float], counts: Sequence[float], names: Seq
 
 
 def cells(title: str, rows: Mapping[str, Mapping[int, float]]) -> str:
-    """A map as one `<svg>` element: a row of cells for each name, a column for each number; the darker, the more."""
+    """A heat map as one `<svg>` element: a row for each name, a column for each number."""
     left, row = 86, (HEIGHT - _TOP - _BOTTOM) / max(len(rows), 1)
     columns = sorted({column for values in rows.values() for column in values})
     x = _Scale(columns[0], columns[-1] + 1, left, WIDTH - _RIGHT)

@@ -18,14 +18,14 @@ _WIDTH, _HEIGHT, _TOP, _BOTTOM, _SIDE = 900, 300, 28, 24, 60
 
 
 def write_sweep_report(found: SweepView, importance: Mapping[str, float]) -> str:
-    """Write `report.html` into the sweep's folder; its path or URL. `importance`: key -> share of what matters."""
+    """Write `report.html` into the sweep's folder; its path or URL. `importance`: see `tune.importance`."""
     target = storage.join(found.url, "report.html")
     storage.write_bytes(target, render_sweep(found, importance).encode())
     return target
 
 
 def render_sweep(found: SweepView, importance: Mapping[str, float]) -> str:
-    """The whole page. Everything that comes from the sweep is escaped."""
+    """Render the page; everything that comes from the sweep is escaped."""
     objectives = found.sweep.objectives
     return filled(
         "sweep.html.j2",
@@ -42,7 +42,7 @@ def render_sweep(found: SweepView, importance: Mapping[str, float]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value of a point, or a metric, in a cell."""
+    """Text of a point's value, or of a metric, for a cell of the table."""
     if value is None:
         return "–"
     return (
@@ -51,7 +51,7 @@ def shown(value: Any) -> str:
 
 
 def curve(found: SweepView, objective: Objective) -> Chart:
-    """An objective over the steps of every trial."""
+    """Chart of an objective over the steps of every trial."""
     series = [
         Series(
             trial.name,
@@ -63,7 +63,7 @@ def curve(found: SweepView, objective: Objective) -> Chart:
 
 
 def parallel_coordinates(found: SweepView) -> str:
-    """One line a trial through its values and what came of them, as an `<svg>`; the better, the stronger."""
+    """Parallel coordinates as an `<svg>`: one line a trial through its values and its result; the best are boldest."""
     trials, objective = found.comparable, found.sweep.objectives[0]
     if not trials:
         return ""
@@ -89,7 +89,7 @@ def parallel_coordinates(found: SweepView) -> str:
 
 
 def importance_bars(importance: Mapping[str, float]) -> str:
-    """A bar a key, the most important first, as an `<svg>`; empty where nothing is known."""
+    """Bar chart of the keys' importance as an `<svg>`, the most important first; empty if it is not known."""
     if not importance:
         return ""
     ordered = sorted(importance.items(), key=lambda item: -item[1])
@@ -104,7 +104,7 @@ def importance_bars(importance: Mapping[str, float]) -> str:
 
 
 def pareto(found: SweepView) -> str:
-    """The first two objectives of every trial, those of the front joined, as an `<svg>`."""
+    """Scatter plot of the first two objectives as an `<svg>`, with the Pareto front joined by a line."""
     one, other = found.sweep.objectives[:2]
     places = {t.name: (t.metrics[one.metric], t.metrics[other.metric]) for t in found.comparable}
     if not places:
@@ -138,7 +138,7 @@ def pareto(found: SweepView) -> str:
 def _place(
     found: SweepView, axis: str, trial: TrialView, scores: Sequence[float], objective: Objective
 ) -> float | None:
-    """From 0, at the bottom of an axis, to 1; None where the trial has no such value. The best score is on top."""
+    """Height of a trial on an axis, from 0 (bottom) to 1; None if it has no such value. The best score is on top."""
     if axis == objective.metric and axis not in found.sweep.space:
         span = scores[-1] - scores[0]
         return 1 - (signed(objective, trial) - scores[0]) / span if span else 1.0

@@ -1,4 +1,4 @@
-"""What every HTML page has in common: escaping, style, script, and what wrote it when."""
+"""Rendering shared by all HTML pages: escaping, style, script, version and time."""
 
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -13,7 +13,7 @@ _ASSETS = files("triptych.observe.report")
 
 
 def filled(template: str, **values: Any) -> str:
-    """The whole page. All values are escaped."""
+    """Render a template of this folder; all values are escaped."""
     environment = Environment(
         loader=PackageLoader("triptych.observe.report", "."),
         autoescape=True,

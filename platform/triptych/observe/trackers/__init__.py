@@ -1,8 +1,8 @@
-"""Experiment trackers: the rows of a stage's metrics log, as they come, to TensorBoard, MLflow, Weights & Biases.
+"""Experiment trackers: rows of a stage's metrics log are sent to TensorBoard, MLflow or Weights & Biases.
 
-A thread sends them, so that a slow or absent server holds nothing up; what it does not take is sent again with later
-rows. A stage that goes on from a checkpoint repeats the steps after it: a tracker is first given the logged rows that
-it lacks, and then spared those that it has. So every step is there once.
+A thread sends them, so that a slow or absent server does not hold up training; rows that it does not take are sent
+again with later ones. A resumed stage repeats the steps after its checkpoint: a tracker first gets the logged rows that
+it lacks, and then no row that it has, so that every step is there once.
 """
 
 import importlib.util
@@ -14,26 +14,26 @@ from types import TracebackType
 
 from triptych import storage
 from triptych.errors import UserError
-from triptych.observe.trackers.tracked import Row, Tracked, Tracker, redacted, refused
+from triptych.observe.trackers.tracked import MetricsRow, Tracked, Tracker, redacted, refused
 from triptych.recipe import Recipe, TrackerName
 
 __all__ = ["Tracked", "Trackers", "check_trackers"]
 
 CLOSE_WITHIN_S = 60.0
-"""How long the end of a stage waits for rows under way."""
+"""Seconds that the end of a stage waits for rows still being sent."""
 
 _PACKAGES: dict[TrackerName, tuple[str, ...]] = {
     "tensorboard": (),
     "mlflow": ("mlflow", "alembic"),
     "wandb": ("wandb",),
 }
-"""What the extra of each brings, by import name."""
+"""Packages, by import name, that each tracker's extra installs."""
 
 log = logging.getLogger(__name__)
 
 
 def check_trackers(recipe: Recipe) -> None:
-    """Make ready what the stages of a run share.
+    """Check that a run's trackers can be used, and make the experiment that its stages share.
 
     Raises:
         UserError: a tracker's package is not installed, or it has no place to write to.
@@ -52,18 +52,18 @@ def check_trackers(recipe: Recipe) -> None:
 
 
 class Trackers:
-    """Those of one stage, as a context; an error that leaves it marks the stage's runs as failed."""
+    """Trackers of one stage, as a context manager; an error that leaves it marks the stage's runs as failed."""
 
     def __init__(self, names: Sequence[TrackerName], tracked: Tracked) -> None:
-        """UserError where one cannot start."""
+        """Open the trackers. UserError if one cannot start."""
         self._trackers = {name: _open(name, tracked) for name in names}
-        self._waiting: dict[TrackerName, list[Row]] = {name: list(tracked.rows) for name in names}
-        self._rows: queue.SimpleQueue[Row | None] = queue.SimpleQueue()
+        self._waiting: dict[TrackerName, list[MetricsRow]] = {name: list(tracked.rows) for name in names}
+        self._rows: queue.SimpleQueue[MetricsRow | None] = queue.SimpleQueue()
         self._failed = False
         self._thread = threading.Thread(target=self._run, name="trackers", daemon=True)
 
-    def record(self, row: Row) -> None:
-        """A row with its `step`; what is no number, or list of numbers, is left out."""
+    def record(self, row: MetricsRow) -> None:
+        """Send a row with its `step`; values that are not numbers or lists of numbers are left out."""
         self._rows.put(row)
 
     def __enter__(self) -> "Trackers":
@@ -106,7 +106,7 @@ class Trackers:
 
 
 def _open(name: TrackerName, tracked: Tracked) -> Tracker:
-    """Imports a tracker's package only here: most are extras, and slow."""
+    """Open a tracker; its package is imported only here, since most are extras, and slow."""
     if name == "tensorboard":
         from triptych.observe.trackers.tensorboard import TensorBoard
 
@@ -121,7 +121,7 @@ def _open(name: TrackerName, tracked: Tracked) -> Tracker:
 
 
 def _make_experiment(runs: str) -> None:
-    """Before the stages, two of which would make it, and its database, at once."""
+    """Make MLflow's experiment, and its database, before two stages would make it at once."""
     from triptych.observe.trackers.mlflow import client, experiment
 
     with refused("mlflow"):

@@ -1,4 +1,4 @@
-"""MLflow: a run of the server at MLFLOW_TRACKING_URI or, without that, of the database `<runs>/mlflow.db`."""
+"""MLflow tracker: the server at MLFLOW_TRACKING_URI or, if that is not set, the database `<runs>/mlflow.db`."""
 
 import os
 import time
@@ -11,17 +11,17 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from triptych.errors import UserError
-from triptych.observe.trackers.tracked import PROJECT, Row, Tracked, numbers, refused
+from triptych.observe.trackers.tracked import PROJECT, MetricsRow, Tracked, numbers, refused
 
 _PARAMETER_LENGTH = 6000
-"""Characters that MLflow keeps."""
+"""Characters of a parameter that MLflow keeps."""
 _PARAMETERS = 100
-"""Of one request, at most."""
+"""Largest number of parameters in one request."""
 _MISSING = "RESOURCE_DOES_NOT_EXIST"
 
 
 class MLflow:
-    """See Tracker. The metric `step` tells which rows are there."""
+    """Tracker that writes to MLflow; the metric `step` tells which rows are there."""
 
     def __init__(self, tracked: Tracked) -> None:
         with refused("mlflow"):
@@ -32,7 +32,7 @@ class MLflow:
             steps = self._client.get_metric_history(self._run, "step")
         self.last = max((metric.step for metric in steps), default=0)
 
-    def write(self, rows: Sequence[Row]) -> None:
+    def write(self, rows: Sequence[MetricsRow]) -> None:
         """See Tracker."""
         now = int(time.time() * 1000)
         for row in rows:
@@ -46,7 +46,7 @@ class MLflow:
         self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
 
     def _has(self, run_id: str) -> bool:
-        """Whether this server knows the run of an earlier try."""
+        """True if the server has the run, which an earlier start of the stage made."""
         try:
             self._client.get_run(run_id)
         except MlflowException as error:
@@ -65,7 +65,7 @@ class MLflow:
 
 
 def client(runs: str) -> MlflowClient:
-    """Of the server, or of the database in the folder `runs`, which is made."""
+    """Client of the server, or of the database in the folder `runs`, which is made if absent."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # rows wait and are sent again anyhow
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri and "://" in runs:
@@ -76,7 +76,7 @@ def client(runs: str) -> MlflowClient:
 
 
 def experiment(of: MlflowClient) -> str:
-    """The id of the experiment that runs belong to; made if it is not there."""
+    """Id of the experiment that runs belong to, which is made if absent."""
     name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
     found = of.get_experiment_by_name(name)
     experiment_id: str = of.create_experiment(name) if found is None else found.experiment_id
@@ -84,7 +84,7 @@ def experiment(of: MlflowClient) -> str:
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """`a.b.c` and the text of each value."""
+    """Yield `a.b.c` and the text of each value of nested mappings."""
     if not isinstance(value, Mapping):
         yield path, str(value)
         return

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, in `<stage>/tensorboard`."""
+"""TensorBoard tracker: event files in `<stage>/tensorboard`."""
 
 import json
 import time
@@ -7,20 +7,20 @@ from collections.abc import Sequence
 from tensorboardX import SummaryWriter
 
 from triptych import storage
-from triptych.observe.trackers.tracked import Row, Tracked, numbers
+from triptych.observe.trackers.tracked import MetricsRow, Tracked, numbers
 
 
 class TensorBoard:
-    """See Tracker. A stage that goes on begins a new file, which takes back all earlier ones and has everything."""
+    """Tracker that writes event files; a resumed stage begins a new one, which supersedes the earlier ones."""
 
     def __init__(self, tracked: Tracked) -> None:
         folder = storage.join(tracked.folder, "tensorboard")
         self.last = 0
-        # Files are read in the order of their names, which else have whole seconds.
+        # TensorBoard reads files in the order of their names, which by themselves tell whole seconds only.
         self._writer = SummaryWriter(folder, purge_step=0, filename_suffix=f".{time.time_ns()}")
         self._writer.add_text("recipe", f"```json\n{json.dumps(tracked.config, indent=2)}\n```", 0)
 
-    def write(self, rows: Sequence[Row]) -> None:
+    def write(self, rows: Sequence[MetricsRow]) -> None:
         """See Tracker."""
         for row in rows:
             for name, value in numbers(row):

@@ -1,4 +1,4 @@
-"""What a tracker is told, and what every tracker does alike."""
+"""Interface of trackers, the stage that they track, and helpers that they share."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from triptych import storage
 from triptych.errors import UserError
 
-Row = Mapping[str, Any]
+MetricsRow = Mapping[str, Any]
 
 PROJECT = "triptych"
 """MLflow experiment and W&B project where MLFLOW_EXPERIMENT_NAME and WANDB_PROJECT name no other."""
@@ -21,7 +21,7 @@ _FILE = "trackers.json"
 
 @dataclass(frozen=True)
 class Tracked:
-    """One stage of a run."""
+    """Stage of a run, as trackers are given it."""
 
     folder: str
     """URL of the stage's folder."""
@@ -29,8 +29,8 @@ class Tracked:
     stage: str
     recipe: Mapping[str, Any]
     """The resolved recipe."""
-    rows: Sequence[Row]
-    """What the metrics log has, up to the checkpoint that the stage goes on from."""
+    rows: Sequence[MetricsRow]
+    """Rows of the metrics log up to the checkpoint that the stage continues from."""
 
     @property
     def name(self) -> str:
@@ -43,11 +43,11 @@ class Tracked:
         return plain | {"stage": self.stage}
 
     def run_id(self, tracker: str) -> str | None:
-        """The id that the tracker gave this stage when it was first told of it."""
+        """Id of this stage's run in a tracker; None before its first start."""
         return self._ids().get(tracker)
 
     def keep_run_id(self, tracker: str, run_id: str) -> None:
-        """Remember it in the stage's folder."""
+        """Write the id of this stage's run in a tracker to the stage's folder."""
         storage.write_bytes(storage.join(self.folder, _FILE), json.dumps(self._ids() | {tracker: run_id}).encode())
 
     def _ids(self) -> dict[str, str]:
@@ -56,29 +56,29 @@ class Tracked:
 
 
 class Tracker(Protocol):
-    """Raises as it likes: whoever calls it copes, once it is made."""
+    """Interface of a tracker. Errors of its methods are logged and its rows sent again; its constructor may raise."""
 
     last: int
     """Step of the newest row that it has; 0 before any."""
 
-    def write(self, rows: Sequence[Row]) -> None:
-        """Rows by step."""
+    def write(self, rows: Sequence[MetricsRow]) -> None:
+        """Write rows, in the order of their steps."""
 
     def close(self, *, failed: bool) -> None:
-        """The stage has ended."""
+        """End the stage's run, as failed or finished."""
 
 
 @contextmanager
 def refused(tracker: str) -> Iterator[None]:
-    """What a tracker's library raises while it starts is the user's to set right."""
+    """Turn errors of a tracker's library at its start into a UserError, since the user has to fix them."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - each library has errors of its own
         raise UserError(f"trackers: {tracker} refused: {redacted(error)}") from None
 
 
-def numbers(row: Row) -> Iterator[tuple[str, float]]:
-    """Every number of a row but its step; those of a list as `key/0`, `key/1` and so on."""
+def numbers(row: MetricsRow) -> Iterator[tuple[str, float]]:
+    """Names and values of the numbers of a row except its step; those of a list as `key/0`, `key/1` and so on."""
     for key, value in row.items():
         items = [(f"{key}/{place}", item) for place, item in enumerate(value)] if isinstance(value, list) else []
         for name, item in items or [(key, value)]:
@@ -87,5 +87,5 @@ def numbers(row: Row) -> Iterator[tuple[str, float]]:
 
 
 def redacted(text: object) -> str:
-    """Without the user and password of any URL."""
+    """Text with the user and password of every URL replaced by `***`."""
     return _CREDENTIALS.sub("***", str(text))

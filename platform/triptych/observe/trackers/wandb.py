@@ -1,4 +1,4 @@
-"""Weights & Biases, as its own variables say: WANDB_MODE, WANDB_PROJECT, WANDB_ENTITY, WANDB_API_KEY and so on."""
+"""Weights & Biases tracker, configured by its own variables: WANDB_MODE, WANDB_PROJECT, WANDB_API_KEY and so on."""
 
 import os
 import uuid
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import wandb
 
-from triptych.observe.trackers.tracked import PROJECT, Row, Tracked, numbers, refused
+from triptych.observe.trackers.tracked import PROJECT, MetricsRow, Tracked, numbers, refused
 
 
 class Wandb:
-    """See Tracker. Nothing can be added to an offline run: each try of a stage leaves a whole one, under one id."""
+    """Tracker that writes to W&B. An offline run cannot be continued: each start leaves a whole one, with one id."""
 
     def __init__(self, tracked: Tracked) -> None:
         run_id = tracked.run_id("wandb") or uuid.uuid4().hex[:12]
@@ -29,7 +29,7 @@ class Wandb:
             )
         self.last = max(self._run.step - 1, 0)
 
-    def write(self, rows: Sequence[Row]) -> None:
+    def write(self, rows: Sequence[MetricsRow]) -> None:
         """See Tracker."""
         for row in rows:
             self._run.log(dict(numbers(row)), step=row["step"])
