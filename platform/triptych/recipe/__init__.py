@@ -1,4 +1,4 @@
-"""What a run is: closed typed models, YAML in and out, dotted overrides."""
+"""Recipes: closed typed models of a run, YAML in and out, dotted overrides."""
 
 from triptych.recipe.algorithm import Importance, Kl, Ppo
 from triptych.recipe.base import Closed, Count, Fraction, Name, Positive, with_effect

@@ -30,4 +30,4 @@ def _checked(text: str) -> str:
 
 
 Amount = Annotated[str, AfterValidator(_checked)]
-"""Such an amount."""
+"""A memory size such as `8GB`, validated and kept as text."""

@@ -1,4 +1,4 @@
-"""What every recipe model shares: unknown keys are refused, and a recipe never changes once loaded."""
+"""Base of all recipe models: unknown keys are refused, and a recipe never changes once loaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

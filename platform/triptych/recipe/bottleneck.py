@@ -14,14 +14,14 @@ class _Bottleneck(Part):
     family = "bottleneck"
     merges = False
     sublayers: ClassVar[tuple[str, ...]]
-    """Where they stand."""
+    """Sublayers of a block that get an adapter."""
 
     reduction_factor: Positive = 16.0
     """Hidden size over the width of the bottleneck."""
     non_linearity: Literal["relu", "gelu", "silu", "tanh", "leaky_relu"] = "relu"
     """Activation between the two projections."""
     scaling: Positive = 1.0
-    """What they add is multiplied by it."""
+    """Factor of the adapters' output."""
     dropout: Dropout = 0.0
     """Probability with which an element of the layer's input is dropped in training."""
     drop_layers: int = Field(0, ge=0)
@@ -31,12 +31,12 @@ class _Bottleneck(Part):
     as many can be left out afterwards, by `drop_layers` or by `triptych adapters export --drop-layers`."""
 
     def width(self, hidden: int) -> int:
-        """Of the bottleneck."""
+        """Width of the bottleneck for a hidden size, at least 1."""
         return max(1, round(hidden / self.reduction_factor))
 
 
 class Houlsby(_Bottleneck):
-    """After attention and after the MLP (Houlsby et al. 2019, arXiv 1902.00751)."""
+    """Adapters after attention and after the MLP (Houlsby et al. 2019, arXiv 1902.00751)."""
 
     sublayers = ("self_attn", "mlp")
 
@@ -44,7 +44,7 @@ class Houlsby(_Bottleneck):
 
 
 class Pfeiffer(_Bottleneck):
-    """After the MLP (Pfeiffer et al. 2021, arXiv 2005.00247)."""
+    """Adapters after the MLP (Pfeiffer et al. 2021, arXiv 2005.00247)."""
 
     sublayers = ("mlp",)
 
@@ -52,7 +52,7 @@ class Pfeiffer(_Bottleneck):
 
 
 class GatedPfeiffer(_Bottleneck):
-    """After the MLP, scaled by a gate for each token (Mao et al. 2022, arXiv 2110.07577)."""
+    """Adapters after the MLP, scaled by a gate for each token (Mao et al. 2022, arXiv 2110.07577)."""
 
     sublayers = ("mlp",)
 
@@ -60,7 +60,7 @@ class GatedPfeiffer(_Bottleneck):
 
 
 class ParallelAdapter(_Bottleneck):
-    """Beside the MLP (He et al. 2022, arXiv 2110.04366)."""
+    """Adapters parallel to the MLP (He et al. 2022, arXiv 2110.04366)."""
 
     sublayers = ("mlp",)
 

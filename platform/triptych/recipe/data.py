@@ -1,4 +1,4 @@
-"""Where rows come from."""
+"""Sources of rows."""
 
 from pydantic import Field, model_validator
 
@@ -43,7 +43,7 @@ class Source(Closed):
 
 
 class Data(Closed):
-    """What a stage learns from, and what it is measured on."""
+    """Training and held-out rows of a stage."""
 
     train: Source
     """Rows that are learned from."""

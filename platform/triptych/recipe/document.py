@@ -16,7 +16,7 @@ import yaml
 from triptych.recipe.errors import Problem, RecipeError
 
 MAX_CHARACTERS = 4_000_000
-"""Of the file with its aliases written out: a small file of nested aliases can stand for more than memory holds."""
+"""Largest size of a file with its aliases expanded: a small file of nested aliases can fill the memory."""
 
 FLOAT = re.compile(
     r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, and where."""
+"""Faults of a recipe, each with its place and a message."""
 
 from dataclasses import dataclass
 

@@ -158,7 +158,7 @@ class TokenClassification(LabellingStage):
 
     @property
     def mark_entities(self) -> bool:
-        """Whether the tags are those of entities."""
+        """True if the tags are those of entities (B-, I-, ...)."""
         return any(_OF_ENTITY.fullmatch(label) for label in self.labels)
 
     @property

@@ -60,7 +60,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 
 class _Source:
-    """Where each value came from: a line of the file, or an override."""
+    """Origin of each value: a line of the file, or an override."""
 
     def __init__(self, document: Document, overrides: list[Override], old: frozenset[str]) -> None:
         self.document = document

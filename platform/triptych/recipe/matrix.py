@@ -43,7 +43,7 @@ class Lora(_LowRank):
 
     name: Literal["lora"] = "lora"
     init: Init = "default"
-    """How A and B start: default (A random, B zero), gaussian, orthogonal, from the base's weights: pissa, olora; or
+    """Start of A and B: default (A random, B zero), gaussian, orthogonal, from the base's weights: pissa, olora; or
     from what the layers read in the first batches: eva (Paischer et al. 2024, arXiv 2410.07170)."""
     freeze_a: bool = False
     """Only B is trained (LoRA-FA, Zhang et al. 2023, arXiv 2308.03303)."""
@@ -119,7 +119,7 @@ class AdaLora(_InBlocks):
     beta2: Annotated[float, Field(gt=0, lt=1)] = 0.85
     """Smoothing of their uncertainty."""
     orth_reg_weight: float = Field(0.5, ge=0)
-    """Of the penalty that keeps the rows of A and the columns of B orthogonal."""
+    """Weight of the penalty that keeps the rows of A and the columns of B orthogonal."""
 
     @model_validator(mode="after")
     def _budget_falls(self) -> Self:
@@ -267,7 +267,7 @@ class Shira(_Matrix):
 
     name: Literal["shira"] = "shira"
     r: Rank = 32
-    """As many entries as a LoRA of this rank has."""
+    """Rank of the LoRA that has as many entries as are trained."""
     random_seed: int = Field(0, ge=0)
     """Seed of which entries are trained."""
 

@@ -1,4 +1,4 @@
-"""Which parameters a stage trains: one closed model for each method, or a list of parts that are trained together."""
+"""Methods, which say what parameters a stage trains: one model for each, or a list of parts trained together."""
 
 import re
 from typing import Annotated, Any, ClassVar, Literal, get_args
@@ -42,7 +42,7 @@ class BitFit(Part):
     targets: Literal["all"] | tuple[str, ...] = "all"
     """Endings of the names of layers; all: every layer that has a bias."""
     missing: Literal["refuse", "add"] = "refuse"
-    """What happens where a target has no bias: nothing is trained, or it (of all: every linear layer) is given one."""
+    """Targets without a bias: refuse the recipe, or add one to them (with `all`: to every linear layer)."""
 
 
 class Full(Closed):
@@ -62,7 +62,7 @@ class Freeze(Closed):
 
     name: Literal["freeze"] = "freeze"
     layers: int = Field(0, ge=0)
-    """So many of the last blocks are trained whole."""
+    """Number of last blocks that are trained whole."""
     train: tuple[str, ...] = ()
     """Parameters that are trained: endings of their names, or regular expressions that match names as a whole."""
     embeddings: bool = False
@@ -200,12 +200,12 @@ def parts_of(method: Method) -> tuple[Any, ...]:
 
 
 def trains_base(method: Method) -> bool:
-    """Whether weights of the base itself are trained: the role has the base for itself."""
+    """True if weights of the base itself are trained: the role has the base for itself."""
     return any(part.whole for part in parts_of(method))
 
 
 def names_of(method: Method) -> str:
-    """What a method is called: `lora`, `prefix_tuning + lora`."""
+    """Name of a method in messages: `lora`, `prefix_tuning + lora`."""
     return " + ".join(_name(part) for part in parts_of(method))
 
 

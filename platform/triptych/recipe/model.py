@@ -1,4 +1,4 @@
-"""Which base model, and in what precision."""
+"""The base model and its precision."""
 
 from typing import Literal
 

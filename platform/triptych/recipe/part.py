@@ -1,4 +1,4 @@
-"""What all methods that add parameters to a frozen base have in common."""
+"""Base of all methods that add parameters to a frozen base."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -7,7 +7,7 @@ from pydantic import Field
 from triptych.recipe.base import Closed, Positive
 
 Family = Literal["soft", "matrix", "bottleneck", "bias"]
-"""What a method adds: tokens, keys and values before the rows; changes of linear layers; layers; biases."""
+"""Kind of what a method adds: tokens, keys and values before the rows; changes of linear layers; layers; biases."""
 
 Targets = Literal["all-linear"] | tuple[str, ...]
 """Module name endings, or every linear layer except the output head."""
@@ -22,7 +22,7 @@ class Part(Closed):
 
     family: ClassVar[Family]
     merges: ClassVar[bool]
-    """What it trains can be added to the base's weights, so that engines that know no adapters can run it."""
+    """True if it can be merged into the base's weights, so that engines that know no adapters can run it."""
     whole: ClassVar[bool] = False
     """Weights of the base itself are trained: the role has the base for itself, and comes out as a whole model."""
     reads_weights: ClassVar[bool] = False

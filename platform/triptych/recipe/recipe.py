@@ -22,11 +22,11 @@ class Storage(Closed):
     registry: str | None = None
     """SQLAlchemy URL of the registry; None: a SQLite file `registry.db` in `runs`."""
     artifacts: str | None = None
-    """Where registered adapters are kept; None: `<runs>/artifacts`."""
+    """Folder or URL of registered artifacts; None: `<runs>/artifacts`."""
 
 
 class Recipe(Closed):
-    """What a person writes, and all that a run depends on."""
+    """A whole recipe: everything that a run depends on."""
 
     name: Name
     """Name of the run, and the beginning of its adapters' names."""
@@ -35,13 +35,13 @@ class Recipe(Closed):
     machine: str = "local"
     """Hardware that `plan` assumes: `local`, or a preset such as `8xh100-80`."""
     memory: Amount | None = None
-    """What the recipe may use of each device's memory, such as `8GB`; None: all of it. `plan` keeps to it."""
+    """Limit of each device's memory, such as `8GB`; None: all of it. `plan` keeps to it."""
     model: Model
     """The base model of all stages."""
     storage: Storage = Storage()
     """Places of runs, registry and artifacts."""
     trackers: tuple[TrackerName, ...] = ()
-    """Where metrics go beside the run's folder; `mlflow` and `wandb` are extras of the package."""
+    """Trackers that get the metrics too; `mlflow` and `wandb` are extras of the package."""
     stages: dict[Name, Stage] = Field(min_length=1)
     """Stages by name; a stage that names others waits for them."""
     sweep: Sweep | None = None

@@ -1,4 +1,4 @@
-"""What a method cannot be combined with, and why. Each gives the reason, or None."""
+"""Combinations with a method that are refused. Each function gives the reason, or None."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from triptych.recipe.part import Part
 
 
 def on_quantized(method: Method, quantization: str) -> str | None:
-    """Why it cannot train on a base of 8 or 4 bits."""
+    """Reason why a method cannot train on a base of 8 or 4 bits."""
     if trains_base(method):
         return (
             f"{names_of(method)} trains weights of the base, and model.quantization {quantization} is for frozen ones"
@@ -23,7 +23,7 @@ def on_quantized(method: Method, quantization: str) -> str | None:
 
 
 def under_strategy(method: Method, strategy: str) -> str | None:
-    """Why it cannot be trained under a strategy."""
+    """Reason why a method cannot be trained under a strategy."""
     shared = [part for part in _added(method) if part.shares]
     if strategy == "fsdp" and shared:
         return f"{shared[0].name} trains one tensor in all blocks, and fsdp shards each block by itself"
@@ -31,21 +31,21 @@ def under_strategy(method: Method, strategy: str) -> str | None:
 
 
 def by_optimizer(method: Method, optimizer: str) -> str | None:
-    """Why it cannot be updated by an optimizer."""
+    """Reason why a method cannot be updated by an optimizer."""
     if optimizer == "adamw_schedule_free" and any(isinstance(part, AdaLora) for part in parts_of(method)):
         return "adalora overwrites weights of which adamw_schedule_free keeps two versions"
     return None
 
 
 def beside_head(method: Method, kind: str) -> str | None:
-    """Why a stage of this kind, which trains a head, cannot train by it."""
+    """Reason why a stage of this kind, which trains a head, cannot train by a method."""
     if trains_base(method):
         return f"{names_of(method)} makes a whole model, and a {kind} stage makes a head beside a frozen base"
     return None
 
 
 def as_policy(method: Method) -> str | None:
-    """Why PPO cannot start from it."""
+    """Reason why reinforcement learning cannot start from a method."""
     if trains_base(method):
         return f"{names_of(method)} makes a whole model, and PPO's roles are adapters on one frozen base"
     stuck = [part for part in _added(method) if not part.merges]
@@ -60,7 +60,7 @@ def as_policy(method: Method) -> str | None:
 
 
 def is_lora(method: Method) -> bool:
-    """Whether what comes out is one plain LoRA, which vLLM runs beside the base's weights."""
+    """True if the artifact is one plain LoRA, which vLLM runs as an adapter."""
     parts = parts_of(method)
     return len(parts) == 1 and isinstance(parts[0], Lora | Pissa | AdaLora)
 

@@ -49,7 +49,7 @@ class Synchronous(Closed):
 
 
 class RlBatch(BatchBase):
-    """How the samples of a step are learned from."""
+    """Minibatches and epochs in which the samples of a step are learned from."""
 
     epochs: Count = 1
     """Passes over the samples of a step."""
@@ -88,11 +88,11 @@ class Rl(TrainedStage):
     policy: str
     """The SFT stage, or a registered adapter version, that the policy starts from and is held to."""
     algorithm: Ppo = Ppo()
-    """How credit is assigned, and what is optimised."""
+    """Algorithm: credit assignment and objectives."""
     rewards: tuple[ModelReward, ...] = Field(min_length=1, max_length=1)
     """Scores of an answer."""
     schedule: Synchronous = Synchronous()
-    """How sampling and learning take turns."""
+    """Schedule of sampling and learning."""
     rollout: Rollout = Rollout()
     """Prompts of a step, and the engines that answer them."""
     train: RlTraining
@@ -106,7 +106,7 @@ class Rl(TrainedStage):
     missing_eos_penalty: float = Field(1.0, ge=0)
     """Subtracted from the score of an answer that was cut by its length."""
     evaluation: Sampling = Sampling()
-    """How held-out answers are sampled."""
+    """Settings for the sampling of held-out answers."""
     judge: Literal["vader"] | None = None
     """A score that training never sees, measured on the held-out answers."""
 

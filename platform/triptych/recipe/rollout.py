@@ -1,4 +1,4 @@
-"""How answers are sampled during reinforcement learning."""
+"""Settings of rollouts: sampling of answers during reinforcement learning."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from triptych.recipe.base import Closed, Count, Fraction, Positive
 
 
 class Sampling(Closed):
-    """How one answer is sampled."""
+    """Sampling settings of one answer."""
 
     max_new_tokens: Count = 48
     """Tokens after which an answer is cut."""
@@ -28,7 +28,7 @@ class Rollout(Closed):
     max_prompt_tokens: Count = 256
     """Longer prompts are malformed rows."""
     sampling: Sampling = Sampling()
-    """How answers are sampled."""
+    """Sampling of answers."""
     engines: Count = 2
     """Engines in the pool."""
     cpus: float = Field(0.5, ge=0)
@@ -42,6 +42,6 @@ class Rollout(Closed):
     gpu_memory: Fraction = 0.4
     """Share of the GPU's memory of each engine."""
     sync: Literal["auto", "merged", "adapter"] = "auto"
-    """How weights reach the engines: merged into the base, or as an adapter. auto: merged on CPU, adapter on GPU."""
+    """Form of the weights that engines get: merged into the base, or an adapter. auto: merged on CPU, adapter on GPU."""
     timeout_s: Positive = 300.0
     """An engine that answers nothing for this long is replaced."""

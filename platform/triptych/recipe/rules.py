@@ -1,4 +1,4 @@
-"""What cannot go together, across the model, the stages and their workers."""
+"""Rules across the model, the stages and their workers: what cannot be combined."""
 
 from collections.abc import Iterator
 

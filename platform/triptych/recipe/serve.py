@@ -1,4 +1,4 @@
-"""What an endpoint is: one base model, the adapters on it, and the engine that runs them."""
+"""Serve configs: one base model, its adapters, and the engine that runs them."""
 
 import re
 from typing import Literal, get_args
@@ -59,9 +59,9 @@ class ServeConfig(Closed):
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,126}$")
     """Model id of the base; None: the last part of `model.base`, or all of a Hugging Face id."""
     registry: str = Field(min_length=1)
-    """Where adapters are registered: a SQLite file or a SQLAlchemy URL."""
+    """Registry of the adapters: a SQLite file or a SQLAlchemy URL."""
     artifacts: str | None = None
-    """Where the registry keeps adapters; None: its own default."""
+    """Folder or URL of the registry's artifacts; None: the registry's own default."""
     adapters: Literal["all"] | tuple[Name, ...] = "all"
     """Adapters to serve, each in all its versions; `all`: whatever fits the base, now or later."""
     engine: EngineConfig = EngineConfig()
@@ -77,7 +77,7 @@ class ServeConfig(Closed):
 
     @property
     def model_id(self) -> str:
-        """What clients call the base model."""
+        """Model id by which clients call the base model."""
         if self.name is not None:
             return self.name
         base = self.model.base.rstrip("/")

@@ -11,7 +11,7 @@ from triptych.recipe.spec import did_you_mean
 from triptych.recipe.sweep import Dimension, Sweep, Values, wanted
 
 _ROOTS = ("model", "seed", "stages")
-"""What a trial may have of its own; the rest of a recipe says where and how all of them run."""
+"""Sections that may differ between trials; the others say where and how all trials run."""
 
 
 def with_values(recipe: Recipe, values: Values) -> Recipe:
@@ -33,7 +33,7 @@ def overrides_of(recipe: Recipe, values: Values) -> list[str]:
 
 
 def space_faults(recipe: Recipe, sweep: Sweep) -> Iterator[Fault]:
-    """What is wrong with a sweep's space: keys, values and conditions, each key by itself."""
+    """Faults of a sweep's space: keys, values and conditions, each key by itself."""
     if sweep.stage not in recipe.stages:
         near = did_you_mean(sweep.stage, list(recipe.stages))
         yield Fault(("sweep", "stage"), f"no such stage{near}; allowed: {', '.join(recipe.stages)}")

@@ -1,4 +1,4 @@
-"""What a model allows at a place, in words and as choices; read from the model's annotations."""
+"""Specification of a place in a recipe, in words and as choices, read from the model's annotations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ class Spec:
     default_tag: str | None = None
     """Its value where there is none."""
     list_tag: str | None = None
-    """What pydantic calls the member that is a list, where one is."""
+    """Name that pydantic has in errors for the member that is a list; None if there is none."""
 
     @classmethod
     def of(cls, annotation: Any) -> "Spec":
@@ -121,7 +121,7 @@ class Spec:
         return [str(v) for m in self.members() if get_origin(m.annotation) is Literal for v in get_args(m.annotation)]
 
     def is_mapping(self) -> bool:
-        """Whether keys of its author's choice stand here."""
+        """True if the author chooses the keys here."""
         return get_origin(self.members()[0].annotation) is dict
 
     def child(self, step: str | int) -> "Spec":
@@ -137,11 +137,11 @@ class Spec:
         raise KeyError(step)
 
     def key(self) -> "Spec":
-        """What a key of this mapping must be."""
+        """Specification of a key of this mapping."""
         return Spec.of(get_args(self.members()[0].annotation)[0])
 
     def describe(self) -> str:
-        """What is allowed here, in words."""
+        """Description of what is allowed here, for messages."""
         if self.discriminator is not None:
             words = f"a mapping whose `{self.discriminator}` is {_either(sorted(self.tags()))}"
             words += ", or a list of such" if self.list_tag else ""

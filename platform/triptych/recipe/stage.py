@@ -41,7 +41,7 @@ class Reference:
     outputs: tuple[Output, ...]
     """Outputs that the field accepts."""
     versions: bool = True
-    """Whether a registered version may stand there."""
+    """True if the field accepts a registered version."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class RoleSpec:
     """Path of the optimizer below the stage."""
     head: HeadSpec | None = None
     logits: bool = False
-    """Whether its loss needs logits over the vocabulary."""
+    """True if its loss needs logits over the vocabulary."""
     copies: int = 1
     """Members of an ensemble that work as this one role."""
 
@@ -106,9 +106,9 @@ class WorkShape:
     sequences_per_row: int = 1
     """Sequences of a row that are always in one micro-batch: 2 for a preference pair."""
     logits: bool = False
-    """Whether a role's loss needs logits over the vocabulary."""
+    """True if a role's loss needs logits over the vocabulary."""
     dropout: bool = True
-    """Whether dropout is active in training."""
+    """True if dropout is active in training."""
     sampling: SamplingShape | None = None
     """Amounts of sampling, for a stage that samples its rows itself."""
 
@@ -203,7 +203,7 @@ class TrainedStage(StageBase):
 
     @property
     def shards_by_default(self) -> bool:
-        """Whether `strategy: auto` may shard the base model."""
+        """True if `strategy: auto` may shard the base model."""
         return True
 
     def references(self) -> tuple[Reference, ...]:

@@ -15,7 +15,7 @@ Values = Mapping[str, Any]
 
 
 class Dimension(Closed):
-    """What one key may be: exactly one of the kinds."""
+    """Values that one key may have: exactly one of the fields is set."""
 
     choice: tuple[Any, ...] | None = None
     """Any of these values."""
@@ -53,7 +53,7 @@ class Dimension(Closed):
         return bounds
 
     def holds(self, values: Values) -> bool:
-        """Whether a point with these values, so far, has the key at all."""
+        """True if a point with these values has the key, by its condition on keys before it."""
         return all(key in values and values[key] in wanted(value) for key, value in self.when.items())
 
 
@@ -71,11 +71,11 @@ class Objective(Closed):
     metric: str
     """A held-out metric as it is logged (`heldout_loss`), or a cost (`peak_memory_bytes`, `step_seconds`)."""
     mode: Literal["min", "max"]
-    """Whether smaller or larger values are better."""
+    """Direction of the objective: smaller (min) or larger (max) values are better."""
 
 
 class SweepBudget(Closed):
-    """What the trials may cost together; the first that is used up ends the sweep."""
+    """Limits of what trials cost together; the first that is used up ends the sweep."""
 
     trials: Count | None = None
     """Trials that are begun, at most."""
@@ -97,10 +97,10 @@ class Asha(Closed):
     grace: Count | None = None
     """Steps before a trial can be stopped; None: one evaluation of the recipe's, or one step."""
     reduction: Annotated[float, Field(gt=1)] = 3.0
-    """At each rung, so many times the steps of the one before, the best 1 / reduction go on."""
+    """Factor between the steps of two rungs; at each rung the best 1 / reduction of the trials continue."""
 
     def has_rung(self, step: int) -> bool:
-        """Whether trials are compared at this step, if they are evaluated there."""
+        """True if this step is a rung, where trials are compared."""
         rung = float(self.grace or 1)
         while math.ceil(rung) < step:
             rung *= self.reduction
@@ -130,7 +130,7 @@ class Pbt(Closed):
 
 
 class Winner(Closed):
-    """What becomes of the best trial's values."""
+    """Training and registration of the best point."""
 
     train: bool = False
     """Run the recipe's stage with them when the sweep ends."""
@@ -150,9 +150,9 @@ class Sweep(Closed):
     budget: SweepBudget
     """Limits that end the sweep; the first one that is reached counts."""
     search: Literal["random", "grid", "tpe", "nsga2"] = "tpe"
-    """How points are chosen: at random, all of a grid, or by Optuna's TPE or NSGA-II from the trials before."""
+    """Search for points: random, all of a grid, or Optuna's TPE or NSGA-II from the trials before."""
     scheduler: Literal["none", "asha", "median", "pbt"] = "none"
-    """How weak trials are ended early; `pbt` gives them the weights of strong ones."""
+    """Early stopping of weak trials; `pbt` gives them the weights of strong ones."""
     asha: Asha = Asha()
     """Settings of the scheduler `asha`."""
     median: Median = Median()

@@ -1,4 +1,4 @@
-"""How parameters are updated, and on what resources."""
+"""Settings of training: optimizer, batch, memory, workers, checkpoints."""
 
 import math
 from abc import abstractmethod
@@ -18,11 +18,11 @@ StrategyChoice = Literal["auto", StrategyName]
 """A strategy, or `auto`: the simplest that fits."""
 
 Checkpointing = Literal["none", "selective", "full"]
-"""What the backward pass computes again: nothing; all but attention and every second product; all."""
+"""Activation checkpointing, what backward recomputes: nothing; all but attention and every second product; all."""
 
 
 class Optimizer(Closed):
-    """How one role's parameters are updated. Fields of another optimizer than `name` have no effect."""
+    """Optimizer of one role's parameters. Fields of another optimizer than `name` have no effect."""
 
     name: Literal["adamw", "adamw_8bit", "sgd", "lion", "muon", "adamw_schedule_free"] = "adamw"
     """`muon` updates matrices; vectors, embeddings and heads fall to AdamW."""
@@ -33,9 +33,9 @@ class Optimizer(Closed):
     eps: Positive = 1e-8
     """Added to the denominator of adaptive updates."""
     momentum: Fraction = 0.9
-    """Of `sgd` and `muon`, whose is Nesterov's and usually 0.95."""
+    """Momentum of `sgd` and `muon`; muon's is Nesterov's and usually 0.95."""
     nesterov: bool = False
-    """Of `sgd`."""
+    """Nesterov momentum, for `sgd`."""
     weight_decay: float = Field(0.0, ge=0)
     """Decoupled weight decay, as AdamW's."""
     max_grad_norm: Positive = 1.0
@@ -65,14 +65,14 @@ class Optimizer(Closed):
 
 
 class BatchBase(Closed):
-    """How a step's rows are cut into micro-batches."""
+    """Division of a step's rows into micro-batches."""
 
     micro_tokens: Count = 4096
     """Tokens of one forward and backward pass, padding included where there is padding; the rest is accumulated."""
 
 
 class BatchSettings(BatchBase):
-    """How rows are cut. The gradient depends on `rows` alone."""
+    """Rows of a step and their division into micro-batches. The gradient depends on `rows` alone."""
 
     rows: Count = 16
     """Rows or pairs (reward) of one optimiser step, over all workers."""
@@ -83,10 +83,10 @@ class BatchSettings(BatchBase):
 
 
 class Memory(Closed):
-    """What is traded for memory."""
+    """Settings that trade speed for memory."""
 
     checkpointing: Checkpointing = "none"
-    """What the backward pass computes again: nothing; all but attention and every second product; all."""
+    """Activation checkpointing, what backward recomputes: nothing; all but attention and every second product; all."""
     loss_chunk: Count | None = 512
     """Tokens whose logits exist at once; None: all of a micro-batch."""
 
@@ -105,7 +105,7 @@ class Workers(Closed):
     threads: Count | None = None
     """Torch threads of each worker; None: as many as its logical CPUs."""
     max_restarts: int = Field(2, ge=0)
-    """How many worker failures a stage survives, going on from its last checkpoint."""
+    """Number of worker failures after which a stage continues from its last checkpoint."""
     strategy: StrategyChoice = "auto"
     """`auto`: single or ddp; fsdp where the model does not fit otherwise."""
     offload: bool = False
@@ -128,7 +128,7 @@ class EarlyStopping(Closed):
     metric: str = "loss"
     """A metric of the stage's held-out rows, without `heldout_`."""
     mode: Literal["min", "max"] = "min"
-    """Whether smaller or larger values are better."""
+    """Direction of the metric: smaller (min) or larger (max) values are better."""
     patience: Count = 3
     """Evaluations without progress that end the stage."""
     min_delta: float = Field(0.0, ge=0)
@@ -153,7 +153,7 @@ class TrainingBase(Closed):
     max_bad_steps: Count = 5
     """Steps in a row without a finite loss and gradient that end the stage; each is skipped, and counted."""
     auto: NoEffect[tuple[AutoSetting, ...]] = ()
-    """What the plan chooses for the machine, the fastest that fits; `auto` in the place of a value says the same."""
+    """Settings that the plan chooses for the machine, the fastest that fit; the value `auto` means the same."""
 
     @abstractmethod
     def total_steps(self, rows: int) -> int:

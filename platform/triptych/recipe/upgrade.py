@@ -51,7 +51,7 @@ def old_path(path: Path) -> Path:
 
 
 def is_old(stage: Any) -> bool:
-    """Whether a stage's plain data are of the old form."""
+    """True if a stage's plain data have the old form."""
     return isinstance(stage, dict) and stage.get("kind") == OLD_KIND
 
 

@@ -8,7 +8,7 @@ from triptych.recipe.part import Dropout, Part
 
 
 class _VirtualTokens(Part):
-    """What stands before every row."""
+    """Trained tokens or keys and values before every row."""
 
     family = "soft"
     merges = False
@@ -42,9 +42,9 @@ class PTuning(_VirtualTokens):
     encoder_hidden_size: int | None = Field(None, ge=1, le=65536)
     """None: the model's."""
     encoder_num_layers: int = Field(2, ge=1, le=16)
-    """Of the LSTM; the MLP has always the same."""
+    """Layers of the LSTM; the MLP always has the same number."""
     encoder_dropout: Dropout = 0.0
-    """Between the LSTM's layers."""
+    """Dropout between the LSTM's layers."""
 
     @model_validator(mode="after")
     def _lstm(self) -> "PTuning":
@@ -60,7 +60,7 @@ class _Prefix(_VirtualTokens):
     prefix_projection: bool
     """An encoder of two layers makes the keys and values; it is folded when training ends."""
     encoder_hidden_size: int = Field(512, ge=1, le=65536)
-    """Of that encoder."""
+    """Hidden size of that encoder."""
     init: Literal["text", "random"] = "text"
     """The keys and values start as those of a text, or as noise, which ruins the model at first."""
     init_text: str | None = Field(None, min_length=1)
