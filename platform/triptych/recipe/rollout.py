@@ -42,6 +42,6 @@ class Rollout(Closed):
     gpu_memory: Fraction = 0.4
     """Share of the GPU's memory of each engine."""
     sync: Literal["auto", "merged", "adapter"] = "auto"
-    """Form of the weights that engines get: merged into the base, or an adapter. auto: merged on CPU, adapter on GPU."""
+    """Form of the weights that engines get: merged, or an adapter. auto: merged on CPU, an adapter on GPU."""
     timeout_s: Positive = 300.0
     """An engine that answers nothing for this long is replaced."""
