@@ -115,7 +115,7 @@ def remember(ctx: StageContext[Any], digests: Mapping[str, str], parents: Mappin
         "data": dict(digests),
         "parents": dict(parents),
     }
-    _write_or_compare(storage.join(ctx.folder, "state.json"), inputs)
+    _write_or_compare(storage.join(ctx.folder, "state.json"), inputs, _chosen(ctx))
     return inputs
 
 
@@ -125,14 +125,14 @@ def _chosen(ctx: StageContext[Any]) -> set[str]:
     return set() if trained is None else set(trained.train.auto)
 
 
-def _write_or_compare(url: str, inputs: dict[str, Any]) -> None:
-    """Write the inputs, or compare them with those that are there."""
+def _write_or_compare(url: str, inputs: dict[str, Any], chosen: set[str]) -> None:
+    """Write the inputs, or compare them with those that are there; fields in `chosen` may differ."""
     if not storage.exists(url):
         storage.write_bytes(url, json.dumps(inputs, indent=2).encode())
         return
     before = json.loads(storage.read_bytes(url))
     if is_old(before["stage"]):
-        before["stage"] = _of_today(before["stage"])
+        before["stage"] = _without(_of_today(before["stage"]), chosen)
     listed = differences(before, json.loads(json.dumps(inputs)))
     if listed:
         raise UserError(
