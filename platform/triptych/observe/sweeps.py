@@ -14,7 +14,7 @@ from triptych import storage
 from triptych.errors import RunError, UserError
 from triptych.recipe import load_recipe_text, overrides_of
 from triptych.recipe.recipe import Recipe
-from triptych.recipe.sweep import Objective, Sweep
+from triptych.recipe.sweep import Sweep, SweepObjective
 
 RECIPE = "sweep.yaml"
 EVENTS = "events"
@@ -160,7 +160,7 @@ class SweepView:
         return [self.best] if self.best else []
 
 
-def signed(objective: Objective, trial: TrialView) -> float:
+def signed(objective: SweepObjective, trial: TrialView) -> float:
     """A trial's value of an objective, negated if it is maximised, so that less is better; infinity for NaN."""
     value = trial.metrics[objective.metric]
     if math.isnan(value):

@@ -65,7 +65,7 @@ def wanted(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-class Objective(Closed):
+class SweepObjective(Closed):
     """A number that the stage reports, and which way it gets better."""
 
     metric: str
@@ -145,7 +145,7 @@ class Sweep(Closed):
     """The stage that is tried."""
     space: dict[str, Dimension] = Field(min_length=1)
     """Dotted key of the recipe -> what it may be. A `method.name` other than the recipe's starts from its defaults."""
-    objective: Objective | tuple[Objective, ...]
+    objective: SweepObjective | tuple[SweepObjective, ...]
     """One, or several: then the trials that no other beats in all of them are the answer."""
     budget: SweepBudget
     """Limits that end the sweep; the first one that is reached counts."""
@@ -183,6 +183,6 @@ class Sweep(Closed):
         return self
 
     @property
-    def objectives(self) -> tuple[Objective, ...]:
+    def objectives(self) -> tuple[SweepObjective, ...]:
         """The objectives as a list."""
         return self.objective if isinstance(self.objective, tuple) else (self.objective,)

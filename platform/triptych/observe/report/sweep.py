@@ -12,7 +12,7 @@ from triptych.observe.report.series import Chart, Series
 from triptych.observe.report.template import filled
 from triptych.observe.sweeps import SweepView, TrialView, signed
 from triptych.recipe import Dimension
-from triptych.recipe.sweep import Objective
+from triptych.recipe.sweep import SweepObjective
 
 _WIDTH, _HEIGHT, _TOP, _BOTTOM, _SIDE = 900, 300, 28, 24, 60
 
@@ -50,7 +50,7 @@ def shown(value: Any) -> str:
     )
 
 
-def curve(found: SweepView, objective: Objective) -> Chart:
+def curve(found: SweepView, objective: SweepObjective) -> Chart:
     """Chart of an objective over the steps of every trial."""
     series = [
         Series(
@@ -136,7 +136,7 @@ def pareto(found: SweepView) -> str:
 
 
 def _place(
-    found: SweepView, axis: str, trial: TrialView, scores: Sequence[float], objective: Objective
+    found: SweepView, axis: str, trial: TrialView, scores: Sequence[float], objective: SweepObjective
 ) -> float | None:
     """Height of a trial on an axis, from 0 (bottom) to 1; None if it has no such value. The best score is on top."""
     if axis == objective.metric and axis not in found.sweep.space:
@@ -182,7 +182,7 @@ def _spread(values: Sequence[float]) -> tuple[float, float]:
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
-def _has(report: Mapping[str, Any], objective: Objective) -> bool:
+def _has(report: Mapping[str, Any], objective: SweepObjective) -> bool:
     return math.isfinite(report["metrics"].get(objective.metric, math.nan))
 
 
