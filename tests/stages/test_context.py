@@ -48,7 +48,7 @@ def context(folder: Path, *overrides: str) -> StageContext[Any]:
         base_fingerprint="fingerprint",
         registry_url="",
         artifacts="",
-        progress=Progress(None),  # type: ignore[arg-type]
+        progress=Progress(None),
     )
 
 
