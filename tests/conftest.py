@@ -96,6 +96,6 @@ def ray_cluster() -> Iterator[None]:
     """A Ray cluster of two CPUs in this process, shut down after the file's tests."""
     import ray
 
-    ray.init(num_cpus=2, num_gpus=0, include_dashboard=False)
+    ray.init("local", num_cpus=2, num_gpus=0, include_dashboard=False)
     yield
     ray.shutdown()

@@ -71,7 +71,7 @@ def scraped() -> Iterator[dict[str, Family]]:
 
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
-    ray.init(num_cpus=1, num_gpus=0, include_dashboard=False)
+    ray.init("local", num_cpus=1, num_gpus=0, include_dashboard=False)
     try:
         emits: Any = ray.remote(Emits)
         actors = [emits.options(num_cpus=0).remote() for _ in range(2)]

@@ -43,7 +43,7 @@ class Learner:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    ray.init(num_cpus=2, num_gpus=0, include_dashboard=False)
+    ray.init("local", num_cpus=2, num_gpus=0, include_dashboard=False)
     yield
     ray.shutdown()
 

@@ -21,7 +21,7 @@ def ray_cluster() -> Iterator[None]:
     """As `triptych sweep` starts one: with the dashboard, by which the CPUs of stopped trials come free."""
     import ray
 
-    ray.init(num_cpus=2, num_gpus=0, include_dashboard=True)
+    ray.init("local", num_cpus=2, num_gpus=0, include_dashboard=True)
     yield
     ray.shutdown()
 

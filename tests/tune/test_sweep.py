@@ -40,7 +40,8 @@ def table(found: SweepView) -> list[tuple[Any, ...]]:
 def left_behind() -> list[str]:
     """Actors of sweeps and placement groups that are still there; those that Ray keeps for itself ask for nothing."""
     groups = [key for key, group in placement_group_table().items() if group["state"] != "REMOVED"]
-    actors = [actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")])]
+    here = ray.get_runtime_context().gcs_address  # other clusters may run on this machine
+    actors = [actor.class_name for actor in list_actors(here, filters=[("state", "=", "ALIVE")])]
     return [*groups, *(name for name in actors if name not in RAYS_OWN)]
 
 
