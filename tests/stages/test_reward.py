@@ -18,8 +18,9 @@ from triptych.observe.progress import Progress
 from triptych.observe.report import write_report
 from triptych.recipe import REWARD, RecipeError, Reward, load_recipe, member_roles
 from triptych.registry import Registry
+from triptych.stages.artifact import check_gate
 from triptych.stages.run import run_recipe
-from triptych.stages.supervised.reward import batch_of_pairs, check_gate
+from triptych.stages.supervised.reward import batch_of_pairs
 from triptych.train.tasks.forward import mean_scores
 
 GATE = "stages.reward.min_accuracy="

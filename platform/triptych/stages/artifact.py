@@ -19,14 +19,14 @@ from torch import Tensor
 
 from triptych import __version__, storage
 from triptych.artifact_kinds import kind_fields
-from triptych.errors import UserError
+from triptych.errors import RunError, UserError
 from triptych.forward.export import adapter_of
 from triptych.methods.adalora import ranks
 from triptych.methods.freeze import whole
 from triptych.models.adapter import Adapter, load_adapter, save_adapter
 from triptych.models.full import save_model
 from triptych.models.peft_files import FACTS
-from triptych.recipe import Source
+from triptych.recipe import Source, StageBase
 from triptych.recipe.matrix import AdaLora
 from triptych.recipe.method import Freeze, parts_of, trains_base
 from triptych.registry import AdapterVersion, Registry
@@ -131,6 +131,12 @@ def summary(run: str, stage: str) -> dict[str, Any] | None:
         return None
     content: dict[str, Any] = json.loads(storage.read_bytes(url))
     return content
+
+
+def check_gate(name: str, stage: StageBase, metrics: Mapping[str, float]) -> None:
+    """RunError where a stage's held-out metrics fall short of what its recipe asks for."""
+    if reason := stage.shortfall(metrics):
+        raise RunError(f"stage {name}: {reason}: its model is not registered, and PPO may not learn from it")
 
 
 def parent(ctx: StageContext[Any], ref: str, kind: str) -> tuple[Adapter, AdapterVersion]:

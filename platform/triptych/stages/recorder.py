@@ -5,10 +5,12 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
+from triptych.forward.process_memory import peak_memory
 from triptych.observe.log import MetricsLog, read_metrics
 from triptych.observe.metrics import RlMetrics, TrainMetrics
 from triptych.observe.trackers import Tracked, Trackers
 from triptych.stages.context import StageContext
+from triptych.train.learner import Learner
 
 
 class Recorder:
@@ -62,3 +64,11 @@ class Recorder:
         """Write the log up to `step`, before its checkpoint."""
         if self._writes:
             self._log.flush(step)
+
+
+def memory(learner: Learner) -> dict[str, Any]:
+    """Peak memory of the worker with most, and how much of it came after its base was loaded. Collective."""
+    device, loaded = learner.model.device, learner.model.loaded_bytes
+    peaks = learner.group.table([peak_memory(device), peak_memory(device) - loaded], device)
+    whole, grown = (max(column) for column in zip(*peaks, strict=True))
+    return {"peak_memory_bytes": whole, "grown_memory_bytes": grown}

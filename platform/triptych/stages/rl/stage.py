@@ -19,7 +19,7 @@ from triptych.recipe import POLICY, Rl, Source
 from triptych.recipe.refusals import as_policy, is_lora
 from triptych.registry import AdapterVersion
 from triptych.rollout.pool import RolloutPool
-from triptych.stages.artifact import commit_adapter, data_parents, finish, measured, parent, sources
+from triptych.stages.artifact import check_gate, commit_adapter, data_parents, finish, measured, parent, sources
 from triptych.stages.context import StageContext, begin
 from triptych.stages.models import tokenizer_of
 from triptych.stages.recorder import Recorder
@@ -28,7 +28,6 @@ from triptych.stages.rl.prompts import prompt_table
 from triptych.stages.rl.step import rl_step
 from triptych.stages.rl.sync import first_sync
 from triptych.stages.rl.worker import resume, save, start
-from triptych.stages.supervised.reward import check_gate
 from triptych.train.on_ray import launch
 
 

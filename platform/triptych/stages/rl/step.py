@@ -4,7 +4,7 @@ from triptych.algorithms.base import Credit, Scored
 from triptych.data.batches import epoch_order
 from triptych.data.encode import PromptExample
 from triptych.recipe import POLICY
-from triptych.stages.meter import memory
+from triptych.stages.recorder import memory
 from triptych.stages.rl.rollout_log import write_rollouts
 from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.sync import PROBES, probe, sync_policy

@@ -12,8 +12,8 @@ from triptych import storage
 from triptych.data.batches import epoch_order, micro_batches, packed_micro_batches
 from triptych.observe.metrics import TrainMetrics
 from triptych.stages.context import StageContext
-from triptych.stages.meter import Meter
 from triptych.stages.recorder import Recorder
+from triptych.stages.supervised.meter import Meter
 from triptych.train import checkpoint
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner, Objective

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,14 +18,13 @@ from triptych.data.encode import encode_pairs
 from triptych.data.rows import RowKind
 from triptych.data.sources import PARSERS
 from triptych.data.table import StoredTable, read_table
-from triptych.errors import RunError
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
 from triptych.models.adapter import Adapter, Normalization
 from triptych.models.heads import ScalarHead
-from triptych.recipe import REWARD, Reward, StageBase, member_roles
+from triptych.recipe import REWARD, Reward, member_roles
 from triptych.registry import AdapterVersion
-from triptych.stages.artifact import commit_adapter, finish, measured, write_ranks
+from triptych.stages.artifact import check_gate, commit_adapter, finish, measured, write_ranks
 from triptych.stages.context import StageContext
 from triptych.stages.supervised.encoding import TOKENS, Examples
 from triptych.stages.supervised.loop import fitting
@@ -56,12 +55,6 @@ def run(ctx: StageContext[Reward]) -> AdapterVersion:
     metrics = measured(ctx)
     check_gate(ctx.name, ctx.stage, metrics)
     return finish(ctx, prepared.inputs, metrics, prepared.data)
-
-
-def check_gate(name: str, stage: StageBase, metrics: Mapping[str, float]) -> None:
-    """RunError where a stage's held-out metrics fall short of what its recipe asks for."""
-    if reason := stage.shortfall(metrics):
-        raise RunError(f"stage {name}: {reason}: its model is not registered, and PPO may not learn from it")
 
 
 def pairs(stage: Reward) -> Examples:

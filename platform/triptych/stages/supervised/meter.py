@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from triptych.errors import UserError
-from triptych.forward.process_memory import peak_memory
 from triptych.methods.flops import train_flops
 from triptych.models.sizes import Sizes, sizes_of
 from triptych.plan.machines import peak_flops
 from triptych.stages.context import StageContext
+from triptych.stages.recorder import memory
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner, StepReport
 from triptych.train.usage import real_tokens, token_counts
@@ -90,14 +90,6 @@ class Meter:
     def _clear(self) -> None:
         self._metrics: list[dict[str, float]] = []
         self._whole, self._waited, self._tokens, self._flops = 0.0, 0.0, 0, 0.0
-
-
-def memory(learner: Learner) -> Row:
-    """Of the worker with most: its peak so far, and how much of that came after its base was loaded. Collective."""
-    device, loaded = learner.model.device, learner.model.loaded_bytes
-    peaks = learner.group.table([peak_memory(device), peak_memory(device) - loaded], device)
-    whole, grown = (max(column) for column in zip(*peaks, strict=True))
-    return {"peak_memory_bytes": whole, "grown_memory_bytes": grown}
 
 
 def _merged(steps: Sequence[dict[str, float]]) -> dict[str, float]:
