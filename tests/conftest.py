@@ -16,6 +16,9 @@ pytest_plugins = ["tests.support.no_skips", "tests.support.schedule", "tests.sup
 # Nothing in the tests may reach a model hub, and a test process has one core or two.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Two processes of tests with two threads each wait for each other's cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray Train looks every two seconds whether its workers have ended; so short are many of them here.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
 # It also watches for nodes that are taken away, in a process of its own; nothing here is.
