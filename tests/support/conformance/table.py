@@ -19,7 +19,7 @@ from tests.support.conformance.cells import HALF, STRATEGIES, Cell, all_cells, c
 ROOT = Path(__file__).parents[3]
 LOADED = 1e-5
 GRADIENTS = {"float64": 1e-10, "float32": 3e-5}
-"""float64 shows that gradients are the same; float32 rounds: a gate's bias, a sum over all tokens, was off by 1.7e-5."""
+"""float64 shows that gradients are the same; float32 rounds: a gate's bias, summed over all tokens, was 1.7e-5 off."""
 IN_FLOAT32 = ("c3a",)
 """Cases that compute in float32 whatever the model's precision."""
 
