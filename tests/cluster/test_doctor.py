@@ -13,6 +13,7 @@ import triptych
 from triptych.cli import main
 from triptych.cluster import compute, doctor
 from triptych.cluster.check import installed
+from triptych.plan.processor import cpu_flags
 
 TRIPTYCH = Path(sys.executable).parent / "triptych"
 
@@ -62,7 +63,7 @@ XEON = "fpu sse4_2 avx avx2 avx512f avx512_bf16"
 def test_a_processor(tmp_path: Path, flags: str | None, status: str, found: str, advice: str) -> None:
     lines = ["processor : 0", *([] if flags is None else [f"flags\t\t: {flags}"]), "bugs : spectre_v1"]
     (tmp_path / "cpuinfo").write_text("\n".join(lines) + "\n")
-    check = compute.processor(compute.cpu_flags(tmp_path / "cpuinfo"))
+    check = compute.processor(cpu_flags(tmp_path / "cpuinfo"))
     assert check.status == status
     assert found in check.found
     assert advice in check.advice

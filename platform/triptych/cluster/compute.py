@@ -7,11 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import requires
-from pathlib import Path
 
 from packaging.requirements import Requirement
 
 from triptych.cluster.check import GIB, Check, installed
+from triptych.plan.processor import cpu_flags, emulates_bfloat16
 
 _INSTALL = "make .venv/.installed"
 _COMPANIONS = ("torchvision", "torchaudio", "torchcodec")
@@ -21,7 +21,7 @@ _TIMEOUT_S = 180
 
 def examine_compute() -> Iterator[Check]:
     """Check processor, torch and its companions, GPU and vLLM."""
-    yield processor(cpu_flags(Path("/proc/cpuinfo")))
+    yield processor(cpu_flags())
     torch = _torch()
     yield torch
     yield from _companions()
@@ -30,25 +30,16 @@ def examine_compute() -> Iterator[Check]:
     yield _vllm()
 
 
-def cpu_flags(cpuinfo: Path) -> set[str]:
-    """Instruction-set flags of the first core; empty on ARM and outside of Linux, where the kernel lists none."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
-
-
 def processor(flags: set[str]) -> Check:
     """Check for the vector instructions of vLLM's kernels: AVX2, AVX-512, AVX-512 or AMX with bfloat16."""
     known = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
     found = ", ".join(known) or "no vector extension known"
     if flags and "avx2" not in flags:
         return Check("processor", "missing", f"{found}: no AVX2", "vLLM does not run here; use another machine")
-    slow = "bfloat16 is emulated on this processor; `model.dtype: float32` may be faster"
+    slow = "bfloat16 is emulated, many times slower: take `model.dtype: float32`"
     if flags and "avx512f" not in flags:
         return Check("processor", "warning", f"{found}: no AVX-512", f"vLLM takes its slower AVX2 kernels; {slow}")
-    if flags and not {"avx512_bf16", "amx_bf16"} & flags:
+    if emulates_bfloat16(flags):
         return Check("processor", "warning", f"{found}: no bfloat16", slow)
     return Check("processor", "ok", found)
 

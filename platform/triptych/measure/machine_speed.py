@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from triptych.errors import RunError
 from triptych.measure.dry_run import dry_run, random_base
 from triptych.models.sizes import model_sizes
-from triptych.plan.rates import CPU, Rates, keep_rates, kept_rates
+from triptych.plan.processor import cpu_flags, emulates_bfloat16
+from triptych.plan.rates import CPU, Costs, Rates, keep_rates, kept_rates
 from triptych.plan.worker import ANSWER_SHARE, MicroBatch
 from triptych.plan.workload import AMOUNTS, Computation, Micro, Workload
 from triptych.recipe import Recipe
@@ -86,13 +87,40 @@ def measure_rates(cases: Sequence[Case] = CASES, dtypes: Sequence[str] = DTYPES)
     """Measure this machine's processor, about half a minute, and keep the rates in the cache folder."""
     cores = len(os.sched_getaffinity(0))
     with _threads(1):
-        costs = {dtype: _fit([measure(case, dtype) for case in cases], CPU.costs[dtype]) for dtype in dtypes}
+        costs: dict[str, Costs] = {}
+        for dtype in dtypes:
+            costs[dtype] = _costs(cases, dtype, costs)
         alone = measure(cases[-1], dtypes[0])[1]
     with _threads(cores):
         together = measure(cases[-1], dtypes[0])[1]
     rates = Rates({**CPU.costs, **costs}, {1: 1.0} | ({cores: max(1.0, alone / together)} if cores > 1 else {}))
     keep_rates(rates)
     return rates
+
+
+def _costs(cases: Sequence[Case], dtype: str, known: Mapping[str, Costs]) -> Costs:
+    if dtype == "bfloat16" and "float32" in known and emulates_bfloat16(cpu_flags()):
+        return _emulated(known["float32"])
+    return _fit([measure(case, dtype) for case in cases], CPU.costs[dtype])
+
+
+def _emulated(native: Costs) -> Costs:
+    """Costs in an emulated bfloat16: those in float32, with products slower as one small product is.
+
+    The cases themselves would take a quarter of an hour.
+    """
+    slower = _product_seconds(torch.bfloat16) / _product_seconds(torch.float32)
+    return dict(native) | {name: native[name] * slower for name in ("product_flops", "attention_flops")}
+
+
+def _product_seconds(dtype: torch.dtype) -> float:
+    rows, weight = torch.randn(64, 576).to(dtype), torch.randn(576, 576).to(dtype)
+    seconds = []
+    for _ in range(1 + _REPEATS):  # the first one sets up
+        started = time.process_time()
+        rows @ weight
+        seconds.append(time.process_time() - started)
+    return min(seconds[1:])
 
 
 def measure_apart() -> Rates:

@@ -25,7 +25,7 @@ from triptych.errors import RunError
 from triptych.models.sizes import read_config
 from triptych.plan import Machine, MachineProfile, Option, options
 from triptych.plan.calibration import NO_PROFILE
-from triptych.plan.machines import processor
+from triptych.plan.processor import processor
 from triptych.plan.settings import SettingName, Settings
 from triptych.recipe import Recipe
 from triptych.recipe.amount import bytes_of

@@ -1,7 +1,6 @@
 """The hardware that a plan is made for: presets, this machine, or the nodes of a cluster."""
 
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -138,16 +137,6 @@ def machine(name: str) -> Machine:
     each = min(count, _NODE_GPUS)
     node = Node(cpus=each * gpu.node_cpus, gpus=each, memory=each * gpu.node_memory)
     return Machine(name, (node,) * (count // each), gpu)
-
-
-def processor() -> str:
-    """The name of this machine's processor."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
 
 
 def local() -> Machine:

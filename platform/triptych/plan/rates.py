@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from triptych.cache import cache_dir
-from triptych.plan.machines import Gpu, processor
+from triptych.plan.machines import Gpu
+from triptych.plan.processor import processor
 from triptych.plan.workload import AMOUNTS, Workload
 
 _GPU_PRODUCTS, _GPU_ATTENTION = 0.54, 0.27

@@ -1,9 +1,10 @@
 """A whole recipe: every stage as soon as the stages it waits for are done and the cluster has room for it."""
 
 import dataclasses
+import logging
 import queue
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pkgutil import resolve_name
 from typing import Any
@@ -18,11 +19,14 @@ from triptych.observe.progress import Progress
 from triptych.observe.trackers import check_trackers
 from triptych.plan import Machine, cluster, place, profile_here, requests, with_choice
 from triptych.plan.placement import pack
+from triptych.plan.processor import cpu_flags, emulates_bfloat16
 from triptych.recipe import Recipe, dump_recipe, ready, stage_order
 from triptych.registry import registry_url
 from triptych.stages.artifact import summary
 from triptych.stages.context import StageContext
 from triptych.stages.prediction import fail, predict, settle
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ def run_recipe(
     run = next(iter(contexts.values())).run
     done = [name for name in contexts if summary(run, name) is not None]
     wanted = _wanted(recipe, only, done)
+    warn_of_emulation(recipe, set(wanted) - set(done), cpu_flags())
     machine = cluster(ray.nodes())
     for name in wanted:
         if name not in done:
@@ -125,6 +130,17 @@ def _wanted(recipe: Recipe, only: str | None, done: list[str]) -> list[str]:
     if missing:
         raise UserError(f"--stage {only} waits for {', '.join(missing)}: run those first, or leave out --stage")
     return [only]
+
+
+def warn_of_emulation(recipe: Recipe, names: Collection[str], flags: Collection[str]) -> None:
+    """Warn where stages train in bfloat16 on a processor without its instructions; `flags`: those it has."""
+    on_cpu = [name for name in recipe.trained if name in names and not recipe.trained[name].workers.gpus]
+    if on_cpu and recipe.model.dtype == "bfloat16" and emulates_bfloat16(flags):
+        log.warning(
+            "this processor has no instructions for bfloat16 and emulates it, many times slower: "
+            "stop, and run with --set model.dtype=float32 (stages: %s)",
+            ", ".join(on_cpu),
+        )
 
 
 def _fits(recipe: Recipe, machine: Machine, names: list[str]) -> bool:
