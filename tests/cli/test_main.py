@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,12 +28,8 @@ def test_unknown_verb_is_a_wrong_request() -> None:
     assert "no-such-verb" in done.stderr
 
 
-def test_help_answers_within_a_second_and_imports_nothing_heavy() -> None:
-    started = time.perf_counter()
-    done = call("--help")
-    seconds = time.perf_counter() - started
-    assert done.returncode == 0
-    assert seconds < 2.0  # 0.3 s on an idle machine
+def test_help_imports_nothing_heavy() -> None:
+    assert call("--help").returncode == 0
     code = "import sys, triptych.cli; print([m for m in ('torch', 'ray', 'vllm', 'transformers') if m in sys.modules])"
     heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert heavy.stdout.strip() == "[]"

@@ -86,7 +86,7 @@ def test_garbage_under_the_mask_changes_nothing(garbage: float) -> None:
     assert torch.equal(whiten(dirty, mask), whiten(clean, mask))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(left=st.integers(0, 4), right=st.integers(0, 4), seed=st.integers(0, 1000))
 def test_gae_does_not_depend_on_padding(left: int, right: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -117,7 +117,7 @@ def test_discounted() -> None:
     close(discounted(row(0, 0, 0, 0, 2), row(1, 1, 0, 0, 1), 0.5), [0.5, 1, 0, 0, 2])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 1000), shift=st.floats(-100, 100), scale=st.floats(1e-3, 1e3))
 def test_whitened_values_have_mean_0_and_sample_variance_1(seed: int, shift: float, scale: float) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -192,7 +192,7 @@ def test_a_group_without_spread_gives_exactly_zero(dtype: torch.dtype) -> None:
     assert not leave_one_out(scores, groups).any()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 1000))
 def test_groups_may_come_in_any_order(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

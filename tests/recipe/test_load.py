@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from triptych.errors import UserError
@@ -335,7 +335,6 @@ words = st.text(min_size=1) | st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(trees | words)
 def test_written_data_reads_back_equal(data: object) -> None:
     back = parse(write(data), "x")[1]
@@ -343,7 +342,6 @@ def test_written_data_reads_back_equal(data: object) -> None:
     assert type(back) is type(data)
 
 
-@settings(deadline=None)
 @given(
     path=words, column=words, lr=st.floats(1e-12, 1e12), limit=st.none() | st.integers(1, 2**63), seed=st.integers(0)
 )
