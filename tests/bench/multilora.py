@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from harness import Arm, Comparison, emit, run_benchmark
+from precision import DTYPE
 
 PROMPTS, NEW_TOKENS, RANK, SLOTS = 64, 32, 16, 4
 ADAPTERS = {"base": 0, "1 adapter": 1, "2 adapters": 2, "4 adapters": 4}
@@ -30,7 +31,7 @@ def make_adapters(model: Path, folder: Path) -> list[Path]:
     made = []
     for seed in range(SLOTS):
         torch.manual_seed(seed)
-        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, DTYPE))
         config = LoraConfig(r=RANK, lora_alpha=4, target_modules="all-linear", init_lora_weights=False)
         made.append(folder / f"adapter-{seed}")
         get_peft_model(base, config).save_pretrained(str(made[-1]))
@@ -44,7 +45,7 @@ def measure_engine(model: Path, adapters: list[Path]) -> None:
 
     engine = LLM(
         model=str(model),
-        dtype="bfloat16",
+        dtype=DTYPE,
         enforce_eager=True,
         max_model_len=256,
         enable_prefix_caching=False,

@@ -16,6 +16,7 @@ from typing import Any
 from arm import Job
 from harness import Comparison, emit, measure, run_benchmark, show
 from peers.environment import TRL
+from precision import DTYPE
 from training import (
     BATCH,
     BENCH,
@@ -32,8 +33,8 @@ from training import (
 
 MAX_LENGTH, TARGET = 512, 2.0
 OURS = {"micro_tokens": 1024}
-FAST = {"model_init_kwargs": {"dtype": "bfloat16"}, "gradient_checkpointing": False}
-"""What every candidate has: weights in bf16 (TRL loads float32), nothing computed twice."""
+FAST = {"model_init_kwargs": {"dtype": DTYPE}, "gradient_checkpointing": False}
+"""What every candidate has: weights in DTYPE (TRL loads float32), nothing computed twice."""
 CANDIDATES: dict[str, dict[str, Any]] = {
     "8": FAST,
     "4 x 2": FAST | {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2},

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness import Arm, Comparison, emit, run_benchmark
+from precision import DTYPE
 
 PROMPTS, NEW_TOKENS, RANK, MODEL_LEN, REPEATS = 64, 32, 16, 256, 2
 SUBJECTS = ("a quiet drama", "a heist film", "a documentary about bees", "a musical", "a western", "a courtroom film")
@@ -78,7 +79,7 @@ def measure_pool(name: str, model: Path, adapter: Path) -> None:
     config = json.loads((adapter / "adapter_config.json").read_text())
     ray.init(num_cpus=2, include_dashboard=False)
     start = time.perf_counter()
-    pool = RolloutPool.start(str(model), "bfloat16", Rollout.model_validate(POOLS[name]), MODEL_LEN, RANK, [])
+    pool = RolloutPool.start(str(model), DTYPE, Rollout.model_validate(POOLS[name]), MODEL_LEN, RANK, [])
     started = time.perf_counter() - start
     syncs = [pool.sync(content, config, version).seconds for version in range(REPEATS + 1)]
 
@@ -97,7 +98,7 @@ def measure_hf(model: Path) -> None:
     from triptych.models.base import load_causal_lm, load_tokenizer
 
     prompts, pad = chat_prompts(model), load_tokenizer(model).pad_token_id
-    network = load_causal_lm(model, torch.bfloat16)
+    network = load_causal_lm(model, getattr(torch, DTYPE))
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])

@@ -18,6 +18,7 @@ from typing import Any
 from arm import Job
 from harness import Comparison, emit, measure, run_benchmark, show
 from peers.environment import LLAMAFACTORY, LLAMAFACTORY_NOTE, TRL
+from precision import DTYPE
 from training import (
     BATCH,
     BENCH,
@@ -43,8 +44,8 @@ def micro(rows: int) -> dict[str, Any]:
 
 
 PADDING_FREE = {"padding_free": True, "max_length": None}
-FAST = {"model_init_kwargs": {"dtype": "bfloat16"}, "gradient_checkpointing": False}
-"""What every candidate has: weights in bf16 (TRL loads float32), nothing computed twice."""
+FAST = {"model_init_kwargs": {"dtype": DTYPE}, "gradient_checkpointing": False}
+"""What every candidate has: weights in DTYPE (TRL loads float32), nothing computed twice."""
 CANDIDATES: dict[str, dict[str, Any]] = {
     "padded, 8": FAST,
     "by length, 2 x 4": FAST | micro(2) | {"train_sampling_strategy": "group_by_length"},
@@ -55,7 +56,7 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "packing to 1024": FAST | {"packing": True, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
 }
 BEST = {"gsm8k": "one by one", "reviews": "padding-free, 8"}
-FACTORY = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, "disable_gradient_checkpointing": True}
+FACTORY = micro(1) | {"disable_gradient_checkpointing": True, "bf16": DTYPE == "bfloat16"}
 """LLaMA-Factory's example, with nothing computed twice."""
 DEFAULT_TARGET, BEST_TARGET = 2.5, 1.8
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from arm import SEED, Job, figures
 from harness import Arm, Figures
+from precision import DTYPE
 
 if TYPE_CHECKING:
     from triptych.forward.roles import RoleModel
@@ -68,7 +69,7 @@ def job_arm(name: str, command: Sequence[str], rows: Path, settings: dict[str, A
 
 
 def our_model(job: Job) -> "RoleModel":
-    """The frozen base in bfloat16, no role on it yet."""
+    """The frozen base in DTYPE, no role on it yet."""
     import torch
 
     from triptych.forward.roles import RoleModel
@@ -76,7 +77,7 @@ def our_model(job: Job) -> "RoleModel":
 
     levers = {name: job.settings[name] for name in ("loss_chunk", "checkpointing") if name in job.settings}
     torch.manual_seed(SEED)
-    return RoleModel(load_causal_lm(Path(job.model), torch.bfloat16), **levers)
+    return RoleModel(load_causal_lm(Path(job.model), getattr(torch, DTYPE)), **levers)
 
 
 def our_learner(job: Job, model: "RoleModel", role: str, steps: int) -> "Learner":
