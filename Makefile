@@ -42,8 +42,8 @@ demo: .venv/.installed
 
 # Tests that start clusters and engines run one after another: two at once on two cores run into their time limits.
 test: .venv/.installed
-	$(PYTEST) -m "not slow and not exhaustive"
-	$(BIN)/pytest -m "slow and not exhaustive"
+	$(PYTEST) -m "not cluster and not exhaustive"
+	$(BIN)/pytest -m "cluster and not exhaustive"
 
 test-fast: .venv/.installed
 	$(PYTEST) -m "not slow and not exhaustive"

@@ -10,7 +10,7 @@ import yaml
 
 from tests.support.three_nodes import Laptop, assert_absent, assert_no_token, free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import ray
 from triptych.cluster.ray import connect
 from triptych.errors import UserError
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 
 def test_local_cluster_ends_with_the_block_and_a_nested_connection_is_left_alone(

@@ -16,7 +16,7 @@ from triptych import storage
 from triptych.models.adapter import load_adapter
 from triptych.observe.log import read_metrics
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def _one(family: Family, worker: str | None = None, **labels: str) -> Sample:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_kinds_and_labels_arrive(scraped: dict[str, Family]) -> None:
     for metric in METRICS.values():
         family = scraped[metric.exported]
@@ -122,6 +123,7 @@ def test_kinds_and_labels_arrive(scraped: dict[str, Family]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_training_values(scraped: dict[str, Family]) -> None:
     stage = {"run": "reviews", "stage": "sft"}
     assert _one(scraped["ray_triptych_train_loss"], **stage).value == 0.25
@@ -135,6 +137,7 @@ def test_training_values(scraped: dict[str, Family]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_rl_values(scraped: dict[str, Family]) -> None:
     assert _one(scraped["ray_triptych_rl_policy_version"]).value == 3
     assert _one(scraped["ray_triptych_rl_reward_mean"]).value == 0.5
@@ -145,6 +148,7 @@ def test_rl_values(scraped: dict[str, Family]) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_gateway_values(scraped: dict[str, Family]) -> None:
     requests = scraped["ray_triptych_gateway_requests_total"]
     for outcome in ("ok", "error", "cancelled"):

@@ -33,6 +33,7 @@ def test_numbers_are_short() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.usefixtures("ray_cluster")
 def test_workers_report_and_the_driver_prints_lines(capsys: pytest.CaptureFixture[str]) -> None:
     @ray.remote(num_cpus=0)
@@ -56,6 +57,7 @@ def test_workers_report_and_the_driver_prints_lines(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_terminal_gets_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):

@@ -53,6 +53,7 @@ def test_cluster_as_ray_describes_it() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_cluster_of_a_real_ray(ray_cluster: None) -> None:
     import ray
 

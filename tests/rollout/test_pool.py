@@ -28,7 +28,7 @@ from triptych.recipe.rollout import Rollout, Sampling
 from triptych.rollout.pool import RolloutPool
 from triptych.rollout.sync_check import check_sync
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 STOP, VOCAB, MODEL_LEN = 2, 512, 128
 SAMPLING = Sampling(max_new_tokens=24, temperature=0.7)

@@ -21,7 +21,7 @@ from triptych.recipe.serve import ServeConfig
 from triptych.registry import Registry
 from triptych.serve import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
 BASE = "smollm2-135m-instruct"
 TOKENS = 32

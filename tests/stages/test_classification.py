@@ -113,6 +113,7 @@ def stage(tmp_path: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_train_and_register(
     make_context: Callable[[dict[str, Any]], StageContext[Any]],
     stage: dict[str, Any],

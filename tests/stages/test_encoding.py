@@ -108,6 +108,7 @@ class _Busy:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 def test_ray_data_gives_the_same_table(
     make_context: MakeContext, stage: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
 ) -> None:

@@ -21,7 +21,7 @@ from triptych import storage
 from triptych.observe.log import read_metrics
 from triptych.registry import Registry
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 TRIPTYCH = str(Path(sys.executable).parent / "triptych")
 LR = "stages.sft.train.optimizer.lr"

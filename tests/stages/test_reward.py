@@ -75,6 +75,7 @@ def ensemble_recipe(recipe_file: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_ensemble_is_trained_measured_and_held_to_its_gate(
     ensemble_recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -19,7 +19,7 @@ from triptych.observe.progress import Progress
 from triptych.recipe import load_recipe
 from triptych.stages.run import run_recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 Run = Future[dict[str, dict[str, Any]]]
 

@@ -11,7 +11,7 @@ from triptych.errors import RunError, UserError
 from triptych.recipe import Workers
 from triptych.train.on_ray import launch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 
 def _write_threads(config: dict[str, Any]) -> None:

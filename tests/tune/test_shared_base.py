@@ -58,6 +58,7 @@ def test_memory_bounds_the_trials_at_once(make_recipe: Make) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_sweep_comes_to_the_same_table(make_recipe: Make) -> None:

@@ -23,7 +23,7 @@ from triptych.recipe import Recipe
 from triptych.registry import Registry
 from triptych.tune.sweep import run_sweep, sweep_folder
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 Make = Callable[..., Recipe]
 LR = "stages.sft.train.optimizer.lr"

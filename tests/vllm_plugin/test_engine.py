@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from triptych.models.base import resolve_base
 from triptych.recipe.model import Model
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
 NEW_TOKENS = 24
 QUESTIONS = ("Name a color.", "What is the capital of France?", "Write one sentence about a film you liked.")
