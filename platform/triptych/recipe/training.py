@@ -151,7 +151,8 @@ class TrainingBase(Closed):
     evaluate_every: Count | None = None
     """Steps between measurements on held-out rows; None: at the end only."""
     max_bad_steps: Count = 5
-    """Steps in a row without a finite loss and gradient that end the stage; each is skipped, and counted."""
+    """Steps in a row without a finite gradient that end the stage; each is skipped, and counted. Steps that search for
+    float16's loss scale are skipped too, and do not count here."""
     auto: NoEffect[tuple[AutoSetting, ...]] = ()
     """Settings that the plan chooses for the machine, the fastest that fit; the value `auto` means the same."""
 

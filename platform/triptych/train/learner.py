@@ -26,7 +26,7 @@ from triptych.train.clock import Clock
 from triptych.train.group import Group
 from triptych.train.optimizer import learning_rate
 from triptych.train.strategies import Slice, make_strategy
-from triptych.train.strategies.base import BUFFER
+from triptych.train.strategies.base import BUFFER, Update
 
 Sums = dict[str, Tensor]
 """Name -> sum over the batch, a scalar."""
@@ -34,7 +34,7 @@ Metrics = dict[str, tuple[Tensor, Tensor]]
 """Name -> (sum, weight): the metric is their quotient over all micro-batches and ranks."""
 
 MAX_BAD_STEPS = 5
-"""Steps in a row without a finite gradient that end a run."""
+"""Steps in a row without a finite gradient, at any loss scale, that end a run."""
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,8 @@ class Learner:
             dropout: turn dropout on in `accumulate`. PPO trains without: its ratios compare two passes over one batch.
             strategy: how parameters, gradients and optimizer state lie on the ranks; `auto`: whole on each.
             offload: keep what `strategy` shards in CPU memory.
-            max_bad_steps: steps in a row without a finite gradient after which `step` raises.
+            max_bad_steps: steps in a row without a finite gradient after which `step` raises. Those that lower
+                float16's loss scale are not counted.
             names: names of the roles in checkpoints, where they differ from those on this model.
         """
         self.model = model
@@ -114,7 +115,8 @@ class Learner:
     def step(self, objective: Objective, micro_batches: Sequence[Batch | None]) -> StepReport:
         """One optimiser step. None stands for an empty micro-batch: ranks have equally many.
 
-        A step without a finite gradient is skipped and counted (`skipped`).
+        A step without a finite gradient is skipped and counted (`skipped`). Where a loss scale stood above 1 it is
+        lowered: steps that search for it are no sign of divergence.
 
         Raises:
             RunError: `max_bad_steps` such steps in a row.
@@ -131,7 +133,7 @@ class Learner:
         if adaptive and math.isfinite(update.norm):
             self._adapt(role, adaptive, gradients, update.norm)
         self._steps[role] += 1
-        self._count_bad(role, update.norm, update.bad)
+        self._count_bad(role, update)
         clock.lap("optimizer")
         own = {"grad_norm": update.norm, "learning_rate": rate, "skipped": float(not math.isfinite(update.norm))}
         own |= {name: value for part in adaptive.values() for name, value in part.metrics().items()}
@@ -219,7 +221,9 @@ class Learner:
         """This rank's tensors, and counters, from which `load_state` goes on exactly."""
         beside = [Slice(name, tuple(b.shape), 0, b.reshape(-1)) for name, b in self._buffers() if self.group.rank == 0]
         slices = [replace(own, name=_renamed(own.name, self._names)) for own in (*self.strategy.slices(), *beside)]
-        return LearnerState(slices, {"steps": {self._names[role]: count for role, count in self._steps.items()}})
+        counters = {"steps": self._steps, "bad_steps": self._bad_steps}
+        named = {key: {self._names[role]: n for role, n in counts.items()} for key, counts in counters.items()}
+        return LearnerState(slices, named)
 
     def load_state(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
         """Go on from whole tensors, whatever strategy and however many ranks wrote them."""
@@ -230,6 +234,8 @@ class Learner:
         for name, buffer in self._buffers():
             buffer.copy_(tensors[name])
         self._steps = {roles[name]: count for name, count in numbers["steps"].items()}
+        earlier = dict.fromkeys(roles, 0)  # versions before kept no count of bad steps
+        self._bad_steps = {roles[name]: count for name, count in numbers.get("bad_steps", earlier).items()}
 
     def _adaptive(self, role: str) -> dict[str, Attachment]:
         """The parts of a role's method that follow its training, by what stands before their names."""
@@ -302,12 +308,15 @@ class Learner:
                 local[name] = local[name] + value if name in local else value
         return self.group.sum_by_name(local, width, self.model.device) if self.group.together else local
 
-    def _count_bad(self, role: str, norm: float, bad: str | None) -> None:
-        if math.isfinite(norm):
+    def _count_bad(self, role: str, update: Update) -> None:
+        if math.isfinite(update.norm):
             self._bad_steps[role] = 0
             return
+        if update.overflow:
+            log.info("%s: step %d skipped: float16's loss scale was too large, and is halved", role, self._steps[role])
+            return
         self._bad_steps[role] += 1
-        first = f", first in {bad}" if bad else ""
+        first = f", first in {update.bad}" if update.bad else ""
         log.warning("%s: step %d skipped: its gradient is not finite%s", role, self._steps[role], first)
         if self._bad_steps[role] >= self._max_bad_steps:
             raise RunError(

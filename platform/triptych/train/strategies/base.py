@@ -16,7 +16,7 @@ BUFFER = "buffer"
 """Stands there for what a role's method keeps beside its parameters: `<role>/buffer/<name>`."""
 
 LOSS_SCALE = "loss_scale"
-"""Stands there for what a role's loss is multiplied by: `<role>/loss_scale`."""
+"""Stands there for the state of a role's loss scale: `<role>/loss_scale`."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Update:
     norm: float
     bad: str | None = None
     """The first parameter with a gradient that is not finite, where it can be told."""
+    overflow: bool = False
+    """Gradients were not finite under a loss scale that has been lowered since: perhaps nothing else is wrong."""
 
 
 class Strategy(Protocol):

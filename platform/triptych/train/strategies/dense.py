@@ -61,8 +61,7 @@ class Dense:
         if not math.isfinite(norm):
             bad = self._first_bad(role)
             self.discard_gradients(role)
-            scale.shrink()
-            return Update(norm, bad)
+            return Update(norm, bad, overflow=scale.shrink())
         clip = min(1.0, self._config[role].max_grad_norm / (norm + 1e-6))
         if clip / scale.value != 1.0:
             torch._foreach_mul_(gradients, clip / scale.value)
@@ -110,13 +109,13 @@ class Dense:
                 self._put(parameter, tensors[f"{role}/{VALUE}/{name}"])
                 for key in state_keys(tensors, role, name):
                     state[parameter][key] = self._beside(parameter, tensors[f"{role}/{key}/{name}"])
-            self._scales[role].value = float(tensors[f"{role}/{LOSS_SCALE}"])
+            self._scales[role].load_state(tensors[f"{role}/{LOSS_SCALE}"].reshape(-1).tolist())
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         """Every tensor of a checkpoint, by its name there."""
         found: list[tuple[str, Tensor]] = []
         for role, named in self.parameters.items():
-            found.append((f"{role}/{LOSS_SCALE}", torch.tensor(self._scales[role].value, dtype=torch.float64)))
+            found.append((f"{role}/{LOSS_SCALE}", torch.tensor(self._scales[role].state(), dtype=torch.float64)))
             state = self._optimizers[role].state
             for name, parameter in named.items():
                 found.append((f"{role}/{VALUE}/{name}", parameter.detach()))
