@@ -291,6 +291,58 @@ def test_groups_by_rate_and_decay(name: str) -> None:
             assert group["orthogonal"] == (".q_proj.lora_" in path), path
 
 
+LAYER = "base_model.model.model.layers.0.self_attn.q_proj"
+VECTORS = {
+    "model.norm.weight": (64,),
+    "model.layers.0.self_attn.q_norm.weight": (4, 16),  # cohere: a gain of each head
+    "transformer.h.0.ln_1.weight": (64,),
+    f"{LAYER}.bias": (64,),
+    "model.layers.0.mlp.experts.gate_up_proj_bias": (8, 128),
+    "model.layers.0.temporal_block.rg_lru.input_gate_bias": (4, 16),
+    "model.layers.0.mamba.A_log": (64, 16),
+    "model.layers.0.mamba.D": (2, 64),
+    "rwkv.blocks.0.attention.time_mix_key": (1, 1, 64),
+    "model.layers.0.self_attn.forget_gate.A_log": (1, 1, 8, 1),
+    f"{LAYER}.lora_E": (12, 1),
+    f"adalora.{LAYER}.lora_E": (12, 1),
+    f"{LAYER}.ia3_l": (1, 64),
+    f"{LAYER}.boft_s": (64, 1),
+    f"{LAYER}.lora_magnitude_vector": (64,),
+    f"{LAYER}.vera_lambda_d": (256,),
+    f"{LAYER}.randlora_gamma": (2, 64),
+    f"{LAYER}.randlora_lambda": (32, 2),
+}
+MATRICES = {
+    f"{LAYER}.lora_A.weight": (1, 64),  # rank 1
+    f"{LAYER}.lora_B.weight": (64, 1),
+    f"{LAYER}.lora_A": (12, 64),
+    "head.weight": (1, 64),
+    "model.embed_tokens.weight": (96, 64),
+    "model.layers.0.mlp.experts.down_proj": (8, 64, 64),
+    "model.layers.0.conv.conv.weight": (64, 1, 3),
+    f"{LAYER}.boft_R": (1, 16, 4, 4),
+    "prompt_embeddings": (20, 64),
+}
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_8bit", "sgd", "lion", "muon", "adamw_schedule_free"])
+def test_weight_decay_takes_from_matrices_alone(name: str) -> None:
+    """A step without gradients moves what decays, and nothing else, however it is stored."""
+    named = {path: nn.Parameter(torch.ones(shape)) for path, shape in (VECTORS | MATRICES).items()}
+    config = Optimizer.model_validate({"name": name, "lr": 0.1, "weight_decay": 0.5})
+    optimizer = build_optimizer(named, config)
+    for parameter in named.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    left = {path: parameter.detach().unique().tolist() for path, parameter in named.items()}
+    assert left == {**dict.fromkeys(VECTORS, [1.0]), **dict.fromkeys(MATRICES, [pytest.approx(0.95)])}
+
+
+def test_muon_leaves_vectors_to_adamw() -> None:
+    named = {path: nn.Parameter(torch.ones(shape)) for path, shape in VECTORS.items()}
+    assert not any(group["orthogonal"] for group in build_optimizer(named, Optimizer(name="muon")).param_groups)
+
+
 @pytest.mark.parametrize(
     ("name", "orthogonal"),
     [

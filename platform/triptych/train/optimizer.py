@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,13 @@ from triptych.train.optimizers.muon import Muon
 from triptych.train.optimizers.schedule_free import ScheduleFreeAdamW
 
 _EMBEDDING_OR_HEAD = re.compile(r"(^|\.)(\w*embed\w*|wte|wpe|\w*head|score|classifier)(\.|$)")
+_VECTOR = re.compile(
+    r"(^|\.)(\w*norm\w*|ln_\w+)\.weight$"  # gains, of a head each in some families
+    r"|bias$"  # of experts, of heads
+    r"|(^|\.)(A_log|D|time_\w+)$"  # of state spaces and RWKV
+    r"|(^|\.)(lora_E|ia3_l|boft_s|randlora_lambda|randlora_gamma)$"  # diagonals and scales of adapters
+)
+"""Names of parameters that are vectors whatever shape they are stored in: gains, biases, scales."""
 _LORA_B = re.compile(r"(^|\.)lora_(embedding_)?B(\.|$)")
 
 
@@ -23,8 +30,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of these parameters, plain or sharded by rows (DTensor).
 
-    Each group carries `lr_scale`: the caller sets `lr` to the step's rate times it. Vectors never decay. `rates`:
-    learning rates of those that have one of their own.
+    Each group carries `lr_scale`: the caller sets `lr` to the step's rate times it. Vectors never decay, however they
+    are stored. `rates`: learning rates of those that have one of their own.
     """
     groups = _groups(named, config, rates or {})
     if config.name == "adamw":
@@ -54,6 +61,15 @@ def learning_rate(config: Optimizer, step: int, total: int) -> float:
     return config.lr
 
 
+def is_vector(name: str, shape: Sequence[int]) -> bool:
+    """True for gains, biases and scales, which weight decay and Muon leave alone; of a shape such as [n, 1] too.
+
+    A matrix of one row or column, as of a LoRA of rank 1 or a scalar head, is none.
+    """
+    one_axis = sum(size > 1 for size in shape) <= 1
+    return len(shape) < 2 or (len(shape) > 2 and one_axis) or _VECTOR.search(name) is not None
+
+
 def averaging(optimizer: torch.optim.Optimizer, *, on: bool) -> None:
     """Let parameters hold the values to evaluate and export: the average for schedule-free, for others no change.
 
@@ -68,8 +84,10 @@ def _groups(named: Mapping[str, nn.Parameter], config: Optimizer, rates: Mapping
     for name, parameter in named.items():
         scale = rates.get(name, config.lr) / config.lr
         scale *= config.lora_plus if _LORA_B.search(name) else 1.0
-        decay = config.weight_decay if parameter.ndim > 1 else 0.0
-        orthogonal = config.name == "muon" and parameter.ndim == 2 and not _EMBEDDING_OR_HEAD.search(name)
+        vector = is_vector(name, parameter.shape)
+        decay = 0.0 if vector else config.weight_decay
+        hidden = parameter.ndim == 2 and not vector and not _EMBEDDING_OR_HEAD.search(name)
+        orthogonal = config.name == "muon" and hidden
         group = groups.setdefault(
             (scale, decay, orthogonal),
             {"params": [], "lr": config.lr * scale, "lr_scale": scale, "weight_decay": decay},

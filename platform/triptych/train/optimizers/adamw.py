@@ -15,7 +15,7 @@ def update_by_adamw(
     if not parameters:
         return
     for parameter in parameters:
-        if not state[parameter]:
+        if "exp_avg" not in state[parameter]:  # a checkpoint of an earlier version may hold Muon's state of a vector
             state[parameter]["step"] = torch.zeros((), device=parameter.device)
             state[parameter]["exp_avg"] = torch.zeros_like(parameter)
             state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
