@@ -1,10 +1,13 @@
 """Metrics segments: written at checkpoints, dropped and written again by a stage that resumes."""
 
+import json
+import math
 from pathlib import Path
 
 import fsspec
 import pytest
 
+from triptych import storage
 from triptych.observe.log import MetricsLog, read_metrics
 
 
@@ -28,6 +31,19 @@ def test_rows_come_back_in_order(folder: str) -> None:
             log.flush(step)
     assert _steps(folder) == list(range(1, 13))
     assert read_metrics(folder)[2] == {"step": 3, "loss": 1 / 3}
+
+
+def test_what_is_no_number_is_null_in_the_file_and_nan_again(folder: str) -> None:
+    log = MetricsLog(folder)
+    log.add({"step": 1, "loss": math.nan, "grad_norm": math.inf, "rates": [1.0]})
+    log.flush(1)
+    (name,) = storage.list_files(f"{folder}/metrics")
+    written = json.loads(storage.read_bytes(f"{folder}/metrics/{name}"), parse_constant=pytest.fail)
+    assert written == {"step": 1, "loss": None, "grad_norm": None, "rates": [1.0]}
+    (row,) = read_metrics(folder)
+    assert math.isnan(row.pop("loss"))
+    assert math.isnan(row.pop("grad_norm"))
+    assert row == {"step": 1, "rates": [1.0]}
 
 
 def test_rows_since_the_last_flush_are_not_there(folder: str) -> None:

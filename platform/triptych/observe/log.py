@@ -1,6 +1,8 @@
 """Metrics of a stage as JSONL segments, one a checkpoint: no appends, so that any object store will do."""
 
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from triptych import storage
@@ -22,9 +24,9 @@ class MetricsLog:
         self._rows.append(row)
 
     def flush(self, step: int) -> None:
-        """Write the rows up to `step`; the same segment again replaces it."""
+        """Write the rows up to `step`; the same segment again replaces it. What is no finite number becomes null."""
         if self._rows:
-            text = "".join(json.dumps(row) + "\n" for row in self._rows)
+            text = "".join(json.dumps(plain(row)) + "\n" for row in self._rows)
             storage.write_bytes(storage.join(self._url, f"step-{step:08d}.jsonl"), text.encode())
             self._rows = []
 
@@ -36,11 +38,22 @@ class MetricsLog:
 
 
 def read_metrics(folder: str) -> list[dict[str, Any]]:
-    """All rows of a stage by step; columns with a former name are given under the present one."""
+    """All rows of a stage by step, NaN where a segment has null; columns with a former name under the present one."""
     url = storage.join(folder, _FOLDER)
     segments = [storage.read_bytes(storage.join(url, name)) for name in sorted(storage.list_files(url))]
     rows = [json.loads(line) for segment in segments for line in segment.splitlines()]
-    return [{_RENAMED.get(key, key): value for key, value in row.items()} for row in rows]
+    return [
+        {_RENAMED.get(key, key): math.nan if value is None else value for key, value in row.items()} for row in rows
+    ]
+
+
+def plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with None in place of NaN and infinity, for which JSON has no word."""
+    return {key: value if _is_plain(value) else None for key, value in row.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _last_step(name: str) -> int:

@@ -7,6 +7,8 @@ data set.
 import dataclasses
 import itertools
 import json
+import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,12 +41,21 @@ ROWS = "rows.parquet"
 """Rows of a data set, as records in the shape that a source's file has."""
 
 
+log = logging.getLogger(__name__)
+
+
 @contextmanager
 def committed_output(ctx: StageContext[Any], metrics: Mapping[str, float]) -> Iterator[Path]:
-    """The folder of the stage's output, committed with its held-out metrics at the end of the block."""
+    """The folder of the stage's output, committed with its held-out metrics at the end of the block.
+
+    A metric that is no finite number is left out, with a warning: the output is there all the same.
+    """
+    known = _finite(metrics)
+    if missing := sorted(metrics.keys() - known.keys()):
+        log.warning("stage %s: left out, for they are no finite numbers: %s", ctx.name, ", ".join(missing))
     with storage.committed(ctx.artifact) as folder:
         yield folder
-        (folder / METRICS).write_text(json.dumps(dict(metrics)))
+        (folder / METRICS).write_text(json.dumps(known))
 
 
 def commit_adapter(ctx: StageContext[Any], adapter: Adapter, metrics: Mapping[str, float]) -> None:
@@ -102,9 +113,8 @@ def write_ranks(ctx: StageContext[Any], weights: Mapping[str, Mapping[str, Tenso
 
 
 def measured(ctx: StageContext[Any]) -> dict[str, float]:
-    """The held-out metrics that were committed with the stage's output."""
-    metrics: dict[str, float] = json.loads(storage.read_bytes(storage.join(ctx.artifact, METRICS)))
-    return metrics
+    """The held-out metrics that were committed with the stage's output; earlier versions kept NaN among them."""
+    return _finite(json.loads(storage.read_bytes(storage.join(ctx.artifact, METRICS))))
 
 
 def finish(
@@ -189,6 +199,10 @@ def _write_parquet(path: Path, first: pa.Table, others: Iterable[pa.Table]) -> i
             writer.write_table(block)
             rows += block.num_rows
     return rows
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _commit_model(ctx: StageContext[Any], weights: dict[str, Tensor], metrics: Mapping[str, float]) -> None:

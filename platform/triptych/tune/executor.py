@@ -156,7 +156,8 @@ def final_report(ctx: StageContext[Any], meter: CostMeter) -> Report:
     done = summary(ctx.run, ctx.name)
     assert done is not None
     rows = read_metrics(ctx.folder)
-    return meter.report(rows, plain_metrics(rows[-1] | done["metrics"]), final=True)
+    cost = {key: value for key, value in rows[-1].items() if not key.startswith("heldout_")}  # of other weights
+    return meter.report(rows, plain_metrics(cost | done["metrics"]), final=True)
 
 
 def _unreported(ctx: StageContext[Any], trial: Trial, meter: CostMeter) -> Iterator[Report]:

@@ -107,11 +107,14 @@ def _absolute(source: Source) -> Source:
 
 
 def plain_metrics(row: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers of a row of the metrics log that a sweep keeps: all but step, tokens and the seconds of parts."""
+    """Finite numbers of a row of the metrics log that a sweep keeps: not step, tokens and the seconds of parts."""
     return {
         key: float(value)
         for key, value in row.items()
-        if isinstance(value, int | float) and key not in ("step", "tokens") and not key.startswith("seconds_")
+        if isinstance(value, int | float)
+        and math.isfinite(value)
+        and key not in ("step", "tokens")
+        and not key.startswith("seconds_")
     }
 
 
