@@ -207,6 +207,8 @@ def test_adapter_versions_stand_in_for_stages(reviews: Reviews) -> None:
          "stages.ppo.rollout.max_prompt_tokens + rollout.sampling.max_new_tokens: 8173 tokens; allowed: up to 8172"),
         (["stages.ppo.rollout.max_prompt_tokens=8190"],
          "stages.ppo.rollout.max_prompt_tokens + rollout.sampling.max_new_tokens: 8238 tokens; allowed: up to 8192"),
+        (["stages.ppo.rollout.max_prompt_tokens=8144", "stages.ppo.evaluation.max_new_tokens=200"],
+         "stages.ppo.rollout.max_prompt_tokens + evaluation.max_new_tokens: 8344 tokens; allowed: up to 8192 with this"),
         (["stages.sft.train.batch={rows: 999, micro_tokens: 200000}"],
          "stages.sft does not fit machine laptop (2 CPUs, 24 GiB): node 0 needs at least "),
         (["machine=4xq100"], "machine: `4xq100` is not known"),
@@ -217,6 +219,12 @@ def test_what_can_never_work_is_refused(reviews: Reviews, overrides: list[str], 
     with pytest.raises(UserError) as caught:
         estimate(reviews(*overrides), machine=on)
     assert str(caught.value).startswith(message)
+
+
+def test_prompt_and_answer_may_fill_the_context(reviews: Reviews) -> None:
+    full = reviews("stages.ppo.rollout.max_prompt_tokens=8144")
+    assert full.trained["ppo"].shape().context == 8192
+    estimate(full, machine="8xh100-80", stage="ppo")
 
 
 def test_plan_needs_no_ray_vllm_or_torch() -> None:

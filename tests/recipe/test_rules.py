@@ -26,6 +26,19 @@ REFUSED = [
         "auto, single, ddp, fsdp, or model.dtype bfloat16 or float32",
     ),
     (
+        ["stages.ppo.train.batch.minibatches=65"],
+        "stages.ppo.train.batch.minibatches: 65, and a step has 64 samples; allowed: up to 64",
+    ),
+    (
+        ["stages.ppo.kl={target: 3.0, horizon: 12}"],
+        "stages.ppo.kl.horizon: 12, and a step of 64 samples could take the coefficient to zero or below; "
+        "allowed: more than 12.8",
+    ),
+    (
+        ["stages.ppo.rollout.sampling.temperature=0.001"],
+        "stages.ppo.rollout.sampling.temperature: cannot be 0.001; allowed: a number >= 0.01 and <= 2",
+    ),
+    (
         ["stages.ppo.train.workers.strategy=zero3"],
         "stages.ppo.train.workers.strategy: zero3 trains one role, and this stage has policy, critic; allowed: "
         "auto, single, ddp, fsdp, zero1, zero2",

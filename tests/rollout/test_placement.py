@@ -48,6 +48,11 @@ def test_memory_follows_the_device(gpus: float) -> None:
         assert arguments["enforce_eager"]
 
 
+def test_an_engine_has_room_for_prompt_and_answer_and_no_more() -> None:
+    """A base whose context these two fill is no shorter than what the engine asks for."""
+    assert vllm_arguments(plan())["max_model_len"] == 128
+
+
 def test_adapter_rank_is_one_that_vllm_has() -> None:
     assert vllm_arguments(plan(sync="adapter"))["max_lora_rank"] == 16
     assert "enable_lora" not in vllm_arguments(plan())

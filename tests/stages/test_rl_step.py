@@ -5,8 +5,10 @@ import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import SimpleNamespace
+from typing import Any, Literal, cast, get_args
 
 import pyarrow.parquet as pq
 import pytest
@@ -28,27 +30,34 @@ from tests.support.rl_step import (
     prompts_of,
     request,
     requests_of,
+    resume,
     rl_step,
     samples_of,
+    save,
     token_rewards,
     train,
     update,
     with_terms,
 )
-from triptych.algorithms.base import Credit
+from triptych.algorithms.base import Credit, Scored
 from triptych.data.encode import PromptExample
 from triptych.data.table import Table, write_table
 from triptych.engines.base import RolloutRecord
 from triptych.errors import RunError
-from triptych.recipe import Workers, load_recipe
+from triptych.objectives.kl import AdaptiveKL
+from triptych.recipe import REFERENCE, Sampling, Workers, load_recipe
 from triptych.recipe.errors import RecipeError
 from triptych.rewards.base import Answer, Forward
 from triptych.rewards.table import REWARDS
 from triptych.rollout.coordinator import SyncReport
 from triptych.rollout.pool import RolloutPool
+from triptych.stages.recorder import Recorder
 from triptych.stages.rl.prompts import prompt_table, read_prompts
+from triptych.stages.rl.sync import probe, sync_policy
+from triptych.train.tasks.forward import response_logprobs
 
 NAN = math.nan
+ONE = {"prompts_per_step": 1, "samples_per_prompt": 1}
 ON_TWO_RANKS = {"ddp": torch.float64, "fsdp": torch.float64, "zero1": torch.float32, "zero2": torch.float32}
 """Strategies of several ranks that PPO allows, in the highest precision that each takes. `auto` is ddp or single."""
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3}
@@ -125,13 +134,33 @@ def test_the_penalty_is_the_estimator_of_the_recipe(still: RlWorker, kind: str, 
 
 
 def test_an_adaptive_coefficient_follows_the_kl_of_each_step(adaptive: Stepped) -> None:
+    """A row has the coefficient that its step was taken with."""
     first, second = adaptive.metrics
+    assert first["kl_coef"] == 0.5
     assert first["kl"] == 0.0  # policy and reference are equal: the error is cut at -0.2
-    assert first["kl_coef"] == pytest.approx(0.5 * (1 - 0.2 * 6 / 60), abs=1e-15)
+    assert second["kl_coef"] == pytest.approx(0.5 * (1 - 0.2 * 6 / 60), abs=1e-15)
     error = min(max(second["kl"] - 1.0, -0.2), 0.2)
     assert error != 0.0
-    assert second["kl_coef"] == pytest.approx(first["kl_coef"] * (1 + error * 6 / 60), abs=1e-15)
-    assert second["kl_coef"] == adaptive.run.kl_coef
+    assert adaptive.run.kl_coef == pytest.approx(second["kl_coef"] * (1 + error * 6 / 60), abs=1e-15)
+
+
+def test_a_kl_that_is_no_number_moves_no_coefficient(run: RlWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = replace(run, kl=AdaptiveKL(0.5, 1.0, 60))
+    monkeypatch.setattr(Scored, "kl", NAN)
+    assert rl_step(run, 1)["kl_coef"] == 0.5
+    assert run.kl_coef == 0.5
+
+
+def test_the_coefficient_survives_a_restart(run: RlWorker) -> None:
+    numbers = SimpleNamespace(flush=lambda step: None)
+    run = replace(run, kl=AdaptiveKL(0.5, 1.0, 60))
+    assert run.kl is not None
+    run.kl.update(2.0, 6)
+    save(run, cast(Recorder, numbers), 1)
+    run.writer.wait()
+    again = replace(run, kl=AdaptiveKL(0.5, 1.0, 60))
+    assert resume(again) == 1
+    assert again.kl_coef == run.kl_coef == pytest.approx(0.5 * 1.02)
 
 
 # What is sampled
@@ -169,6 +198,25 @@ def test_an_engine_that_keeps_the_old_weights_is_noticed(run: RlWorker, monkeypa
     monkeypatch.setattr(run.pool, "sync", lambda *weights: SyncReport(0.0, "", "merged"))
     with pytest.raises(RunError, match="still runs the old weights"):
         rl_step(run, 1)
+
+
+def test_answers_that_fill_the_context_are_checked_without_their_first_tokens(
+    run: RlWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An engine scores nothing that is as long as its context."""
+    rollout = run.stage.rollout.model_dump() | {"max_prompt_tokens": 6}
+    run = with_terms(run, rollout=rollout)
+    asked: list[list[int]] = []
+    answered = pool_of(run).logprobs
+
+    def logprobs(sequences: list[list[int]], prompt_lens: list[int]) -> Any:
+        asked.extend(sequences)
+        return answered(sequences, prompt_lens)
+
+    monkeypatch.setattr(pool_of(run), "logprobs", logprobs)
+    full = RolloutRecord("", (50, 61, 72, 83, 94, 105), (70,) * 6, (-1.0,) * 6, (0,) * 6, "length", seed=0, engine=0)
+    sync_policy(run, 1, probe(run, [full, replace(full, prompt_ids=(50, 61))]))
+    assert asked == [[61, 72, 83, 94, 105, *(70,) * 6], [50, 61, *(70,) * 6]]
 
 
 def test_the_fake_pool_is_called_as_the_real_one() -> None:
@@ -290,6 +338,36 @@ def test_heldout_answers_are_those_of_fixed_seeds(run: RlWorker) -> None:
     assert first["heldout_kl"] == 0.0
     assert first["heldout_length"] == sum(len(record.response_ids) for record in records) / 4
     assert first["heldout_truncated"] == sum(record.finish_reason == "length" for record in records) / 4
+
+
+def test_the_heldout_kl_is_of_the_policies_that_were_sampled(run: RlWorker) -> None:
+    """At the evaluation's temperature, whatever the rollouts' is."""
+    evaluation = Sampling(max_new_tokens=6, temperature=0.3)
+    run = with_terms(run, evaluation=evaluation.model_dump())
+    assert run.stage.rollout.sampling.temperature == 0.7
+    with torch.no_grad():
+        for parameter in run.learner.model.parameters_of(POLICY).values():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)).double() * 0.1)
+    metrics = evaluate(run, "one")
+    samples = run.sample(run.heldout, "heldout", evaluation)
+
+    def total(role: str, temperature: float) -> Tensor:
+        compute = partial(response_logprobs, temperature=temperature)
+        return samples.forward(run.learner, role, compute).sum(dim=1)
+
+    right, wrong = ((total(POLICY, t) - total(REFERENCE, t)).mean().item() for t in (0.3, 0.7))
+    assert metrics["heldout_kl"] == pytest.approx(right, abs=1e-12)
+    assert abs(right - wrong) > 1e-3
+
+
+def test_one_heldout_answer_has_no_deviation(run: RlWorker) -> None:
+    run = replace(with_terms(run, rollout=run.stage.rollout.model_dump() | ONE), heldout=run.heldout[:1])
+    metrics = evaluate(run, "before")
+    assert "heldout_reward_std" not in metrics
+    assert all(math.isfinite(value) for value in metrics.values())
+    row = rl_step(run, 1)
+    assert "reward_std" not in row
+    assert all(math.isfinite(value) for value in row.values())
 
 
 # Strategies and precisions

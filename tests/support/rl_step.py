@@ -48,8 +48,10 @@ __all__ = [
     "prompts_of",
     "request",
     "requests_of",
+    "resume",
     "rl_step",
     "samples_of",
+    "save",
     "token_rewards",
     "train",
     "update",
@@ -126,7 +128,7 @@ def token_rewards(run: RlWorker, samples: Samples, scores: Tensor, old: Tensor, 
 
 def samples_of(records: Sequence[RolloutRecord]) -> Samples:
     """Answers to one prompt."""
-    return Samples(records, [PromptExample([], {})], [0] * len(records), PAD, 24)
+    return Samples(records, [PromptExample([], {})], [0] * len(records), PAD, 24, 0.7)
 
 
 def pool_of(run: RlWorker) -> FakePool:

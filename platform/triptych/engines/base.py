@@ -119,7 +119,8 @@ class Engine(ABC):
         """Teacher-forced log-probabilities of the tokens after each prompt, at temperature 1, with the weights of now.
 
         Args:
-            sequences: token ids of each prompt and its answer.
+            sequences: token ids of each prompt and its answer, fewer than the plan's `max_model_len`: vLLM samples
+                one more token behind them.
             prompt_lens: tokens of each prompt.
         """
 

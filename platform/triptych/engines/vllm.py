@@ -123,7 +123,7 @@ def vllm_arguments(plan: EnginePlan) -> dict[str, Any]:
     common: dict[str, Any] = {
         "model": plan.model_dir,
         "dtype": plan.dtype,
-        "max_model_len": plan.max_model_len + 1,  # teacher forcing a full sequence still samples one token
+        "max_model_len": plan.max_model_len,
         "skip_tokenizer_init": True,
         "generation_config": "vllm",  # the model's own sampling defaults would change what is drawn
         "logprobs_mode": "processed_logprobs",

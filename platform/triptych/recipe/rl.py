@@ -28,6 +28,9 @@ from triptych.recipe.stage import (
 )
 from triptych.recipe.training import BatchBase, Optimizer, TrainingBase, Workers
 
+LARGEST_ERROR = 0.2
+"""Largest relative error that an adaptive KL coefficient answers to (Ziegler et al. 2019, section 2.2)."""
+
 _SCALAR = HeadSpec(1, bias=True)
 _CRITIC_OPTIMIZER = ("algorithm", "critic", "optimizer")
 
@@ -176,7 +179,8 @@ class Rl(TrainedStage):
         )
 
     def faults(self, stages: Mapping[str, StageBase]) -> Iterator[Fault]:
-        """A policy that engines cannot run, and optimizers whose ratios mean nothing."""
+        """A policy that engines cannot run, amounts that do not fit a step, optimizers whose ratios mean nothing."""
+        yield from self._amount_faults()
         started = stages.get(self.policy)
         if started is not None:
             yield from self._policy_faults(started.own_method or started.output_method(stages))
@@ -187,6 +191,21 @@ class Rl(TrainedStage):
                     "adamw_schedule_free samples at one point and takes gradients at another, and PPO's ratios compare "
                     "the two; allowed: adamw, adamw_8bit, sgd, lion, muon",
                 )
+
+    def _amount_faults(self) -> Iterator[Fault]:
+        samples, minibatches = self.rollout.prompts_per_step * self.rollout.samples_per_prompt, self.train.batch.minibatches
+        if minibatches > samples:
+            yield Fault(
+                ("train", "batch", "minibatches"),
+                f"{minibatches}, and a step has {samples} samples; allowed: up to {samples}",
+            )
+        least = samples * LARGEST_ERROR
+        if self.kl.target is not None and self.kl.horizon <= least:
+            yield Fault(
+                ("kl", "horizon"),
+                f"{self.kl.horizon:g}, and a step of {samples} samples could take the coefficient to zero or below; "
+                f"allowed: more than {least:g}",
+            )
 
     def _policy_faults(self, method: Method) -> Iterator[Fault]:
         if reason := as_policy(method):

@@ -12,8 +12,8 @@ class Sampling(Closed):
 
     max_new_tokens: Count = 48
     """Tokens after which an answer is cut."""
-    temperature: float = Field(1.0, gt=0, le=2)
-    """Divides the logits here and in every log-probability of the learner."""
+    temperature: float = Field(1.0, ge=0.01, le=2)
+    """Divides the logits here and in every log-probability of the learner; vLLM samples at no lower one than 0.01."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Probability mass that tokens are drawn from: the most likely ones that reach it together."""
 

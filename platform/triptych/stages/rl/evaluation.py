@@ -6,14 +6,18 @@ from torch import Tensor
 
 from triptych import storage
 from triptych.data.text_scores import SCORERS, distinct_n
+from triptych.observe.log import plain
 from triptych.recipe import POLICY, REFERENCE, Rl
 from triptych.stages.context import StageContext
-from triptych.stages.rl.samples import Samples
+from triptych.stages.rl.samples import Samples, moments
 from triptych.stages.rl.worker import RlWorker
 
 
 def evaluate(worker: RlWorker, label: str) -> dict[str, float]:
-    """Sample every held-out prompt, always with the same seeds; `heldout_*` metrics back, answers written."""
+    """Sample every held-out prompt, always with the same seeds; `heldout_*` metrics back, answers written.
+
+    `heldout_kl` is that of the policies that the evaluation samples from: both at its temperature.
+    """
     stage = worker.stage
     samples = worker.sample(worker.heldout, "heldout", stage.evaluation)
     scores = worker.scores(samples)
@@ -21,8 +25,7 @@ def evaluate(worker: RlWorker, label: str) -> dict[str, float]:
     reference = worker.logprobs(samples, REFERENCE)
     answers = worker.texts([record.response_ids for record in samples.records])
     metrics = {
-        "heldout_reward": scores.mean().item(),
-        "heldout_reward_std": scores.std().item(),
+        **moments("heldout_reward", scores),
         "heldout_kl": (logprobs - reference).sum(dim=1).mean().item(),
         "heldout_length": samples.mask.sum(dim=1).float().mean().item(),
         "heldout_truncated": samples.truncated.float().mean().item(),
@@ -33,7 +36,7 @@ def evaluate(worker: RlWorker, label: str) -> dict[str, float]:
         metrics["heldout_judge"] = sum(judged) / len(judged)
     if worker.learner.group.rank == 0:
         _write_answers(worker, label, samples, scores, answers, judged)
-        storage.write_bytes(_evaluation(worker.ctx, label), json.dumps(metrics).encode())
+        storage.write_bytes(_evaluation(worker.ctx, label), json.dumps(plain(metrics)).encode())
     return metrics
 
 
@@ -45,7 +48,7 @@ def _write_answers(
         {"prompt": prompt, "response": answer, "reward": score, "judge": judged[number] if judged else None}
         for number, (prompt, answer, score) in enumerate(zip(prompts, answers, scores.tolist(), strict=True))
     ]
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    text = "".join(json.dumps(plain(row), ensure_ascii=False) + "\n" for row in rows)
     storage.write_bytes(storage.join(worker.ctx.folder, "samples", f"{label}.jsonl"), text.encode())
 
 

@@ -17,6 +17,12 @@ from triptych.train.batch import Batch, response_mask, sample_batch
 from triptych.train.learner import Learner
 
 
+def moments(name: str, scores: Tensor) -> dict[str, float]:
+    """Mean of scores [N] as `name`, and as `<name>_std` their sample deviation, which one score has none of."""
+    deviation = {f"{name}_std": scores.std().item()} if len(scores) > 1 else {}
+    return {name: scores.mean().item(), **deviation}
+
+
 @dataclass(frozen=True)
 class Samples:
     """N answers, the same on every rank; R is the longest answer's length."""
@@ -27,6 +33,8 @@ class Samples:
     """For each answer, the place of its prompt in `prompts`: equal for the answers to one prompt."""
     pad: int
     micro_tokens: int
+    temperature: float
+    """Temperature that the answers were sampled at, and so of their log-probabilities."""
 
     @cached_property
     def mask(self) -> Tensor:

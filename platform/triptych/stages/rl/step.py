@@ -1,12 +1,14 @@
 """One step of reinforcement learning, whatever the algorithm."""
 
+import math
+
 from triptych.algorithms.base import Credit, Scored
 from triptych.data.batches import epoch_order
 from triptych.data.encode import PromptExample
 from triptych.recipe import POLICY
 from triptych.stages.recorder import memory
 from triptych.stages.rl.rollout_log import write_rollouts
-from triptych.stages.rl.samples import Samples
+from triptych.stages.rl.samples import Samples, moments
 from triptych.stages.rl.sync import PROBES, probe, sync_policy
 from triptych.stages.rl.worker import RlWorker
 from triptych.train.clock import Clock
@@ -29,7 +31,8 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
     clock.lap("forward")
 
     # 4. Credit of each token.
-    credit = worker.algorithm.credit(scored, worker.kl_coef)
+    kl_coef = worker.kl_coef
+    credit = worker.algorithm.credit(scored, kl_coef)
     clock.lap("advantages")
 
     # 5. Update. The check after the sync tells new weights from old ones by log-probabilities of some answers under
@@ -38,8 +41,8 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
     updates = update(worker, step, samples, credit)
     clock.lap("update")
 
-    # 6. New weights in the engines.
-    if worker.kl is not None and scored.kl is not None:
+    # 6. New weights in the engines, and the next step's coefficient.
+    if worker.kl is not None and scored.kl is not None and math.isfinite(scored.kl):
         worker.kl.update(scored.kl, len(samples.records))
     synced = sync_policy(worker, step, before_update)
     clock.lap("sync")
@@ -47,7 +50,7 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
     # 7. A record of the answers.
     if worker.learner.group.rank == 0:
         write_rollouts(worker, step, samples, scores)
-    metrics = answer_metrics(scored, worker.kl_coef)
+    metrics = answer_metrics(scored, kl_coef)
     clock.lap("record")
     seconds = {f"seconds_{phase}": taken for phase, taken in clock.seconds.items()}
     return metrics | memory(worker.learner) | updates | synced | seconds
@@ -81,13 +84,12 @@ def update(worker: RlWorker, step: int, samples: Samples, credit: Credit) -> dic
 
 
 def answer_metrics(scored: Scored, kl_coef: float) -> dict[str, float]:
-    """Metrics of a step's answers; `kl` only where there is a reference."""
+    """Metrics of a step's answers; `kl`, and the coefficient that it was weighted with, where there is a reference."""
     mask = scored.mask
     gap = (scored.old - scored.rollout).abs()[mask]
     kl = {} if scored.kl is None else {"kl": scored.kl, "kl_coef": kl_coef}
     return {
-        "reward": scored.scores.mean().item(),
-        "reward_std": scored.scores.std().item(),
+        **moments("reward", scored.scores),
         **kl,
         "entropy": scored.entropy[mask].mean().item(),
         "response_length": mask.sum(dim=1).float().mean().item(),

@@ -37,8 +37,13 @@ class Probe:
 
 
 def probe(worker: RlWorker, records: Sequence[RolloutRecord], role: str = POLICY) -> Probe:
-    """Ask the learner about some answers, as `role`."""
-    prompts, answers = [list(r.prompt_ids) for r in records], [list(r.response_ids) for r in records]
+    """Ask the learner about some answers, as `role`.
+
+    Engines score sequences that are shorter than their context: what fills it loses its first tokens.
+    """
+    room = worker.stage.shape().context - 1
+    prompts = [list(r.prompt_ids)[max(len(r.prompt_ids) + len(r.response_ids) - room, 0) :] for r in records]
+    answers = [list(r.response_ids) for r in records]
     return Probe(prompts, answers, _learner_logprobs(worker, role, prompts, answers))
 
 

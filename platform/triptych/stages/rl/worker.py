@@ -90,7 +90,8 @@ class RlWorker:
         if received is None:
             raise RunError("rank 0 broadcast no samples")
         groups = [number for number in range(len(prompts)) for _ in range(self.stage.rollout.samples_per_prompt)]
-        return Samples(received, prompts, groups, self.pad, self.stage.train.batch.micro_tokens)
+        micro_tokens = self.stage.train.batch.micro_tokens
+        return Samples(received, prompts, groups, self.pad, micro_tokens, sampling.temperature)
 
     def scores(self, samples: Samples) -> Tensor:
         """The reward of each answer [N]."""
@@ -99,12 +100,12 @@ class RlWorker:
         return reward.score(samples.answers(texts), partial(samples.forward, self.learner))
 
     def logprobs(self, samples: Samples, role: str) -> Tensor:
-        """Log-probabilities [N, R] at the sampling temperature."""
-        return samples.forward(self.learner, role, partial(response_logprobs, temperature=self._temperature))
+        """Log-probabilities [N, R] at the temperature of the samples."""
+        return samples.forward(self.learner, role, partial(response_logprobs, temperature=samples.temperature))
 
     def logprobs_and_entropy(self, samples: Samples, role: str) -> tuple[Tensor, Tensor]:
-        """Log-probabilities and entropies [N, R] at the sampling temperature."""
-        compute = partial(response_logprobs_and_entropy, temperature=self._temperature)
+        """Log-probabilities and entropies [N, R] at the temperature of the samples."""
+        compute = partial(response_logprobs_and_entropy, temperature=samples.temperature)
         both = samples.forward(self.learner, role, compute)
         return both[..., 0], both[..., 1]
 
@@ -132,10 +133,6 @@ class RlWorker:
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         return tokenizer_of(self.ctx)
-
-    @property
-    def _temperature(self) -> float:
-        return self.stage.rollout.sampling.temperature
 
 
 def start(config: dict[str, Any]) -> RlWorker:
