@@ -109,8 +109,15 @@ class AdaLoraAttachment(HookedAttachment):
         target, start = (rank * len(self._modules) for rank in (method.target_r, method.init_r))
         budget = target + int((start - target) * max(1 - (done - first) / max(last - first, 1), 0.0) ** 3)
         if done <= last or self.rank() != target:
-            self._allocate(budget if done < last else target, values)
-        return {f"{name}.lora_E": self._without_rest(name, values[f"{name}.lora_E"]) for name in self._modules}
+            self._allocate(budget if done < last else target)
+        return self._masked(values)
+
+    def settle(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Allocate the final budget where training ended before it, and zero what grew back outside of it."""
+        target = self._method.target_r * len(self._modules)
+        if self.rank() > target:
+            self._allocate(target)
+        return self._masked(values)
 
     def rank(self) -> int:
         """Triplets that are kept, of all layers."""
@@ -125,9 +132,13 @@ class AdaLoraAttachment(HookedAttachment):
         ranks = self.ranks()
         return {"rank_mean": sum(ranks) / len(ranks), "rank_min": float(min(ranks)), "rank_max": float(max(ranks))}
 
-    def _without_rest(self, name: str, e: Tensor) -> Tensor:
-        kept = self._state[f"{name}.kept"][:, None]
-        return e * kept.to(e)  # with offloading they lie apart
+    def _masked(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every E without the entries that the budget leaves out."""
+        found = {}
+        for name in self._modules:
+            e = values[f"{name}.lora_E"]
+            found[f"{name}.lora_E"] = e * self._state[f"{name}.kept"][:, None].to(e)  # with offloading they lie apart
+        return found
 
     def _smooth(self, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
         """Equations 9 and 10, of |w g|."""
@@ -139,7 +150,7 @@ class AdaLoraAttachment(HookedAttachment):
                 sensitivity.lerp_(now.to(sensitivity), 1 - self._method.beta1)
                 uncertainty.lerp_((now.to(sensitivity) - sensitivity).abs(), 1 - self._method.beta2)
 
-    def _allocate(self, budget: int, values: Mapping[str, Tensor]) -> None:
+    def _allocate(self, budget: int) -> None:
         """Keep the triplets of largest importance: equations 7 and 8."""
         scores = []
         for name in self._modules:

@@ -19,7 +19,7 @@ class Attachment(ABC):
     prefix_length: int = 0
     """Keys and values that stand before every row inside attention (prefix tuning, P-tuning v2): P."""
     adaptive: bool = False
-    """`penalize` and `adapt` do something: the learner calls them once an optimizer step."""
+    """`penalize` and `adapt` do something: the learner calls them once an optimizer step. So does `settle`, at the end."""
 
     @abstractmethod
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -49,6 +49,13 @@ class Attachment(ABC):
         """Parameters to overwrite after the update of optimizer step `step` (from 0) of `total`.
 
         `values` after the update, `gradients` of it: whole tensors, as `parameters` names them.
+        """
+        return {}
+
+    def settle(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Parameters to overwrite after the last step, whichever it was, so that what comes out is what was asked for.
+
+        `values`: whole tensors, as `parameters` names them.
         """
         return {}
 

@@ -101,7 +101,7 @@ class AdaLora(_InBlocks):
 
     name: Literal["adalora"] = "adalora"
     target_r: Rank = 8
-    """Mean rank at the end."""
+    """Mean rank at the end; the best step of early stopping is cut to it, wherever the budget stood."""
     init_r: Rank = 12
     """Rank of every layer at the start."""
     alpha: Positive = 32.0

@@ -207,6 +207,14 @@ class Learner:
         finally:
             self.strategy.averaging(on=False)
 
+    def settle(self) -> None:
+        """Bring roles to what their methods promise (AdaLoRA: its target rank), once training has ended. Collective."""
+        for role in self._config:
+            if adaptive := self._adaptive(role):
+                values = self.strategy.values(role)
+                for prefix, part in adaptive.items():
+                    self._assign(role, prefix, part.settle(without_prefix(values, prefix)))
+
     def gradients(self, role: str) -> dict[str, Tensor]:
         """Full float32 gradients of a role, between `accumulate` and an update; zero where nothing flowed."""
         return self.strategy.gradients(role)
@@ -261,8 +269,11 @@ class Learner:
         for prefix, part in adaptive.items():
             own, clipped = without_prefix(values, prefix), without_prefix(gradients, prefix)
             clipped = {name: gradient * clip for name, gradient in clipped.items()}
-            changed = part.adapt(self._steps[role], self._total[role], own, clipped)
-            self.strategy.assign(role, {f"{prefix}{name}": value for name, value in changed.items()})
+            self._assign(role, prefix, part.adapt(self._steps[role], self._total[role], own, clipped))
+
+    def _assign(self, role: str, prefix: str, changed: Mapping[str, Tensor]) -> None:
+        """Overwrite parameters of the part of a role's method whose names begin with `prefix`."""
+        self.strategy.assign(role, {f"{prefix}{name}": value for name, value in changed.items()})
 
     def _buffers(self) -> list[tuple[str, Tensor]]:
         """Buffers of the trained roles' methods, by their names in a checkpoint."""

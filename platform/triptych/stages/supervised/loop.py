@@ -92,6 +92,7 @@ def fitting(
     if stopper and stopper.best_step is not None:
         best_one = checkpoint.load(ctx.checkpoints, stopper.best_step)
         learner.load_state(best_one.tensors, best_one.state["learner"])
+    learner.settle()
 
 
 def evaluate(ctx: StageContext[Any], learner: Learner, objective: Objective, heldout: Rows) -> dict[str, float]:
