@@ -21,6 +21,7 @@ from triptych.recipe.matrix import AdaLora
 from triptych.stages.context import StageContext
 from triptych.stages.supervised import loop
 from triptych.stages.supervised.loop import evaluate, fit
+from triptych.train.checkpoint import copy
 from triptych.train.learner import Learner
 from triptych.train.tasks.language import LanguageModeling
 
@@ -129,6 +130,21 @@ def test_a_restart_waits_no_longer_and_forgets_no_best(
     measured.weights.clear()
     assert same(fitted(killed).weights("policy"), whole)
     assert list(measured.weights) == list(range(dies_at, 5))
+
+
+def test_a_stage_forked_from_another_has_a_best_of_its_own(
+    context: Callable[..., StageContext[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The donor's best checkpoint is not there, and belongs to other settings."""
+    Measured(monkeypatch, {1: 0.1, 2: 3.0, 3: 3.0})
+    donor = context("donor")
+    fitted(donor)
+    forked = replace(context("forked"), forked_at=3)
+    copy(donor.checkpoints, forked.checkpoints, 3)
+    measured = Measured(monkeypatch, {3: 2.0, 4: 2.5, 5: 2.1})
+    learner = fitted(forked)
+    assert list(measured.weights) == [3, 4, 5]
+    assert same(learner.weights("policy"), measured.weights[3])
 
 
 @pytest.mark.parametrize("best", [1, 2, 5])

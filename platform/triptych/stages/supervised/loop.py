@@ -64,8 +64,7 @@ def fitting(
     shown = ("loss", "tokens_per_second")
     with Recorder(ctx, TrainMetrics, learner.group.rank, shown, done=done, total=total) as recorder:
         if heldout and done and done == ctx.forked_at:
-            recorder.record({"step": done} | evaluate(ctx, learner, objective, heldout))
-            recorder.flush(done)
+            _begin_fork(ctx, learner, objective, heldout, recorder, stopper)
             _pause(ctx, learner, writer, done)
         for step in range(done + 1, total + 1):
             if stopper and stopper.stops:
@@ -124,12 +123,30 @@ def _step(
     meter.step(report, batches, started, loading)
 
 
+def _begin_fork(
+    ctx: StageContext[Any],
+    learner: Learner,
+    objective: Objective,
+    heldout: Rows,
+    recorder: Recorder,
+    stopper: Stopper | None,
+) -> None:
+    """Measure the copied checkpoint that the stage begins from: its first row, and the first that may be best."""
+    step = ctx.forked_at or 0
+    measured = evaluate(ctx, learner, objective, heldout)
+    if stopper:
+        stopper.judge(step, measured)
+    recorder.record({"step": step} | measured)
+    recorder.flush(step)
+
+
 def _resume(ctx: StageContext[Any], learner: Learner, stopper: Stopper | None) -> int:
+    """Steps done, with everything as it was then. What another stage found best stays with that one's checkpoints."""
     last = checkpoint.latest(ctx.checkpoints)
     if last is None:
         return 0
     learner.load_state(last.tensors, last.state["learner"])
-    if stopper:
+    if stopper and last.step != ctx.forked_at:
         stopper.load_state(last.state["stopper"])
     return last.step
 

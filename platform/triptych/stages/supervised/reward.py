@@ -138,8 +138,14 @@ def learn(ctx: StageContext[Reward], model: RoleModel, role: str = REWARD) -> Tr
 def _measured(
     ctx: StageContext[Reward], objective: PairwiseReward, scores: Tensor, normalization: Normalization
 ) -> dict[str, float]:
-    """Write the report on held-out pairs, from their scores [members, pairs, 2]; metrics back, the loop's and more."""
+    """Write the report on held-out pairs, from their scores [members, pairs, 2]; metrics back, the loop's and more.
+
+    None where a score is no number: such a model passes no gate.
+    """
     heldout = _table(ctx, "heldout")
+    if lost := int((~scores.isfinite().all(dim=(0, 2))).sum()):
+        log.warning("stage %s: %d of %d held-out pairs have a score that is no number", ctx.name, lost, scores.shape[1])
+        return {}
     report = reward_report(scores, heldout, _table(ctx, "train"), normalization)
     storage.write_bytes(storage.join(ctx.folder, "evaluations", "reward.json"), json.dumps(report).encode())
     margin = torch.tensor(heldout["margin"]) if "margin" in heldout else None
