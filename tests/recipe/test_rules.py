@@ -26,6 +26,19 @@ REFUSED = [
         "auto, single, ddp, fsdp, or model.dtype bfloat16 or float32",
     ),
     (
+        ["stages.sft.train.evaluate_every=1", "stages.sft.train.early_stopping={patience: 2}"],
+        "stages.sft.train.early_stopping: no held-out rows to measure; allowed: with `data.heldout`",
+    ),
+    (
+        [
+            "stages.reward.train.evaluate_every=1",
+            "stages.reward.train.early_stopping={metric: disagreement}",
+            "stages.reward.data.heldout={path: pairs.jsonl}",
+        ],
+        "stages.reward.train.early_stopping.metric: 'disagreement' is not measured on the held-out rows of this stage; "
+        "allowed: loss, accuracy, margin",
+    ),
+    (
         ["stages.ppo.train.batch.minibatches=65"],
         "stages.ppo.train.batch.minibatches: 65, and a step has 64 samples; allowed: up to 64",
     ),

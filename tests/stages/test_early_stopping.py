@@ -44,7 +44,8 @@ def context(make_context: Make, tmp_path: Path) -> Callable[..., StageContext[An
             "checkpoint_every": 100,
             "early_stopping": {"patience": 2, **stopping},
         }
-        stage = {"kind": "sft", "method": {"name": "lora", "r": 4}, "data": {"train": {"path": "x"}}, "train": train}
+        data = {"train": {"path": "x"}, "heldout": {"path": "y"}}
+        stage = {"kind": "sft", "method": {"name": "lora", "r": 4}, "data": data, "train": train}
         return replace(make_context(stage), run=str(tmp_path / run), progress=Silent(None))
 
     return make

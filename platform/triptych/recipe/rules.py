@@ -6,6 +6,7 @@ from triptych.recipe.errors import Fault
 from triptych.recipe.recipe import Recipe
 from triptych.recipe.refusals import beside_head, by_optimizer, on_quantized, under_strategy
 from triptych.recipe.stage import TrainedStage
+from triptych.recipe.training import Training
 
 RUNS_UNDER_ZERO = ("adamw", "sgd", "lion")
 """DeepSpeed lays a group's parameters end to end: only element-wise rules survive that. Schedule-free AdamW is one, but
@@ -17,7 +18,7 @@ def rule_faults(recipe: Recipe) -> list[Fault]:
     found = [
         Fault(("stages", name, *fault.path), fault.message)
         for name, stage in recipe.trained.items()
-        for rule in (_zero, _quantization, _method)
+        for rule in (_zero, _quantization, _method, _stopping)
         for fault in rule(recipe, stage)
     ]
     for name, stage in recipe.stages.items():
@@ -79,6 +80,23 @@ def _method(recipe: Recipe, stage: TrainedStage) -> Iterator[Fault]:
     for reason in reasons:
         if reason:
             yield Fault(("method",), f"{reason}; allowed: another method, such as lora")
+
+
+def _stopping(recipe: Recipe, stage: TrainedStage) -> Iterator[Fault]:
+    """Early stopping by what is never measured."""
+    stopping = stage.train.early_stopping if isinstance(stage.train, Training) else None
+    if stopping is None:
+        return
+    if stage.data.heldout is None:
+        yield Fault(
+            ("train", "early_stopping"), "no held-out rows to measure; allowed: with `data.heldout`, or no early_stopping"
+        )
+    known = stage.reports()
+    if known and stopping.metric not in known:
+        yield Fault(
+            ("train", "early_stopping", "metric"),
+            f"{stopping.metric!r} is not measured on the held-out rows of this stage; allowed: {', '.join(known)}",
+        )
 
 
 def _elastic(recipe: Recipe, name: str, stage: TrainedStage) -> Iterator[Fault]:
