@@ -1,15 +1,18 @@
 """Rows to tokens, through the tokenizer's chat template.
 
-A chat is cut where the assistant begins to speak (the template of what came before, with its generation prompt) and
-where it ends (its end token, without the newline that follows), and each piece is tokenised by itself: so training sees
-exactly the tokens that sampling sees, prompt first, whatever would merge across the border.
+The prompt of an answer is tokenised as an engine gets it, and the chat with the answer as one text, so that no piece
+gets a space or a border that the whole has not. Where the two disagree, since something would merge across the border,
+the prompt's tokens stand and the answer's follow. Answers whose prompts go on from one another are one example, others
+one each: training sees exactly the tokens that sampling sees.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-from triptych.data.rows import Message, PairRow, PromptRow, SftRow, TextRow
+from triptych.data.chat import ChatTemplate, Turn
+from triptych.data.rows import AnyRow, Message, PairRow, PromptRow, SftRow, TextRow
 from triptych.errors import UserError
 from triptych.objectives import IGNORE
 
@@ -77,14 +80,16 @@ def encode_sft(
 ) -> Encoded[Example]:
     """Encode chats, with labels on the assistant's tokens.
 
-    A chat longer than `max_length` tokens is cut on the right (`truncate`), left out (`drop`), or split into rows that
-    share one token, so that every token but the first is still predicted, once (`split`).
+    A chat is one example, or one an answer where its template writes earlier answers otherwise than the last. One
+    longer than `max_length` tokens is cut on the right (`truncate`), left out (`drop`), or split into rows that share
+    one token, so that every token but the first is still predicted, once (`split`).
     """
     items: list[Example] = []
     truncated = dropped = split = unlearnable = 0
-    for pieces in _tokenized([_pieces(row.messages, tokenizer) for row in rows], tokenizer):
-        ids = [token for piece, _ in pieces for token in piece]
-        labels = [token if learned else IGNORE for piece, learned in pieces for token in piece]
+    template = ChatTemplate(tokenizer)
+    chats = _of_rows(lambda row: template.turns(row.messages, row.tools), rows)
+    examples = (example for turns in _tokenized(chats, tokenizer) for example in _examples(turns))
+    for ids, labels in examples:
         longer = len(ids) > max_length
         if longer and overlength == "drop":
             dropped += 1
@@ -137,20 +142,12 @@ def encode_pairs(
     rows: Iterable[PairRow], tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> Encoded[PairExample]:
     """Encode pairs of chats. A pair longer than `max_length` is dropped: a score is read at the end token, the last."""
-    rows = list(rows)
-    chats = [
-        _pieces((*row.prompt, Message("assistant", answer)), tokenizer)
-        for row in rows
-        for answer in (row.chosen, row.rejected)
-    ]
-    whole = []
-    for pieces in _tokenized(chats, tokenizer):
-        ids = [token for piece, _ in pieces for token in piece]
-        whole.append((ids, len(ids) - len(pieces[-1][0])))
+    rows, template = list(rows), ChatTemplate(tokenizer)
+    both = list(_tokenized(_of_rows(partial(pair_turns, template), rows), tokenizer))
     items = [
-        PairExample(chosen, rejected, start, row.margin)
-        for row, (chosen, start), (rejected, _) in zip(rows, whole[::2], whole[1::2], strict=True)
-        if max(len(chosen), len(rejected)) <= max_length
+        PairExample(prompt + chosen, prompt + rejected, len(prompt), row.margin)
+        for row, ((prompt, chosen), (_, rejected)) in zip(rows, both, strict=True)
+        if len(prompt) + max(len(chosen), len(rejected)) <= max_length
     ]
     return Encoded(items, dropped=len(rows) - len(items))
 
@@ -162,8 +159,8 @@ def encode_prompts(
 
     Longer ones are malformed rows: left out, and refused (UserError) where there are more than `max_bad_rows`.
     """
-    rows = list(rows)
-    texts = [_render(row.messages, tokenizer, generation=True) for row in rows]
+    rows, template = list(rows), ChatTemplate(tokenizer)
+    texts = _of_rows(lambda row: template.prompt(row.messages, row.tools), rows)
     prompts = _ids(texts, tokenizer)
     longer = [number for number, ids in enumerate(prompts, start=1) if len(ids) > max_length]
     if len(longer) > max_bad_rows:
@@ -184,58 +181,62 @@ def _split(ids: list[int], labels: list[int], max_length: int) -> list[Example]:
     return [Example(ids[start : start + max_length], labels[start : start + max_length]) for start in starts]
 
 
-def _pieces(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase") -> list[tuple[str, bool]]:
-    """The chat's text up to the last assistant's end token, in pieces: (text, whether the assistant wrote it)."""
-    pieces: list[tuple[str, bool]] = []
-    done = ""
-    for index, message in enumerate(messages):
-        if message.role != "assistant":
-            continue
-        before = _render(messages[:index], tokenizer, generation=True)
-        after = _render(messages[: index + 1], tokenizer, generation=False)
-        if not (before.startswith(done) and after.startswith(before)):
-            raise UserError(
-                "model.base: its chat template rewrites earlier turns when a later one is added, so the assistant's "
-                "tokens cannot be told apart; use a template that only appends"
-            )
-        done = before + _through_end_token(after[len(before) :], tokenizer)
-        pieces += [(before[sum(len(text) for text, _ in pieces) :], False), (done[len(before) :], True)]
-    return pieces
+def pair_turns(template: ChatTemplate, row: PairRow) -> list[Turn]:
+    """The two answers of a pair, the chosen one first; ValueError as of `ChatTemplate.turns`."""
+    asked = [replace(message, learned=False) for message in row.prompt]
+    return [
+        turn
+        for answer in (row.chosen, row.rejected)
+        for turn in template.turns((*asked, Message("assistant", answer)), row.tools)
+    ]
 
 
-def _through_end_token(turn: str, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """The assistant's turn without what the template writes after its last special token."""
-    end = max(
-        (turn.rfind(token) + len(token) for token in _special(tokenizer) if token in turn),
-        default=0,
-    )
-    if end == 0:
-        raise UserError("model.base: its chat template ends the assistant's turn without a special token")
-    return turn[:end]
+def _of_rows(make: Callable[[AnyRow], T], rows: Iterable[AnyRow]) -> list[T]:
+    """What is made of each row; UserError names the row (from 1) of which nothing can be made."""
+    made = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            made.append(make(row))
+        except ValueError as error:
+            raise UserError(f"data: row {number}: {error}") from error
+    return made
 
 
-def _special(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-
-
-def _render(messages: Sequence[Message], tokenizer: "PreTrainedTokenizerBase", *, generation: bool) -> str:
-    import jinja2
-
-    chat = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation))
-    except jinja2.TemplateError as error:
-        roles = ", ".join(message.role for message in messages)
-        raise UserError(f"model.base: its chat template refuses a chat of the turns {roles}: {error}") from error
+def _examples(turns: Iterable[tuple[list[int], list[int]]]) -> Iterator[tuple[list[int], list[int]]]:
+    """(input_ids, labels): a turn whose prompt goes on from what is there extends it, and another begins anew."""
+    ids: list[int] = []
+    labels: list[int] = []
+    for prompt, answer in turns:
+        if ids and prompt[: len(ids)] != ids:
+            yield ids, labels
+            labels = []
+        labels = [*labels, *[IGNORE] * (len(prompt) - len(labels)), *answer]
+        ids = prompt + answer
+    if ids:
+        yield ids, labels
 
 
 def _tokenized(
-    chats: list[list[tuple[str, bool]]], tokenizer: "PreTrainedTokenizerBase"
-) -> Iterator[list[tuple[list[int], bool]]]:
-    """The pieces of each chat as tokens, all tokenised in one call."""
-    ids = iter(_ids([text for chat in chats for text, _ in chat], tokenizer))
+    chats: list[list[Turn]], tokenizer: "PreTrainedTokenizerBase"
+) -> Iterator[list[tuple[list[int], list[int]]]]:
+    """Tokens of (prompt, answer) for the turns of each chat, all tokenised in one call."""
+    texts = [text for chat in chats for turn in chat for text in (turn.prompt, turn.prompt + turn.answer)]
+    ids = iter(_ids(texts, tokenizer))
     for chat in chats:
-        yield [(next(ids), learned) for _, learned in chat]
+        yield [(prompt := next(ids), _answer(prompt, next(ids), turn.answer, tokenizer)) for turn in chat]
+
+
+def _answer(prompt: list[int], whole: list[int], answer: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The answer's tokens behind those of its prompt: of the whole text where it begins so, else on their own."""
+    if whole[: len(prompt)] == prompt:
+        return whole[len(prompt) :]
+    # Tokenised alone, an answer may get a space at its beginning, so it is put behind what does not merge with it.
+    anchors = ["\n", "0", ".", tokenizer.eos_token]
+    before, both = (_ids([anchor + text for anchor in anchors], tokenizer) for text in ("", answer))
+    for left, joined in zip(before, both, strict=True):
+        if joined[: len(left)] == left:
+            return joined[len(left) :]
+    return _ids([answer], tokenizer)[0]
 
 
 def _ids(texts: list[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
+from triptych.data.messages import extra_fields, is_learned, tools_of
+
 RowKind = Literal["sft", "pairs", "pairs_with_margin", "prompts", "texts", "tags", "questions"]
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +20,10 @@ class Message:
 
     role: str
     content: str
+    learned: bool = True
+    """False: a turn of the assistant that is read, and not imitated."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further fields that the chat template gets, such as `tool_calls`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,8 @@ class SftRow:
     """A chat to imitate; at least one turn is the assistant's."""
 
     messages: tuple[Message, ...]
+    tools: Sequence[Mapping[str, Any]] = ()
+    """Functions that the assistant may call, in OpenAI's form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,8 @@ class PairRow:
     chosen: str
     rejected: str
     margin: float | None
+    tools: Sequence[Mapping[str, Any]] = ()
+    """As in `SftRow`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,8 @@ class PromptRow:
     messages: tuple[Message, ...]
     fields: Mapping[str, Any] = field(default_factory=dict)
     """The record's other columns, which rewards may read. They are no part of a source's digest."""
+    tools: Sequence[Mapping[str, Any]] = ()
+    """As in `SftRow`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +110,14 @@ def parse_sft(record: Mapping[str, Any]) -> SftRow:
     """Parse a chat from `{messages}` or `{prompt, response}`; ValueError says what is wrong."""
     if record.get("messages") is not None:
         messages = _messages(record["messages"], "messages")
-        if not any(message.role == "assistant" for message in messages):
-            raise ValueError("messages: no turn is the assistant's, so nothing could be learned")
-        return SftRow(messages)
+        answers = [message for message in messages if message.role == "assistant"]
+        if not any(message.learned for message in answers):
+            why = "every turn of the assistant has weight 0" if answers else "no turn is the assistant's"
+            raise ValueError(f"messages: {why}, so nothing could be learned")
+        return SftRow(messages, tools_of(record))
     _require(record, "prompt", "response", instead="'messages'")
-    return SftRow((*_prompt(record["prompt"], "prompt"), Message("assistant", _text(record["response"], "response"))))
+    answer = Message("assistant", _text(record["response"], "response"))
+    return SftRow((*_prompt(record["prompt"], "prompt"), answer), tools_of(record))
 
 
 def parse_pair(record: Mapping[str, Any]) -> PairRow:
@@ -110,7 +125,8 @@ def parse_pair(record: Mapping[str, Any]) -> PairRow:
     _require(record, "prompt", "chosen", "rejected", instead="'answers' and 'scores'")
     margin = record.get("margin")
     known = None if margin is None or margin == "" else _finite(margin, "margin")
-    return _pair(_prompt(record["prompt"], "prompt"), record["chosen"], record["rejected"], known)
+    prompt = _prompt(record["prompt"], "prompt")
+    return _pair(prompt, record["chosen"], record["rejected"], known, tools_of(record))
 
 
 def parse_pairs(record: Mapping[str, Any]) -> list[PairRow]:
@@ -138,7 +154,7 @@ def parse_prompt(record: Mapping[str, Any]) -> PromptRow:
     column = "prompt" if record.get("messages") is None else "messages"
     _require(record, column, instead="'messages'")
     fields = {str(name): value for name, value in record.items() if name not in (column, "messages")}
-    return PromptRow(_prompt(record[column], column), fields)
+    return PromptRow(_prompt(record[column], column), fields, tools_of(record))
 
 
 def parse_text(record: Mapping[str, Any], labels: Sequence[str] | None = None) -> TextRow:
@@ -193,7 +209,7 @@ def _prompt(value: Any, name: str) -> tuple[Message, ...]:
     if not isinstance(value, str | list):
         raise ValueError(f"{name}: {type(value).__name__} in place of text or a list of messages")
     messages = _messages(value, name)
-    if messages[-1].role != "user":
+    if messages[-1].role not in ("user", "tool"):
         raise ValueError(f"{name}: the last turn is the {messages[-1].role}'s, not the user's")
     return messages
 
@@ -210,13 +226,17 @@ def _messages(value: Any, name: str) -> tuple[Message, ...]:
 
 
 def _message(item: Any, name: str, index: int) -> Message:
-    if not isinstance(item, Mapping) or not {"role", "content"} <= item.keys():
+    if not isinstance(item, Mapping) or not ("role" in item and ("content" in item or item.get("tool_calls"))):
         raise ValueError(f"{name}: not a message with 'role' and 'content'")
     if item["role"] not in ROLES:
         raise ValueError(f"{name}.role: {item['role']!r} is none of {', '.join(ROLES)}")
     if item["role"] == "system" and index > 0:
         raise ValueError(f"{name}.role: a system message can only come first")
-    return Message(item["role"], _text(item["content"], f"{name}.content"))
+    extra = extra_fields(item, name)
+    learned, content = is_learned(item, name), item.get("content")
+    if not content and (extra.get("tool_calls") or (item["role"] == "tool" and content == "")):
+        return Message(item["role"], "", learned, extra)
+    return Message(item["role"], _text(content, f"{name}.content"), learned, extra)
 
 
 def _text(value: Any, name: str) -> str:
@@ -271,7 +291,7 @@ def _ranked(record: Mapping[str, Any]) -> list[PairRow]:
     ranked = [(_finite(score, f"scores[{i}]"), _text(answers[i], f"answers[{i}]")) for i, score in enumerate(scores)]
     ranked.sort(key=lambda item: -item[0])
     pairs = [
-        _pair(prompt, better, worse, high - low)
+        _pair(prompt, better, worse, high - low, tools_of(record))
         for (high, better), (low, worse) in itertools.combinations(ranked, 2)
         if high > low
     ]
@@ -280,8 +300,10 @@ def _ranked(record: Mapping[str, Any]) -> list[PairRow]:
     return pairs
 
 
-def _pair(prompt: tuple[Message, ...], chosen: Any, rejected: Any, margin: float | None) -> PairRow:
-    pair = PairRow(prompt, _text(chosen, "chosen"), _text(rejected, "rejected"), margin)
+def _pair(
+    prompt: tuple[Message, ...], chosen: Any, rejected: Any, margin: float | None, tools: Sequence[Mapping[str, Any]]
+) -> PairRow:
+    pair = PairRow(prompt, _text(chosen, "chosen"), _text(rejected, "rejected"), margin, tools)
     if pair.chosen == pair.rejected:
         raise ValueError("chosen and rejected are the same text")
     return pair

@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
 
@@ -43,6 +43,9 @@ Numbered = Iterator[tuple[int, Any]]
 Parse = Callable[[dict[str, Any]], Sequence[DataRow]]
 """A function from a record to its rows; it raises a ValueError that says what is wrong."""
 
+Check = Callable[[DataRow], DataRow]
+"""A function from a row to the row as it is used; it raises a ValueError that says what is wrong."""
+
 PARSERS: dict[RowKind, Parse] = {
     "sft": lambda record: [parse_sft(record)],
     "pairs": parse_pairs,
@@ -52,6 +55,8 @@ PARSERS: dict[RowKind, Parse] = {
     "tags": lambda record: [parse_tags(record)],
     "questions": lambda record: [parse_question(record)],
 }
+ADDED: dict[str, Any] = {"tools": (), "learned": True, "extra": {}}
+"""Fields that rows of earlier versions did not have: they leave a digest as it was where they say nothing."""
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)")
 _SHOWN = 5
 _BLOCK = 1 << 20
@@ -69,25 +74,29 @@ class Survey:
 
 
 @overload
-def load_rows(source: "Source", kind: Literal["sft"]) -> SourceRows[SftRow]: ...
+def load_rows(source: "Source", kind: Literal["sft"], check: Check | None = None) -> SourceRows[SftRow]: ...
 @overload
-def load_rows(source: "Source", kind: Literal["pairs", "pairs_with_margin"]) -> SourceRows[PairRow]: ...
+def load_rows(
+    source: "Source", kind: Literal["pairs", "pairs_with_margin"], check: Check | None = None
+) -> SourceRows[PairRow]: ...
 @overload
-def load_rows(source: "Source", kind: Literal["prompts"]) -> SourceRows[PromptRow]: ...
+def load_rows(source: "Source", kind: Literal["prompts"], check: Check | None = None) -> SourceRows[PromptRow]: ...
 @overload
-def load_rows(source: "Source", kind: Literal["texts"]) -> SourceRows[TextRow]: ...
+def load_rows(source: "Source", kind: Literal["texts"], check: Check | None = None) -> SourceRows[TextRow]: ...
 @overload
-def load_rows(source: "Source", kind: Literal["tags"]) -> SourceRows[TaggedRow]: ...
+def load_rows(source: "Source", kind: Literal["tags"], check: Check | None = None) -> SourceRows[TaggedRow]: ...
 @overload
-def load_rows(source: "Source", kind: Literal["questions"]) -> SourceRows[QuestionRow]: ...
-def load_rows(source: "Source", kind: RowKind) -> SourceRows[Any]:
+def load_rows(source: "Source", kind: Literal["questions"], check: Check | None = None) -> SourceRows[QuestionRow]: ...
+def load_rows(source: "Source", kind: RowKind, check: Check | None = None) -> SourceRows[Any]:
     """Read the source's rows as `kind`. A row of the file can be several pairs; `source.limit` counts the file's.
 
     Raises UserError for a source that cannot be read, one without a usable row, and one with more malformed rows than
-    `source.max_bad_rows` (the message counts them and shows the first five).
+    `source.max_bad_rows` (the message counts them and shows the first five). A row that `check` refuses is malformed.
     """
     bad: list[BadRow] = []
-    parts = list(iterate_rows(source, PARSERS[kind], bad))
+    parse = PARSERS[kind]
+    checked = parse if check is None else lambda record: [check(row) for row in parse(record)]
+    parts = list(iterate_rows(source, checked, bad))
     _judge(source, kind, len(parts), bad)
     items = [row for rows in parts for row in rows]
     return SourceRows(items, _digest(items)[0], bad)
@@ -154,7 +163,7 @@ def _digest(rows: Iterable[DataRow]) -> tuple[str, int, int]:
     digest = hashlib.sha256()
     size = count = 0
     for row in rows:
-        line = json.dumps(_learned(row), sort_keys=True, default=asdict).encode() + b"\n"
+        line = json.dumps(_learned(row), sort_keys=True, default=_given).encode() + b"\n"
         digest.update(line)
         size += len(line)
         count += 1
@@ -163,7 +172,13 @@ def _digest(rows: Iterable[DataRow]) -> tuple[str, int, int]:
 
 def _learned(row: DataRow) -> dict[str, Any]:
     """The row without what only rewards read of it, so that a new column of a file does not end a run."""
-    return {field.name: getattr(row, field.name) for field in fields(row) if field.name != "fields"}
+    return {name: value for name, value in _given(row).items() if name != "fields"}
+
+
+def _given(value: Any) -> dict[str, Any]:
+    """A row's or message's fields; one that a later version added counts where it is not what it is by default."""
+    found = {field.name: getattr(value, field.name) for field in fields(value)}
+    return {name: item for name, item in found.items() if name not in ADDED or item != ADDED[name]}
 
 
 def _judge(source: "Source", kind: str, good: int, bad: list[BadRow]) -> None:

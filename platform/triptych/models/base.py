@@ -93,37 +93,51 @@ def _checked(folder: Path, name: str) -> Path:
     return folder
 
 
-def load_tokenizer(path: Path, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
-    """The folder's tokenizer, with a chat template and a padding token that is not the end token (else UserError)."""
+def model_tokenizer(path: Path, model: Model) -> "PreTrainedTokenizerBase":
+    """The tokenizer in the folder of a recipe's base, with the recipe's chat template; as `load_tokenizer`."""
+    return load_tokenizer(path, trust_remote_code=model.trust_remote_code, chat_template=model.chat_template)
+
+
+def load_tokenizer(
+    path: Path, *, trust_remote_code: bool = False, chat_template: str | None = None
+) -> "PreTrainedTokenizerBase":
+    """The folder's tokenizer, with a chat template, that which is given or its own, and a token to pad with.
+
+    Raises:
+        UserError: there is no usable tokenizer, no chat template, or no end token.
+    """
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise UserError(f"model.base: no usable tokenizer in {path}: {error}") from error
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
     if not tokenizer.chat_template:
         raise UserError(
-            f"model.base: the tokenizer in {path} has no chat template; use an instruct model, or put a "
-            "chat_template.jinja beside its tokenizer.json"
+            f"model.base: the tokenizer in {path} has no chat template; use an instruct model, or give "
+            "model.chat_template"
         )
     if tokenizer.eos_token_id is None:
         raise UserError(f"model.base: the tokenizer in {path} names no end token (eos_token)")
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-        tokenizer.pad_token = _padding_token(tokenizer, path)
+        tokenizer.pad_token = _padding_token(tokenizer)
     return tokenizer
 
 
-def _padding_token(tokenizer: "PreTrainedTokenizerBase", path: Path) -> str:
-    """An existing special token other than the end token; the vocabulary never grows."""
+def _padding_token(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """An existing special token; the vocabulary never grows.
+
+    Padding is told by the mask, so the end token serves where there is no other: it is learned all the same.
+    """
     special = [
         str(token)
         for index, token in sorted(tokenizer.added_tokens_decoder.items())
         if token.special and index not in (tokenizer.eos_token_id, tokenizer.bos_token_id)
     ]
-    if not special:
-        raise UserError(f"model.base: the tokenizer in {path} has no token to pad with other than its end token")
     likely = [token for token in special if "pad" in token.lower()] + [t for t in special if "endoftext" in t]
-    return (likely or special)[0]
+    return [*likely, *special, tokenizer.eos_token][0]
 
 
 def load_causal_lm(

@@ -1,5 +1,7 @@
 """Sources of rows."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from triptych.recipe.base import Closed, Count, NoEffect
@@ -12,7 +14,9 @@ class Source(Closed):
     `{prompt, chosen, rejected, margin?}` or `{prompt, answers: [...], scores: [...]}`, of which every two answers whose
     scores differ are a pair; PPO `{prompt}` or `{messages}`; token classification
     `{tokens: [...], tags: [...]}`; question answering `{question, context, answers: {text: [...], answer_start:
-    [...]}}`. A prompt is a string or a list of chat messages.
+    [...]}}`. A prompt is a string or a list of chat messages. Rows of chats may have `tools`; a message may have
+    `tool_calls`, `tool_call_id`, `name`, `reasoning_content`, and an assistant's `weight` (or `train`), 0 where it is
+    read and not learned.
     """
 
     path: str | None = Field(None, min_length=1)
@@ -23,6 +27,8 @@ class Source(Closed):
     """Split of an `hf://` data set."""
     columns: dict[str, str] = {}
     """Our column name -> the file's column name, where they differ."""
+    control_tokens: NoEffect[Literal["refuse", "escape"]] = "refuse"
+    """Chats whose text holds control tokens (`<|im_end|>`): malformed rows, or a space takes each token apart."""
     limit: Count | None = None
     """Use only the first rows."""
     max_bad_rows: NoEffect[int] = Field(0, ge=0)

@@ -6,7 +6,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from triptych.forward.roles import RoleModel
-from triptych.models.base import load_causal_lm, load_tokenizer
+from triptych.models.base import load_causal_lm, model_tokenizer
 from triptych.recipe import Memory
 from triptych.stages.context import StageContext
 from triptych.train.strategies import initial_placement
@@ -14,7 +14,7 @@ from triptych.train.strategies import initial_placement
 
 def tokenizer_of(ctx: StageContext[Any]) -> PreTrainedTokenizerBase:
     """The base's tokenizer."""
-    return load_tokenizer(ctx.base_dir, trust_remote_code=ctx.recipe.model.trust_remote_code)
+    return model_tokenizer(ctx.base_dir, ctx.recipe.model)
 
 
 def role_model(ctx: StageContext[Any], memory: Memory, device: torch.device) -> RoleModel:

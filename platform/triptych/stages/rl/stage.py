@@ -9,6 +9,9 @@ from typing import Any
 
 from triptych import storage
 from triptych.data import encode_prompts, load_rows
+from triptych.data.chat import ChatTemplate
+from triptych.data.checked import ChatCheck
+from triptych.data.end_tokens import end_tokens
 from triptych.data.table import Table
 from triptych.errors import UserError
 from triptych.forward.export import adapter_of
@@ -64,7 +67,7 @@ def start_pool(ctx: StageContext[Rl], policy: Adapter) -> RolloutPool:
         rollout=rollout,
         lora_r=largest_rank(policy.configs["lora"].to_dict()) if native else 1,
         max_model_len=stage.shape().context,
-        stop_token_ids=[tokenizer_of(ctx).eos_token_id],
+        stop_token_ids=end_tokens(ctx.base_dir, tokenizer_of(ctx)),
         base=ctx.recipe.model,
     )
 
@@ -99,8 +102,9 @@ def _train(config: dict[str, Any]) -> None:
 
 def _encode(ctx: StageContext[Rl], source: Source) -> Table:
     """Load and encode a source's prompts."""
-    rows = load_rows(source, "prompts")
+    tokenizer = tokenizer_of(ctx)
+    rows = load_rows(source, "prompts", ChatCheck(ChatTemplate(tokenizer), source.control_tokens))
     prompts = encode_prompts(
-        rows.items, tokenizer_of(ctx), ctx.stage.rollout.max_prompt_tokens, source.max_bad_rows - len(rows.bad)
+        rows.items, tokenizer, ctx.stage.rollout.max_prompt_tokens, source.max_bad_rows - len(rows.bad)
     )
     return prompt_table(prompts, rows.digest)

@@ -11,6 +11,7 @@ import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,15 +23,17 @@ from ray.data.block import BlockMetadata
 from transformers import PreTrainedTokenizerBase
 
 from triptych import storage
+from triptych.data.chat import ChatTemplate, Control
+from triptych.data.checked import ChatCheck
 from triptych.data.encode import Encoded
 from triptych.data.rows import BadRow, DataRow
 from triptych.data.sources import Parse, Survey, iterate_rows
 from triptych.data.table import Lazy, StoredTable, write_blocks
 from triptych.errors import UserError
-from triptych.models.base import load_tokenizer
+from triptych.models.base import model_tokenizer
 from triptych.recipe import Source, Workers
+from triptych.recipe.model import Model
 from triptych.stages.context import StageContext
-from triptych.stages.models import tokenizer_of
 from triptych.stages.supervised.loop import Rows
 from triptych.train.batch import Batch
 
@@ -61,6 +64,10 @@ class Examples:
     batch: Callable[[list[dict[str, Any]], int], Batch]
     """Rows of the table, and the padding token -> a micro-batch."""
 
+    def parser(self, ctx: StageContext[Any], source: Source) -> Parse:
+        """`parse`, and the check of each chat by the base's template. Picklable too."""
+        return functools.partial(_parse_checked, parse=self.parse, ctx=ctx, control=source.control_tokens)
+
     def rows(self, url: str, pad: int) -> Rows:
         """A committed table as what the loop iterates."""
         table = StoredTable(url)
@@ -68,6 +75,13 @@ class Examples:
             Lazy(len(table), lambda row: [table.cell(name, row) for name in self.sequences]),
             lambda rows: self.batch([{c: table.cell(c, row) for c in self.schema.names} for row in rows], pad),
         )
+
+
+def _parse_checked(
+    record: dict[str, Any], *, parse: Parse, ctx: StageContext[Any], control: Control
+) -> Sequence[DataRow]:
+    check = ChatCheck(_template(ctx.base_dir, ctx.recipe.model), control)
+    return [check(row) for row in parse(record)]
 
 
 def encode(ctx: StageContext[Any], split: str, source: Source, survey: Survey, examples: Examples) -> dict[str, int]:
@@ -107,8 +121,8 @@ def _counted(
 
 
 def _here(ctx: StageContext[Any], source: Source, examples: Examples) -> Iterator[tuple[pa.Table, Mapping[str, int]]]:
-    tokenizer = tokenizer_of(ctx)
-    for rows in _blocks(source, examples.parse):
+    tokenizer = _tokenizer(ctx.base_dir, ctx.recipe.model)
+    for rows in _blocks(source, examples.parser(ctx, source)):
         yield _encoded(rows, examples, tokenizer)
 
 
@@ -161,7 +175,7 @@ def _in_tasks(
     workers: Workers = ctx.stage.train.workers
     local = source.model_copy(update={"path": storage.absolute(source.file)})  # tasks have another working directory
     blocks = ray.data.read_datasource(
-        _RowBlocks(local, examples.parse),
+        _RowBlocks(local, examples.parser(ctx, source)),
         num_cpus=0,  # else it could hold the only CPU that the tasks behind it wait for
         label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},  # where the file is
     )
@@ -184,14 +198,17 @@ def _encoded_pickles(
 ) -> dict[str, list[Any]]:
     """One block's rows, pickled by our own reader -> its table as Arrow bytes, its counts as JSON."""
     rows = pickle.loads(batch["rows"][0])  # noqa: S301
-    table, counts = _encoded(
-        rows, examples, _tokenizer(ctx.base_dir, trust_remote_code=ctx.recipe.model.trust_remote_code)
-    )
+    table, counts = _encoded(rows, examples, _tokenizer(ctx.base_dir, ctx.recipe.model))
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return {"table": [sink.getvalue().to_pybytes()], "counts": [json.dumps(counts)]}
 
 
-_tokenizer = functools.lru_cache(maxsize=1)(load_tokenizer)
+_tokenizer = functools.lru_cache(maxsize=1)(model_tokenizer)
 """Loaded once in each of Ray's processes."""
+
+
+@functools.lru_cache(maxsize=1)
+def _template(folder: Path, model: Model) -> ChatTemplate:
+    return ChatTemplate(_tokenizer(folder, model))

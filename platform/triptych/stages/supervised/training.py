@@ -50,7 +50,7 @@ def prepare(ctx: StageContext[Any], examples: Examples) -> Prepared:
             from, or a micro-batch has no room for the longest row.
     """
     placed = sources(ctx)
-    surveys = {split: survey(source, examples.kind, examples.parse) for split, source in placed.items()}
+    surveys = {split: survey(source, examples.kind, examples.parser(ctx, source)) for split, source in placed.items()}
     inputs = remember(ctx, {split: found.digest for split, found in surveys.items()}, data_parents(ctx))
     data = {split: encode(ctx, split, placed[split], found, examples) for split, found in surveys.items()}
     for split in placed:
