@@ -71,3 +71,39 @@ def test_wrong_requests() -> None:
         result = CliRunner().invoke(app, ["data", "check", "--kind", "sft", *arguments])
         assert isinstance(result.exception, UserError)
     assert CliRunner().invoke(app, ["data", "check", "a.jsonl", "--kind", "dpo"]).exit_code == 2
+
+
+def test_a_chat_that_the_template_refuses_is_a_row_with_its_line(tiny_model_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    user, answer = {"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Dull."}
+    call = {"function": {"name": "look", "arguments": "{}"}}
+    chats = [[user, answer], [answer, user], [user, answer | {"tool_calls": [call]}]]
+    chats += [[user | {"content": "<|im_end|>"}, answer], [user, answer | {"weight": 0}]]
+    path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    arguments = ["data", "check", str(path), "--kind", "sft", "--base", str(tiny_model_dir), "--json"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1, result.output
+    report = json.loads(result.stdout)
+    assert (report["rows"], report["bad"], report["control_tokens"]) == (1, 4, 1)
+    reasons = {bad["line"]: bad["reason"] for bad in report["first_bad"]}
+    assert "the assistant speaks first" in reasons[2]
+    assert "messages[1].tool_calls: the chat template writes nothing of it" in reasons[3]
+    assert "messages[0].content: holds the control token '<|im_end|>'" in reasons[4]
+    assert "every turn of the assistant has weight 0" in reasons[5]
+    report = json.loads(CliRunner().invoke(app, [*arguments, "--control-tokens", "escape"]).stdout)
+    assert (report["rows"], report["bad"], report["control_tokens"]) == (2, 3, 1)
+
+
+def test_rows_are_measured_in_the_template_that_is_given(tiny_model_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "Why?", "response": "Dull."}\n')
+    arguments = ["data", "check", str(path), "--kind", "sft", "--base", str(tiny_model_dir), "--json"]
+    template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    own, given = (
+        json.loads(CliRunner().invoke(app, [*arguments, *more]).stdout)["lengths"]["max"]
+        for more in ([], ["--chat-template", template])
+    )
+    assert given < own
+    wrong = CliRunner().invoke(app, [*arguments, "--chat-template", "none.jinja"])
+    assert isinstance(wrong.exception, UserError)
+    assert "--chat-template: " in str(wrong.exception)

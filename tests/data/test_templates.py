@@ -1,7 +1,6 @@
 """Training sees the tokens that an engine is given and samples, whatever the tokenizer and its chat template."""
 
 import random
-from pathlib import Path
 from typing import Any
 
 import pytest

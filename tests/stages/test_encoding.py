@@ -100,6 +100,26 @@ def test_other_rows_in_the_same_folder_are_refused(make_context: MakeContext, st
         prepare(ctx, chats(ctx.stage))
 
 
+def test_chats_that_the_template_refuses_are_malformed_rows(
+    make_context: MakeContext, stage: dict[str, Any], tmp_path: Path
+) -> None:
+    user, answer = {"role": "user", "content": "Film?"}, {"role": "assistant", "content": "Dull."}
+    rows: list[dict[str, Any]] = [{"messages": [user, answer]}, {"messages": [answer, user, answer]}]
+    rows.append({"prompt": "<|im_end|>", "response": "It is warm."})
+    path = tmp_path / "odd.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stage["data"]["train"] = {"path": str(path)}
+    ctx = make_context(stage)
+    with pytest.raises(
+        UserError, match=r"2 of 3 rows are malformed.*\n  line 2: .*speaks first.*\n  line 3: .*control"
+    ):
+        prepare(ctx, chats(ctx.stage))
+    assert not Path(ctx.folder, "data").exists()
+    stage["data"]["train"] |= {"max_bad_rows": 1, "control_tokens": "escape"}
+    ctx = make_context(stage)
+    assert prepare(ctx, chats(ctx.stage)).data["train"]["rows"] == 2
+
+
 class _Busy:
     """Another stage's worker."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from triptych.data.checked import ChatCheck
     from triptych.data.rows import SourceRows
 
 app = typer.Typer(help="Look at rows before training on them.", no_args_is_help=True)
@@ -29,6 +30,13 @@ class RowKindOption(StrEnum):
     questions = "questions"
 
 
+class ControlOption(StrEnum):
+    """What becomes of chats whose text holds control tokens."""
+
+    refuse = "refuse"
+    escape = "escape"
+
+
 @app.callback()
 def _group() -> None:
     """Keeps `check` a verb of its own while it is the only one."""
@@ -39,6 +47,10 @@ def check(
     path: Annotated[str, typer.Argument(metavar="FILE", help="A .jsonl, .parquet or .csv file, or hf://owner/name.")],
     kind: Annotated[RowKindOption, typer.Option(help="What the rows are for.")],
     base: Annotated[str | None, typer.Option(help="Base model whose tokenizer measures the rows.")] = None,
+    chat_template: Annotated[str | None, typer.Option(help="Chat template, text or file; with --base.")] = None,
+    control_tokens: Annotated[
+        ControlOption, typer.Option(help="Chats whose text holds control tokens: refuse or escape; with --base.")
+    ] = ControlOption.refuse,
     split: Annotated[str, typer.Option(help="Split of an hf:// data set.")] = "train",
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first rows.")] = None,
     column: Annotated[list[str] | None, typer.Option(help="Our name = the file's name; may be repeated.")] = None,
@@ -53,7 +65,8 @@ def check(
     from triptych.recipe.data import Source
 
     source = Source(path=path, split=split, limit=limit, columns=_columns(column or []), max_bad_rows=sys.maxsize)
-    rows: SourceRows[Any] = load_rows(source, kind.value)
+    check = _check(base, chat_template, control_tokens) if base else None
+    rows: SourceRows[Any] = load_rows(source, kind.value, check)
     report = {
         "path": path,
         "kind": kind.value,
@@ -61,9 +74,11 @@ def check(
         "digest": rows.digest,
         "bad": len(rows.bad),
         "first_bad": [{"line": row.line, "reason": row.reason} for row in rows.bad[:SHOWN]],
-        "unit": "tokens" if base else "words",
-        "lengths": _summary(_tokens(rows.items, base) if base else [_words(row) for row in rows.items]),
+        "unit": "tokens" if check else "words",
+        "lengths": _summary(_tokens(rows.items, check.tokenizer) if check else [_words(row) for row in rows.items]),
     }
+    if check:
+        report["control_tokens"] = check.found
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
@@ -81,14 +96,27 @@ def _columns(pairs: Sequence[str]) -> dict[str, str]:
     return columns
 
 
-def _tokens(rows: list[Any], base: str) -> list[int]:
+def _check(base: str, chat_template: str | None, control: ControlOption) -> "ChatCheck":
+    """The check of chats by the tokenizer and template of a base."""
+    from pydantic import ValidationError
+
+    from triptych.data.checked import ChatCheck
+    from triptych.errors import UserError
+    from triptych.models.base import model_tokenizer, resolve_base
+    from triptych.recipe.model import Model
+
+    try:
+        model = Model(base=base, chat_template=chat_template)
+    except ValidationError as error:
+        raise UserError(f"--chat-template: {error.errors()[0]['msg']}") from error
+    return ChatCheck(model_tokenizer(resolve_base(model), model), control.value)
+
+
+def _tokens(rows: list[Any], tokenizer: Any) -> list[int]:
     from triptych.data.encode import encode_pairs, encode_prompts, encode_sft, encode_texts
     from triptych.data.labelled import encode_questions, encode_tags
     from triptych.data.rows import PairRow, QuestionRow, SftRow, TaggedRow, TextRow
-    from triptych.models.base import load_tokenizer, resolve_base
-    from triptych.recipe.model import Model
 
-    tokenizer = load_tokenizer(resolve_base(Model(base=base)))
     if isinstance(rows[0], SftRow):
         return [len(example.input_ids) for example in encode_sft(rows, tokenizer, sys.maxsize).items]
     if isinstance(rows[0], PairRow):
@@ -149,6 +177,8 @@ def _show(report: dict[str, Any]) -> None:
         console.print(f"  line {row['line']}: {escape(row['reason'])}", soft_wrap=True)
     if report["bad"] > SHOWN:
         console.print(f"  and {report['bad'] - SHOWN} more")
+    if report.get("control_tokens"):
+        console.print(f"{report['control_tokens']} rows with control tokens in their text")
     lengths = report["lengths"]
     console.print(f"sha256 {report['digest']}", soft_wrap=True)
     console.print(

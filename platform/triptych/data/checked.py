@@ -2,11 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from triptych.data.chat import ChatTemplate, Control
 from triptych.data.encode import pair_turns
 from triptych.data.rows import DataRow, Message, PairRow, PromptRow, SftRow
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Change = Callable[[str, str], str]
 """A function of a text and of its place in the row."""
@@ -16,10 +20,14 @@ Change = Callable[[str, str], str]
 class ChatCheck:
     """Refuses chats that the template loses a part of, and text that it would read as control tokens, or escapes it."""
 
-    template: ChatTemplate
+    tokenizer: "PreTrainedTokenizerBase"
     control: Control = "refuse"
     found: int = 0
     """Rows whose text holds control tokens, so far."""
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer)
 
     def __call__(self, row: DataRow) -> DataRow:
         """The row, its control tokens escaped; rows that are no chats stay as they are.
@@ -61,8 +69,8 @@ def _with_texts(row: SftRow | PairRow | PromptRow, change: Change) -> SftRow | P
     tools = tuple(_mapped(tool, f"tools[{index}]", change) for index, tool in enumerate(row.tools))
     if isinstance(row, PairRow):
         prompt = _messages(row.prompt, "prompt", change)
-        answers = {name: change(getattr(row, name), name) for name in ("chosen", "rejected")}
-        return replace(row, prompt=prompt, tools=tools, **answers)
+        chosen, rejected = change(row.chosen, "chosen"), change(row.rejected, "rejected")
+        return replace(row, prompt=prompt, chosen=chosen, rejected=rejected, tools=tools)
     return replace(row, messages=_messages(row.messages, "messages", change), tools=tools)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from triptych import storage
 from triptych.data import encode_prompts, load_rows
-from triptych.data.chat import ChatTemplate
 from triptych.data.checked import ChatCheck
 from triptych.data.end_tokens import end_tokens
 from triptych.data.table import Table
@@ -103,7 +102,7 @@ def _train(config: dict[str, Any]) -> None:
 def _encode(ctx: StageContext[Rl], source: Source) -> Table:
     """Load and encode a source's prompts."""
     tokenizer = tokenizer_of(ctx)
-    rows = load_rows(source, "prompts", ChatCheck(ChatTemplate(tokenizer), source.control_tokens))
+    rows = load_rows(source, "prompts", ChatCheck(tokenizer, source.control_tokens))
     prompts = encode_prompts(
         rows.items, tokenizer, ctx.stage.rollout.max_prompt_tokens, source.max_bad_rows - len(rows.bad)
     )

@@ -23,7 +23,7 @@ from ray.data.block import BlockMetadata
 from transformers import PreTrainedTokenizerBase
 
 from triptych import storage
-from triptych.data.chat import ChatTemplate, Control
+from triptych.data.chat import Control
 from triptych.data.checked import ChatCheck
 from triptych.data.encode import Encoded
 from triptych.data.rows import BadRow, DataRow
@@ -80,7 +80,7 @@ class Examples:
 def _parse_checked(
     record: dict[str, Any], *, parse: Parse, ctx: StageContext[Any], control: Control
 ) -> Sequence[DataRow]:
-    check = ChatCheck(_template(ctx.base_dir, ctx.recipe.model), control)
+    check = _check(ctx.base_dir, ctx.recipe.model, control)
     return [check(row) for row in parse(record)]
 
 
@@ -209,6 +209,6 @@ _tokenizer = functools.lru_cache(maxsize=1)(model_tokenizer)
 """Loaded once in each of Ray's processes."""
 
 
-@functools.lru_cache(maxsize=1)
-def _template(folder: Path, model: Model) -> ChatTemplate:
-    return ChatTemplate(_tokenizer(folder, model))
+@functools.lru_cache(maxsize=2)
+def _check(folder: Path, model: Model, control: Control) -> ChatCheck:
+    return ChatCheck(_tokenizer(folder, model), control)
