@@ -12,6 +12,7 @@ import pytest
 
 from triptych import storage
 from triptych.cli import main
+from triptych.models.base import fingerprint
 from triptych.registry import Registry
 from triptych.registry.keys import make_key
 
@@ -119,7 +120,7 @@ def test_an_adapter_from_elsewhere_needs_its_base(run: Run, lora: Path, tiny_mod
     assert run("adapters", "register", "reviews", lora, "--base", tiny_model_dir).out == "reviews@1\n"
     facts = json.loads(run("adapters", "show", "reviews", "--json").out)
     assert facts["base"] == str(tiny_model_dir)
-    assert len(facts["base_fingerprint"]) == 64
+    assert facts["base_fingerprint"] == fingerprint(tiny_model_dir)
 
 
 def test_a_base_that_is_not_the_adapters_is_refused(run: Run, noted: Path, tiny_model_dir: Path) -> None:

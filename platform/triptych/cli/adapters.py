@@ -270,4 +270,5 @@ def _base(base: str | None, note: dict[str, object]) -> tuple[str, str]:
     from triptych.models.base import fingerprint, resolve_base
     from triptych.recipe.model import Model
 
-    return base, fingerprint(resolve_base(Model(base=base)))
+    template = note.get("chat_template")
+    return base, fingerprint(resolve_base(Model(base=base)), template if isinstance(template, str) else None)

@@ -20,8 +20,9 @@ from triptych.methods.base import Attachment
 from triptych.methods.peft_family import PeftAttachment
 from triptych.methods.targets import linear_layers, weight_of
 from triptych.models.adapter import load_adapter
-from triptych.models.base import fingerprint, load_causal_lm, load_tokenizer, resolve_base
+from triptych.models.base import fingerprint, load_causal_lm, plain_tokenizer, resolve_base
 from triptych.models.full import save_model
+from triptych.models.identity import difference
 from triptych.models.peft_files import FACTS
 from triptych.models.quantize import Int8Linear
 from triptych.recipe.method import MERGING, BitFit, Method, names_of, parts_of
@@ -34,7 +35,7 @@ TEXTS = (
     "In 1969 two people walked on the Moon; hundreds of millions watched them on television.",
 )
 """Texts on which `divergence` compares a merged model with its adapter."""
-_KEPT = ("base", "base_fingerprint", "recipe")
+_KEPT = ("base", "base_fingerprint", "chat_template", "recipe")
 """Facts of an adapter that its merged model keeps."""
 _ROLE = "merged"
 _ROWS = 1024
@@ -52,8 +53,10 @@ def merge_adapter(adapter: Path, target: Path, base: str, dtype: str, limit: flo
         raise UserError(f"{target} exists already: name a new folder")
     facts: dict[str, Any] = json.loads((adapter / FACTS).read_text())
     folder = resolve_base(Model(base=base))
-    if fingerprint(folder) != facts["base_fingerprint"]:
-        raise UserError(f"--base: {base} is another model than {facts['base']}, on which the adapter was trained")
+    if reason := difference(facts["base_fingerprint"], fingerprint(folder, facts.get("chat_template"))):
+        raise UserError(
+            f"--base: {base} is another model than {facts['base']}, on which the adapter was trained: {reason}"
+        )
     found, quantization = load_adapter(adapter, "policy"), facts.get("quantization")
     changes, weights = merged_model(folder, found.method, found.weights, quantization)
     target.mkdir(parents=True)
@@ -140,7 +143,7 @@ def divergence(
     base: Path, method: Method, weights: Mapping[str, Tensor], quantization: Quantization, merged: PreTrainedModel
 ) -> float:
     """KL divergence, nats a token of `TEXTS`, of a merged model from the adapter on its rounded base."""
-    tokenizer = load_tokenizer(base)
+    tokenizer = plain_tokenizer(base)
     model = load_causal_lm(base, torch.float32, quantization=quantization)
     for part in _attached(model, method, weights).values():
         part.activate(True)

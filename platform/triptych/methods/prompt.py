@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from triptych.errors import UserError
 from triptych.methods.base import Attachment, Export
 from triptych.methods.layers import linear
-from triptych.models.base import load_tokenizer
+from triptych.models.base import plain_tokenizer
 from triptych.recipe.virtual import PromptTuning, PTuning
 
 EMBEDDINGS = "prompt_embeddings"
@@ -125,7 +125,7 @@ def token_ids(model: PreTrainedModel, text: str, count: int) -> list[int]:
     folder = Path(model.name_or_path)
     if not model.name_or_path or not folder.is_dir():
         raise UserError("method.init: text needs the base model's tokenizer, and this model comes from no folder")
-    ids = load_tokenizer(folder)(text)["input_ids"]
+    ids = plain_tokenizer(folder)(text)["input_ids"]
     if not ids:
         raise UserError("method.init_text: a text of at least one token")
     return list(itertools.islice(itertools.cycle(ids), count))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from triptych.cache import cache_dir
 from triptych.errors import UserError
 from triptych.models import demo
+from triptych.models.identity import joined, tokenizer_digest, tokenizer_files
 from triptych.recipe.model import Model, Quantization
 from triptych.storage import digest_of, write_bytes
 
@@ -106,12 +107,7 @@ def load_tokenizer(
     Raises:
         UserError: there is no usable tokenizer, no chat template, or no end token.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.base: no usable tokenizer in {path}: {error}") from error
+    tokenizer = plain_tokenizer(path, trust_remote_code=trust_remote_code)
     if chat_template is not None:
         tokenizer.chat_template = chat_template
     if not tokenizer.chat_template:
@@ -123,6 +119,17 @@ def load_tokenizer(
         raise UserError(f"model.base: the tokenizer in {path} names no end token (eos_token)")
     if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
         tokenizer.pad_token = _padding_token(tokenizer)
+    return tokenizer
+
+
+def plain_tokenizer(path: Path, *, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The folder's tokenizer as it is, for text that is no chat; UserError: there is no usable one."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.base: no usable tokenizer in {path}: {error}") from error
     return tokenizer
 
 
@@ -180,21 +187,24 @@ def _nf4(dtype: "torch.dtype") -> "BitsAndBytesConfig":
     )
 
 
-def fingerprint(path: Path) -> str:
-    """sha256 that identifies a base: its shapes and its weight files, by name; the same on every machine.
+def fingerprint(path: Path, chat_template: str | None = None) -> str:
+    """Digests that identify a base: of its shapes and weight files, by name, and of its tokenizer and chat template.
 
-    The files' digests are cached, and taken again when a file's size or time changes.
+    The same on every machine. `chat_template`: the recipe's, where it replaces the tokenizer's own. The files' digests
+    are cached, and taken again when a file's size or time changes. `identity.difference` compares fingerprints.
     """
     files = sorted(path.glob("*.safetensors"))
     if not files:
         raise UserError(f"no *.safetensors in {path}")
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    digests = _digests(path, files)
+    words = tokenizer_files(path)
+    digests = _digests(path, [*files, *words])
     identity = {
         "shape": {key: config[key] for key in _SHAPE_KEYS if key in config},
         "weights": {file.name: digests[file.name]["sha256"] for file in files},
     }
-    return digest_of(identity)
+    hashes = {file.name: digests[file.name]["sha256"] for file in words}
+    return joined(digest_of(identity), tokenizer_digest(path, hashes, chat_template))
 
 
 def _digests(path: Path, files: list[Path]) -> dict[str, dict[str, Any]]:

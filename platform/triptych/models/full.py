@@ -36,7 +36,8 @@ def save_model(
 ) -> None:
     """Write weights (Hugging Face names) in `dtype`, with the tokenizer and the configuration of `base`.
 
-    `changes`: fields of config.json that differ.
+    `about`: facts of its origin; a `chat_template` among them replaces the base's. `changes`: fields of config.json
+    that differ.
     """
     config = json.loads((base / "config.json").read_text()) | dict(changes or {})
     config.pop("torch_dtype", None)
@@ -47,4 +48,6 @@ def save_model(
     for name in _TOKENIZER:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
+    if "chat_template" in about:
+        (folder / "chat_template.jinja").write_text(about["chat_template"], encoding="utf-8")
     (folder / FACTS).write_text(json.dumps(dict(about) | kind_fields("model"), indent=2, sort_keys=True))

@@ -7,6 +7,7 @@ from pathlib import Path
 from triptych import storage
 from triptych.artifact_kinds import kind_in
 from triptych.errors import UserError
+from triptych.models.identity import difference
 from triptych.models.peft_files import FACTS
 from triptych.registry import validation
 from triptych.registry.facts import Facts, ServingCheck
@@ -69,7 +70,7 @@ def _check_note(folder: Path, kind: str, base_fingerprint: str) -> None:
     noted = kind_in(note) or kind
     if noted != kind:
         raise validation.ArtifactError(f"{FACTS}: kind is {noted!r}, it is being registered with {kind!r}")
-    if note.get("base_fingerprint", base_fingerprint) != base_fingerprint:
+    if difference(str(note.get("base_fingerprint", base_fingerprint)), base_fingerprint):
         raise validation.ArtifactError(
             f"{FACTS}: base_fingerprint is {note['base_fingerprint']!r}, it is being registered with "
             f"{base_fingerprint!r}"

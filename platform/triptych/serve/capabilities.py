@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from triptych.models.identity import difference
 from triptych.models.peft_files import ADAPTER_WEIGHTS
 from triptych.models.vllm_lora import unserved_setting, unserved_tensor
 from triptych.recipe.serve import ServeConfig
@@ -73,8 +74,8 @@ def engine_for(
         MisfitError: none can; the reason of the first.
         UnreadableError: the version's facts are not in the registry, and its files cannot be read.
     """
-    if version.base_fingerprint != base_fingerprint:
-        raise MisfitError(f"it was trained on another base ({version.base})")
+    if reason := difference(version.base_fingerprint, base_fingerprint):
+        raise MisfitError(f"it was trained on {reason} ({version.base})")
     facts = registry.facts(version.ref)
     reasons = {name: engine.why_not(version.kind, facts) for name, engine in engines.items()}
     for name, reason in reasons.items():

@@ -19,7 +19,7 @@ def check(config: ServeConfig) -> tuple[ServeConfig, str]:
 
     UserError unless the base and the registry are there and every adapter that the config names can be served on it.
     """
-    base = fingerprint(resolve_base(config.model))
+    base = fingerprint(resolve_base(config.model), config.model.chat_template)
     registry = Registry(config.registry, config.artifacts, create=False)
     for name in () if config.adapters == "all" else config.adapters:
         try:

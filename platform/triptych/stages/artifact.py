@@ -27,6 +27,7 @@ from triptych.methods.adalora import ranks
 from triptych.methods.freeze import whole
 from triptych.models.adapter import Adapter, load_adapter, save_adapter
 from triptych.models.full import save_model
+from triptych.models.identity import difference
 from triptych.models.peft_files import FACTS
 from triptych.recipe import Source, StageBase
 from triptych.recipe.matrix import AdaLora
@@ -156,8 +157,8 @@ def parent(ctx: StageContext[Any], ref: str, kind: str) -> tuple[Adapter, Adapte
         UserError: it is of another kind or sits on another base.
     """
     version = registered(ctx, ref)
-    if version.base_fingerprint != ctx.base_fingerprint:
-        raise UserError(f"{version.ref} was trained on {version.base}, another base than {ctx.recipe.model.base}")
+    if reason := difference(version.base_fingerprint, ctx.base_fingerprint):
+        raise UserError(f"{version.ref} was trained on {version.base}, {reason} than {ctx.recipe.model.base}")
     storage.verify(version.url)
     return load_adapter(storage.local_copy(version.url), kind), version
 

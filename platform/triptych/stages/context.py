@@ -10,6 +10,7 @@ from triptych import storage
 from triptych.data.table import Table, write_table
 from triptych.errors import UserError
 from triptych.models.base import resolve_base
+from triptych.models.identity import difference
 from triptych.observe.progress import Progress
 from triptych.recipe import KINDS, Recipe, StageBase, with_effect
 from triptych.recipe.changes import differences
@@ -89,8 +90,10 @@ class StageContext(Generic[StageT]):
         digest = storage.digest_of(self.recipe.model_dump(mode="json"))
         base = {"base": self.recipe.model.base, "base_fingerprint": self.base_fingerprint}
         quantization = self.recipe.model.quantization
-        rounded = {"quantization": quantization} if quantization else {}
-        return base | rounded | {"recipe": digest, "stage_kind": self.stage.kind}
+        template = self.recipe.model.chat_template
+        changed: dict[str, str] = {"quantization": quantization} if quantization else {}
+        changed |= {"chat_template": template} if template else {}
+        return base | changed | {"recipe": digest, "stage_kind": self.stage.kind}
 
 
 def begin(ctx: StageContext[Any], tables: Mapping[str, Table], parents: Mapping[str, str]) -> dict[str, Any]:
@@ -131,6 +134,8 @@ def _write_or_compare(url: str, inputs: dict[str, Any], chosen: set[str]) -> Non
         storage.write_bytes(url, json.dumps(inputs, indent=2).encode())
         return
     before = json.loads(storage.read_bytes(url))
+    if difference(before["base"], inputs["base"]) is None:
+        before["base"] = inputs["base"]  # an earlier version wrote down the weights alone
     if is_old(before["stage"]):
         before["stage"] = _without(_of_today(before["stage"]), chosen)
     listed = differences(before, json.loads(json.dumps(inputs)))

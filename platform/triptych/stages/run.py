@@ -107,7 +107,7 @@ def stage_context(recipe: Recipe, name: str, progress: Progress) -> StageContext
         stage=recipe.stages[name],
         run=run_folder(recipe),
         base_dir=base,
-        base_fingerprint=fingerprint(base),
+        base_fingerprint=fingerprint(base, recipe.model.chat_template),
         registry_url=registry_url(recipe),
         artifacts=recipe.storage.artifacts or storage.join(runs, "artifacts"),
         progress=progress,
