@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ray.llm._internal.common.callbacks.base import CallbackBase, CallbackConfig
@@ -12,7 +13,10 @@ from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from ray.llm._internal.serve.engines.vllm.vllm_models import VLLMEngineConfig
 from ray.serve.llm import LLMConfig
 
-from triptych.models.base import fingerprint, resolve_base
+from triptych.data.end_tokens import end_tokens
+from triptych.errors import UserError
+from triptych.models.base import fingerprint, model_tokenizer, resolve_base
+from triptych.recipe.model import Model
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import Registry
 from triptych.serve import errors
@@ -35,6 +39,8 @@ def llm_config(config: ServeConfig) -> LLMConfig:
         "max_cpu_loras": engine.max_cpu_loras,
         "max_lora_rank": engine.max_lora_rank,
     }
+    if config.model.chat_template is not None:
+        engine_kwargs["chat_template"] = config.model.chat_template
     if engine.gpus:
         engine_kwargs |= {"tensor_parallel_size": engine.gpus, "gpu_memory_utilization": engine.gpu_memory}
         bundles = [{"GPU": 1.0}] * engine.gpus
@@ -95,7 +101,8 @@ class AdapterServer(LLMServer):
         self._config = ServeConfig.model_validate(config)
         self._engines = engines_of(self._config)
         folder = resolve_base(self._config.model)
-        self._fingerprint = fingerprint(folder)
+        self._fingerprint = fingerprint(folder, self._config.model.chat_template)
+        self._ends = _end_tokens(folder, self._config.model)
         self._registry = Registry(self._config.registry, self._config.artifacts, create=False)
         self._adapters = AdapterLoader(self._fetch, self._load, self._config.engine.adapter_timeout_s)
         # Ray gives an actor without CPUs one thread; the engine's process takes its own number from here.
@@ -115,6 +122,10 @@ class AdapterServer(LLMServer):
     async def _start_engine(self) -> None:
         """Start the engine without Ray's usage report, which costs an actor of its own."""
         await self.engine.start()
+
+    async def chat(self, request: Any, raw_request_info: Any = None) -> AsyncIterator[Any]:
+        """Answer a chat; the answer ends where training ends it, too."""
+        return await super().chat(ended(request, self._ends), raw_request_info)
 
     async def _run_request(self, request: Any, **options: Any) -> AsyncIterator[Any]:
         failure = await self._have(request.model)
@@ -147,6 +158,22 @@ class AdapterServer(LLMServer):
         version = self._registry.get(ref)
         engine_for(version, self._registry, self._fingerprint, self._engines)
         return str(fetch_adapter(version))
+
+
+def ended(request: Any, ends: Sequence[int]) -> Any:
+    """A vLLM request for a chat that stops at the tokens `ends` too, unless its client asks for no end."""
+    if not request.ignore_eos:
+        request.stop_token_ids = list(dict.fromkeys([*(request.stop_token_ids or ()), *ends]))
+    return request
+
+
+def _end_tokens(folder: Path, model: Model) -> list[int]:
+    """The tokens that end an answer; none for a base that takes no chats."""
+    try:
+        return end_tokens(folder, model_tokenizer(folder, model))
+    except UserError as error:
+        logger.warning("chats are not answered: %s", error)
+        return []
 
 
 def _error(code: int, kind: str, message: str) -> ErrorResponse:

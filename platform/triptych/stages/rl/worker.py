@@ -14,6 +14,7 @@ from triptych import storage
 from triptych.algorithms.base import Algorithm, Scored
 from triptych.algorithms.table import algorithm_of
 from triptych.data.encode import PromptExample
+from triptych.data.end_tokens import end_tokens
 from triptych.engines.base import SampleRequest
 from triptych.errors import RunError
 from triptych.forward.roles import RoleModel
@@ -126,9 +127,15 @@ class RlWorker:
         )
 
     def texts(self, sequences: Sequence[Sequence[int]]) -> list[str]:
-        """Token ids as text, without special tokens and without white space at either end."""
-        texts: list[str] = self._tokenizer.batch_decode([list(ids) for ids in sequences], skip_special_tokens=True)
+        """Token ids as text, without their end, special tokens, and white space at either end."""
+        answers = [list(ids[:-1] if ids and ids[-1] in self._ends else ids) for ids in sequences]
+        texts: list[str] = self._tokenizer.batch_decode(answers, skip_special_tokens=True)
         return [text.strip() for text in texts]
+
+    @cached_property
+    def _ends(self) -> frozenset[int]:
+        """Tokens that end an answer. Some tokenizers do not call them special."""
+        return frozenset(end_tokens(self.ctx.base_dir, self._tokenizer))
 
     @cached_property
     def _tokenizer(self) -> PreTrainedTokenizerBase:
