@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from tests.support.tokenizers import make_tokenizer
 from triptych.data.chat import ChatTemplate
@@ -178,3 +180,29 @@ def test_a_base_without_an_end_of_turn_is_refused(tmp_path: Path) -> None:
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
     with pytest.raises(UserError, match=r"model.base: its chat template .*without a special token"):
         end_tokens(tmp_path, tokenizer)
+
+
+def test_the_end_is_learned_of_a_tokenizer_that_has_no_other_special_token() -> None:
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    end = "<|endoftext|>"
+    core.train_from_iterator([], trainers.BpeTrainer(special_tokens=[end], initial_alphabet=alphabet))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=end, eos_token=end, pad_token=end)
+    tokenizer.chat_template = make_tokenizer("bytes", "plain text").chat_template
+    row = SftRow((USER, ANSWER, USER, Message("assistant", "Paris.")))
+    assert ChatCheck(tokenizer)(row) == row
+    assert [text.count(end) for text in learned(tokenizer, row)] == [2]
+    assert encode_sft([row], tokenizer, 10_000).items[0].labels[-1] == tokenizer.eos_token_id
+
+
+def test_a_token_that_is_written_and_not_read_is_no_border() -> None:
+    """An added token that must stand alone does not end a word: the chat is tokenised turn by turn."""
+    tokenizer = make_tokenizer("bytes", "chatml")
+    tokenizer.add_tokens([AddedToken("END", special=True, single_word=True)])
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", "END")
+    row = SftRow((USER, Message("assistant", "so"), USER, Message("assistant", "It is. ")))
+    encoded = encode_sft([row], tokenizer, 10_000).items
+    prompt = encode_prompts([PromptRow(row.messages[:3])], tokenizer, 10_000)[0].input_ids
+    assert encoded[-1].input_ids[: len(prompt)] == prompt
+    assert encoded[-1].labels[len(prompt) :] == tokenizer("It is. END", add_special_tokens=False)["input_ids"]

@@ -35,6 +35,8 @@ ANSWERS = (
     "0.5",
     "'s",
     "...",
+    "<|im_",
+    "</s",
 )
 TURNS = ("Which city is it?", "Why is that so?\n", "  ", "1", "ok", "system", "Good morning,\n\ngood night. ")
 CHATS = 12

@@ -37,8 +37,8 @@ class ChatTemplate:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         self._tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder.values()
-        self._added = _any_of([token.content for token in added])
-        self._controls = _any_of([token.content for token in added if token.special])
+        self._added = any_of([token.content for token in added])
+        self._controls = any_of([token.content for token in added if token.special])
 
     def prompt(self, messages: Sequence[Message], tools: Tools = ()) -> str:
         """The text that an engine is given to write the next turn.
@@ -191,7 +191,7 @@ def _shared(one: str, other: str) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _any_of(tokens: list[str]) -> re.Pattern[str]:
+def any_of(tokens: list[str]) -> re.Pattern[str]:
     """A pattern of any of the tokens, longer ones first; one that matches nothing where there is none."""
     longest = sorted(filter(None, tokens), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest)) or r"(?!)")

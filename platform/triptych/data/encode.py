@@ -1,9 +1,7 @@
 """Rows to tokens, through the tokenizer's chat template.
 
-The prompt of an answer is tokenised as an engine gets it, and the chat with the answer as one text, so that no piece
-gets a space or a border that the whole has not. Where the two disagree, since something would merge across the border,
-the prompt's tokens stand and the answer's follow. Answers whose prompts go on from one another are one example, others
-one each: training sees exactly the tokens that sampling sees.
+An answer stands behind the tokens of its prompt, as an engine gets them (`turn_tokens`). Answers whose prompts go on
+from one another are one example, others one each: training sees exactly the tokens that sampling sees.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from triptych.data.chat import ChatTemplate, Turn
 from triptych.data.rows import AnyRow, Message, PairRow, PromptRow, SftRow, TextRow
+from triptych.data.turn_tokens import TurnTokens
 from triptych.errors import UserError
 from triptych.objectives import IGNORE
 
@@ -88,7 +87,7 @@ def encode_sft(
     truncated = dropped = split = unlearnable = 0
     template = ChatTemplate(tokenizer)
     chats = _of_rows(lambda row: template.turns(row.messages, row.tools), rows)
-    examples = (example for turns in _tokenized(chats, tokenizer) for example in _examples(turns))
+    examples = (example for turns in TurnTokens(tokenizer).of(chats) for example in _examples(turns))
     for ids, labels in examples:
         longer = len(ids) > max_length
         if longer and overlength == "drop":
@@ -143,7 +142,7 @@ def encode_pairs(
 ) -> Encoded[PairExample]:
     """Encode pairs of chats. A pair longer than `max_length` is dropped: a score is read at the end token, the last."""
     rows, template = list(rows), ChatTemplate(tokenizer)
-    both = list(_tokenized(_of_rows(partial(pair_turns, template), rows), tokenizer))
+    both = list(TurnTokens(tokenizer).of(_of_rows(partial(pair_turns, template), rows)))
     items = [
         PairExample(prompt + chosen, prompt + rejected, len(prompt), row.margin)
         for row, ((prompt, chosen), (_, rejected)) in zip(rows, both, strict=True)
@@ -161,7 +160,7 @@ def encode_prompts(
     """
     rows, template = list(rows), ChatTemplate(tokenizer)
     texts = _of_rows(lambda row: template.prompt(row.messages, row.tools), rows)
-    prompts = _ids(texts, tokenizer)
+    prompts = TurnTokens(tokenizer).ids(texts)
     longer = [number for number, ids in enumerate(prompts, start=1) if len(ids) > max_length]
     if len(longer) > max_bad_rows:
         raise UserError(
@@ -214,30 +213,3 @@ def _examples(turns: Iterable[tuple[list[int], list[int]]]) -> Iterator[tuple[li
         ids = prompt + answer
     if ids:
         yield ids, labels
-
-
-def _tokenized(
-    chats: list[list[Turn]], tokenizer: "PreTrainedTokenizerBase"
-) -> Iterator[list[tuple[list[int], list[int]]]]:
-    """Tokens of (prompt, answer) for the turns of each chat, all tokenised in one call."""
-    texts = [text for chat in chats for turn in chat for text in (turn.prompt, turn.prompt + turn.answer)]
-    ids = iter(_ids(texts, tokenizer))
-    for chat in chats:
-        yield [(prompt := next(ids), _answer(prompt, next(ids), turn.answer, tokenizer)) for turn in chat]
-
-
-def _answer(prompt: list[int], whole: list[int], answer: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """The answer's tokens behind those of its prompt: of the whole text where it begins so, else on their own."""
-    if whole[: len(prompt)] == prompt:
-        return whole[len(prompt) :]
-    # Tokenised alone, an answer may get a space at its beginning, so it is put behind what does not merge with it.
-    anchors = ["\n", "0", ".", tokenizer.eos_token]
-    before, both = (_ids([anchor + text for anchor in anchors], tokenizer) for text in ("", answer))
-    for left, joined in zip(before, both, strict=True):
-        if joined[: len(left)] == left:
-            return joined[len(left) :]
-    return _ids([answer], tokenizer)[0]
-
-
-def _ids(texts: list[str], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
