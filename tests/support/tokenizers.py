@@ -12,9 +12,28 @@ TEXTS = (
     "It rains in the north and the sun shines in the south. Good morning, good night.",
     "think a b c 0 1 2 3 4 5 6 7 8 9 . , ; : ! ? ( ) ' - | < > [ ] { } \" / _ # @ %",
 )
-SPECIALS = ("<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>")
-SPECIALS += ("<|tool|>", "<|end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
-SPECIALS += ("<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]", "<|begin|>", "<|stop|>")
+SPECIALS = (
+    "<unk>",
+    "<s>",
+    "</s>",
+    "<pad>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|system|>",
+    "<|tool|>",
+    "<|end|>",
+    "<|eot_id|>",
+    "<|start_header_id|>",
+    "<|end_header_id|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "[INST]",
+    "[/INST]",
+    "<|begin|>",
+    "<|stop|>",
+)
 PLAIN_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>")
 """Added tokens that are not special, as in Qwen3."""
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
