@@ -53,3 +53,11 @@ def test_a_scale_of_the_model_is_kept() -> None:
     rows, outer = inputs(9, 9, torch.bfloat16), torch.ones(1, 6, 9, 16, dtype=torch.bfloat16)
     for got, expected in zip(found(rows, outer, 1.0), exact(rows, outer, 1.0), strict=True):
         assert (got.double() - expected).abs().max() <= 3e-2 * expected.abs().max()
+
+
+def test_values_may_be_of_another_size_than_keys() -> None:
+    query, key, value = inputs(7, 20, torch.bfloat16)
+    rows = query, key, value.detach()[..., :8].contiguous().requires_grad_()
+    outer = torch.randn(1, 6, 7, 8, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    for got, wanted in zip(found(rows, outer), exact(rows, outer), strict=True):
+        assert (got.double() - wanted).abs().max() < 3e-2 * wanted.abs().max()

@@ -8,7 +8,7 @@ A prefix of trained keys and values stands before every row of either kind.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -22,9 +22,11 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from triptych.data.batches import common_prefix
+from triptych.errors import UserError
 from triptych.forward.gated_prefix import with_gate
 from triptych.forward.gather import HALF, gather
 from triptych.forward.half_attention import QUERIES, half_attention
+from triptych.forward.scored_attention import Scoring, scored_attention
 from triptych.methods.base import Prefix
 
 PACKED = "triptych_packed"
@@ -32,6 +34,18 @@ PACKED = "triptych_packed"
 
 PADDED = "triptych_padded"
 """The name of the attention of padded rows."""
+
+FLASH_HEAD = 256
+"""Size of the largest heads that a GPU's kernel of rows of different lengths takes."""
+
+COMPUTED = ("dropout", "is_causal", "s_aux", "scaling", "sliding_window", "softcap")
+"""Arguments of transformers' attention functions that are computed, packed and padded."""
+
+_WITHOUT_EFFECT = frozenset(
+    {"cache_position", "output_attentions", "output_hidden_states", "output_router_logits", "position_embeddings"}
+    | {"position_ids", "return_dict", "use_cache"}
+)
+"""Arguments that decoders hand down to attention, and that change nothing of what it computes."""
 
 
 @dataclass(frozen=True)
@@ -142,13 +156,23 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    layout: Layout,
+    layout: Layout | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    **_: Any,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
-    """Query [1, H, N, D], key and value [1, K, N, D] of a layout -> [1, N, H, D]; H is a multiple of K."""
+    """Query [1, H, N, D], key [1, K, N, D], value [1, K, N, E] of a layout -> [1, N, H, E]; H is a multiple of K.
+
+    Raises:
+        UserError: an argument that changes attention in a way that is not computed here, a mask among them.
+    """
+    check_arguments(module, others | {"attention_mask": attention_mask})
+    if layout is None:
+        raise UserError(f"model.base: {type(module).__name__} does not hand to attention what its decoder is given")
+    scoring = Scoring(softcap, s_aux)
     if torch.is_autocast_enabled(device := query.device.type):  # rotation may have widened them
         query, key, value = (x.to(torch.get_autocast_dtype(device)) for x in (query, key, value))
     if layout.prefix is not None:
@@ -159,19 +183,37 @@ def packed_attention(
         )
     if layout.keys is not None:
         key, value = gather(key, 2, layout.keys), gather(value, 2, layout.keys)
-    if on_gpu(query) and query.dtype in HALF and not dropout:
+    if _flashes(query, value, scoring) and not dropout:
         return _flash(query, key, value, layout, scaling, sliding_window), None
-    most = QUERIES if query.dtype in HALF else 0
+    most = QUERIES if query.dtype in HALF and scoring.plain else 0
     spans = _spans(tuple(layout.new), tuple(layout.whole), layout.apart, most, sliding_window, query.device)
     news, wholes = [span.new for span in spans], [span.whole for span in spans]
     parts = zip(query.split(news, 2), key.split(wholes, 2), value.split(wholes, 2), spans, strict=True)
-    out = [_attend(q, k, v, span, scaling, dropout) for q, k, v, span in parts]
-    return torch.cat(out, dim=2).transpose(1, 2), None
+    out = [_attend(q, k, v, span, scaling, dropout, scoring) for q, k, v, span in parts]
+    return torch.cat(out, dim=2).transpose(1, 2).contiguous(), None  # some families view it as it is
 
 
 def on_gpu(query: Tensor) -> bool:
     """True if a GPU's kernels compute it; a plan's trace replaces this for its fake tensors."""
     return query.is_cuda
+
+
+def _flashes(query: Tensor, value: Tensor, scoring: Scoring) -> bool:
+    """True if a GPU's kernel of rows of different lengths takes these heads."""
+    fits = query.shape[-1] == value.shape[-1] <= FLASH_HEAD
+    return on_gpu(query) and query.dtype in HALF and scoring.plain and fits
+
+
+def check_arguments(module: nn.Module, given: Mapping[str, Any]) -> None:
+    """UserError where a model gives its attention an argument that would be left out of what is computed."""
+    for name, value in given.items():
+        if value is None or value is False and name != "is_causal" or name in _WITHOUT_EFFECT:
+            continue
+        if name != "is_causal" or value is False:
+            raise UserError(
+                f"model.base: {type(module).__name__} gives its attention `{name}`, which is not computed here; "
+                f"allowed: models whose attention takes no more than {', '.join(COMPUTED)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -189,7 +231,13 @@ class _Span:
     None: one row, whose queries are its last tokens, without a window."""
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, span: _Span, scaling: float | None, dropout: float) -> Tensor:
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, span: _Span, scaling: float | None, dropout: float, scoring: Scoring
+) -> Tensor:
+    if not scoring.plain:
+        seen = span.causal.get("attn_mask")
+        seen = _seen(span.new, span.whole, None, query.device) if seen is None else seen
+        return scored_attention(query, key, value, seen, scaling, dropout, scoring)
     if query.dtype in HALF and not on_gpu(query) and not dropout:
         return half_attention(query, key, value, scaling, span.causal, span.hidden)
     if query.dtype == torch.float32 and on_gpu(query):  # where heads share keys no kernel there is fused
@@ -285,13 +333,24 @@ def padded_attention(
     attention_mask: Tensor | None,
     *,
     row_prefix: RowPrefix | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
     sliding_window: int | None = None,
-    **settings: Any,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
     """transformers' sdpa, behind a prefix: query [B, H, T, D], key and value [B, K, T, D] -> [B, T, H, D].
 
-    The mask [B, 1, T, T] is true where a token sees another; None: causal.
+    The mask [B, 1, T, T] is true where a token sees another; None: causal. Scores are capped, and sinks take their
+    share, where the model says so.
+
+    Raises:
+        UserError: an argument that changes attention in another way.
     """
+    scoring = Scoring(softcap, s_aux)
+    weighed = attention_mask is not None and attention_mask.dtype != torch.bool
+    check_arguments(module, others | {"attention_mask": weighed and not (scoring.plain and row_prefix is None)})
     if row_prefix is not None:
         rows, tokens = row_prefix.positions.shape
         if attention_mask is None:
@@ -301,7 +360,14 @@ def padded_attention(
         attention_mask = torch.cat([seen, attention_mask.expand(rows, 1, tokens, tokens)], dim=3)
         before = row_prefix.give(module, key, rows)
         key, value = (torch.cat([own, given], dim=2) for own, given in zip(before, (key, value), strict=True))
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+    if scoring.plain:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, is_causal=True
+        )
+    if attention_mask is None:
+        attention_mask = _seen(query.shape[2], key.shape[2], None, query.device)
+    out = scored_attention(query, key, value, attention_mask, scaling, dropout, scoring)
+    return out.transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(PACKED, with_gate(packed_attention, "layout", "prefix"))

@@ -45,12 +45,12 @@ def with_gate(attention: Attention, argument: str, field: str) -> Attention:
             module,
             torch.cat([query, gate[:, None] * query], dim=-1),
             F.pad(key, (0, size)),
-            F.pad(value, (0, size)),
+            F.pad(value, (0, value.shape[-1])),
             attention_mask,
             scaling=scaling or size**-0.5,
             **settings,
         )
-        own, of_prefix = out.split(size, dim=-1)
+        own, of_prefix = out.chunk(2, dim=-1)
         return own + gate[..., None].to(out.dtype) * of_prefix, None
 
     return gated

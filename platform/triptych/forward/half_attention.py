@@ -24,7 +24,7 @@ def half_attention(
     causal: dict[str, Any],
     hidden: Tensor | None = None,
 ) -> Tensor:
-    """Query [1, H, n, D], key and value [1, K, m, D] -> [1, H, n, D]; the queries are the last n of m tokens.
+    """Query [1, H, n, D], key [1, K, m, D], value [1, K, m, E] -> [1, H, n, E]; the queries are the last n of m tokens.
 
     `causal` says that to torch's kernel. `hidden` [n, m]: what else a query does not see. Where it is of several rows,
     they have at most `QUERIES` keys.
@@ -75,12 +75,12 @@ class _HalfAttention(torch.autograd.Function):
 
 
 def _block(q: Tensor, g: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of scaled queries [K, G, b, D] and of the keys and values [K, m, D] that they see; g: of the output.
+    """Gradients of scaled queries [K, G, b, D] and of the keys [K, m, D] and values [K, m, E] that they see; g: of the output.
 
     `hidden` [b, c]: what they do not see of the last c keys.
     """
     shape = q.shape
-    q, g = q.reshape(shape[0], -1, shape[3]), g.reshape(shape[0], -1, shape[3])
+    q, g = (x.reshape(x.shape[0], -1, x.shape[3]) for x in (q, g))
     scores = q @ k.mT
     scores.view(*shape[:3], -1)[..., -hidden.shape[1] :].masked_fill_(hidden, -torch.inf)
     p = scores.softmax(dim=-1)

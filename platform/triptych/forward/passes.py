@@ -49,17 +49,25 @@ def packed_states(decoder: Any, ids: Tensor, mask: Tensor, before: Before) -> Te
 
 
 def padded_states(decoder: Any, ids: Tensor, mask: Tensor, before: Before) -> Tensor:
-    """Last hidden states [B, T, d] of tokens [B, T]; padding may stand on either side."""
-    tokens, places = _inputs(decoder, ids, before.prompt), None
-    if before.prompt is not None:
-        order, places = _around(mask, len(before.prompt))
-        tokens = {"inputs_embeds": _take(tokens["inputs_embeds"], order)}
-        mask = torch.cat([mask.new_ones(len(mask), len(before.prompt)), mask], dim=1).gather(1, order)
-    positions = (mask.cumsum(dim=1) - 1).clamp(min=0) + before.prefix_length
+    """Last hidden states [B, T, d] of tokens [B, T]; padding may stand on either side.
+
+    Rows are computed with their padding behind them, where no kind of causal layer can see it.
+    """
+    order, places = begin_alike(mask)
+    tokens = _inputs(decoder, ids.gather(1, order), before.prompt)
+    virtual = 0 if before.prompt is None else len(before.prompt)
+    mask = torch.cat([mask.new_ones(len(mask), virtual), mask.gather(1, order)], dim=1)
     if before.prefix is not None:
-        tokens["row_prefix"] = RowPrefix(before.prefix, before.prefix_length, positions)
-    output = decoder(**tokens, attention_mask=mask, position_ids=positions, use_cache=False)
-    return output.last_hidden_state if places is None else _take(output.last_hidden_state, places)
+        positions = (torch.arange(mask.shape[1], device=mask.device) + before.prefix_length).expand(len(mask), -1)
+        tokens |= {"position_ids": positions, "row_prefix": RowPrefix(before.prefix, before.prefix_length, positions)}
+    output = decoder(**tokens, attention_mask=mask, use_cache=False)
+    return _take(output.last_hidden_state[:, virtual:], places)
+
+
+def begin_alike(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Order [B, T] that moves the padding of rows behind their tokens, and the place [B, T] of each token in it."""
+    order = (mask == 0).to(torch.int8).argsort(dim=1, stable=True)
+    return order, order.argsort(dim=1)
 
 
 def packed_together(decoder: Any, batches: Mapping[str, Tokens], rows: dict[str, slice]) -> dict[str, Tensor]:
@@ -102,16 +110,6 @@ def _inputs(decoder: Any, ids: Tensor, prompt: Tensor | None) -> dict[str, Any]:
     embeddings = decoder.get_input_embeddings()(ids)
     rows = prompt.to(embeddings.dtype).expand(len(ids), -1, -1)
     return {"inputs_embeds": torch.cat([rows, embeddings], dim=1)}
-
-
-def _around(mask: Tensor, virtual: int) -> tuple[Tensor, Tensor]:
-    """Order [B, virtual + T] that moves the virtual tokens at the start of each row behind its left padding, and the
-    place [B, T] of each other token in that order."""
-    first = (mask > 0).int().argmax(dim=1, keepdim=True)
-    steps = torch.arange(virtual + mask.shape[1], device=mask.device).expand(len(mask), -1)
-    order = torch.where(steps < first, steps + virtual, torch.where(steps < first + virtual, steps - first, steps))
-    tokens = steps[:, : mask.shape[1]]
-    return order, torch.where(tokens < first, tokens, tokens + virtual)
 
 
 def _take(states: Tensor, places: Tensor) -> Tensor:

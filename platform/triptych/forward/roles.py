@@ -18,15 +18,18 @@ from triptych.forward.activation_checkpointing import checkpoint_blocks
 from triptych.forward.attention import PACKED, PADDED
 from triptych.forward.fused_lora import fuse_lora, is_fused
 from triptych.forward.gather import HALF
+from triptych.forward.mixing import check_causal, has_values, padded_because
 from triptych.forward.passes import Tokens, before_rows, packed_states, packed_together, padded_states, padded_together
 from triptych.forward.process_memory import resident_memory
 from triptych.methods import apply_method
 from triptych.methods.base import Attachment
 from triptych.methods.peft_family import PeftAttachment
-from triptych.models.heads import ClassHead, ScalarHead, scale_logits
+from triptych.models.blocks import decoder_blocks
+from triptych.models.heads import ClassHead, ScalarHead, check_logits, scale_logits
 from triptych.objectives.language import chunked_logprobs, token_entropy, token_logprobs
 from triptych.recipe.method import Method, parts_of, trains_base
 from triptych.recipe.training import Checkpointing
+from triptych.recipe.virtual import GatedPrefix, PrefixTuning, PTuningV2
 
 T = TypeVar("T")
 
@@ -35,6 +38,9 @@ BASE = "base"
 
 HEAD = "head."
 """Prefix of the names of a head's parameters, among those of its role."""
+
+
+_WITH_PREFIX = (PrefixTuning, PTuningV2, GatedPrefix)
 
 
 class RoleModel(nn.Module):
@@ -53,12 +59,16 @@ class RoleModel(nn.Module):
         checkpointing: Checkpointing = "none",
         loss_chunk: int | None = 512,
     ) -> None:
-        """`dtype` None: the base's. Packing is for models whose attention can be replaced; others pad.
+        """`dtype` None: the base's. Packing is for models whose tokens meet in attention alone; others pad.
 
         `device`: where it is to compute, if not where the base lies; a strategy that shards it brings it there.
         `loss_chunk`: tokens whose logits exist at once.
+
+        Raises:
+            UserError: a model that is not causal, or whose attention or logits are not computed here as it does.
         """
         super().__init__()
+        check_causal(base)
         base.requires_grad_(False)
         self.lm = base
         self._target = device
@@ -72,7 +82,8 @@ class RoleModel(nn.Module):
         self.attached: dict[str, dict[str, Attachment]] = {}
         """Role -> prefix of a part's parameter names, empty but in a hybrid -> the part."""
         self.dtype = dtype or base.dtype
-        self.packing = packing and base._supports_attention_backend
+        self._padded_because = padded_because(base)
+        self.packing = packing and self._padded_because is None
         self._current = BASE
         self._rows: dict[str, slice] = {}
         self._together: dict[str, tuple[Tensor, Tensor]] = {}
@@ -80,8 +91,12 @@ class RoleModel(nn.Module):
         self._whole = False
         self._rates: dict[str, dict[str, float]] = {}
         self._loss_chunk = loss_chunk
-        if base._supports_attention_backend:
-            base.set_attn_implementation(PACKED if packing else PADDED)
+        if base._can_set_attn_implementation():
+            base.set_attn_implementation(PADDED)
+        if has_values(base):
+            check_logits(base)
+        if self.packing:
+            base.set_attn_implementation(PACKED)
         self._checkpointed = checkpoint_blocks(self.blocks(), checkpointing)
 
     @property
@@ -105,7 +120,7 @@ class RoleModel(nn.Module):
 
     def blocks(self) -> list[nn.Module]:
         """The decoder's layers: the units that are sharded and checkpointed."""
-        return list(self._decoder().layers)
+        return decoder_blocks(self.lm)
 
     def spread(self, ranks: int, device: torch.device) -> None:
         """Record that a strategy left each of `ranks` ranks its share of the base, and computes on `device`."""
@@ -140,6 +155,7 @@ class RoleModel(nn.Module):
         """
         if self._whole or (self.trainable and trains_base(method)):
             raise ValueError(f"a role that trains the base's own weights has it for itself; there are {self._roles()}")
+        self._check_prefix(method)
         with self.use(BASE):  # some methods look at what the base computes
             found = apply_method(self.lm, method, role)
         self.attached[role] = {f"{name}." if len(found) > 1 else "": part for name, part in found.items()}
@@ -268,6 +284,14 @@ class RoleModel(nn.Module):
     def scores(self, hidden: Tensor) -> Tensor:
         """The active role's scalar at each hidden state: [..., d] -> [...], float32."""
         return self.heads[self._current](hidden)
+
+    def _check_prefix(self, method: Method) -> None:
+        prefixes = [part.name for part in parts_of(method) if isinstance(part, _WITH_PREFIX)]
+        if prefixes and self._padded_because:
+            raise UserError(
+                f"method.name: {prefixes[0]} stands inside attention, and in a {type(self.lm).__name__} "
+                f"{self._padded_because}; allowed: another method, such as lora or prompt_tuning"
+            )
 
     def _decoder(self) -> Any:
         return getattr(self.lm, self.lm.base_model_prefix)

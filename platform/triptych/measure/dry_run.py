@@ -55,7 +55,7 @@ def random_base(model: Model, layers: int | None = None) -> PreTrainedModel:
         config.num_hidden_layers = layers
         if getattr(config, "layer_types", None):
             config.layer_types = config.layer_types[:layers]
-    base = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, model.dtype), attn_implementation="sdpa")
+    base = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, model.dtype))
     base.config.use_cache = False
     if model.quantization is not None:
         quantize_linears(getattr(base, base.base_model_prefix))

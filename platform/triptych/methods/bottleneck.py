@@ -18,6 +18,7 @@ from triptych.methods.base import Export
 from triptych.methods.hooked import HookedAttachment, sublayer
 from triptych.methods.layers import Affine, Gate, linear
 from triptych.methods.parameters.bottleneck import check_drops
+from triptych.models.blocks import decoder_blocks
 from triptych.recipe.bottleneck import GatedPfeiffer, Houlsby, ParallelAdapter, Pfeiffer
 
 BottleneckMethod = Houlsby | Pfeiffer | ParallelAdapter | GatedPfeiffer
@@ -86,7 +87,7 @@ def attach(model: PreTrainedModel, config: BottleneckMethod, role: str) -> Bottl
     Raises:
         UserError: the model's blocks have other sublayers, or fewer blocks than are to be dropped.
     """
-    blocks = getattr(model, model.base_model_prefix).layers
+    blocks = decoder_blocks(model)
     check_drops(config, len(blocks))
     attachment = Bottlenecks(role, config.robust_drop_layers)
     for number, block in enumerate(blocks):

@@ -13,6 +13,7 @@ from triptych.methods import prefix
 from triptych.methods.base import Attachment, Export, Prefix
 from triptych.methods.hooked import HookedAttachment, sublayer
 from triptych.methods.layers import Gate
+from triptych.models.blocks import decoder_blocks
 from triptych.recipe.virtual import GatedPrefix
 
 ARGUMENT = "prefix_gate"
@@ -50,7 +51,7 @@ def attach(model: PreTrainedModel, method: GatedPrefix, role: str) -> GatedPrefi
         UserError: what a prefix raises, or the model's blocks have no attention that a gate could stand before.
     """
     inner, gates = prefix.attach(model, method, role), HookedAttachment(role)
-    for number, block in enumerate(getattr(model, model.base_model_prefix).layers):
+    for number, block in enumerate(decoder_blocks(model)):
         host = sublayer(block, "self_attn", method.name)
         gates.put_before(host, ARGUMENT, f"gate.{number}", Gate(model.config.hidden_size))
     return GatedPrefixAttachment(inner, gates)

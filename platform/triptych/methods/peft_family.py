@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import peft
 import torch
@@ -14,6 +15,7 @@ from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import transformers_weight_conversion
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -151,7 +153,11 @@ def inject(model: PreTrainedModel, config: PeftConfig, adapter: str) -> list[tup
     """Let peft add an adapter, in float32, or in float64 to a base in float64; the layers that have it, by name."""
     tuner = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(config.peft_type)]
     model.__dict__.pop("peft_config", None)  # of other adapters, which are none of this tuner's business
-    with _unwrapped(model, LoraLayer if tuner.tuner_layer_cls is LoraLayer else None):
+    # peft would read names of shared experts as those of all experts, which older versions of transformers had apart.
+    as_named = patch.object(
+        transformers_weight_conversion, "convert_peft_config_for_transformers", lambda *_, **__: None
+    )
+    with _unwrapped(model, LoraLayer if tuner.tuner_layer_cls is LoraLayer else None), as_named:
         tuner(model, config, adapter)
     found = []
     dtype = torch.float64 if model.dtype == torch.float64 else torch.float32

@@ -19,6 +19,7 @@ from triptych.errors import UserError
 from triptych.methods.base import Attachment, Export, Prefix
 from triptych.methods.layers import linear
 from triptych.methods.prompt import EMBEDDINGS, hold, token_ids
+from triptych.models.blocks import decoder_blocks
 from triptych.recipe.virtual import GatedPrefix, PrefixTuning, PTuningV2
 
 PrefixMethod = PrefixTuning | PTuningV2 | GatedPrefix
@@ -117,9 +118,8 @@ def attach(model: PreTrainedModel, method: PrefixMethod, role: str) -> PrefixAtt
         return PrefixAttachment(count, encoder)
     if method.init == "random":
         start = torch.randn_like(start)
-    blocks = getattr(model, model.base_model_prefix).layers
     parts = [LayerPrefix(*own) for own in start]
-    for block, part in zip(blocks, parts, strict=True):
+    for block, part in zip(decoder_blocks(model), parts, strict=True):
         hold(block, "prefixes", role, part)  # the unit that is sharded
     return PrefixAttachment(count, parts)
 
@@ -139,8 +139,11 @@ def keys_and_values(model: PreTrainedModel, ids: list[int]) -> Tensor:
             past_key_values=cache,
             use_cache=True,
         )
-    found = [(layer.keys, layer.values) for layer in cache.layers]
-    if len(found) != model.config.num_hidden_layers or len({x.shape for pair in found for x in pair}) != 1:
+    found = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
+    shapes = {None if x is None else x.shape for pair in found for x in pair}
+    heads = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
+    # Latent keys and values are kept with fewer heads than attention is given.
+    if len(found) != model.config.num_hidden_layers or len(shapes) != 1 or (shapes.pop() or [0, 0])[1] != heads:
         raise UserError(
             f"method.name: a prefix needs layers with keys and values of one shape, and those of a "
             f"{type(model).__name__} differ; allowed: another method, such as lora or prompt_tuning"
@@ -206,9 +209,9 @@ def _for_rows(own: Tensor, given: Tensor, rows: int) -> Tensor:
 
 @contextmanager
 def _plain_attention(model: PreTrainedModel) -> Iterator[None]:
-    """torch's attention, and no checkpointing, which would leave the cache empty."""
+    """The model's own attention, and no checkpointing, which would leave the cache empty."""
     before, training = model.config._attn_implementation, [m for m in model.modules() if m.training]
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation("eager")
     model.eval()
     try:
         yield

@@ -1,7 +1,9 @@
 """The linear layers of a model, and those of them that a method names."""
 
 import difflib
+import inspect
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,7 +21,8 @@ from triptych.recipe.part import Targets
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     """Every linear layer of the decoder by its name in the model as it was loaded; what methods have added is left out.
 
-    One that peft has wrapped stands there as its wrapper.
+    One that peft has wrapped stands there as its wrapper. Left out are those of which the model itself does more, or
+    less, than to call them: routers, which give other things than a product, and layers whose bare weight is read.
     """
     prefix = model.base_model_prefix
     return dict(_walk(getattr(model, prefix), prefix))
@@ -98,7 +101,27 @@ def _block(name: str) -> int:
 def _walk(module: Any, name: str) -> Iterable[tuple[str, nn.Module]]:
     own = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
     if isinstance(own, nn.Linear | Conv1D):
-        yield name, module
+        if _multiplies(own):
+            yield name, module
     elif own is module:
+        source = _source(type(module))
         for child_name, child in module.named_children():
-            yield from _walk(child, f"{name}.{child_name}")
+            if f"self.{child_name}.weight" not in source or not isinstance(child, nn.Linear | BaseTunerLayer):
+                yield from _walk(child, f"{name}.{child_name}")
+
+
+def _multiplies(layer: Any) -> bool:
+    """True if a layer gives one product; a router that is written as a linear layer gives choices as well."""
+    if not type(layer).__module__.startswith("transformers.models."):
+        return True
+    with torch.no_grad():
+        return isinstance(layer(layer.weight.new_zeros(1, layer.in_features)), Tensor)
+
+
+@cache
+def _source(kind: type[nn.Module]) -> str:
+    """Source of a class's forward and of what it calls of itself; empty where there is none."""
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return ""

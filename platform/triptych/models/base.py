@@ -150,7 +150,7 @@ def _padding_token(tokenizer: "PreTrainedTokenizerBase") -> str:
 def load_causal_lm(
     path: Path, dtype: "torch.dtype", *, trust_remote_code: bool = False, quantization: Quantization | None = None
 ) -> "PreTrainedModel":
-    """The frozen base in evaluation mode, on the CPU, with sdpa attention and no key-value cache.
+    """The frozen base in evaluation mode, on the CPU, with sdpa attention where that computes all that the family asks for, and no key-value cache.
 
     With `quantization` its decoder's linear layers are kept in 8 bits, or (on a GPU, by bitsandbytes) in 4.
     """
@@ -164,12 +164,13 @@ def load_causal_lm(
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         path,
         dtype=dtype,
-        attn_implementation="sdpa",
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
         **settings,
     )
     model.config.use_cache = False
+    if getattr(model.config, "attn_logit_softcapping", None) is not None:
+        model.set_attn_implementation("eager")  # transformers' sdpa leaves the cap out
     if quantization == "int8":
         quantize_linears(getattr(model, model.base_model_prefix))
     return model.eval().requires_grad_(False)

@@ -4,7 +4,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from triptych.errors import UserError
 
 
 class ScalarHead(nn.Module):
@@ -54,12 +56,32 @@ class ClassHead(nn.Module):
 def scale_logits(logits: Tensor, config: PreTrainedConfig) -> Tensor:
     """Scale logits as the model's family does after the output projection.
 
-    Granite divides, Cohere multiplies, Gemma 2 caps: c * tanh(x / c). All others leave logits as they are.
+    Granite divides, Cohere and Falcon H1 multiply, Gemma 2 caps: c * tanh(x / c). All others leave them as they are.
     """
     if (divisor := getattr(config, "logits_scaling", None)) is not None:
         logits = logits / divisor
-    if (factor := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * factor
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = torch.tanh(logits / cap) * cap
+    for name in ("logit_scale", "lm_head_multiplier"):
+        if (factor := getattr(config, name, None)) is not None:
+            logits = logits * factor
+    for name in ("final_logit_softcapping", "logits_soft_cap"):
+        if (cap := getattr(config, name, None)) is not None:
+            logits = torch.tanh(logits / cap) * cap
     return logits
+
+
+@torch.no_grad()
+def check_logits(model: PreTrainedModel) -> None:
+    """UserError where a family does something to its logits, or to hidden states before them, that is not known here.
+
+    Compares the logits of some tokens with what `scale_logits` makes of their hidden states.
+    """
+    tokens = torch.arange(4, device=model.device)[None] % model.config.vocab_size
+    hidden = getattr(model, model.base_model_prefix)(input_ids=tokens, use_cache=False).last_hidden_state
+    own = model(input_ids=tokens, use_cache=False).logits.float()
+    found = scale_logits(model.get_output_embeddings()(hidden), model.config).float()
+    if (found - own).abs().max() > 0.05 * own.abs().max():
+        raise UserError(
+            f"model.base: a {type(model).__name__} makes its logits in a way that is not computed here; allowed: a "
+            "product with the output embeddings that is divided, multiplied or capped (logits_scaling, logit_scale, "
+            "lm_head_multiplier, final_logit_softcapping, logits_soft_cap of config.json)"
+        )

@@ -14,6 +14,7 @@ import torch
 from peft.utils.incremental_pca import IncrementalPCA
 from torch import Tensor, nn
 
+from triptych.forward.passes import begin_alike
 from triptych.forward.roles import BASE, RoleModel
 from triptych.methods.peft_family import PeftAttachment
 from triptych.models.peft_files import PREFIX
@@ -66,7 +67,7 @@ def _directions(model: RoleModel, layers: dict[str, Any], rank: int, batches: It
             if watch.settled():
                 break
             ids, mask = (batch[name].to(model.device) for name in ("ids", "mask"))
-            watch.begin(None if model.packing else mask.bool())
+            watch.begin(None if model.packing else mask.gather(1, begin_alike(mask)[0]).bool())
             with model.use(BASE), model.autocast():
                 model.hidden(ids, mask)
     return watch.directions()
