@@ -40,6 +40,7 @@ def served(trained: Laptop, config: Path) -> Iterator[str]:
     assert "has no endpoint" in err
 
 
+@pytest.mark.exhaustive
 def test_what_cannot_be_served_is_refused_and_leaves_nothing(trained: Laptop, config: Path) -> None:
     for override, said in (
         ("registry=runs/registry.db", "registry: 'runs/registry.db' is a place of this machine"),
@@ -51,6 +52,7 @@ def test_what_cannot_be_served_is_refused_and_leaves_nothing(trained: Laptop, co
     assert "has no endpoint" in trained.call("serve", "--stop")[2]
 
 
+@pytest.mark.exhaustive
 def test_the_endpoint_stays_and_is_found_again(trained: Laptop, config: Path, served: str) -> None:
     code, out, _ = trained.call("serve", config.name)
     assert (code, out) == (0, f"serving at {served}\n")

@@ -128,6 +128,7 @@ def test_a_run_goes_on_without_its_laptop_and_without_a_node(laptop: Laptop, tmp
     assert_no_token(laptop)
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_goes_on_without_its_laptop(laptop: Laptop, tmp_path: Path) -> None:
     recipe = yaml.safe_load((laptop.folder / "recipe.yaml").read_text())
     recipe["stages"]["sft"]["train"] |= {"steps": 4, "checkpoint_every": 2}

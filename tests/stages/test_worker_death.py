@@ -98,6 +98,7 @@ def test_a_worker_that_dies_costs_nothing_but_time(
     assert found == pytest.approx(undisturbed, abs=1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 def test_an_elastic_group_goes_on_with_the_nodes_that_are_left(
     cluster: Cluster,

@@ -46,7 +46,10 @@ def of_one_process(folder: Path, dtype: torch.dtype, method: str, case: str) -> 
     return gradients(make_learner(model), objective, [make(list(range(8)), dtype)])
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(name, marks=() if name in ("fsdp", "zero3") else pytest.mark.exhaustive) for name in STRATEGIES],
+)
 def test_losses_are_those_of_one_process_and_training_goes_on(
     ranks: Ranks, tiny_model_dir: Path, alone: dict[str, list[float]], checkpoints: Path, strategy: str
 ) -> None:

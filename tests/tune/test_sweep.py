@@ -94,6 +94,7 @@ def test_a_killed_sweep_goes_on_to_the_same_table(make_recipe: Make, tmp_path: P
     assert version.metrics["heldout_loss"] == pytest.approx(undisturbed.best.metrics["heldout_loss"], abs=1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_exploited_trial_begins_where_its_donor_was(make_recipe: Make) -> None:
