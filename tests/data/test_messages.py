@@ -92,6 +92,18 @@ def test_what_would_be_lost_makes_the_row_malformed(change: dict[str, Any], reas
         parse_sft({"messages": [USER, assistant(**change)]})
 
 
+@pytest.mark.parametrize("as_text", [False, True])
+def test_values_nested_too_deeply_make_the_row_malformed(as_text: bool) -> None:
+    deep: Any = {}
+    for _ in range(700):
+        deep = {"a": deep}
+    call = {"function": {"name": "f", "arguments": json.dumps(deep) if as_text else deep}}
+    with pytest.raises(ValueError, match=r"messages\[1\].tool_calls\[0\].function.arguments: nested more than 64"):
+        parse_sft({"messages": [USER, assistant(tool_calls=[call])]})
+    with pytest.raises(ValueError, match="tools: nested more than 64"):
+        parse_sft({"messages": [USER, assistant()], "tools": [deep]})
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

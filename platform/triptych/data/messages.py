@@ -8,6 +8,8 @@ FLAGS = ("weight", "train", "training", "trainable", "loss")
 """Names under which files say whether an assistant's turn is learned: OpenAI's, and those of common trainers."""
 _TEXTS = ("name", "tool_call_id", "reasoning_content", "reasoning", "thinking")
 _ALLOWED = ("role", "content", *_TEXTS, "tool_calls", *FLAGS)
+_DEEPEST = 64
+"""Levels to which objects in calls and tools may be nested: deeper ones outgrow the stack of what walks them."""
 _OTHER_COLUMNS = ("functions", "documents", "chat_template_kwargs")
 """Columns that other trainers give to the chat template."""
 
@@ -53,7 +55,7 @@ def tools_of(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     for column in _OTHER_COLUMNS:
         if record.get(column):
             raise ValueError(f"{column}: would be lost; the chat template gets the messages and `tools`")
-    tools = _without_null(_list(record.get("tools") or [], "tools"))
+    tools = _without_null(_list(record.get("tools") or [], "tools"), "tools")
     for index, tool in enumerate(tools):
         if not isinstance(tool, dict) or not tool:
             raise ValueError(f"tools[{index}]: {type(tool).__name__} in place of an object")
@@ -73,11 +75,12 @@ def _call(call: Any, name: str) -> dict[str, Any]:
             arguments = json.loads(arguments or "{}")
         except (ValueError, RecursionError):
             raise ValueError(f"{name}.function.arguments: text that is no JSON") from None
+        _without_null(arguments, f"{name}.function.arguments")  # kept as it is, if no deeper than allowed
     elif arguments is not None:
-        arguments = _without_null(arguments)
+        arguments = _without_null(arguments, f"{name}.function.arguments")
     if not isinstance(arguments or {}, dict):
         raise ValueError(f"{name}.function.arguments: {type(arguments).__name__} in place of an object")
-    kept = {key: value for key, value in _without_null(dict(call)).items() if key != "function"}
+    kept: dict[str, Any] = _without_null({key: value for key, value in call.items() if key != "function"}, name)
     return {"type": "function"} | kept | {"function": {"name": function["name"], "arguments": arguments or {}}}
 
 
@@ -92,8 +95,14 @@ def _list(value: Any, name: str) -> list[Any]:
     return value
 
 
-def _without_null(value: Any) -> Any:
-    """The value without null fields of objects: Parquet gives every object the fields of all others."""
+def _without_null(value: Any, name: str, level: int = 0) -> Any:
+    """The value without null fields of objects: Parquet gives every object the fields of all others.
+
+    Raises:
+        ValueError: it is nested too deeply.
+    """
+    if level > _DEEPEST:
+        raise ValueError(f"{name}: nested more than {_DEEPEST} levels deep")
     if isinstance(value, Mapping):
-        return {str(key): _without_null(item) for key, item in value.items() if item is not None}
-    return [_without_null(item) for item in value] if isinstance(value, list) else value
+        return {str(key): _without_null(item, name, level + 1) for key, item in value.items() if item is not None}
+    return [_without_null(item, name, level + 1) for item in value] if isinstance(value, list) else value
