@@ -64,7 +64,7 @@ def test_windows_of_masks() -> None:
     assert window_of(causal_mask_function) is None
     assert window_of(sliding_window_causal_mask_function(7)) == 7
     for chunk in (6, 64):
-        with pytest.raises(UserError, match="by their positions|other than the last"):
+        with pytest.raises(UserError, match=r"by their positions|other than the last"):
             window_of(and_masks(causal_mask_function, chunked_overlay(chunk, torch.zeros(1, dtype=torch.long))))
 
 

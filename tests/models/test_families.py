@@ -84,7 +84,10 @@ def alone(model: PreTrainedModel, weights: dict[str, Tensor], **settings: Any) -
     decoder = getattr(model, model.base_model_prefix)
     # Written to round the softmax to float32, whatever the model is in; here it is the reference.
     softmax = torch.nn.functional.softmax
-    whole = lambda x, dim, dtype=None, **_: softmax(x, dim, dtype=torch.promote_types(x.dtype, dtype or x.dtype))
+
+    def whole(x: Tensor, dim: int, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+        return softmax(x, dim, dtype=torch.promote_types(x.dtype, dtype or x.dtype))
+
     inputs = [{"input_ids": torch.tensor([row])} | {k: v(len(row)) for k, v in settings.items()} for row in ROWS * 2]
     with patch.object(torch.nn.functional, "softmax", whole):
         states = [functional_call(decoder, own, kwargs=x).last_hidden_state[0] for x in inputs[: len(ROWS)]]

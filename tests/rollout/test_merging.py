@@ -13,12 +13,13 @@ from safetensors.torch import save as save_safetensors
 from transformers import LlamaForCausalLM
 
 from triptych.engines.base import REPLACED, adapter_digest, resolve_mode
-from triptych.engines.merging import checkpoint_files, merged_weights
+from triptych.engines.merging import merged_weights
 from triptych.errors import RunError
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
 from triptych.methods.merge import changed_weights
 from triptych.models.base import load_causal_lm
+from triptych.models.weights import weight_files
 from triptych.recipe.matrix import Dora, Ia3
 
 MakeAdapter = Callable[..., Any]
@@ -47,7 +48,7 @@ def test_the_sum_is_rounded_once(model_dir: Path, make_adapter: MakeAdapter) -> 
 
 def test_sharded_checkpoints_are_read_whole(model_dir: Path, make_adapter: MakeAdapter, tmp_path: Path) -> None:
     LlamaForCausalLM.from_pretrained(model_dir).save_pretrained(tmp_path, max_shard_size="200KB")
-    assert len(checkpoint_files(tmp_path)) > 1
+    assert len(weight_files(tmp_path)) > 1
     adapter = make_adapter(5)
     arguments = (adapter.content, adapter.config, torch.float32, CPU)
     one, many = dict(merged_weights(model_dir, *arguments)), dict(merged_weights(tmp_path, *arguments))

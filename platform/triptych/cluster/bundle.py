@@ -14,13 +14,14 @@ from pydantic import BaseModel
 from triptych.cluster.remote_call import FILE, FOLDER, RECIPE, RemoteCall, dump_call
 from triptych.errors import UserError
 from triptych.models.base import BUILT_IN
+from triptych.models.weights import weight_files
 from triptych.recipe import Recipe, Source, dump_recipe
 
 LIMIT = 95 * 2**20
 """Bytes of a compressed bundle; Ray's dashboard takes 100 MiB a request."""
 
 _ANCIENT = (1980, 1, 1, 0, 0, 0)  # one date for all, so that the same content is the same archive, and is sent once
-_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+_MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
 _ADVICE = "put large files where the cluster reads them (s3://..., gs://..., or a folder that its nodes share)"
 _T = TypeVar("_T")
 
@@ -138,9 +139,10 @@ def _add_model(bundle: Bundle, base: str) -> str:
     folder = Path(base).expanduser()
     if base in BUILT_IN or not folder.is_dir():
         return base
-    files = sorted({path for pattern in _MODEL_FILES for path in folder.glob(pattern)})
+    beside = {path for pattern in _MODEL_FILES for path in folder.glob(pattern)}
+    files = sorted(beside.union(weight_files(folder)))
     name = _name(folder, lambda: hashlib.sha256("".join(map(_digest, files)).encode()).hexdigest())
-    bundle.files |= {f"{name}/{path.name}": path for path in files}
+    bundle.files |= {f"{name}/{path.relative_to(folder).as_posix()}": path for path in files}
     return name
 
 

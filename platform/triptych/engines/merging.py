@@ -3,7 +3,6 @@
 For methods other than LoRA an engine gets the new weights themselves (`REPLACED`).
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,8 @@ from safetensors.torch import load as load_safetensors
 
 from triptych.engines.base import REPLACED
 from triptych.errors import RunError
-from triptych.models.peft_files import MODEL_WEIGHTS, PREFIX, of_module
-
-
-def checkpoint_files(model_dir: Path) -> list[Path]:
-    """The safetensors files of a Hugging Face folder."""
-    index = model_dir / f"{MODEL_WEIGHTS}.index.json"
-    if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        return [model_dir / name for name in names]
-    return [model_dir / MODEL_WEIGHTS]
+from triptych.models.peft_files import PREFIX, of_module
+from triptych.models.weights import weight_files
 
 
 def lora_scale(config: dict[str, Any], module: str = "") -> float:
@@ -69,7 +60,7 @@ def merged_weights(
     """
     replaced = load_safetensors(adapter) if config == REPLACED else {}
     pairs = {} if config == REPLACED else lora_pairs(adapter, config)
-    for file in checkpoint_files(model_dir):
+    for file in weight_files(model_dir):
         with safe_open(file, framework="pt", device=str(device)) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
                 weight = tensors.get_tensor(name)

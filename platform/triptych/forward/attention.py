@@ -207,7 +207,7 @@ def _flashes(query: Tensor, value: Tensor, scoring: Scoring) -> bool:
 def check_arguments(module: nn.Module, given: Mapping[str, Any]) -> None:
     """UserError where a model gives its attention an argument that would be left out of what is computed."""
     for name, value in given.items():
-        if value is None or value is False and name != "is_causal" or name in _WITHOUT_EFFECT:
+        if value is None or (value is False and name != "is_causal") or name in _WITHOUT_EFFECT:
             continue
         if name != "is_causal" or value is False:
             raise UserError(

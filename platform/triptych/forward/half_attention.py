@@ -75,9 +75,9 @@ class _HalfAttention(torch.autograd.Function):
 
 
 def _block(q: Tensor, g: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of scaled queries [K, G, b, D] and of the keys [K, m, D] and values [K, m, E] that they see; g: of the output.
+    """Gradients of scaled queries [K, G, b, D] and of the keys [K, m, D] and values [K, m, E] that they see.
 
-    `hidden` [b, c]: what they do not see of the last c keys.
+    `g` [K, G, b, E]: gradient of the output. `hidden` [b, c]: what they do not see of the last c keys.
     """
     shape = q.shape
     q, g = (x.reshape(x.shape[0], -1, x.shape[3]) for x in (q, g))

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from triptych.errors import UserError
 from triptych.methods.hooked import HookedAttachment
 from triptych.methods.parameters.base_weights import trained_parameters
+from triptych.models.weights import read_weights
 from triptych.recipe.method import Freeze
 
 ROWS = ".rows"
@@ -98,7 +98,7 @@ def attach(model: PreTrainedModel, config: Freeze, role: str) -> Trained:
 
 def whole(config: Freeze, base: Path, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All weights of a Hugging Face folder, with what was trained in their place. A tied head's copy is left out."""
-    found = {name: tensor for file in base.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    found = read_weights(base)
     if json.loads((base / "config.json").read_text()).get("tie_word_embeddings"):
         found.pop("lm_head.weight", None)
     tokens = torch.tensor(token_ids(config))

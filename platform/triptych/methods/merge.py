@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
@@ -25,6 +24,7 @@ from triptych.models.full import save_model
 from triptych.models.identity import difference
 from triptych.models.peft_files import FACTS
 from triptych.models.quantize import Int8Linear
+from triptych.models.weights import read_weights
 from triptych.recipe.method import MERGING, BitFit, Method, names_of, parts_of
 from triptych.recipe.model import Model, Quantization
 
@@ -106,7 +106,7 @@ def merged_model(
     Raises:
         UserError: the method does not merge, or the architecture has no place for what it trained.
     """
-    found = {name: tensor for file in sorted(base.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    found = read_weights(base)
     check_merges(method)
     model = load_causal_lm(base, torch.float32, quantization=quantization)
     found |= _linear_changes(model, _attached(model, method, weights))

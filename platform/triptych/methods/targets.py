@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import logging
 from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any
@@ -14,8 +15,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from triptych.errors import UserError
+from triptych.models.blocks import expert_weights
 from triptych.models.quantize import Int8Linear
 from triptych.recipe.part import Targets
+
+log = logging.getLogger(__name__)
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
@@ -35,6 +39,13 @@ def targeted(model: PreTrainedModel, targets: Targets, layers: Sequence[int] | N
         UserError: a target is no linear layer, or there is no such block.
     """
     names = list(linear_layers(model))
+    if targets == "all-linear" and (experts := expert_weights(getattr(model, model.base_model_prefix))):
+        log.warning(
+            "method.targets: all-linear leaves out the experts of this mixture (%s and %d more): they are no linear "
+            "layers, and stay as they are",
+            experts[0],
+            len(experts) - 1,
+        )
     if targets != "all-linear":
         endings = sorted({name.rpartition(".")[2] for name in names})
         names = chosen(names, targets, endings)

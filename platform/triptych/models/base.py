@@ -12,6 +12,8 @@ from triptych.cache import cache_dir
 from triptych.errors import UserError
 from triptych.models import demo
 from triptych.models.identity import joined, tokenizer_digest, tokenizer_files
+from triptych.models.peft_files import MODEL_WEIGHTS
+from triptych.models.weights import INDEX, files_of, weight_files
 from triptych.recipe.model import Model, Quantization
 from triptych.storage import digest_of, write_bytes
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 BUILT_IN = {demo.NAME: demo.demo_model}
 """Built-in name -> what makes its folder."""
 
-_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+_FILES = ["*.json", "*.jinja", "*.txt", "*.model"]
 _SHAPE_KEYS = (
     "model_type",
     "hidden_size",
@@ -72,7 +74,11 @@ def _snapshot(model: Model, allowed: str) -> Path:
     files = [*_FILES, "*.py"] if model.trust_remote_code else _FILES
     where = f"{model.base!r}" + (f" at revision {model.revision!r}" if model.revision else "")
     try:
-        return Path(snapshot_download(model.base, revision=model.revision, allow_patterns=files))
+        folder = Path(snapshot_download(model.base, revision=model.revision, allow_patterns=files))
+        index = folder / INDEX
+        weights = files_of(json.loads(index.read_text(encoding="utf-8")), index) if index.is_file() else [MODEL_WEIGHTS]
+        snapshot_download(model.base, revision=model.revision, allow_patterns=weights)
+        return folder
     except HFValidationError as error:
         raise UserError(f"model.base: {where} is no valid Hugging Face id ({error}); {allowed}") from error
     except HfHubHTTPError as error:
@@ -89,8 +95,7 @@ def _snapshot(model: Model, allowed: str) -> Path:
 def _checked(folder: Path, name: str) -> Path:
     if not (folder / "config.json").is_file():
         raise UserError(f"model.base: {name}: no config.json in {folder}")
-    if not any(folder.glob("*.safetensors")):
-        raise UserError(f"model.base: {name}: no *.safetensors in {folder}; weights in other formats are not loaded")
+    weight_files(folder)
     return folder
 
 
@@ -150,7 +155,9 @@ def _padding_token(tokenizer: "PreTrainedTokenizerBase") -> str:
 def load_causal_lm(
     path: Path, dtype: "torch.dtype", *, trust_remote_code: bool = False, quantization: Quantization | None = None
 ) -> "PreTrainedModel":
-    """The frozen base in evaluation mode, on the CPU, with sdpa attention where that computes all that the family asks for, and no key-value cache.
+    """The frozen base in evaluation mode, on the CPU, without a key-value cache.
+
+    Attention is torch's where that computes all that the family asks for.
 
     With `quantization` its decoder's linear layers are kept in 8 bits, or (on a GPU, by bitsandbytes) in 4.
     """
@@ -194,9 +201,7 @@ def fingerprint(path: Path, chat_template: str | None = None) -> str:
     The same on every machine. `chat_template`: the recipe's, where it replaces the tokenizer's own. The files' digests
     are cached, and taken again when a file's size or time changes. `identity.difference` compares fingerprints.
     """
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise UserError(f"no *.safetensors in {path}")
+    files = weight_files(path)
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     words = tokenizer_files(path)
     digests = _digests(path, [*files, *words])

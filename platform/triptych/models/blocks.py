@@ -1,4 +1,4 @@
-"""The blocks of a decoder, whatever its family calls them."""
+"""The blocks of a decoder, whatever its family calls them, and the experts in them."""
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,3 +21,14 @@ def decoder_blocks(model: PreTrainedModel) -> list[nn.Module]:
         f"model.base: the decoder of a {type(model).__name__} has no list of {count} blocks (num_hidden_layers); "
         "allowed: models whose blocks lie in one list"
     )
+
+
+def expert_weights(decoder: nn.Module) -> list[str]:
+    """Names of the weights [experts, ...] that hold a matrix for each expert; no linear layer is one of them."""
+    modules = ((name, module) for name, module in decoder.named_modules() if not isinstance(module, nn.Conv1d))
+    return [
+        f"{name}.{own}"
+        for name, module in modules
+        for own, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3
+    ]

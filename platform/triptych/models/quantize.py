@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from triptych.errors import UserError
+from triptych.models.blocks import expert_weights
+
 LARGEST = 127
 
 
@@ -56,7 +59,16 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_linears(model: nn.Module) -> None:
-    """Replace every linear layer of a decoder, in place."""
+    """Replace every linear layer of a decoder, in place.
+
+    Raises:
+        UserError: a mixture of experts, most of whose weights are not in linear layers.
+    """
+    if experts := expert_weights(model):
+        raise UserError(
+            f"model.quantization: int8 rounds linear layers, and {experts[0]} holds a matrix for each expert; "
+            "allowed here: no quantization"
+        )
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Linear:
