@@ -54,7 +54,7 @@ def _probed_mask(*, mask_function: Callable[..., Tensor], **_: Any) -> Tensor:
 def _probed(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    if hasattr(attention_mask, "window"):
+    if isinstance(attention_mask, _Mask) and hasattr(attention_mask, "window"):  # a part of one has none
         told = settings.get("sliding_window")
         if attention_mask.window != (told if told is None or told <= _FAR else None):
             raise UserError(

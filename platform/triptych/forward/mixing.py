@@ -47,8 +47,6 @@ def check_causal(model: PreTrainedModel) -> None:
 
 
 def _by_modules(model: PreTrainedModel) -> str | None:
-    if not (model._supports_attention_backend and model._can_set_attn_implementation()):
-        return "its attention cannot be replaced"
     if model._is_stateful:
         return "it has layers with a state (recurrence or state space)"
     kinds = {str(kind) for kind in getattr(model.config, "layer_types", None) or ()}
@@ -57,6 +55,8 @@ def _by_modules(model: PreTrainedModel) -> str | None:
     for name, module in _decoder(model).named_modules():
         if isinstance(module, nn.Conv1d):
             return f"it mixes tokens by a convolution ({name})"
+    if not (model._supports_attention_backend and model._can_set_attn_implementation()):
+        return "its attention cannot be replaced"
     return None
 
 
@@ -69,7 +69,7 @@ def _by_gradient(model: PreTrainedModel) -> str | None:
         UserError,
         TypeError,
     ) as error:  # an argument that attention does not compute, or that a layer does not take
-        return str(error).removeprefix("model.base: ")
+        return str(error).removeprefix("model.base: ").partition(";")[0]
     finally:
         model.set_attn_implementation(before)
     return "its hidden states depend on what stands beside a row" if leaks else None

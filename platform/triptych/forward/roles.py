@@ -82,8 +82,9 @@ class RoleModel(nn.Module):
         self.attached: dict[str, dict[str, Attachment]] = {}
         """Role -> prefix of a part's parameter names, empty but in a hybrid -> the part."""
         self.dtype = dtype or base.dtype
-        self._padded_because = padded_because(base)
-        self.packing = packing and self._padded_because is None
+        self.padded_because = padded_because(base)
+        """The reason why rows of this model cannot be packed; None if they can."""
+        self.packing = packing and self.padded_because is None
         self._current = BASE
         self._rows: dict[str, slice] = {}
         self._together: dict[str, tuple[Tensor, Tensor]] = {}
@@ -287,10 +288,10 @@ class RoleModel(nn.Module):
 
     def _check_prefix(self, method: Method) -> None:
         prefixes = [part.name for part in parts_of(method) if isinstance(part, _WITH_PREFIX)]
-        if prefixes and self._padded_because:
+        if prefixes and self.padded_because:
             raise UserError(
                 f"method.name: {prefixes[0]} stands inside attention, and in a {type(self.lm).__name__} "
-                f"{self._padded_because}; allowed: another method, such as lora or prompt_tuning"
+                f"{self.padded_because}; allowed: another method, such as lora or prompt_tuning"
             )
 
     def _decoder(self) -> Any:

@@ -140,10 +140,11 @@ def keys_and_values(model: PreTrainedModel, ids: list[int]) -> Tensor:
             use_cache=True,
         )
     found = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
-    shapes = {None if x is None else x.shape for pair in found for x in pair}
-    heads = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
+    shapes = {() if x is None else tuple(x.shape) for pair in found for x in pair}
     # Latent keys and values are kept with fewer heads than attention is given.
-    if len(found) != model.config.num_hidden_layers or len(shapes) != 1 or (shapes.pop() or [0, 0])[1] != heads:
+    heads = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
+    alike = len(shapes) == 1 and {shape[1:2] for shape in shapes} == {(heads,)}
+    if len(found) != model.config.num_hidden_layers or not alike:
         raise UserError(
             f"method.name: a prefix needs layers with keys and values of one shape, and those of a "
             f"{type(model).__name__} differ; allowed: another method, such as lora or prompt_tuning"

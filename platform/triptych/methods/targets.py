@@ -115,7 +115,8 @@ def _walk(module: Any, name: str) -> Iterable[tuple[str, nn.Module]]:
         if _multiplies(own):
             yield name, module
     elif own is module:
-        source = _source(type(module))
+        kind: Any = type(module)
+        source = _source(kind)
         for child_name, child in module.named_children():
             if f"self.{child_name}.weight" not in source or not isinstance(child, nn.Linear | BaseTunerLayer):
                 yield from _walk(child, f"{name}.{child_name}")

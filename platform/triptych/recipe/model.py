@@ -26,7 +26,9 @@ class Model(Closed):
     quantization: Quantization | None = None
     """Precision in which the frozen linear layers are kept; `nf4` needs a GPU."""
     packing: bool = True
-    """Rows of a micro-batch are laid end to end, without padding; attention never crosses from one to another."""
+    """Rows of a micro-batch are laid end to end, without padding; attention never crosses from one to another.
+
+    A model that mixes tokens by a convolution, a recurrence or a state space is padded all the same."""
     trust_remote_code: bool = False
     """Run Python code that the model's repository carries. Off unless you read that code."""
 
