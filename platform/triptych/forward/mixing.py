@@ -65,10 +65,7 @@ def _by_gradient(model: PreTrainedModel) -> str | None:
     model.set_attn_implementation(PROBED)
     try:
         leaks = _leaks(model)
-    except (
-        UserError,
-        TypeError,
-    ) as error:  # an argument that attention does not compute, or that a layer does not take
+    except (UserError, TypeError) as error:  # attention does not compute an argument, or a layer does not take it
         return str(error).removeprefix("model.base: ").partition(";")[0]
     finally:
         model.set_attn_implementation(before)
