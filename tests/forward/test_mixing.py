@@ -105,10 +105,12 @@ def test_blocks_of_queries_are_one_softmax(scoring: Scoring) -> None:
     """Output and gradients, with more queries than a block has, behind keys of a prefix."""
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 300), (1, 310), (1, 310))
-    rows = [torch.randn(1, h, n, 8, generator=generator, dtype=torch.float64).requires_grad_() for h, n in shapes]
+    query, key, value = rows = [
+        torch.randn(1, h, n, 8, generator=generator, dtype=torch.float64).requires_grad_() for h, n in shapes
+    ]
     seen = torch.ones(300, 310, dtype=torch.bool).tril(10)
-    found = scored_attention(*rows, seen, 0.5, 0.0, scoring)
-    expected = at_once(*rows, seen, scoring)
+    found = scored_attention(query, key, value, seen, 0.5, 0.0, scoring)
+    expected = at_once(query, key, value, seen, scoring)
     assert (found - expected).abs().max() < 1e-12
     for got, wanted in zip(*(torch.autograd.grad(x.square().sum(), rows) for x in (found, expected)), strict=True):
         assert (got - wanted).abs().max() < 1e-10

@@ -139,7 +139,9 @@ def keys_and_values(model: PreTrainedModel, ids: list[int]) -> Tensor:
             past_key_values=cache,
             use_cache=True,
         )
-    found = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers]
+    found: list[tuple[Any, Any]] = [
+        (getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers
+    ]
     shapes = {() if x is None else tuple(x.shape) for pair in found for x in pair}
     # Latent keys and values are kept with fewer heads than attention is given.
     heads = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
