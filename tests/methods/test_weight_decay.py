@@ -1,5 +1,7 @@
 """Which of a method's parameters weight decay may shrink, over all methods."""
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import TypeAdapter
@@ -10,7 +12,7 @@ from triptych.methods import METHODS
 from triptych.recipe.method import Method
 from triptych.train.optimizer import is_vector
 
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "vblora": {"vector_length": 8},
     "c3a": {"block_size": 8},
     "freeze": {"train": ["norm"]},

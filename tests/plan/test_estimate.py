@@ -208,7 +208,7 @@ def test_adapter_versions_stand_in_for_stages(reviews: Reviews) -> None:
         (["stages.ppo.rollout.max_prompt_tokens=8190"],
          "stages.ppo.rollout.max_prompt_tokens + rollout.sampling.max_new_tokens: 8238 tokens; allowed: up to 8192"),
         (["stages.ppo.rollout.max_prompt_tokens=8144", "stages.ppo.evaluation.max_new_tokens=200"],
-         "stages.ppo.rollout.max_prompt_tokens + evaluation.max_new_tokens: 8344 tokens; allowed: up to 8192 with this"),
+         "stages.ppo.rollout.max_prompt_tokens + evaluation.max_new_tokens: 8344 tokens; allowed: up to 8192 with"),
         (["stages.sft.train.batch={rows: 999, micro_tokens: 200000}"],
          "stages.sft does not fit machine laptop (2 CPUs, 24 GiB): node 0 needs at least "),
         (["machine=4xq100"], "machine: `4xq100` is not known"),

@@ -70,7 +70,7 @@ def test_what_sharding_does_not_help_is_refused(large: Reviews) -> None:
 
 
 def test_a_base_of_unknown_sizes_is_left_to_ddp(reviews: Reviews, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "homemade"}))
     recipe = reviews(f"model.base={tmp_path}", "stages.sft.train.workers.count=2")
     assert resolve_strategy(recipe, "sft", machine("local")) == "ddp"
 

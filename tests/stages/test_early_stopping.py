@@ -1,4 +1,4 @@
-"""Early stopping in a stage's loop: which weights come back, after a restart too, and at what rank AdaLoRA comes out."""
+"""Early stopping in a stage's loop: which weights come back, after a restart too, and at what rank AdaLoRA ends."""
 
 import math
 import threading
@@ -29,6 +29,7 @@ Make = Callable[[dict[str, Any]], StageContext[Any]]
 STEPS = 8
 ADALORA = AdaLora(init_r=4, target_r=2, targets=("q_proj", "down_proj"), delta_t=3)
 SITES = 4
+LORA = Lora(r=4)
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ class Measured:
         return {"heldout_loss": self._values[step]}
 
 
-def fitted(ctx: StageContext[Any], method: Method = Lora(r=4), dies_at: int | None = None) -> Learner:
+def fitted(ctx: StageContext[Any], method: Method = LORA, dies_at: int | None = None) -> Learner:
     torch.manual_seed(0)
     model = RoleModel(load_causal_lm(ctx.base_dir, torch.float32))
     model.add("policy", method, trainable=True)

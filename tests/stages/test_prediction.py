@@ -88,7 +88,7 @@ def test_what_cannot_fit_is_refused_before_anything_is_written(make_context: Mak
 def test_a_base_of_an_unknown_family_runs_without_a_plan(make_context: Make, tiny_model_copy: Path) -> None:
     ctx = make_context(STAGE)
     config = json.loads((tiny_model_copy / "config.json").read_text())
-    (tiny_model_copy / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+    (tiny_model_copy / "config.json").write_text(json.dumps(config | {"model_type": "homemade"}))
     model = ctx.recipe.model.model_copy(update={"base": str(tiny_model_copy)})
     object.__setattr__(ctx, "recipe", ctx.recipe.model_copy(update={"model": model}))
     predict(ctx, LAPTOP)

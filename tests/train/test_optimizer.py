@@ -335,7 +335,7 @@ def test_weight_decay_takes_from_matrices_alone(name: str) -> None:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     left = {path: parameter.detach().unique().tolist() for path, parameter in named.items()}
-    assert left == {**dict.fromkeys(VECTORS, [1.0]), **dict.fromkeys(MATRICES, [pytest.approx(0.95)])}
+    assert left == {**{path: [1.0] for path in VECTORS}, **{path: [pytest.approx(0.95)] for path in MATRICES}}
 
 
 def test_muon_leaves_vectors_to_adamw() -> None:

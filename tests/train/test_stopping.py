@@ -29,7 +29,7 @@ def test_a_value_that_is_no_number_is_never_the_best(nothing: float, mode: str) 
 
 
 def test_patience_counts_evaluations_that_are_no_numbers() -> None:
-    stopper, _ = judged([NAN, NAN], patience=2)
+    stopper = judged([NAN, NAN], patience=2)[0]
     assert stopper.stops
     assert (stopper.best, stopper.best_step) == (None, None)
 
@@ -52,7 +52,7 @@ def test_a_gain_counts_from_the_best_and_must_exceed_min_delta(mode: str, values
 
 def test_a_metric_that_is_not_measured_is_refused() -> None:
     stopper = Stopper(EarlyStopping(metric="accuracy"))
-    with pytest.raises(UserError, match="early_stopping.metric: no metric 'accuracy'; allowed here: loss"):
+    with pytest.raises(UserError, match=r"early_stopping\.metric: no metric 'accuracy'; allowed here: loss"):
         stopper.judge(1, {"heldout_loss": 1.0})
 
 

@@ -19,7 +19,7 @@ class Attachment(ABC):
     prefix_length: int = 0
     """Keys and values that stand before every row inside attention (prefix tuning, P-tuning v2): P."""
     adaptive: bool = False
-    """`penalize` and `adapt` do something: the learner calls them once an optimizer step. So does `settle`, at the end."""
+    """`penalize` and `adapt` do something: the learner calls them once an optimizer step; and `settle`, at the end."""
 
     @abstractmethod
     def parameters(self) -> dict[str, nn.Parameter]:

@@ -1,13 +1,14 @@
-"""Parameter counts of a model from its config.json alone: no weights, no torch.
+"""Sizes of a model from its config.json alone: no weights.
 
-Covers the Llama family: token embeddings, pre-norm blocks of (grouped-query) attention and a gated MLP, a final norm,
-and an output head that may share the embeddings' weights.
+A closed form, without torch, covers the Llama family: token embeddings, pre-norm blocks of (grouped-query) attention
+and a gated MLP, a final norm, and an output head that may share the embeddings' weights. The sizes of any other family
+are those of the model that transformers builds on the meta device.
 """
 
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -40,6 +41,19 @@ FAMILIES = {
 }
 """`model_type` of config.json -> its differences."""
 
+_LENGTHS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_seq_len",
+    "seq_length",
+    "model_max_length",
+    "max_target_positions",
+    "max_sequence_length",
+    "max_seq_length",
+    "seq_len",
+)
+"""Fields of config.json that limit a model's context; vLLM takes the least of them."""
+
 
 @dataclass(frozen=True)
 class Tensors:
@@ -54,6 +68,18 @@ class Tensors:
     def numel(self) -> int:
         """Elements of all of them."""
         return self.count * math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a model consists of that is no member of the Llama family: its blocks may differ."""
+
+    parameters: Mapping[str, tuple[int, ...]]
+    """Every parameter's shape by its name in transformers; tied ones once."""
+    blocks: Mapping[str, tuple[int, ...]]
+    """Numbers of the blocks that have each of `Sizes.linears`; -1: outside of blocks."""
+    active: int
+    """Parameters of all blocks that a token is multiplied with: of many experts, those that it goes through."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +99,8 @@ class Sizes:
     linears: Mapping[str, tuple[int, int, bool]]
     """Linear layers of one block: `self_attn.q_proj` and so on -> (inputs, outputs, whether it has a bias)."""
     qk_norm: bool
+    measured: Measured | None = None
+    """Parts of a model that the closed form does not cover."""
 
     @property
     def embedding(self) -> int:
@@ -81,19 +109,31 @@ class Sizes:
 
     @property
     def layer(self) -> int:
-        """Parameters of one block."""
+        """Parameters of one block that a token is multiplied with."""
+        if self.measured is not None:
+            return self.measured.active // self.layers
         linear = sum(inputs * outputs + outputs * bias for inputs, outputs, bias in self.linears.values())
         return linear + 2 * self.hidden + 2 * self.head_dim * self.qk_norm
 
     @property
     def total(self) -> int:
         """All parameters, tied weights counted once."""
+        if self.measured is not None:
+            return sum(math.prod(shape) for shape in self.measured.parameters.values())
         return self.embedding * (1 if self.tied else 2) + self.layers * self.layer + self.hidden
 
     @property
     def kv_per_token(self) -> int:
         """Elements of keys and values that a token leaves in the cache."""
         return 2 * self.layers * self.kv_heads * self.head_dim
+
+    def blocks_with(self, name: str) -> Sequence[int]:
+        """Numbers of the blocks that have one of `linears`; -1: it stands outside of them."""
+        return range(self.layers) if self.measured is None else self.measured.blocks[name]
+
+    def share(self, name: str) -> float:
+        """Share of the blocks that have one of `linears`."""
+        return len(self.blocks_with(name)) / self.layers
 
     def targets(self, targets: Targets = "all-linear") -> dict[str, tuple[int, int]]:
         """Linear layers of one block that a method names: name -> (inputs, outputs).
@@ -107,7 +147,7 @@ class Sizes:
         found = {target: [name for name in shapes if f".{name}".endswith(f".{target}")] for target in targets}
         wrong = [target for target, names in found.items() if not names]
         if wrong:
-            endings = [name.rpartition(".")[2] for name in shapes]
+            endings = list(dict.fromkeys(name.rpartition(".")[2] for name in shapes))
             near = difflib.get_close_matches(wrong[0], endings, n=1)
             hint = f"; did you mean `{near[0]}`?" if near else ""
             raise UserError(
@@ -121,7 +161,7 @@ def model_sizes(model: Model) -> Sizes:
     """The sizes of a recipe's base. Looks at config.json only; downloads no more than that.
 
     Raises:
-        UserError: no such model, no config.json, or a family whose sizes are not known.
+        UserError: no such model, no config.json, or one of which transformers builds no causal model.
     """
     return sizes_of(read_config(model), model.base)
 
@@ -133,12 +173,20 @@ def read_config(model: Model) -> dict[str, Any]:
     else:
         text = _config_file(model).read_text(encoding="utf-8")
     try:
-        config = json.loads(text)
+        config = json.loads(text, object_hook=special_float)
     except ValueError as error:
         raise UserError(f"model.base: {model.base}: config.json is not JSON ({error})") from None
     if not isinstance(config, dict):
         raise UserError(f"model.base: {model.base}: config.json holds no mapping")
     return config
+
+
+def special_float(value: dict[str, Any]) -> Any:
+    """The number that transformers writes into config.json as `{"__float__": "Infinity"}`; other mappings as they are.
+
+    For `object_hook` of json.loads.
+    """
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value
 
 
 def _config_file(model: Model) -> Path:
@@ -164,18 +212,28 @@ def _config_file(model: Model) -> Path:
 
 
 def has_known_sizes(model: Model) -> bool:
-    """True if the base is of a family whose sizes are known."""
-    return str(read_config(model).get("model_type")) in FAMILIES
+    """True if transformers builds the base by itself: one that brings its own code has no sizes before it is loaded."""
+    try:
+        model_sizes(model)
+    except UserError:
+        return False
+    return True
+
+
+def longest_context(config: Mapping[str, Any]) -> int | None:
+    """Positions that a model was made for, where its config says."""
+    return min((value for field in _LENGTHS if isinstance(value := config.get(field), int)), default=None)
 
 
 def sizes_of(config: Mapping[str, Any], name: str) -> Sizes:
-    """The sizes that a config.json describes; `name` is how errors call the model."""
+    """The sizes that a config.json describes; `name` is how errors call the model. Imports torch for a family whose
+    closed form is not known.
+    """
     family = FAMILIES.get(str(config.get("model_type")))
     if family is None:
-        raise UserError(
-            f"model.base: {name}: the sizes of model type {config.get('model_type')!r} are not known; "
-            f"allowed: {', '.join(FAMILIES)}"
-        )
+        from triptych.models.meta_sizes import sizes_on_meta
+
+        return sizes_on_meta(config, name)
     try:
         return _sizes(config, family)
     except KeyError as error:
@@ -200,7 +258,7 @@ def _sizes(config: Mapping[str, Any], family: _Family) -> Sizes:
         head_dim=head_dim,
         intermediate=intermediate,
         tied=bool(config.get("tie_word_embeddings", False)),
-        max_length=config.get("max_position_embeddings"),
+        max_length=longest_context(config),
         linears={
             "self_attn.q_proj": (hidden, queries, qkv_bias),
             "self_attn.k_proj": (hidden, keys, qkv_bias),

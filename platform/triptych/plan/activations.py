@@ -89,14 +89,16 @@ class RolePass:
         """Elements per token that the trained layers of a block read, and that their A matrices give."""
         ranks = adapted(self.method, self.sizes)
         alone = self.float32_base and self.dtype != "float32"  # each layer casts its input for itself
-        total = sum(ranks.values())
+        reading = {name: self.sizes.share(name) * self.sizes.linears[name][0] for name in ranks}
+        total = sum(rank * self.sizes.share(name) for name, rank in ranks.items())
         for group in _SHARED_INPUTS:
-            widths = [self.sizes.linears[name][0] for name in ranks if name.endswith(group)]
+            widths = [reading.pop(name) for name in ranks if name.endswith(group) and name in reading]
             if group == ("o_proj",) and not self.packing:
                 continue  # attention's output itself; packed rows are joined anew
             total += sum(widths) if alone else max(widths, default=0)
-        return total
+        return int(total + sum(reading.values()))
 
     def _products(self) -> list[int]:
         """Width of every frozen or trained layer of a block, in order; what adapters multiply is not counted."""
-        return [outputs for _, outputs, _ in self.sizes.linears.values()]
+        sizes = self.sizes
+        return [int(outputs * sizes.share(name)) for name, (_, outputs, _) in sizes.linears.items()]

@@ -127,7 +127,8 @@ class Worker:
     def _scaled(self, method: Method) -> int:
         """Elements of all B matrices, which are scaled anew for each pass."""
         ranks = adapted(method, self.sizes)
-        return self.sizes.layers * sum(rank * self.sizes.linears[name][1] for name, rank in ranks.items())
+        sizes = self.sizes
+        return sum(len(sizes.blocks_with(name)) * rank * sizes.linears[name][1] for name, rank in ranks.items())
 
     def _gathered(self, method: Method, values: int) -> Bytes:
         """Weights of the units at work: the tables, and one, two or three blocks; with gradients where they train."""
@@ -154,7 +155,7 @@ class Worker:
         sizes, model = self.sizes, self.model
         if model.quantization is None:
             return Bytes.exactly(BYTES[model.dtype] * sizes.total)
-        linear = sizes.layers * sum(inputs * outputs for inputs, outputs, _ in sizes.linears.values())
+        linear = sum(len(sizes.blocks_with(name)) * i * o for name, (i, o, _) in sizes.linears.items())
         rest = Bytes.exactly(BYTES[model.dtype] * (sizes.total - linear))
         return rest + Bytes.scaled(linear, QUANTIZED[model.quantization])
 

@@ -118,15 +118,19 @@ class Computation:
 
     def _linears(self, tokens: float) -> Workload:
         """Workload of one product with each weight of a block."""
-        shapes = self.sizes.linears.values()
-        return _sum(self._product(tokens, inputs, outputs) for inputs, outputs, _ in shapes)
+        sizes = self.sizes
+        products = ((self._product(tokens, i, o), sizes.share(name)) for name, (i, o, _) in sizes.linears.items())
+        found = _sum(product * share for product, share in products)
+        plain = sum(i * o * sizes.share(name) for name, (i, o, _) in sizes.linears.items())
+        beside = max(sizes.layer - plain, 0) if sizes.measured is not None else 0  # experts, state spaces
+        return found + self._product(tokens, sizes.hidden, beside / sizes.hidden) if beside > sizes.hidden else found
 
     def _thin(self, tokens: float) -> Workload:
         """Workload of one product with each adapter matrix in a block; other methods' elements count as one matrix."""
         sizes, ranks = self.sizes, {name: rank for name, rank in adapted(self.method, self.sizes).items() if rank}
         if ranks:
-            shapes = [(rank, sizes.linears[name][:2]) for name, rank in ranks.items()]
-            pairs = (self._product(tokens, i, r) + self._product(tokens, r, o) for r, (i, o) in shapes)
+            shapes = [(rank, sizes.share(name), sizes.linears[name][:2]) for name, rank in ranks.items()]
+            pairs = ((self._product(tokens, i, r) + self._product(tokens, r, o)) * s for r, s, (i, o) in shapes)
             return _sum(pairs)
         extra = added(self.method, sizes) / sizes.layers
         return self._product(tokens, sizes.hidden, extra / sizes.hidden) if extra > sizes.hidden else Workload()

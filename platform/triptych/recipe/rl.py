@@ -193,7 +193,10 @@ class Rl(TrainedStage):
                 )
 
     def _amount_faults(self) -> Iterator[Fault]:
-        samples, minibatches = self.rollout.prompts_per_step * self.rollout.samples_per_prompt, self.train.batch.minibatches
+        samples, minibatches = (
+            self.rollout.prompts_per_step * self.rollout.samples_per_prompt,
+            self.train.batch.minibatches,
+        )
         if minibatches > samples:
             yield Fault(
                 ("train", "batch", "minibatches"),

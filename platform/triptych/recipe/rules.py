@@ -89,7 +89,8 @@ def _stopping(recipe: Recipe, stage: TrainedStage) -> Iterator[Fault]:
         return
     if stage.data.heldout is None:
         yield Fault(
-            ("train", "early_stopping"), "no held-out rows to measure; allowed: with `data.heldout`, or no early_stopping"
+            ("train", "early_stopping"),
+            "no held-out rows to measure; allowed: with `data.heldout`, or no early_stopping",
         )
     known = stage.reports()
     if known and stopping.metric not in known:

@@ -37,7 +37,7 @@ class Optimizer(Closed):
     nesterov: bool = False
     """Nesterov momentum, for `sgd`."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay, as AdamW's; `sgd` adds it to the gradient. Gains, biases and other vectors never decay."""
+    """Decoupled weight decay, as AdamW's; `sgd` adds it to the gradient. Gains, biases and all vectors never decay."""
     max_grad_norm: Positive = 1.0
     """Global norm of the gradients of one role; larger gradients are scaled down to it."""
     lora_plus: Positive = 1.0

@@ -9,11 +9,14 @@ from triptych.errors import UserError
 from triptych.models.sizes import Sizes, Tensors
 from triptych.recipe.method import BitFit, Freeze, Full
 
-_BLOCK = re.compile(r"\.layers\.(\d+)\.")
+_BLOCK = re.compile(r"\.(\d+)\.")
+"""The first number in a parameter's name is that of its block."""
 
 
 def full(method: Full, sizes: Sizes) -> list[Tensors]:
     """Every weight of the base."""
+    if sizes.measured is not None:
+        return _as_they_are(sizes.measured.parameters)
     matrices = [Tensors((outputs, inputs), sizes.layers) for inputs, outputs, _ in sizes.linears.values()]
     biases = [Tensors((outputs,), sizes.layers) for _, outputs, bias in sizes.linears.values() if bias]
     norms = [Tensors((sizes.hidden,), 2 * sizes.layers + 1)]
@@ -25,17 +28,21 @@ def full(method: Full, sizes: Sizes) -> list[Tensors]:
 def bitfit(config: BitFit, sizes: Sizes) -> list[Tensors]:
     """The change of each bias."""
     chosen = biased_layers(config, {name: bias for name, (_, _, bias) in sizes.linears.items()})
-    return [Tensors((sizes.linears[name][1],), sizes.layers) for name in chosen]
+    return [Tensors((sizes.linears[name][1],), len(sizes.blocks_with(name))) for name in chosen]
 
 
 def freeze(config: Freeze, sizes: Sizes) -> list[Tensors]:
     """The weights that are trained."""
     shapes = parameter_shapes(sizes)
-    names = trained_parameters(config, shapes)
-    found = Counter((shapes[name], _BLOCK.search(name) is not None) for name in names)
     tables = 1 if sizes.tied else 2
     rows = [Tensors((len(set(config.tokens)), sizes.hidden), tables, in_block=False)] if config.tokens else []
-    return [Tensors(shape, count, in_block) for (shape, in_block), count in found.items()] + rows
+    return _as_they_are({name: shapes[name] for name in trained_parameters(config, shapes)}) + rows
+
+
+def _as_they_are(shapes: Mapping[str, tuple[int, ...]]) -> list[Tensors]:
+    """Parameters of the base, equal ones together."""
+    found = Counter((shape, _BLOCK.search(name) is not None) for name, shape in shapes.items())
+    return [Tensors(shape, count, in_block) for (shape, in_block), count in found.items()]
 
 
 def biased_layers(config: BitFit, layers: Mapping[str, bool]) -> list[str]:
@@ -106,6 +113,8 @@ def reached(parts: Iterable[Any], sizes: Sizes) -> int:
 
 def parameter_shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
     """Every parameter of a model by its name in transformers; a head that is tied is no parameter of its own."""
+    if sizes.measured is not None:
+        return dict(sizes.measured.parameters)
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (sizes.vocab, sizes.hidden)}
     for number in range(sizes.layers):
         block = f"model.layers.{number}"

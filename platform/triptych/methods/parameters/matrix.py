@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from triptych.errors import UserError
+from triptych.methods.parameters.base_weights import parameter_shapes
 from triptych.models.peft_files import of_module
 from triptych.models.sizes import Sizes, Tensors
 from triptych.recipe.matrix import AdaLora, Dora, GatedLora, Ia3, LnTuning, Lokr, Lora, Pissa
@@ -46,10 +47,8 @@ def ia3(method: Ia3, sizes: Sizes) -> list[Tensors]:
 
 def ln_tuning(method: LnTuning, sizes: Sizes) -> list[Tensors]:
     """The weights of the norms."""
-    counts = {"input_layernorm": sizes.layers, "post_attention_layernorm": sizes.layers, "norm": 1}
-    found = [Tensors((sizes.hidden,), counts[target]) for target in method.targets if target in counts]
-    heads = [target for target in method.targets if target in ("q_norm", "k_norm") and sizes.qk_norm]
-    return found + [Tensors((sizes.head_dim,), sizes.layers) for _ in heads]
+    endings = tuple(f".{target}.weight" for target in method.targets)
+    return _counted(shape for name, shape in parameter_shapes(sizes).items() if name.endswith(endings))
 
 
 def peft(method: Any, sizes: Sizes) -> list[Tensors]:
@@ -126,9 +125,10 @@ def _sites(method: Any, sizes: Sizes) -> Iterator[tuple[str, int, int]]:
     wrong = [number for number in layers or () if number >= sizes.layers]
     if wrong:
         raise UserError(f"method.layers: {wrong[0]}; allowed: 0 to {sizes.layers - 1}")
-    for number in range(sizes.layers) if layers is None else layers:
-        for name, (inputs, outputs) in chosen.items():
-            yield f"model.layers.{number}.{name}", inputs, outputs
+    for name, (inputs, outputs) in chosen.items():
+        for number in sizes.blocks_with(name):
+            if layers is None or number in layers:
+                yield f"model.layers.{number}.{name}", inputs, outputs
 
 
 def _counted(shapes: Iterator[Shape]) -> list[Tensors]:
