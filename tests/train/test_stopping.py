@@ -37,10 +37,9 @@ def test_patience_counts_evaluations_that_are_no_numbers() -> None:
 def test_patience_counts_since_the_best_alone() -> None:
     stopper, best = judged([3.0, 4.0, 2.0, 2.5], patience=2)
     assert best == [True, False, True, False]
-    assert not stopper.stops
+    assert (stopper.waited, stopper.stops) == (1, False)
     stopper.judge(5, {"heldout_loss": 2.0})  # as good is not better
-    assert stopper.stops
-    assert (stopper.best, stopper.best_step) == (2.0, 3)
+    assert (stopper.best, stopper.best_step, stopper.waited, stopper.stops) == (2.0, 3, 2, True)
 
 
 @pytest.mark.parametrize(("mode", "values"), [("min", [1.0, 0.95, 0.9, 0.85]), ("max", [1.0, 1.05, 1.1, 1.15])])

@@ -1,10 +1,8 @@
 """The linear layers of a model, and those of them that a method names."""
 
 import difflib
-import inspect
 import logging
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from triptych.errors import UserError
 from triptych.models.blocks import expert_weights
+from triptych.models.linears import linear_modules
 from triptych.models.quantize import Int8Linear
 from triptych.recipe.part import Targets
 
@@ -25,11 +24,10 @@ log = logging.getLogger(__name__)
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     """Every linear layer of the decoder by its name in the model as it was loaded; what methods have added is left out.
 
-    One that peft has wrapped stands there as its wrapper. Left out are those of which the model itself does more, or
-    less, than to call them: routers, which give other things than a product, and layers whose bare weight is read.
+    See `linear_modules` for what counts as one.
     """
     prefix = model.base_model_prefix
-    return dict(_walk(getattr(model, prefix), prefix))
+    return dict(linear_modules(getattr(model, prefix), prefix))
 
 
 def targeted(model: PreTrainedModel, targets: Targets, layers: Sequence[int] | None = None) -> list[str]:
@@ -107,33 +105,3 @@ def ends(name: str, ending: str) -> bool:
 def _block(name: str) -> int:
     """Number of the block that a layer is in; -1 outside."""
     return next((int(part) for part in name.split(".") if part.isdecimal()), -1)
-
-
-def _walk(module: Any, name: str) -> Iterable[tuple[str, nn.Module]]:
-    own = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
-    if isinstance(own, nn.Linear | Conv1D):
-        if _multiplies(own):
-            yield name, module
-    elif own is module:
-        kind: Any = type(module)
-        source = _source(kind)
-        for child_name, child in module.named_children():
-            if f"self.{child_name}.weight" not in source or not isinstance(child, nn.Linear | BaseTunerLayer):
-                yield from _walk(child, f"{name}.{child_name}")
-
-
-def _multiplies(layer: Any) -> bool:
-    """True if a layer gives one product; a router that is written as a linear layer gives choices as well."""
-    if not type(layer).__module__.startswith("transformers.models."):
-        return True
-    with torch.no_grad():
-        return isinstance(layer(layer.weight.new_zeros(1, layer.in_features)), Tensor)
-
-
-@cache
-def _source(kind: type[nn.Module]) -> str:
-    """Source of a class's forward and of what it calls of itself; empty where there is none."""
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):
-        return ""

@@ -8,11 +8,11 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from triptych.errors import UserError
+from triptych.models.linears import linear_modules
 from triptych.models.sizes import Measured, Sizes, longest_context, special_float
 
 _IN_BLOCK = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
@@ -81,12 +81,12 @@ def _linears(model: Any) -> tuple[dict[str, Site], dict[str, tuple[int, ...]]]:
     """
     found: dict[str, Site] = {}
     blocks: dict[str, list[int]] = defaultdict(list)
-    for path, module in model.base_model.named_modules():
-        if not isinstance(module, nn.Linear | Conv1D) or module is model.get_output_embeddings():
+    for path, module in linear_modules(model.base_model, model.base_model_prefix):
+        if module is model.get_output_embeddings():
             continue
-        place = _IN_BLOCK.match(path)
+        place = _IN_BLOCK.match(path.removeprefix(f"{model.base_model_prefix}."))
         name, number = (place[3], int(place[2])) if place else (path, -1)
-        rows, columns = module.weight.shape
+        rows, columns = module.weight.shape  # type: ignore[union-attr]
         site = (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
         known = _known(found, name, (*site, module.bias is not None))
         blocks[known].append(number)
