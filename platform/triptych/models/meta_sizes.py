@@ -86,7 +86,8 @@ def _linears(model: Any) -> tuple[dict[str, Site], dict[str, tuple[int, ...]]]:
             continue
         place = _IN_BLOCK.match(path.removeprefix(f"{model.base_model_prefix}."))
         name, number = (place[3], int(place[2])) if place else (path, -1)
-        rows, columns = module.weight.shape  # type: ignore[union-attr]
+        weight: Any = module.weight
+        rows, columns = weight.shape
         site = (rows, columns) if isinstance(module, Conv1D) else (columns, rows)
         known = _known(found, name, (*site, module.bias is not None))
         blocks[known].append(number)
