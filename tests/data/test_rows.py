@@ -130,7 +130,7 @@ def test_malformed_prompts() -> None:
     with pytest.raises(ValueError, match="the last turn is the assistant's"):
         parse_prompt({"messages": [USER, ASSISTANT]})
     with pytest.raises(ValueError, match="no 'prompt'"):
-        parse_prompt({"question": "Hi"})
+        parse_prompt({"topic": "Hi"})
 
 
 @pytest.mark.parametrize(

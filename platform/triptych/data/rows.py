@@ -1,17 +1,23 @@
 """One row of data: a chat, a preference pair or a prompt; parsed from a plain record, or refused with a reason."""
 
 import itertools
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
+from triptych.data.cells import finite as _finite
+from triptych.data.cells import from_json, shown, texts
+from triptych.data.cells import listed as _list
+from triptych.data.cells import text as _text
 from triptych.data.messages import extra_fields, is_learned, tools_of
+from triptych.data.proposals import proposal
+from triptych.data.shapes import shaped
 
 RowKind = Literal["sft", "pairs", "pairs_with_margin", "prompts", "texts", "tags", "questions"]
 
 ROLES = ("system", "user", "assistant", "tool")
+RANKED = 256
+"""Most answers of a ranking: every two of them may be a pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +113,8 @@ class SourceRows(Generic[AnyRow]):
 
 
 def parse_sft(record: Mapping[str, Any]) -> SftRow:
-    """Parse a chat from `{messages}` or `{prompt, response}`; ValueError says what is wrong."""
+    """Parse a chat from `{messages}`, `{prompt, response}` or another shape of chats; ValueError says what is wrong."""
+    record = shaped(record, "sft")
     if record.get("messages") is not None:
         messages = _messages(record["messages"], "messages")
         answers = [message for message in messages if message.role == "assistant"]
@@ -121,21 +128,20 @@ def parse_sft(record: Mapping[str, Any]) -> SftRow:
 
 
 def parse_pair(record: Mapping[str, Any]) -> PairRow:
-    """Parse a pair from `{prompt, chosen, rejected, margin?}`; ValueError says what is wrong."""
-    _require(record, "prompt", "chosen", "rejected", instead="'answers' and 'scores'")
-    margin = record.get("margin")
-    known = None if margin is None or margin == "" else _finite(margin, "margin")
-    prompt = _prompt(record["prompt"], "prompt")
-    return _pair(prompt, record["chosen"], record["rejected"], known, tools_of(record))
+    """Parse a pair from `{prompt, chosen, rejected, margin?}` or a shape like it; ValueError says what is wrong."""
+    return _chosen_and_rejected(shaped(record, "pairs"))
 
 
 def parse_pairs(record: Mapping[str, Any]) -> list[PairRow]:
-    """Parse pairs from the form of `parse_pair`, or from `{prompt, answers, scores}`; ValueError says what is wrong.
+    """Parse pairs from `{prompt, answers, scores}`, `{prompt, chosen, rejected, margin?}` or another shape of pairs.
+
+    ValueError says what is wrong.
 
     Of ranked answers, every two whose scores differ are a pair: all that the ranking says (Ouyang et al. 2022,
     arXiv 2203.02155, section 3.5). Their `margin` is the difference of the scores.
     """
-    return _ranked(record) if record.get("answers") else [parse_pair(record)]
+    record = shaped(record, "pairs")
+    return _ranked(record) if record.get("answers") else [_chosen_and_rejected(record)]
 
 
 def parse_pairs_with_margin(record: Mapping[str, Any]) -> list[PairRow]:
@@ -150,7 +156,11 @@ def parse_pairs_with_margin(record: Mapping[str, Any]) -> list[PairRow]:
 
 
 def parse_prompt(record: Mapping[str, Any]) -> PromptRow:
-    """Parse a prompt from `{messages}` or `{prompt}`, all other columns kept; ValueError says what is wrong."""
+    """Parse a prompt from `{messages}`, `{prompt}` or another shape of prompts; ValueError says what is wrong.
+
+    All other columns are kept.
+    """
+    record = shaped(record, "prompts")
     column = "prompt" if record.get("messages") is None else "messages"
     _require(record, column, instead="'messages'")
     fields = {str(name): value for name, value in record.items() if name not in (column, "messages")}
@@ -162,6 +172,7 @@ def parse_text(record: Mapping[str, Any], labels: Sequence[str] | None = None) -
 
     A label is the name of a class or, where no class is named so, its index in `labels`; None: any name is allowed.
     """
+    record = shaped(record, "texts")
     _require(record, "text", "label")
     return TextRow(_text(record["text"], "text"), _label(record["label"], labels))
 
@@ -174,9 +185,10 @@ def parse_tags(record: Mapping[str, Any], labels: Sequence[str] | None = None) -
         raise ValueError(f"{len(tokens)} tokens and {len(tags)} tags")
     if not tokens:
         raise ValueError("tokens: an empty list")
+    known = labels is not None and all(isinstance(tag, str) and tag in labels for tag in tags)
     return TaggedRow(
-        tuple(_text(token, f"tokens[{i}]") for i, token in enumerate(tokens)),
-        tuple(_label(tag, labels, f"tags[{i}]") for i, tag in enumerate(tags)),
+        texts(tokens, "tokens"),
+        tuple(tags) if known else tuple(_label(tag, labels, f"tags[{i}]") for i, tag in enumerate(tags)),
     )
 
 
@@ -190,7 +202,7 @@ def parse_question(record: Mapping[str, Any]) -> QuestionRow:
     texts, starts = _answers(record["answers"])
     for number, (text, start) in enumerate(zip(texts, starts, strict=True)):
         if context[start : start + len(text)] != text:
-            raise ValueError(f"answers.text[{number}]: {text!r} does not stand at {start} of the context")
+            raise ValueError(f"answers.text[{number}]: {shown(text)} does not stand at {start} of the context")
     return QuestionRow(question, context, texts, starts)
 
 
@@ -198,8 +210,11 @@ def _require(record: Mapping[str, Any], *names: str, instead: str | None = None)
     missing = [name for name in names if record.get(name) is None]
     if missing:
         alternative = f" (or {instead} in place of them)" if instead else ""
-        has = ", ".join(sorted(map(str, record))) or "nothing"
-        raise ValueError(f"no {' and no '.join(map(repr, missing))}{alternative}; the row has: {has}")
+        has = sorted(map(str, record))
+        raise ValueError(
+            f"no {' and no '.join(map(repr, missing))}{alternative}; the row has: {', '.join(has) or 'nothing'}"
+            + proposal(tuple(missing), tuple(name for name in has if name not in names))
+        )
 
 
 def _prompt(value: Any, name: str) -> tuple[Message, ...]:
@@ -216,10 +231,7 @@ def _prompt(value: Any, name: str) -> tuple[Message, ...]:
 
 def _messages(value: Any, name: str) -> tuple[Message, ...]:
     if isinstance(value, str):  # a CSV cell
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise ValueError(f"{name}: neither a list of messages nor JSON text of one") from None
+        value = from_json(value, name, "a list of messages")
     if not isinstance(value, list) or not value:
         raise ValueError(f"{name}: not a list of messages, or an empty one")
     return tuple(_message(item, f"{name}[{index}]", index) for index, item in enumerate(value))
@@ -229,7 +241,7 @@ def _message(item: Any, name: str, index: int) -> Message:
     if not isinstance(item, Mapping) or not ("role" in item and ("content" in item or item.get("tool_calls"))):
         raise ValueError(f"{name}: not a message with 'role' and 'content'")
     if item["role"] not in ROLES:
-        raise ValueError(f"{name}.role: {item['role']!r} is none of {', '.join(ROLES)}")
+        raise ValueError(f"{name}.role: {shown(item['role'])} is none of {', '.join(ROLES)}")
     if item["role"] == "system" and index > 0:
         raise ValueError(f"{name}.role: a system message can only come first")
     extra = extra_fields(item, name)
@@ -239,36 +251,21 @@ def _message(item: Any, name: str, index: int) -> Message:
     return Message(item["role"], _text(content, f"{name}.content"), learned, extra)
 
 
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"{name}: {type(value).__name__} in place of text")
-    if not value.strip():
-        raise ValueError(f"{name}: empty")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{name}: half a surrogate pair, which is no Unicode text") from None
-    return value
-
-
 def _label(value: Any, labels: Sequence[str] | None, field: str = "label") -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError(f"{field}: {type(value).__name__} in place of a name or an index")
     name = _text(str(value), field)
     if labels is None or name in labels:
         return name
-    if name.isdecimal() and int(name) < len(labels):
+    if name.isascii() and name.isdecimal() and len(name) < 10 and int(name) < len(labels):
         return labels[int(name)]
-    raise ValueError(f"{field}: {name!r} is none of {', '.join(labels)}, nor an index below {len(labels)}")
+    raise ValueError(f"{field}: {shown(name)} is none of {', '.join(labels)}, nor an index below {len(labels)}")
 
 
 def _answers(value: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Texts of a question's answers, and the character where each starts."""
     if isinstance(value, str):  # a CSV cell
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise ValueError("answers: neither a mapping nor JSON text of one") from None
+        value = from_json(value, "answers", "a mapping")
     if not isinstance(value, Mapping) or not {"text", "answer_start"} <= value.keys():
         raise ValueError("answers: not a mapping with 'text' and 'answer_start'")
     texts, starts = (_list(value[name], f"answers.{name}") for name in ("text", "answer_start"))
@@ -278,8 +275,16 @@ def _answers(value: Any) -> tuple[tuple[str, ...], tuple[int, ...]]:
         raise ValueError("answers: none, and unanswerable questions are not learned; leave them out")
     for number, start in enumerate(starts):
         if isinstance(start, bool) or not isinstance(start, int) or start < 0:
-            raise ValueError(f"answers.answer_start[{number}]: {start!r} is not a whole number from 0")
+            raise ValueError(f"answers.answer_start[{number}]: {shown(start)} is not a whole number from 0")
     return tuple(_text(text, f"answers.text[{number}]") for number, text in enumerate(texts)), tuple(starts)
+
+
+def _chosen_and_rejected(record: Mapping[str, Any]) -> PairRow:
+    _require(record, "prompt", "chosen", "rejected", instead="'answers' and 'scores'")
+    margin = record.get("margin")
+    known = None if margin is None or margin == "" else _finite(margin, "margin")
+    prompt = _prompt(record["prompt"], "prompt")
+    return _pair(prompt, record["chosen"], record["rejected"], known, tools_of(record))
 
 
 def _ranked(record: Mapping[str, Any]) -> list[PairRow]:
@@ -288,10 +293,12 @@ def _ranked(record: Mapping[str, Any]) -> list[PairRow]:
     answers, scores = _list(record["answers"], "answers"), _list(record["scores"], "scores")
     if len(answers) != len(scores):
         raise ValueError(f"{len(answers)} answers and {len(scores)} scores")
+    if len(answers) > RANKED:
+        raise ValueError(f"answers: {len(answers)} make too many pairs; allowed: {RANKED}")
     ranked = [(_finite(score, f"scores[{i}]"), _text(answers[i], f"answers[{i}]")) for i, score in enumerate(scores)]
     ranked.sort(key=lambda item: -item[0])
     pairs = [
-        _pair(prompt, better, worse, high - low, tools_of(record))
+        _pair(prompt, better, worse, _finite(high - low, "scores"), tools_of(record))
         for (high, better), (low, worse) in itertools.combinations(ranked, 2)
         if high > low
     ]
@@ -307,24 +314,3 @@ def _pair(
     if pair.chosen == pair.rejected:
         raise ValueError("chosen and rejected are the same text")
     return pair
-
-
-def _list(value: Any, name: str) -> list[Any]:
-    if isinstance(value, str):  # a CSV cell
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise ValueError(f"{name}: neither a list nor JSON text of one") from None
-    if not isinstance(value, list):
-        raise ValueError(f"{name}: {type(value).__name__} in place of a list")
-    return value
-
-
-def _finite(value: Any, name: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}: {value!r} is not a number") from None
-    if isinstance(value, bool) or not math.isfinite(number):
-        raise ValueError(f"{name}: {value!r} is not a finite number")
-    return number
