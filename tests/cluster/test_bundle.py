@@ -25,7 +25,7 @@ from triptych.cluster.remote_call import (
     write_result,
 )
 from triptych.errors import RunError, UserError
-from triptych.recipe import Recipe, load_recipe
+from triptych.recipe import Data, Recipe, Source, load_recipe
 
 CALL = RemoteCall(("run", RECIPE, "--set", 'name=it\'s "quoted"; $(rm -rf /)'), width=90)
 
@@ -60,6 +60,20 @@ def test_local_files_travel_under_names_that_do_not_tell_where_they_lay(recipe: 
         path.name for path in tiny_model_dir.iterdir()
     }
     assert str(tiny_model_dir.parent) not in content[RECIPE].decode()
+
+
+def test_folders_of_tables_and_mixtures_travel(recipe: Recipe) -> None:
+    Path("tables").mkdir()
+    for name in ("b.parquet", "a.parquet", "notes.txt"):
+        Path("tables", name).write_text(name)
+    mix = Source.model_validate({"mix": [{"path": "tables"}, {"path": str(Path("pairs.jsonl").absolute())}]})
+    stage = recipe.trained["sft"].model_copy(update={"data": Data(train=mix)})
+    content = packed(bundle_recipe(recipe.model_copy(update={"stages": recipe.stages | {"sft": stage}}), CALL))
+    sent = [part["path"] for part in yaml.safe_load(content[RECIPE])["stages"]["sft"]["data"]["train"]["mix"]]
+    assert sent[0] == "tables"
+    assert sent[1].startswith("inputs/")
+    assert {name for name in content if name.startswith("tables")} == {"tables/a.parquet", "tables/b.parquet"}
+    assert content[sent[1]] == Path("pairs.jsonl").read_bytes()
 
 
 def test_the_same_content_is_the_same_archive(recipe: Recipe) -> None:

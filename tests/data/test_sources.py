@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from triptych.data.rows import Message, PairRow
-from triptych.data.sources import PARSERS, Survey, load_rows, survey
+from triptych.data.sources import PARSERS, Survey, check_first_rows, load_rows, survey
 from triptych.errors import UserError
 from triptych.recipe.data import Source
 
@@ -152,7 +152,7 @@ def test_csv_trouble_is_at_its_line(tmp_path: Path) -> None:
     ]
     assert rows.items[1].messages[0].content == "four\nlines"
     path.write_bytes(b"prompt\ncaf\xe9\n")
-    with pytest.raises(UserError, match="line 2 is not UTF-8"):
+    with pytest.raises(UserError, match="line 2: not UTF-8 at byte 3"):
         load_rows(Source(path=str(path)), "prompts")
     path.write_bytes(b'prompt\n"never closed\n')
     with pytest.raises(UserError, match="line 2 is not CSV"):
@@ -183,7 +183,7 @@ def test_a_missing_file_suggests_its_neighbours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
-        ("a.txt", r"\.txt file suffix; allowed: \.jsonl, \.parquet, \.csv, hf://owner/name"),
+        ("a.docx", r"\.docx file suffix; allowed: \.jsonl, \.json, \.csv, .*, hf://owner/name"),
         ("data", "no file suffix"),
         ("nosuch://a/b.jsonl", "cannot be read.*nosuch"),
         ("hf://name", "is written hf://owner/name"),
@@ -214,6 +214,48 @@ def test_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert [row.messages[0].content for row in rows.items] == ["test 0", "test 1"]
     with pytest.raises(UserError, match="split validation"):
         load_rows(Source(path="hf://owner/name", split="validation"), "prompts")
+
+
+def test_a_slice_and_a_configuration_of_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "owner" / "name"
+    folder.mkdir(parents=True)
+    for config in ("main", "socratic"):
+        _jsonl(folder / f"{config}.jsonl", [{"prompt": f"{config} {n}"} for n in range(10)])
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("main", "socratic"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    source = Source(path="hf://owner/name", config="socratic", split="train[20%:50%]")
+    texts = [row.messages[0].content for row in load_rows(source, "prompts").items]
+    assert texts == ["socratic 2", "socratic 3", "socratic 4"]
+    with pytest.raises(UserError, match=r"(?s)cannot be read: .*'main', 'socratic'"):
+        load_rows(Source(path="hf://owner/name"), "prompts")
+    with pytest.raises(UserError, match=r"split train\[1:x\]"):
+        load_rows(source.model_copy(update={"split": "train[1:x]"}), "prompts")
+
+
+def test_the_revision_reaches_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def load_dataset(*args: Any, **options: Any) -> list[dict[str, str]]:
+        asked.append((*args, options["split"], options["revision"], options["streaming"]))
+        return [{"prompt": "Hi"}]
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    load_rows(Source(path="hf://openai/gsm8k", config="main", revision="v1", split="test"), "prompts")
+    assert asked == [("openai/gsm8k", "main", "test", "v1", True)]
+
+
+def test_first_rows_tell_what_a_run_would_refuse(tmp_path: Path) -> None:
+    source = _jsonl(tmp_path / "a.jsonl", [{"prompt": "Hi"}, {"topic": 1}, *[{"prompt": "Hi"}] * 98, {"topic": 1}])
+    with pytest.raises(UserError, match=r"1 of 100 rows .*\n  line 2: no 'prompt'"):
+        check_first_rows(source, "prompts")
+    check_first_rows(source.model_copy(update={"max_bad_rows": 1}), "prompts")
+    check_first_rows(source.model_copy(update={"limit": 1}), "prompts")
+    check_first_rows(Source(path=f"{tmp_path}/none.jsonl"), "prompts")
+    (tmp_path / "a.docx").write_text("")
+    with pytest.raises(UserError, match=r"\.docx file suffix"):
+        check_first_rows(Source(path=f"{tmp_path}/a.docx"), "prompts")
 
 
 def test_a_survey_reads_what_load_rows_reads(tmp_path: Path) -> None:

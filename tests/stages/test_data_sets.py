@@ -116,6 +116,18 @@ def test_limit_and_columns_hold_for_a_data_set(recipe_file: Path) -> None:
     assert sources(context(recipe, "shorter"))["train"].limit == 3
 
 
+def test_a_mixture_reads_files_and_data_sets(recipe_file: Path) -> None:
+    files = yaml.safe_load(recipe_file.read_text())["stages"]["short"]["data"]["train"]["path"]
+    mix = f"[{{stage: shorter, weight: 2}}, {{path: {files}, limit: 3}}]"
+    recipe = load_recipe(recipe_file, ["stages.sft.data.train.stage=null", f"stages.sft.data.train.mix={mix}"])
+    short, shorter = made(recipe, "short"), made(recipe, "shorter")
+    ctx = context(recipe, "sft")
+    prepared = prepare(ctx, chats(ctx.stage))
+    assert prepared.inputs["parents"] == {shorter.ref: shorter.sha256}
+    assert prepared.data["train"]["rows"] == 2 * 5 + 3
+    assert short.ref not in prepared.inputs["parents"]
+
+
 def test_a_damaged_data_set_is_refused(recipe: Recipe) -> None:
     version = made(recipe, "short")
     with (Path(version.url) / "rows.parquet").open("ab") as file:
@@ -145,6 +157,9 @@ def test_a_data_set_without_rows_is_refused(recipe_file: Path) -> None:
 def test_only_a_stage_that_makes_a_data_set_is_a_source(recipe_file: Path, named: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(recipe_file, [f"stages.sft.data.train.stage={named}"])
+    mixed = ["stages.sft.data.train.stage=null", f"stages.sft.data.train.mix=[{{path: a.jsonl}}, {{stage: {named}}}]"]
+    with pytest.raises(RecipeError, match=message.replace("train", r"train\.mix\.1")):
+        load_recipe(recipe_file, mixed)
 
 
 def test_a_stage_without_a_learner_needs_no_place(recipe: Recipe) -> None:

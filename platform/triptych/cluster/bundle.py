@@ -22,6 +22,7 @@ LIMIT = 95 * 2**20
 
 _ANCIENT = (1980, 1, 1, 0, 0, 0)  # one date for all, so that the same content is the same archive, and is sent once
 _MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
+_TABLES = ("*.parquet", "*.arrow")
 _ADVICE = "put large files where the cluster reads them (s3://..., gs://..., or a folder that its nodes share)"
 _T = TypeVar("_T")
 
@@ -111,7 +112,7 @@ def _map_sources(value: _T, move: Callable[[str], str]) -> _T:
     """The same value with the path of every source in it moved."""
     changed: Any = value
     if isinstance(value, Source):
-        changed = value if value.path is None else value.model_copy(update={"path": move(value.path)})
+        changed = value.changed(lambda origin: {} if origin.path is None else {"path": move(origin.path)})
     elif isinstance(value, BaseModel):
         changed = value.model_copy(update={name: _map_sources(part, move) for name, part in value})
     elif isinstance(value, dict):
@@ -126,6 +127,8 @@ def _add_file(bundle: Bundle, path: str) -> str:
     if "://" in path and not path.startswith("file://"):
         return path
     file = Path(path.removeprefix("file://")).expanduser()
+    if file.is_dir() and (tables := [table for pattern in _TABLES for table in file.glob(pattern)]):
+        return _add_files(bundle, file, sorted(tables))
     if not file.is_file():
         if file.is_absolute():
             return path
@@ -140,7 +143,11 @@ def _add_model(bundle: Bundle, base: str) -> str:
     if base in BUILT_IN or not folder.is_dir():
         return base
     beside = {path for pattern in _MODEL_FILES for path in folder.glob(pattern)}
-    files = sorted(beside.union(weight_files(folder)))
+    return _add_files(bundle, folder, sorted(beside.union(weight_files(folder))))
+
+
+def _add_files(bundle: Bundle, folder: Path, files: list[Path]) -> str:
+    """Add files of a folder, and return the folder's path in the job's working folder."""
     name = _name(folder, lambda: hashlib.sha256("".join(map(_digest, files)).encode()).hexdigest())
     bundle.files |= {f"{name}/{path.relative_to(folder).as_posix()}": path for path in files}
     return name

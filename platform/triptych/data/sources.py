@@ -1,18 +1,16 @@
-"""Sources: JSONL, Parquet and CSV files at any fsspec URL, and data sets of the Hugging Face hub; read row by row."""
+"""Sources: rows of files, folders and data sets, parsed, sampled and mixed; read row by row."""
 
-import csv
-import difflib
 import hashlib
 import itertools
 import json
-import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
 
-import fsspec
-
+from triptych.data.cells import one_line
+from triptych.data.files import counted, quick_rows, records
 from triptych.data.rows import (
     BadRow,
     DataRow,
@@ -32,13 +30,12 @@ from triptych.data.rows import (
     parse_tags,
     parse_text,
 )
+from triptych.data.sampling import Rows, sampled, shuffled, weighted
+from triptych.data.shapes import shape_of
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
-    from triptych.recipe.data import Source
-
-Numbered = Iterator[tuple[int, Any]]
-"""Pairs of a line (or row) number, from 1, and its record, or a ValueError that says why there is none."""
+    from triptych.recipe.data import Origin, Source
 
 Parse = Callable[[dict[str, Any]], Sequence[DataRow]]
 """A function from a record to its rows; it raises a ValueError that says what is wrong."""
@@ -57,9 +54,10 @@ PARSERS: dict[RowKind, Parse] = {
 }
 ADDED: dict[str, Any] = {"tools": (), "learned": True, "extra": {}}
 """Fields that rows of earlier versions did not have: they leave a digest as it was where they say nothing."""
-_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)")
+_RIVALS = {"prompt": ("messages",), "response": ("messages",), "chosen": ("answers",), "rejected": ("answers",)}
+"""Columns that would be read in place of those that a source's `columns` names."""
 _SHOWN = 5
-_BLOCK = 1 << 20
+_FIRST = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,44 +116,83 @@ def survey(source: "Source", kind: str, parse: Parse) -> Survey:
     return Survey(count, size, digest)
 
 
+def check_first_rows(source: "Source", kind: RowKind) -> None:
+    """Refuse a source whose first rows make a run refuse it, as `load_rows` does; what is not on this disk passes."""
+    bad: list[BadRow] = []
+    good = 0
+    for _, origin in source.origins():
+        if origin.stage is None and Path(origin.file).exists() and (source.mix is None or source.limit is None):
+            usable = _usable(origin, PARSERS[kind], bad, most=_FIRST)
+            good += sum(1 for _ in itertools.islice(usable, origin.limit))
+    if len(bad) > source.max_bad_rows:
+        _judge(source, kind, good, bad)
+
+
+def shapes(source: "Source", kind: RowKind) -> list[tuple[tuple[str, str], int]]:
+    """Shapes that the used rows have in the files, each with the columns that tell it, and how many have it."""
+    found: Counter[tuple[str, str]] = Counter()
+
+    def parse(record: dict[str, Any]) -> Sequence[DataRow]:
+        rows = PARSERS[kind](record)
+        shape = shape_of(record, kind)
+        found[(shape.name, shape.why) if shape else ("", "")] += 1
+        return rows
+
+    for _ in iterate_rows(source, parse, []):
+        pass
+    return found.most_common()
+
+
 def quick_count(source: "Source") -> int | None:
-    """Number of rows of a local file, `limit` applied; None where it is elsewhere, not there yet, or a stage's output.
+    """Number of rows that a source of local files gives; None where one is elsewhere, or a stage's output.
 
     Malformed rows count, and answers with scores count once however many pairs they make.
     """
-    import pyarrow.parquet as pq
-
-    if source.stage is not None:
-        return None
-    path = Path(source.file)
-    if not path.is_file():
-        return None
-    if path.suffix == ".parquet":
-        rows = int(pq.read_metadata(path).num_rows)
-    elif path.suffix in (".jsonl", ".csv"):
-        with path.open("rb") as file:
-            rows = sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK), b""))
-        rows -= path.suffix == ".csv"
-    else:
-        return None
-    return min(rows, source.limit) if source.limit else rows
+    total = 0.0
+    for _, origin in source.origins():
+        rows = None if origin.stage is not None else quick_rows(origin.file, origin.split)
+        if rows is None:
+            return None
+        total += min(rows, origin.limit or origin.sample or rows) * getattr(origin, "weight", 1)
+    return min(int(total), source.limit or source.sample or int(total))
 
 
 def iterate_rows(source: "Source", parse: Parse, bad: list[BadRow]) -> Iterator[Sequence[DataRow]]:
-    """The rows of each usable row of the file, up to `source.limit` of the file's; malformed ones go to `bad`."""
-    used = 0
-    for line, record in _records(source):
+    """The rows of each usable row of the files that the source takes; malformed ones go to `bad`."""
+    if source.mix is None:
+        return _chosen(_usable(source, parse, bad), source)
+    return _chosen(_mixed(source, parse, bad), source)
+
+
+def _mixed(source: "Source", parse: Parse, bad: list[BadRow]) -> Rows:
+    for number, part in enumerate(source.mix or ()):
+        rows = _chosen(_usable(part, parse, bad, f"{part.file}: "), part)
+        yield from weighted(rows, part.weight, number if part.seed is None else part.seed)
+
+
+def _chosen(rows: Rows, origin: "Origin") -> Rows:
+    seed = origin.seed or 0
+    if origin.sample is not None:
+        rows = sampled(rows, origin.sample, seed)
+    if origin.shuffle:
+        rows = shuffled(rows, seed)
+    for number, row in enumerate(rows, start=1):
+        yield row
+        if number == origin.limit:
+            break
+
+
+def _usable(origin: "Origin", parse: Parse, bad: list[BadRow], where: str = "", most: int | None = None) -> Rows:
+    for line, record in itertools.islice(records(origin), most):
         try:
             if isinstance(record, ValueError):
                 raise record
-            rows = parse(_renamed(record, source.columns))
-        except ValueError as error:
-            bad.append(BadRow(line, str(error)))
+            rows = parse(_renamed(record, origin.columns))
+        except (ValueError, RecursionError) as error:
+            reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
+            bad.append(BadRow(line, where + one_line(reason)))
             continue
         yield rows
-        used += 1
-        if used == source.limit:
-            break
 
 
 def _digest(rows: Iterable[DataRow]) -> tuple[str, int, int]:
@@ -182,16 +219,17 @@ def _given(value: Any) -> dict[str, Any]:
 
 
 def _judge(source: "Source", kind: str, good: int, bad: list[BadRow]) -> None:
-    shown = "".join(f"\n  line {row.line}: {row.reason}" for row in bad[:_SHOWN])
+    word = counted(next(origin.file for _, origin in source.origins()))
+    shown = "".join(f"\n  {word} {row.line}: {row.reason}" for row in bad[:_SHOWN])
     if len(bad) > _SHOWN:
         shown += f"\n  and {len(bad) - _SHOWN} more"
     if len(bad) > source.max_bad_rows:
         raise UserError(
-            f"{source.file}: {len(bad)} of {good + len(bad)} rows are malformed as {kind} "
+            f"{source.name}: {len(bad)} of {good + len(bad)} rows are malformed as {kind} "
             f"(max_bad_rows allows {source.max_bad_rows}):{shown}"
         )
     if good == 0:
-        raise UserError(f"{source.file}: no usable row" + (f"; all {len(bad)} are malformed:{shown}" if bad else ""))
+        raise UserError(f"{source.name}: no usable row" + (f"; all {len(bad)} are malformed:{shown}" if bad else ""))
 
 
 def _renamed(record: Any, columns: dict[str, str]) -> dict[str, Any]:
@@ -201,101 +239,6 @@ def _renamed(record: Any, columns: dict[str, str]) -> dict[str, Any]:
         if theirs not in record:
             has = ", ".join(map(str, record))
             raise ValueError(f"no {theirs!r}, which `columns` names for {ours!r}; the row has: {has}")
-    return record | {ours: record[theirs] for ours, theirs in columns.items()}
-
-
-def _records(source: "Source") -> Numbered:
-    if source.file.startswith("hf://"):
-        yield from _hub(source)
-        return
-    suffix = PurePosixPath(source.file).suffix.lower()
-    if suffix not in _READERS:
-        raise UserError(f"{source.file}: {suffix or 'no'} file suffix; allowed: {', '.join(_READERS)}, hf://owner/name")
-    try:
-        with fsspec.open(source.file, "rb") as stream:
-            yield from _READERS[suffix](stream, source.file)
-    except FileNotFoundError:
-        raise UserError(f"{source.file}: no such file{_near(source.file)}") from None
-    except (OSError, ImportError, ValueError) as error:
-        raise UserError(f"{source.file}: cannot be read: {error}") from error
-
-
-def _near(path: str) -> str:
-    """` (did you mean ...?)`, from the names in the same folder."""
-    try:
-        fs, inner = fsspec.url_to_fs(path)
-        folder, _, name = inner.rpartition("/")
-        names = [entry.rstrip("/").rpartition("/")[2] for entry in fs.ls(folder, detail=False)]
-    except (OSError, ValueError):
-        return ""
-    near = difflib.get_close_matches(name, names, n=3)
-    return f" (did you mean {', '.join(near)}?)" if near else ""
-
-
-def _jsonl(stream: BinaryIO, path: str) -> Numbered:
-    for line, data in enumerate(stream, start=1):
-        if line == 1:
-            data = _without_bom(data, path)
-        if not data.strip():
-            continue
-        try:
-            yield line, json.loads(data.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            yield line, ValueError(f"not UTF-8 at byte {error.start} of the line")
-        except RecursionError:
-            yield line, ValueError("nested too deeply")
-        except ValueError as error:
-            yield line, ValueError(f"not JSON: {error}")
-
-
-def _csv(stream: BinaryIO, path: str) -> Numbered:
-    def lines() -> Iterator[str]:
-        for number, data in enumerate(stream, start=1):
-            try:
-                yield (_without_bom(data, path) if number == 1 else data).decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}: line {number} is not UTF-8 (byte {error.start}); save it as UTF-8") from None
-
-    reader = csv.DictReader(lines(), strict=True)
-    line = 2
-    try:
-        for record in reader:
-            whole = None not in record and None not in record.values()
-            yield line, record if whole else ValueError(f"not {len(reader.fieldnames or ())} fields, as in the header")
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{path}: line {line} is not CSV: {error}") from error
-
-
-def _parquet(stream: BinaryIO, path: str) -> Numbered:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = itertools.count(1)
-    try:
-        for batch in pyarrow.parquet.ParquetFile(stream).iter_batches(batch_size=1024):
-            for record in batch.to_pylist():
-                yield next(number), record
-    except pyarrow.ArrowException as error:
-        raise UserError(f"{path}: not a readable Parquet file: {error}") from error
-
-
-def _hub(source: "Source") -> Numbered:
-    match = _HUB.fullmatch(source.file)
-    if not match:
-        raise UserError(f"{source.file}: a data set of the Hugging Face hub is written hf://owner/name")
-    import datasets
-
-    try:
-        yield from enumerate(datasets.load_dataset(match[1], split=source.split, streaming=True), start=1)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{source.file} (split {source.split}): cannot be read: {error}") from error
-
-
-def _without_bom(data: bytes, path: str) -> bytes:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(f"{path}: the file is UTF-16; save it as UTF-8")
-    return data.removeprefix(b"\xef\xbb\xbf")
-
-
-_READERS: dict[str, Callable[[BinaryIO, str], Numbered]] = {".jsonl": _jsonl, ".parquet": _parquet, ".csv": _csv}
+    rivals = {name for ours in columns for name in _RIVALS.get(ours, ()) if name not in columns}
+    kept = {name: value for name, value in record.items() if name not in rivals} if rivals else record
+    return kept | {ours: record[theirs] for ours, theirs in columns.items()}

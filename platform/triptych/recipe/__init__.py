@@ -2,7 +2,7 @@
 
 from triptych.recipe.algorithm import Importance, Kl, Ppo
 from triptych.recipe.base import Closed, Count, Fraction, Name, Positive, with_effect
-from triptych.recipe.data import Data, Source
+from triptych.recipe.data import Data, Origin, Source
 from triptych.recipe.errors import Problem, RecipeError
 from triptych.recipe.graph import ready, stage_order
 from triptych.recipe.kinds import (
@@ -70,6 +70,7 @@ __all__ = [
     "ModelReward",
     "Name",
     "Optimizer",
+    "Origin",
     "Positive",
     "Ppo",
     "Problem",

@@ -60,6 +60,7 @@ class Sft(SupervisedStage):
 
     runner = "triptych.stages.supervised.sft:run"
     task = "triptych.train.tasks.language:TASK"
+    rows = "sft"
 
     kind: Literal["sft"]
 
@@ -119,6 +120,7 @@ class Classification(LabellingStage):
 
     runner = "triptych.stages.supervised.classification:run"
     task = "triptych.train.tasks.classification:TASK"
+    rows = "texts"
 
     kind: Literal["classification"]
     labels: Labels
@@ -138,6 +140,7 @@ class TokenClassification(LabellingStage):
 
     runner = "triptych.stages.supervised.token_classification:run"
     task = "triptych.train.tasks.token_classification:TASK"
+    rows = "tags"
 
     kind: Literal["token_classification"]
     labels: Labels
@@ -179,6 +182,7 @@ class QuestionAnswering(LabellingStage):
 
     runner = "triptych.stages.supervised.question_answering:run"
     task = "triptych.train.tasks.question_answering:TASK"
+    rows = "questions"
 
     kind: Literal["question_answering"]
     max_answer_tokens: Count = 30
@@ -198,6 +202,7 @@ class Reward(SupervisedStage):
 
     runner = "triptych.stages.supervised.reward:run"
     task = "triptych.train.tasks.reward:TASK"
+    rows = "pairs"
 
     kind: Literal["reward"]
     min_accuracy: NoEffect[Fraction] = 0.0

@@ -86,6 +86,7 @@ class Rl(TrainedStage):
 
     runner = "triptych.stages.rl.stage:run"
     task = "triptych.train.tasks.rl:TASK"
+    rows = "prompts"
 
     kind: Literal["rl"]
     policy: str

@@ -190,6 +190,8 @@ class TrainedStage(StageBase):
 
     task: ClassVar[str]
     """Name of the kind's `Task` (train/tasks), as `module:object`: its objectives and full micro-batches."""
+    rows: ClassVar[str | None] = None
+    """Kind of its rows (data/sources.py, PARSERS); None: its rows are of no kind that is parsed there."""
 
     data: Data
     """Rows that it learns from, and rows that it is measured on."""
@@ -209,9 +211,10 @@ class TrainedStage(StageBase):
     def references(self) -> tuple[Reference, ...]:
         """Data that other stages make."""
         return tuple(
-            Reference(("data", split, "stage"), source.stage, ("dataset",), versions=False)
+            Reference(("data", split, *place, "stage"), origin.stage, ("dataset",), versions=False)
             for split, source in self.data.splits().items()
-            if source.stage is not None
+            for place, origin in source.origins()
+            if origin.stage is not None
         )
 
     def trained_roles(self, stages: Mapping[str, StageBase]) -> tuple[RoleSpec, ...]:

@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from triptych.models.adapter import Adapter, load_adapter, save_adapter
 from triptych.models.full import save_model
 from triptych.models.identity import difference
 from triptych.models.peft_files import FACTS
-from triptych.recipe import Source, StageBase
+from triptych.recipe import Origin, Source, StageBase
 from triptych.recipe.matrix import AdaLora
 from triptych.recipe.method import Freeze, parts_of, trains_base
 from triptych.registry import AdapterVersion, Registry
@@ -175,21 +176,22 @@ def sources(ctx: StageContext[Any]) -> dict[str, Source]:
     Raises:
         RunError: a data set is not what was registered.
     """
-    return {split: _placed(ctx, source) for split, source in ctx.stage.data.splits().items()}
+    return {split: source.changed(partial(_placed, ctx)) for split, source in ctx.stage.data.splits().items()}
 
 
 def data_parents(ctx: StageContext[Any]) -> dict[str, str]:
     """The data sets that the stage's data come from: the digest of each, by its version's ref."""
-    named = dict.fromkeys(source.stage for source in ctx.stage.data.splits().values())
+    origins = [origin for source in ctx.stage.data.splits().values() for _, origin in source.origins()]
+    named = dict.fromkeys(origin.stage for origin in origins)
     versions = [registered(ctx, name) for name in named if name is not None]
     return {version.ref: version.sha256 for version in versions}
 
 
-def _placed(ctx: StageContext[Any], source: Source) -> Source:
-    if source.stage is None:
-        return source
-    folder = ctx.registry().fetch(registered(ctx, source.stage).ref)
-    return source.model_copy(update={"path": str(folder / ROWS), "stage": None})
+def _placed(ctx: StageContext[Any], origin: Origin) -> dict[str, str | None]:
+    if origin.stage is None:
+        return {}
+    folder = ctx.registry().fetch(registered(ctx, origin.stage).ref)
+    return {"path": str(folder / ROWS), "stage": None}
 
 
 def _write_parquet(path: Path, first: pa.Table, others: Iterable[pa.Table]) -> int:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from triptych import storage
-from triptych.recipe import Asha, Data, Recipe, Source, Storage, Values, with_values
+from triptych.data.files import absolute
+from triptych.recipe import Asha, Data, Recipe, Storage, Values, with_values
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,7 @@ def trial_recipe(recipe: Recipe, values: Values, name: str, folder: str) -> Reci
 
 def _placed(data: Data) -> Data:
     """The data with absolute paths: a trial's driver has another working directory."""
-    return Data(train=_absolute(data.train), heldout=_absolute(data.heldout) if data.heldout else None)
-
-
-def _absolute(source: Source) -> Source:
-    path = source.file if source.file.startswith("hf://") else storage.absolute(source.file)
-    return source.model_copy(update={"path": path})
+    return Data(train=data.train.changed(absolute), heldout=data.heldout.changed(absolute) if data.heldout else None)
 
 
 def plain_metrics(row: Mapping[str, Any]) -> dict[str, float]:

@@ -26,6 +26,7 @@ from triptych import storage
 from triptych.data.chat import Control
 from triptych.data.checked import ChatCheck
 from triptych.data.encode import Encoded
+from triptych.data.files import absolute
 from triptych.data.rows import BadRow, DataRow
 from triptych.data.sources import Parse, Survey, iterate_rows
 from triptych.data.table import Lazy, StoredTable, write_blocks
@@ -173,7 +174,7 @@ def _in_tasks(
 ) -> Iterator[tuple[pa.Table, Mapping[str, int]]]:
     """As `_here`, by tasks on the CPUs that are the stage's own: its workers do not need them yet."""
     workers: Workers = ctx.stage.train.workers
-    local = source.model_copy(update={"path": storage.absolute(source.file)})  # tasks have another working directory
+    local = source.changed(absolute)  # tasks have another working directory
     blocks = ray.data.read_datasource(
         _RowBlocks(local, examples.parser(ctx, source)),
         num_cpus=0,  # else it could hold the only CPU that the tasks behind it wait for
