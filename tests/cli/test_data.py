@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from triptych.cli import app
 from triptych.errors import UserError
+from triptych.recipe import KINDS
 
 ROWS = ['{"prompt": "one two", "response": "three"}', '{"prompt": "one", "response": "two"}', '{"prompt": "one"}']
 
@@ -107,3 +108,46 @@ def test_rows_are_measured_in_the_template_that_is_given(tiny_model_dir: Path, t
     wrong = CliRunner().invoke(app, [*arguments, "--chat-template", "none.jinja"])
     assert isinstance(wrong.exception, UserError)
     assert "--chat-template: " in str(wrong.exception)
+
+
+def test_the_report_says_which_shape_it_found_and_why(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    alpaca = {"instruction": "Hi", "output": "Hello"}
+    path.write_text(json.dumps([alpaca, {"question": "Hi", "answer": "Yo"}, alpaca]))
+    for kind in ("sft", "rl"):
+        result = CliRunner().invoke(app, ["data", "check", str(path), "--kind", kind, "--json"])
+        assert result.exit_code == 0, result.output
+        shapes = [(shape["shape"], shape["rows"]) for shape in json.loads(result.stdout)["shapes"]]
+        assert shapes == [("alpaca", 2), ("question and answer" if kind == "sft" else "question", 1)]
+    result = CliRunner().invoke(app, ["data", "check", str(path), "--kind", "sft"])
+    assert "shape: alpaca (columns instruction, output), 2 rows" in result.stdout
+
+
+def test_every_stage_kind_that_learns_from_rows_is_a_kind_of_rows(tmp_path: Path) -> None:
+    shapes: dict[str, str] = {
+        "sft": '{"prompt": "Hi", "response": "Hello"}',
+        "reward": '{"prompt": "Hi", "chosen": "Hello", "rejected": "No"}',
+        "rl": '{"prompt": "Hi"}',
+        "classification": '{"text": "Dull.", "label": "bad"}',
+        "token_classification": '{"tokens": ["Rome"], "tags": ["B-LOC"]}',
+        "question_answering": '{"question": "?", "context": "a", "answers": {"text": ["a"], "answer_start": [0]}}',
+    }
+    assert shapes.keys() == KINDS.keys()
+    for kind, row in shapes.items():
+        path = tmp_path / f"{kind}.jsonl"
+        path.write_text(row)
+        result = CliRunner().invoke(app, ["data", "check", str(path), "--kind", kind])
+        assert result.exit_code == 0, result.output
+
+
+def test_labels_of_the_used_rows_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "rows.tsv"
+    path.write_text("text\tlabel\n" + "".join(f"some text\t{number // 50}\n" for number in range(100)))
+    check = ["data", "check", str(path), "--kind", "classification"]
+    assert "labels: 0 50\n" in CliRunner().invoke(app, [*check, "--limit", "50"]).stdout
+    drawn = json.loads(CliRunner().invoke(app, [*check, "--sample", "50", "--json"]).stdout)["labels"]
+    assert sum(drawn.values()) == 50
+    assert min(drawn.values()) > 10
+    refused = CliRunner().invoke(app, [*check, "--sample", "50", "--limit", "50"])
+    assert isinstance(refused.exception, UserError)
+    assert "one of `sample` and `limit`" in str(refused.exception)

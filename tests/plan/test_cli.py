@@ -124,3 +124,15 @@ def test_grid_and_plot(plan: Cli, recipe_file: Path, tmp_path: Path) -> None:
 def test_nothing_to_plan(plan: Cli) -> None:
     code, out, err = plan()
     assert (code, out, err) == (2, "", "error: give a RECIPE, or --explain-oom RUN\n")
+
+
+def test_rows_that_a_run_would_refuse_are_refused(plan: Cli, recipe_file: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("ask,reply\nWhy?,Dull.\n")
+    sets = ["--set", "machine=8xh100-80", "--stage", "sft", "--set", f"stages.sft.data.train.path={rows}"]
+    code, out, err = plan(recipe_file, *sets)
+    assert (code, out) == (2, "")
+    assert "rows.csv: 1 of 1 rows are malformed as sft" in err
+    assert "perhaps columns: {prompt: ask, response: reply}" in err.replace("\n", " ")
+    named = "stages.sft.data.train.columns={prompt: ask, response: reply}"
+    assert plan(recipe_file, *sets, "--set", named)[0] == 0

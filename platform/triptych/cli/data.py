@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from enum import StrEnum
 from statistics import median
@@ -10,24 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from triptych.data.checked import ChatCheck
-    from triptych.data.rows import SourceRows
+    from triptych.data.rows import RowKind, SourceRows
+    from triptych.recipe.data import Source
 
 app = typer.Typer(help="Look at rows before training on them.", no_args_is_help=True)
 
 BINS = 8
 SHOWN = 5
-
-
-class RowKindOption(StrEnum):
-    """Kinds of rows that can be checked."""
-
-    sft = "sft"
-    pairs = "pairs"
-    prompts = "prompts"
-    texts = "texts"
-    tags = "tags"
-    questions = "questions"
+LABELS = 20
 
 
 class ControlOption(StrEnum):
@@ -44,47 +38,99 @@ def _group() -> None:
 
 @app.command()
 def check(
-    path: Annotated[str, typer.Argument(metavar="FILE", help="A .jsonl, .parquet or .csv file, or hf://owner/name.")],
-    kind: Annotated[RowKindOption, typer.Option(help="What the rows are for.")],
+    path: Annotated[str, typer.Argument(metavar="FILE", help="A file or folder of rows, or hf://owner/name.")],
+    kind: Annotated[str, typer.Option(help="Kind of the stage that the rows are for, or of the rows: `texts`, ...")],
     base: Annotated[str | None, typer.Option(help="Base model whose tokenizer measures the rows.")] = None,
     chat_template: Annotated[str | None, typer.Option(help="Chat template, text or file; with --base.")] = None,
     control_tokens: Annotated[
         ControlOption, typer.Option(help="Chats whose text holds control tokens: refuse or escape; with --base.")
     ] = ControlOption.refuse,
-    split: Annotated[str, typer.Option(help="Split of an hf:// data set.")] = "train",
+    split: Annotated[str, typer.Option(help="Split of an hf:// data set or of a folder.")] = "train",
+    config: Annotated[str | None, typer.Option(help="Configuration of an hf:// data set.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of an hf:// data set.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first rows.")] = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Use only so many rows, drawn at random.")] = None,
     column: Annotated[list[str] | None, typer.Option(help="Our name = the file's name; may be repeated.")] = None,
     max_bad_rows: Annotated[int, typer.Option(min=0, help="More malformed rows than this: exit 1.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Count the rows, show malformed ones with their lines, and show how long the rows are.
+    """Count the rows, say which shape they have, show malformed ones with their lines, and how long the rows are.
 
     Lengths are tokens of a whole chat or text (of the longer chat of a pair) where --base is given, else words.
     """
-    from triptych.data.sources import load_rows
-    from triptych.recipe.data import Source
-
-    source = Source(path=path, split=split, limit=limit, columns=_columns(column or []), max_bad_rows=sys.maxsize)
-    check = _check(base, chat_template, control_tokens) if base else None
-    rows: SourceRows[Any] = load_rows(source, kind.value, check)
-    report = {
-        "path": path,
-        "kind": kind.value,
-        "rows": len(rows.items),
-        "digest": rows.digest,
-        "bad": len(rows.bad),
-        "first_bad": [{"line": row.line, "reason": row.reason} for row in rows.bad[:SHOWN]],
-        "unit": "tokens" if check else "words",
-        "lengths": _summary(_tokens(rows.items, check.tokenizer) if check else [_words(row) for row in rows.items]),
-    }
-    if check:
-        report["control_tokens"] = check.found
+    source = _source(
+        path=path,
+        split=split,
+        config=config,
+        revision=revision,
+        limit=limit,
+        sample=sample,
+        columns=_columns(column or []),
+        max_bad_rows=sys.maxsize,
+    )
+    report = _report(source, _row_kind(kind), _check(base, chat_template, control_tokens) if base else None)
     if as_json:
         typer.echo(json.dumps(report, indent=2))
     else:
         _show(report)
-    if len(rows.bad) > max_bad_rows:
+    if report["bad"] > max_bad_rows:
         raise typer.Exit(1)
+
+
+def _report(source: "Source", kind: "RowKind", check: "ChatCheck | None") -> dict[str, Any]:
+    """What the source holds. UserError: it cannot be read, or has no usable row."""
+    from triptych.data.files import counted
+    from triptych.data.sources import load_rows, shapes
+
+    rows: SourceRows[Any] = load_rows(source, kind, check)
+    report = {
+        "path": source.file,
+        "kind": kind,
+        "rows": len(rows.items),
+        "shapes": [{"shape": name, "why": why, "rows": count} for (name, why), count in shapes(source, kind)],
+        "labels": _labels(rows.items),
+        "digest": rows.digest,
+        "bad": len(rows.bad),
+        "counted_by": counted(source.file),
+        "first_bad": [{"line": row.line, "reason": row.reason} for row in rows.bad[:SHOWN]],
+        "unit": "tokens" if check else "words",
+        "lengths": _summary(_tokens(rows.items, check.tokenizer) if check else [_words(row) for row in rows.items]),
+    }
+    return report | ({"control_tokens": check.found} if check else {})
+
+
+def _row_kind(name: str) -> "RowKind":
+    """The kind of rows that a stage's kind or the rows' own name means."""
+    from triptych.data.sources import PARSERS
+    from triptych.recipe import KINDS
+    from triptych.recipe.stage import TrainedStage
+
+    stages = {kind: model.rows for kind, model in KINDS.items() if issubclass(model, TrainedStage) and model.rows}
+    found = next((kind for kind in PARSERS if kind == stages.get(name, name)), None)
+    if found is None:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join([*stages, *PARSERS])}", param_hint="--kind")
+    return found
+
+
+def _source(**fields: Any) -> "Source":
+    from pydantic import ValidationError
+
+    from triptych.errors import UserError
+    from triptych.recipe.data import Source
+
+    try:
+        return Source(**fields)
+    except ValidationError as error:
+        raise UserError("; ".join(str(one["ctx"]["error"]) for one in error.errors())) from None
+
+
+def _labels(rows: Sequence[Any]) -> dict[str, int]:
+    """Rows of each class, words of each tag; empty for other kinds."""
+    from triptych.data.rows import TaggedRow, TextRow
+
+    texts = Counter(row.label for row in rows if isinstance(row, TextRow))
+    tags = Counter(tag for row in rows if isinstance(row, TaggedRow) for tag in row.tags)
+    return dict((texts or tags).most_common())
 
 
 def _columns(pairs: Sequence[str]) -> dict[str, str]:
@@ -168,24 +214,38 @@ def _summary(lengths: list[int]) -> dict[str, Any]:
 def _show(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
 
     console = Console(highlight=False)
     bad = f"[red]{report['bad']} malformed[/red]" if report["bad"] else "none malformed"
     console.print(f"{escape(report['path'])}: {report['rows']} rows as {report['kind']}, {bad}", soft_wrap=True)
     for row in report["first_bad"]:
-        console.print(f"  line {row['line']}: {escape(row['reason'])}", soft_wrap=True)
+        console.print(f"  {report['counted_by']} {row['line']}: {escape(row['reason'])}", soft_wrap=True)
     if report["bad"] > SHOWN:
         console.print(f"  and {report['bad'] - SHOWN} more")
     if report.get("control_tokens"):
         console.print(f"{report['control_tokens']} rows with control tokens in their text")
-    lengths = report["lengths"]
+    for shape in report["shapes"]:
+        console.print(f"shape: {shape['shape']} ({escape(shape['why'])}), {shape['rows']} rows", soft_wrap=True)
+    if report["labels"]:
+        console.print(f"labels: {escape(_most(report['labels']))}", soft_wrap=True)
     console.print(f"sha256 {report['digest']}", soft_wrap=True)
+    _show_lengths(console, report["lengths"], report["unit"])
+
+
+def _most(labels: dict[str, int]) -> str:
+    """The commonest labels with their numbers."""
+    shown = ", ".join(f"{name} {count}" for name, count in list(labels.items())[:LABELS])
+    return f"{shown}, and {len(labels) - LABELS} more" if len(labels) > LABELS else shown
+
+
+def _show_lengths(console: "Console", lengths: dict[str, Any], unit: str) -> None:
+    from rich.table import Table
+
     console.print(
-        f"{report['unit']} a row: {lengths['min']} to {lengths['max']}, median {lengths['median']:g}, "
+        f"{unit} a row: {lengths['min']} to {lengths['max']}, median {lengths['median']:g}, "
         f"95% at most {lengths['p95']}"
     )
-    table = Table(report["unit"], "rows", "", box=None)
+    table = Table(unit, "rows", "", box=None)
     most = max(bin_["rows"] for bin_ in lengths["histogram"])
     for bin_ in lengths["histogram"]:
         bar = "█" * -(-40 * bin_["rows"] // most)

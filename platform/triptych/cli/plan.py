@@ -63,6 +63,17 @@ def plan(
         _plan(loaded, stage, machine, profile, price, exact, as_json)
 
 
+def _check_rows(recipe: "Recipe", stage: str | None) -> None:
+    """Refuse rows on this disk that a run would refuse at once."""
+    from triptych.data.sources import PARSERS, check_first_rows
+
+    for name, trained in recipe.trained.items():
+        kind = next((kind for kind in PARSERS if kind == trained.rows), None)
+        if kind is not None and stage in (None, name):
+            for source in trained.data.splits().values():
+                check_first_rows(source, kind)
+
+
 def _plan(
     recipe: "Recipe",
     stage: str | None,
@@ -80,6 +91,7 @@ def _plan(
     from triptych.plan import choose, duration, estimate, place
     from triptych.recipe import dump_recipe
 
+    _check_rows(recipe, stage)
     placement = place(recipe, machine, stage)
     choices = {
         name: choose(recipe, name, machine, profile=profile, exact=exact, trace=traced)
