@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Literal
 
 import pyarrow as pa
@@ -41,7 +40,8 @@ def run(ctx: StageContext[ShortAnswers]) -> AdapterVersion:
     rows = load_rows(sources(ctx)["train"], "sft")
     inputs = remember(ctx, {"train": rows.digest}, data_parents(ctx))
     if storage.read_manifest(ctx.artifact) is None:
-        kept = [asdict(row) for row in rows.items if len(row.messages[-1].content) <= ctx.stage.longest]
+        short = [row.messages for row in rows.items if len(row.messages[-1].content) <= ctx.stage.longest]
+        kept = [{"messages": [{"role": turn.role, "content": turn.content} for turn in chat]} for chat in short]
         blocks = [pa.Table.from_pylist([row]) for row in kept]
         commit_rows(ctx, blocks, {"kept": len(kept) / len(rows.items)})
     return finish(ctx, inputs, measured(ctx))
