@@ -142,7 +142,8 @@ def test_recipes_that_make_no_sense(
 
 def test_tags_need_not_mark_entities(make_context: Make, tagging: dict[str, Any]) -> None:
     assert make_context(tagging).stage.mark_entities
-    assert not make_context(tagging | {"labels": ["NN", "VB", "O"]}).stage.mark_entities
+    plain = tagging["train"] | {"early_stopping": {"metric": "accuracy", "mode": "max"}}
+    assert not make_context(tagging | {"labels": ["NN", "VB", "O"], "train": plain}).stage.mark_entities
 
 
 def test_malformed_rows_are_named_and_counted(
