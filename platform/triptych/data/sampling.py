@@ -7,13 +7,13 @@ from fractions import Fraction
 
 from triptych.data.rows import DataRow
 
-Rows = Iterator[Sequence[DataRow]]
+RowGroups = Iterator[Sequence[DataRow]]
 """The rows of each row of a file: several for a ranking."""
 
 _BLOCK = 1000
 
 
-def sampled(rows: Rows, count: int, seed: int) -> Rows:
+def sampled(rows: RowGroups, count: int, seed: int) -> RowGroups:
     """So many of the rows (all where there are fewer), each as likely as any other, in their order.
 
     A reservoir (Vitter 1985, algorithm R): the rows are read once, and `count` of them are held.
@@ -27,14 +27,14 @@ def sampled(rows: Rows, count: int, seed: int) -> Rows:
     yield from (row for _, row in sorted(held, key=lambda item: item[0]))
 
 
-def shuffled(rows: Rows, seed: int) -> Rows:
+def shuffled(rows: RowGroups, seed: int) -> RowGroups:
     """All rows in a random order. They are held in memory."""
     held = list(rows)
     random.Random(seed).shuffle(held)
     yield from held
 
 
-def weighted(rows: Rows, weight: float, seed: int) -> Rows:
+def weighted(rows: RowGroups, weight: float, seed: int) -> RowGroups:
     """Each row as often as the weight says: of n rows, floor(n * weight) come.
 
     A part of a row is drawn at random, without replacement, from each block of rows.

@@ -11,23 +11,23 @@ from typing import Any
 from triptych.data.cells import text
 from triptych.data.dialogues import Turns, dialogue, messages_in, spoken, turns
 
-Record = Mapping[str, Any]
+SourceRecord = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class RowShape:
     """One shape, told by the columns that it needs."""
 
     name: str
     needs: tuple[str, ...]
-    read: Callable[[Record], dict[str, Any]]
+    read: Callable[[SourceRecord], dict[str, Any]]
     """A record of the shape -> our columns; a ValueError says what is wrong."""
     uses: tuple[str, ...] = ()
     """Columns that it reads where they are there."""
     ours: bool = False
     last: bool = False
     """True if it is taken where no other fits."""
-    fits: Callable[[Record], bool] = lambda record: True
+    fits: Callable[[SourceRecord], bool] = lambda record: True
     """Whether a record that has the columns is of the shape."""
 
     @property
@@ -36,7 +36,7 @@ class Shape:
         return "columns " + ", ".join(self.needs) if len(self.needs) > 1 else f"column {self.needs[0]}"
 
 
-def shape_of(record: Record, kind: str) -> Shape | None:
+def shape_of(record: SourceRecord, kind: str) -> RowShape | None:
     """The shape of a record as rows of `kind`; None: of none that is known. ValueError: it could be two."""
     found = [shape for shape in SHAPES.get(kind, ()) if _has(record, shape.needs) and shape.fits(record)]
     first = [shape for shape in found if shape.ours] or [shape for shape in found if not shape.last] or found
@@ -46,7 +46,7 @@ def shape_of(record: Record, kind: str) -> Shape | None:
     return first[0] if first else None
 
 
-def shaped(record: Record, kind: str) -> Record:
+def shaped(record: SourceRecord, kind: str) -> SourceRecord:
     """The record with our names of columns; without a known shape the record itself."""
     shape = shape_of(record, kind)
     if shape is None:
@@ -55,18 +55,18 @@ def shaped(record: Record, kind: str) -> Record:
     return rest | shape.read(record)
 
 
-def _has(record: Record, names: tuple[str, ...]) -> bool:
+def _has(record: SourceRecord, names: tuple[str, ...]) -> bool:
     return all(record.get(name) is not None for name in names)
 
 
-def _kept(*names: str) -> Callable[[Record], dict[str, Any]]:
+def _kept(*names: str) -> Callable[[SourceRecord], dict[str, Any]]:
     return lambda record: {name: record[name] for name in names}
 
 
-def _chat(column: str) -> Callable[[Record], dict[str, Any]]:
+def _chat(column: str) -> Callable[[SourceRecord], dict[str, Any]]:
     """A reader of one column that holds a whole chat."""
 
-    def read(record: Record) -> dict[str, Any]:
+    def read(record: SourceRecord) -> dict[str, Any]:
         value = record[column]
         found = dialogue(value) if isinstance(value, str) else None
         return {"messages": _with_system(record, turns(value, column) if found is None else found)}
@@ -74,7 +74,7 @@ def _chat(column: str) -> Callable[[Record], dict[str, Any]]:
     return read
 
 
-def _asked(record: Record, column: str, more: str | None = None) -> Turns:
+def _asked(record: SourceRecord, column: str, more: str | None = None) -> Turns:
     """The turns before an answer: a system message, earlier questions and answers, and the question."""
     value, added = record[column], record.get(more) if more else None
     if added not in (None, ""):
@@ -100,7 +100,7 @@ def _history(value: Any) -> Turns:
     ]
 
 
-def _with_system(record: Record, chat: Turns) -> Turns:
+def _with_system(record: SourceRecord, chat: Turns) -> Turns:
     """The chat behind the system message that a column of its own gives."""
     for name in SYSTEM:
         said = record.get(name)
@@ -120,10 +120,10 @@ def _role(message: Any) -> Any:
     return message.get("role") if isinstance(message, Mapping) else None
 
 
-def _answered(question: str, answer: str, more: str | None = None) -> Callable[[Record], dict[str, Any]]:
+def _answered(question: str, answer: str, more: str | None = None) -> Callable[[SourceRecord], dict[str, Any]]:
     """A reader of columns that hold a question and its answer."""
 
-    def read(record: Record) -> dict[str, Any]:
+    def read(record: SourceRecord) -> dict[str, Any]:
         if record.get("label") in (False, "false", "False") and answer == "completion":
             raise ValueError("label: false says that the completion is a bad answer, which would be learned")
         asked = _asked(record, question, more)
@@ -146,22 +146,22 @@ def _answer(value: Any, name: str, *, plain: bool = False) -> Turns:
     return found or [{"role": "assistant", "content": text(value, name)}]
 
 
-def _question(column: str, more: str | None = None) -> Callable[[Record], dict[str, Any]]:
+def _question(column: str, more: str | None = None) -> Callable[[SourceRecord], dict[str, Any]]:
     """A reader of a prompt."""
     return lambda record: {"messages": _asked(record, column, more)}
 
 
-def _preferred(record: Record) -> dict[str, Any]:
+def _preferred(record: SourceRecord) -> dict[str, Any]:
     """The chosen chat of a preference."""
     return {"messages": _with_system(record, _answer(record["chosen"], "chosen"))}
 
 
-def _shared(record: Record) -> dict[str, Any]:
+def _shared(record: SourceRecord) -> dict[str, Any]:
     """The turns that both chats of a preference begin with."""
     return {"messages": _preference(record)["prompt"]}
 
 
-def _preference(record: Record, column: str | None = None, more: str | None = None) -> dict[str, Any]:
+def _preference(record: SourceRecord, column: str | None = None, more: str | None = None) -> dict[str, Any]:
     """A prompt and two answers; the chats may be whole, with the prompt in both, or the prompt may be a column."""
     asked = _asked(record, column, more) if column else None
     chosen, rejected = (_answer(record[name], name) for name in _SIDES)
@@ -206,11 +206,11 @@ def _merged(asked: Turns, before: Turns) -> Turns:
     return [*(system or own), *said]
 
 
-def _pair(column: str, more: str | None = None) -> Callable[[Record], dict[str, Any]]:
+def _pair(column: str, more: str | None = None) -> Callable[[SourceRecord], dict[str, Any]]:
     return lambda record: _preference(record, column, more)
 
 
-def _ranking(column: str, more: str | None = None) -> Callable[[Record], dict[str, Any]]:
+def _ranking(column: str, more: str | None = None) -> Callable[[SourceRecord], dict[str, Any]]:
     return lambda record: {
         "prompt": _asked(record, column, more),
         "answers": record["answers"],
@@ -218,13 +218,13 @@ def _ranking(column: str, more: str | None = None) -> Callable[[Record], dict[st
     }
 
 
-def _whole(record: Record) -> bool:
+def _whole(record: SourceRecord) -> bool:
     """Whether both sides of a preference are whole chats, prompt included."""
     sides = [record[name] for name in _SIDES]
     return all(not isinstance(side, str) or dialogue(side) or messages_in(side) for side in sides)
 
 
-def _is_dialogue(record: Record) -> bool:
+def _is_dialogue(record: SourceRecord) -> bool:
     return isinstance(record["text"], str) and dialogue(record["text"]) is not None
 
 
@@ -233,16 +233,18 @@ SYSTEM = ("system", "system_prompt")
 _CONTEXT = (*SYSTEM, "history")
 _SIDES = ("chosen", "rejected")
 _CHATS = tuple(
-    Shape(name, (column,), _chat(column), SYSTEM, ours=column == "messages")
+    RowShape(name, (column,), _chat(column), SYSTEM, ours=column == "messages")
     for name, column in (("messages", "messages"), ("ShareGPT", "conversations"), ("ShareGPT", "conversation"))
 )
 _ANSWERED = (
-    Shape("prompt and response", ("prompt", "response"), _answered("prompt", "response"), _CONTEXT, ours=True),
-    Shape("prompt and completion", ("prompt", "completion"), _answered("prompt", "completion"), _CONTEXT),
-    Shape("alpaca", ("instruction", "output"), _answered("instruction", "output", "input"), ("input", *_CONTEXT)),
-    Shape("dolly", ("instruction", "response"), _answered("instruction", "response", "context"), ("context", *SYSTEM)),
-    Shape("question and answer", ("question", "answer"), _answered("question", "answer"), _CONTEXT),
-    Shape("question and response", ("question", "response"), _answered("question", "response"), _CONTEXT),
+    RowShape("prompt and response", ("prompt", "response"), _answered("prompt", "response"), _CONTEXT, ours=True),
+    RowShape("prompt and completion", ("prompt", "completion"), _answered("prompt", "completion"), _CONTEXT),
+    RowShape("alpaca", ("instruction", "output"), _answered("instruction", "output", "input"), ("input", *_CONTEXT)),
+    RowShape(
+        "dolly", ("instruction", "response"), _answered("instruction", "response", "context"), ("context", *SYSTEM)
+    ),
+    RowShape("question and answer", ("question", "answer"), _answered("question", "answer"), _CONTEXT),
+    RowShape("question and response", ("question", "response"), _answered("question", "response"), _CONTEXT),
 )
 _QUESTIONS = (("prompt", None), ("question", None), ("instruction", "input"))
 _NAMES = {"prompt": "prompt", "question": "question", "instruction": "alpaca", "conversations": "ShareGPT"}
@@ -251,12 +253,12 @@ _NAMES = {"prompt": "prompt", "question": "question", "instruction": "alpaca", "
 def _asking(
     kind: str,
     columns: tuple[str, ...],
-    read: Callable[..., Callable[[Record], dict[str, Any]]],
-    fits: Callable[[Record], bool] = lambda record: True,
-) -> tuple[Shape, ...]:
+    read: Callable[..., Callable[[SourceRecord], dict[str, Any]]],
+    fits: Callable[[SourceRecord], bool] = lambda record: True,
+) -> tuple[RowShape, ...]:
     """The shapes that hold a prompt in one of the usual columns, and `columns` beside it."""
     return tuple(
-        Shape(
+        RowShape(
             f"{_NAMES[asked]}{kind}",
             (asked, *columns),
             read(asked, more),
@@ -272,31 +274,31 @@ _RANKED, _PAIRED = (
     _asking(", ranked answers", ("answers", "scores"), _ranking, lambda record: bool(record["answers"])),
     _asking(", chosen and rejected", _SIDES, _pair),
 )
-_DIALOGUES = Shape("whole chats, chosen and rejected", _SIDES, _preference, SYSTEM, last=True, fits=_whole)
-SHAPES: dict[str, tuple[Shape, ...]] = {
+_DIALOGUES = RowShape("whole chats, chosen and rejected", _SIDES, _preference, SYSTEM, last=True, fits=_whole)
+SHAPES: dict[str, tuple[RowShape, ...]] = {
     "sft": (
         *_CHATS,
         *_ANSWERED,
-        Shape("dialogue", ("text",), _chat("text"), SYSTEM, last=True, fits=_is_dialogue),
-        Shape("whole chats, of which the chosen", _SIDES, _preferred, SYSTEM, last=True, fits=_whole),
+        RowShape("dialogue", ("text",), _chat("text"), SYSTEM, last=True, fits=_is_dialogue),
+        RowShape("whole chats, of which the chosen", _SIDES, _preferred, SYSTEM, last=True, fits=_whole),
     ),
     "pairs": (*_RANKED, *_PAIRED, _DIALOGUES),
     "prompts": (
         *_CHATS,
         *_asking("", (), _question),
-        Shape("whole chats, the common beginning", _SIDES, _shared, SYSTEM, last=True, fits=_whole),
+        RowShape("whole chats, the common beginning", _SIDES, _shared, SYSTEM, last=True, fits=_whole),
     ),
     "texts": (
-        Shape("text and label", ("text", "label"), _kept("text", "label"), ours=True),
-        Shape(
+        RowShape("text and label", ("text", "label"), _kept("text", "label"), ours=True),
+        RowShape(
             "sentence and label",
             ("sentence", "label"),
             lambda record: {"text": record["sentence"]} | _kept("label")(record),
         ),
     ),
-    "tags": (Shape("tokens and tags", ("tokens", "tags"), _kept("tokens", "tags"), ours=True),),
+    "tags": (RowShape("tokens and tags", ("tokens", "tags"), _kept("tokens", "tags"), ours=True),),
     "questions": (
-        Shape("SQuAD", ("question", "context", "answers"), _kept("question", "context", "answers"), ours=True),
+        RowShape("SQuAD", ("question", "context", "answers"), _kept("question", "context", "answers"), ours=True),
     ),
 }
 """Shapes by kind of rows, those with our own names first."""

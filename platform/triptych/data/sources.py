@@ -30,7 +30,7 @@ from triptych.data.rows import (
     parse_tags,
     parse_text,
 )
-from triptych.data.sampling import Rows, sampled, shuffled, weighted
+from triptych.data.sampling import RowGroups, sampled, shuffled, weighted
 from triptych.data.shapes import shape_of
 from triptych.errors import UserError
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Parse = Callable[[dict[str, Any]], Sequence[DataRow]]
 """A function from a record to its rows; it raises a ValueError that says what is wrong."""
 
-Check = Callable[[DataRow], DataRow]
+RowCheck = Callable[[DataRow], DataRow]
 """A function from a row to the row as it is used; it raises a ValueError that says what is wrong."""
 
 PARSERS: dict[RowKind, Parse] = {
@@ -72,20 +72,22 @@ class Survey:
 
 
 @overload
-def load_rows(source: "Source", kind: Literal["sft"], check: Check | None = None) -> SourceRows[SftRow]: ...
+def load_rows(source: "Source", kind: Literal["sft"], check: RowCheck | None = None) -> SourceRows[SftRow]: ...
 @overload
 def load_rows(
-    source: "Source", kind: Literal["pairs", "pairs_with_margin"], check: Check | None = None
+    source: "Source", kind: Literal["pairs", "pairs_with_margin"], check: RowCheck | None = None
 ) -> SourceRows[PairRow]: ...
 @overload
-def load_rows(source: "Source", kind: Literal["prompts"], check: Check | None = None) -> SourceRows[PromptRow]: ...
+def load_rows(source: "Source", kind: Literal["prompts"], check: RowCheck | None = None) -> SourceRows[PromptRow]: ...
 @overload
-def load_rows(source: "Source", kind: Literal["texts"], check: Check | None = None) -> SourceRows[TextRow]: ...
+def load_rows(source: "Source", kind: Literal["texts"], check: RowCheck | None = None) -> SourceRows[TextRow]: ...
 @overload
-def load_rows(source: "Source", kind: Literal["tags"], check: Check | None = None) -> SourceRows[TaggedRow]: ...
+def load_rows(source: "Source", kind: Literal["tags"], check: RowCheck | None = None) -> SourceRows[TaggedRow]: ...
 @overload
-def load_rows(source: "Source", kind: Literal["questions"], check: Check | None = None) -> SourceRows[QuestionRow]: ...
-def load_rows(source: "Source", kind: RowKind, check: Check | None = None) -> SourceRows[Any]:
+def load_rows(
+    source: "Source", kind: Literal["questions"], check: RowCheck | None = None
+) -> SourceRows[QuestionRow]: ...
+def load_rows(source: "Source", kind: RowKind, check: RowCheck | None = None) -> SourceRows[Any]:
     """Read the source's rows as `kind`. A row of the file can be several pairs; `source.limit` counts the file's.
 
     Raises UserError for a source that cannot be read, one without a usable row, and one with more malformed rows than
@@ -164,13 +166,13 @@ def iterate_rows(source: "Source", parse: Parse, bad: list[BadRow]) -> Iterator[
     return _chosen(_mixed(source, parse, bad), source)
 
 
-def _mixed(source: "Source", parse: Parse, bad: list[BadRow]) -> Rows:
+def _mixed(source: "Source", parse: Parse, bad: list[BadRow]) -> RowGroups:
     for number, part in enumerate(source.mix or ()):
         rows = _chosen(_usable(part, parse, bad, f"{part.file}: "), part)
         yield from weighted(rows, part.weight, number if part.seed is None else part.seed)
 
 
-def _chosen(rows: Rows, origin: "Origin") -> Rows:
+def _chosen(rows: RowGroups, origin: "Origin") -> RowGroups:
     seed = origin.seed or 0
     if origin.sample is not None:
         rows = sampled(rows, origin.sample, seed)
@@ -182,7 +184,7 @@ def _chosen(rows: Rows, origin: "Origin") -> Rows:
             break
 
 
-def _usable(origin: "Origin", parse: Parse, bad: list[BadRow], where: str = "", most: int | None = None) -> Rows:
+def _usable(origin: "Origin", parse: Parse, bad: list[BadRow], where: str = "", most: int | None = None) -> RowGroups:
     for line, record in itertools.islice(records(origin), most):
         try:
             if isinstance(record, ValueError):

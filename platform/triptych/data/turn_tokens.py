@@ -18,7 +18,7 @@ from triptych.data.chat import Turn, any_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Tokens = tuple[list[int], list[int]]
+PromptAndAnswer = tuple[list[int], list[int]]
 """Tokens of a prompt, and of the answer to it."""
 
 
@@ -31,7 +31,7 @@ class TurnTokens:
         self._added = any_of(list(self._ids_of))
         self._short = lru_cache(maxsize=256)(lambda text: self.ids([text])[0])
 
-    def of(self, chats: list[list[Turn]]) -> Iterator[list[Tokens]]:
+    def of(self, chats: list[list[Turn]]) -> Iterator[list[PromptAndAnswer]]:
         """Tokens of the turns of each chat, all tokenised in one call."""
         runs = [(number, run) for number, chat in enumerate(chats) for run in _runs(chat)]
         texts = [run[-1].prompt + run[-1].answer for _, run in runs]
@@ -55,7 +55,7 @@ class TurnTokens:
         starts = [[start for start, _ in offsets] for offsets in found["offset_mapping"]]
         return zip(found["input_ids"], starts, strict=True)
 
-    def _cut(self, turn: Turn, ids: list[int], starts: list[int]) -> Tokens:
+    def _cut(self, turn: Turn, ids: list[int], starts: list[int]) -> PromptAndAnswer:
         """The tokens of a turn out of those of a longer text."""
         text = turn.prompt + turn.answer
         end = bisect.bisect_left(starts, len(text))

@@ -52,14 +52,14 @@ class Origin(Closed):
         return self
 
 
-class Part(Origin):
+class MixturePart(Origin):
     """A table in a mixture."""
 
     weight: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """How often each row is used: 2 is twice, 0.25 a random quarter of the rows."""
 
     @model_validator(mode="after")
-    def _one_origin(self) -> "Part":
+    def _one_origin(self) -> "MixturePart":
         if (self.path is None) == (self.stage is None):
             raise ValueError("give exactly one of `path` and `stage`")
         return self
@@ -78,7 +78,7 @@ class Source(Origin):
     assistant's `weight` (or `train`), 0 where it is read and not learned.
     """
 
-    mix: tuple[Part, ...] | None = Field(None, min_length=1)
+    mix: tuple[MixturePart, ...] | None = Field(None, min_length=1)
     """Tables whose rows follow each other, in place of a path: `[{path: a.jsonl, weight: 2}, {path: b.csv}]`."""
     control_tokens: NoEffect[Literal["refuse", "escape"]] = "refuse"
     """Chats whose text holds control tokens (`<|im_end|>`): malformed rows, or a space takes each token apart."""
