@@ -52,6 +52,7 @@ def soon(condition: Callable[[], bool], seconds: float, what: Callable[[], objec
         time.sleep(0.2)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_killed_sweep_goes_on_to_the_same_table(make_recipe: Make, tmp_path: Path) -> None:
