@@ -25,9 +25,9 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     files = {
         "package.py": "",
         ".gitignore": "build/\n",
-        "tests/one/test_a.py": "assert True",
-        "tests/two/test_b.py": "assert True",
-        "tests/test_c.py": "assert True",
+        "tests/one/test_a.py": "def test_a(): ...",
+        "tests/two/test_b.py": "def test_b(): ...",
+        "tests/test_c.py": "def test_c(): ...",
     }
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
