@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 import triptych
-from triptych.recipe import load_recipe
+from triptych.recipe import Recipe, load_recipe
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import Registry
 
@@ -50,24 +50,37 @@ def test_ray_takes_the_serve_config(cases: dict[str, Objects]) -> None:
     assert schema.http_options.port == 8000
 
 
-def test_recipes_arrive_with_the_storage(cases: dict[str, Objects], render: Render, tmp_path: Path) -> None:
-    [found] = [found for found in cases["kueue"] if found["kind"] == "ConfigMap"]
-    path = tmp_path / "recipe.yaml"
+def job_recipe(objects: Objects, folder: Path) -> Recipe:
+    """The recipe that the pod of the only job runs: the file that it mounts, and its command's options."""
+    [found] = [found for found in objects if found["kind"] == "ConfigMap"]
+    [job] = [found for found in objects if found["kind"] == "RayJob"]
+    path = folder / "recipe.yaml"
     path.write_text(found["data"]["recipe.yaml"], encoding="utf-8")
-    recipe = load_recipe(path)
+    words = shlex.split(job["spec"]["entrypoint"])
+    return load_recipe(path, [words[at + 1] for at, word in enumerate(words) if word == "--set"])
+
+
+def test_recipes_arrive_with_the_storage(cases: dict[str, Objects], render: Render, tmp_path: Path) -> None:
+    recipe = job_recipe(cases["kueue"], tmp_path)
     assert recipe.storage.runs == "s3://models/triptych/runs"
     assert recipe.storage.registry == "postgresql+psycopg://triptych@postgres.database.svc:5432/triptych"
 
     example = (ROOT / "examples" / "reviews" / "recipe.yaml").read_text(encoding="utf-8")
     own = example + "storage: {runs: /data/mine}\n"
-    objects = render({"service": {"enabled": False}, "jobs": {"reviews": {"recipe": own}}})
-    [text] = [found["data"]["recipe.yaml"] for found in objects if found["kind"] == "ConfigMap"]
-    path.write_text(text, encoding="utf-8")
-    written = load_recipe(path)
-    path.write_text(example, encoding="utf-8")
-    assert written.stages == load_recipe(path).stages  # no number was changed on its way through Helm
+    written = job_recipe(render({"service": {"enabled": False}, "jobs": {"reviews": {"recipe": own}}}), tmp_path)
+    (tmp_path / "example.yaml").write_text(example, encoding="utf-8")
+    assert written.stages == load_recipe(tmp_path / "example.yaml").stages
     assert written.storage.runs == "/data/mine"
     assert written.storage.artifacts == "/data/artifacts"
+
+
+@pytest.mark.parametrize("labels", ["[no, yes]", "[on, off]", "[y, n]", "[010, 1_000]", "['12:30:45', 2020-01-01]"])
+def test_a_recipe_reaches_the_pod_as_it_was_written(render: Render, labels: str) -> None:
+    """Helm reads YAML 1.1, where these are truth values, numbers, times and dates."""
+    text = f"# told apart\nname: spam\nstages:\n  judge: {{kind: classification, labels: {labels}}}\n\n\n"
+    objects = render({"service": {"enabled": False}, "jobs": {"spam": {"recipe": text}}})
+    [found] = [found for found in objects if found["kind"] == "ConfigMap"]
+    assert found["data"]["recipe.yaml"] == text
 
 
 def test_job_runs_the_recipe_that_it_mounts(render: Render) -> None:
@@ -77,8 +90,8 @@ def test_job_runs_the_recipe_that_it_mounts(render: Render) -> None:
         return found
 
     first = job({"name": "a", "stages": {"sft": {}}}, stage="sft")
-    command = first["spec"]["entrypoint"].split()
-    assert command == ["triptych", "run", "/etc/triptych/recipe.yaml", "--json", "--stage", "sft"]
+    command = shlex.split(first["spec"]["entrypoint"])
+    assert command[:6] == ["triptych", "run", "/etc/triptych/recipe.yaml", "--json", "--stage", "sft"]
     head = first["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     assert {"name": "recipe", "configMap": {"name": first["metadata"]["name"]}} in head["volumes"]
     again = job({"name": "a", "stages": {"sft": {}}}, stage="sft", keepSeconds=60)

@@ -144,3 +144,15 @@ def test_schemas_are_those_of_the_definitions() -> None:
     committed = json.loads((HERE / "crds" / "kuberay.json").read_text(encoding="utf-8"))
     # The others are inside this one, and all four are of one version.
     assert distill([SHARED_CRDS / "ray.io_raycronjobs.yaml"]) == {"RayCronJob": committed["RayCronJob"]}
+
+
+def test_serving_workers_are_ready_by_a_probe_that_needs_no_program(render: Render) -> None:
+    """Where a worker of a RayService has no readiness probe, KubeRay gives it one that runs wget."""
+    objects = render(EVERYTHING)
+    [service] = [found for found in objects if found["kind"] == "RayService"]
+    groups = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    assert groups
+    for group in groups:
+        [container] = group["template"]["spec"]["containers"]
+        assert container["readinessProbe"]["httpGet"] == {"path": "/-/healthz", "port": "serve"}
+        assert {"name": "serve", "containerPort": 8000} in container["ports"]

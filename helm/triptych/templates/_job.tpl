@@ -1,8 +1,14 @@
-{{/* A job's recipe with the chart's storage where it names none. Argument: (list ROOT NAME JOB). */}}
+{{/* A job's recipe as it was written: Helm reads YAML 1.1, where a label `no` is a truth value, so a text is never
+written anew. Argument: (list ROOT NAME JOB). */}}
 {{- define "triptych.recipe" -}}
-{{- $root := index . 0 -}}
 {{- $job := index . 2 -}}
-{{- $recipe := $job.recipe -}}
+{{- $_ := include "triptych.readRecipe" . -}}
+{{- kindIs "string" $job.recipe | ternary $job.recipe (toYaml $job.recipe) -}}
+{{- end -}}
+
+{{/* The recipe as Helm reads it, in JSON, to look at its fields. Argument: (list ROOT NAME JOB). */}}
+{{- define "triptych.readRecipe" -}}
+{{- $recipe := (index . 2).recipe -}}
 {{- if kindIs "string" $recipe -}}
 {{- $recipe = fromYaml $recipe -}}
 {{- if hasKey $recipe "Error" -}}
@@ -12,8 +18,17 @@
 {{- if or (not (hasKey $recipe "name")) (not (hasKey $recipe "stages")) -}}
 {{- fail (printf "jobs.%s.recipe is no recipe: it has no name or no stages; `triptych plan` checks one" (index . 1)) -}}
 {{- end -}}
-{{- $storage := dict "runs" (include "triptych.runs" $root) "registry" (include "triptych.registry" $root) "artifacts" (include "triptych.artifacts" $root) -}}
-{{- merge (dict) (deepCopy $recipe) (dict "storage" $storage) | toYaml -}}
+{{- $recipe | toJson -}}
+{{- end -}}
+
+{{/* Options that give a job the chart's storage where its recipe names none. Argument: (list ROOT NAME JOB). */}}
+{{- define "triptych.storageOptions" -}}
+{{- $root := index . 0 -}}
+{{- $own := default dict (include "triptych.readRecipe" . | fromJson).storage -}}
+{{- $chart := dict "runs" (include "triptych.runs" $root) "registry" (include "triptych.registry" $root) "artifacts" (include "triptych.artifacts" $root) -}}
+{{- range $field, $place := $chart }}
+{{- if not (hasKey $own $field) }} --set {{ printf "storage.%s=%s" $field $place | squote }}{{ end }}
+{{- end -}}
 {{- end -}}
 
 {{/* A job's name: RayJobs do not change once they run, so another recipe or stage is another job. */}}
@@ -25,7 +40,7 @@
 {{- if $job.schedule -}}
 {{- include "triptych.short" (list $name 36 $who) -}}
 {{- else -}}
-{{- $digest := printf "%s%s" (include "triptych.recipe" .) (default "" $job.stage) | sha256sum | trunc 8 -}}
+{{- $digest := printf "%s%s%s" (include "triptych.recipe" .) (include "triptych.storageOptions" .) (default "" $job.stage) | sha256sum | trunc 8 -}}
 {{- include "triptych.short" (list (printf "%s-%s" $name $digest) 47 $who) -}}
 {{- end -}}
 {{- end -}}
@@ -38,6 +53,7 @@
 # Nothing of the recipe passes through a shell. The same command goes on after an interruption.
 entrypoint: triptych run /etc/triptych/recipe.yaml --json
 {{- with $job.stage }} --stage {{ . }}{{ end }}
+{{- include "triptych.storageOptions" . }}
 shutdownAfterJobFinishes: true
 ttlSecondsAfterFinished: {{ default 600 $job.keepSeconds }}
 backoffLimit: {{ default 2 $job.retries }}

@@ -194,6 +194,15 @@ spec:
         - {name: serve, containerPort: 8000}
         {{- end }}
         - {name: metrics, containerPort: 8080}
+      {{- if and .serving (not $head) }}
+      # KubeRay's own probe of a serving worker calls wget, which the image does not have.
+      readinessProbe:
+        httpGet: {path: /-/healthz, port: serve}
+        initialDelaySeconds: 10
+        periodSeconds: 5
+        timeoutSeconds: 5
+        failureThreshold: 2
+      {{- end }}
       {{- if .serving }}
       lifecycle:
         preStop:
