@@ -181,3 +181,21 @@ def test_keys_of_an_older_registry_stay_and_administer_nothing(registry: Registr
         found = [opened.check_key(key) for opened in pool.map(Registry, [url] * 4)]
     assert [one is not None and (one.label, one.admin) for one in found] == [("old", False)] * 4
     assert Registry(url, create=False).keys()[0].label == "old"
+
+
+def test_a_registry_whose_file_is_moved_away_for_a_while_loses_nothing(registry: Registry, tmp_path: Path) -> None:
+    """A look-up meanwhile makes no empty file in its place, whose log would be taken for the log of the latest keys."""
+    file, key = tmp_path / "runs/registry.db", registry.create_key("mine")
+    with sqlite3.connect(file) as reader:  # keeps the log from being written into the file
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM keys").fetchone()
+        latest = registry.create_key("latest")
+        file.rename(file.with_name("aside.db"))
+        registry._database._engine.dispose()  # as a process that starts, or opens another connection
+        for _ in range(3):
+            with pytest.raises(UserError, match="cannot be opened: check that the file is there"):
+                registry.check_key(latest)
+        assert not file.exists()
+        file.with_name("aside.db").rename(file)
+    assert registry.check_key(key) is not None
+    assert registry.check_key(latest) is not None

@@ -1,10 +1,12 @@
 """Opens the registry's database, and gives transactions that many processes can use at once."""
 
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, delete, event, insert, inspect, select, text
 from sqlalchemy.engine import make_url
@@ -25,7 +27,7 @@ _ADDITIONS: tuple[tuple[str, ...], ...] = (
 `meta` counts them; `schema_version` stays, since older code refuses a higher one."""
 _UNUSABLE = {
     "not a database": "it is not a SQLite file",
-    "unable to open": "it cannot be opened: check that its folder exists and is writable",
+    "unable to open": "it cannot be opened: check that the file is there, and that its folder is writable",
     "readonly": "it is read-only: make the file and its folder writable",
     "must be owner": "its tables need a change that this user may not make: open it once as their owner",
     "disk is full": "the disk is full: free some space",
@@ -41,6 +43,7 @@ class Database:
         self._url = _parse(url)
         self.place = self._url.render_as_string(hide_password=True)
         self.file = Path(self._url.database or "") if self._url.get_backend_name() == "sqlite" else None
+        self._may_make_file = create and self.file is not None and not self.file.exists()
         if self.file is not None:
             self._prepare(self.file, create)
         self._engine = self._make_engine()
@@ -75,8 +78,9 @@ class Database:
             raise UserError(f"the registry {self.place} cannot be made: {error}") from error
 
     def _make_engine(self) -> Engine:
+        options: dict[str, Any] = {"pool_pre_ping": True} if self.file is None else {"creator": self._open_file}
         try:
-            engine = create_engine(self._url, pool_pre_ping=self.file is None)
+            engine = create_engine(self._url, **options)
         except (NoSuchModuleError, ModuleNotFoundError) as error:
             raise UserError(
                 f"no driver for the registry {self.place} ({error}): for PostgreSQL install psycopg, "
@@ -86,6 +90,16 @@ class Database:
             event.listen(engine, "connect", _configure_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
         return engine
+
+    def _open_file(self) -> sqlite3.Connection:
+        """A connection to the file, which only the first one of a new registry makes.
+
+        A file that somebody moves away must not appear again, empty: it would take the other's log of the latest
+        changes for its own.
+        """
+        mode = "rwc" if self._may_make_file else "rw"
+        self._may_make_file = False
+        return sqlite3.connect(f"file:{quote(str(self.file))}?mode={mode}", uri=True, check_same_thread=False)
 
     def _ready(self) -> bool:
         """Check for the tables and migrate older ones; False where there are none yet.
