@@ -1,14 +1,18 @@
 """What is refused before anything starts."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from triptych.errors import UserError
 from triptych.plan import Machine, Node
 from triptych.plan.machines import GIB, GPUS
 from triptych.recipe.serve import ServeConfig
-from triptych.serve.preflight import check_room
+from triptych.registry import Registry
+from triptych.serve.preflight import check, check_room
 
 TWO_NODES = Machine("test", (Node(cpus=2, gpus=1, memory=8 * GIB),) * 2, GPUS["l4-24"])
 
@@ -36,3 +40,16 @@ def test_replicas_that_never_fit_are_refused(replicas: int, engine: dict[str, An
         f"replicas: {replicas} of {each} do not fit test (2 nodes, 4 CPUs, 2 GPUs l4-24, 16 GiB); "
         "lower replicas, engine.cpus or engine.gpus"
     )
+
+
+def test_an_adapter_that_cannot_be_read_does_not_stop_a_start(
+    registry: Registry, tiny_model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with create_engine(registry.url).begin() as connection:
+        connection.execute(text("UPDATE versions SET facts = NULL"))
+    shutil.rmtree(registry.get("opinion@2").url)
+    config = {"model": {"base": str(tiny_model_dir)}, "registry": registry.url, "adapters": ["opinion"]}
+    check(ServeConfig.model_validate(config))
+    assert "adapters: opinion is left out" in caplog.text
+    with pytest.raises(UserError, match="adapters: toobig cannot be served: its rank is 16"):
+        check(ServeConfig.model_validate(config | {"adapters": ["toobig"], "engine": {"max_lora_rank": 8}}))

@@ -150,7 +150,13 @@ SERVING = Dashboard(
         _by("Requests under way", "model", f"sum by (model) ({m.GATEWAY_IN_FLIGHT.exported}{_MODEL})"),
         _rate("Prompt tokens", "model", f"{m.GATEWAY_PROMPT_TOKENS.exported}{_MODEL}"),
         _rate("Completion tokens", "model", f"{m.GATEWAY_COMPLETION_TOKENS.exported}{_MODEL}"),
-        _by("Healthy replicas", "deployment", "sum by (deployment) (ray_serve_deployment_replica_healthy)"),
+        Panel(
+            "Healthy replicas",
+            {
+                "{{deployment}}": "sum by (deployment) (ray_serve_deployment_replica_healthy)",
+                "adapters that cannot be read": f"max({m.GATEWAY_UNREADABLE.exported})",
+            },
+        ),
         Panel(
             "Requests in the engines",
             {

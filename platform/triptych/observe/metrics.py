@@ -53,6 +53,9 @@ GATEWAY_ERRORS = Metric(
 )
 GATEWAY_PROMPT_TOKENS = Metric("triptych_gateway_prompt_tokens_total", "counter", "Tokens of prompts.", _MODEL)
 GATEWAY_COMPLETION_TOKENS = Metric("triptych_gateway_completion_tokens_total", "counter", "Tokens of answers.", _MODEL)
+GATEWAY_UNREADABLE = Metric(
+    "triptych_gateway_unreadable_adapters", "gauge", "Adapter versions left out, for they cannot be read or judged.", ()
+)
 GATEWAY_IN_FLIGHT = Metric("triptych_gateway_in_flight_requests", "gauge", "Requests under way.", _MODEL)
 GATEWAY_FIRST_TOKEN = Metric(
     "triptych_gateway_time_to_first_token_seconds",
@@ -230,6 +233,10 @@ class GatewayMetrics:
         """Count an error before a registered model was found: no key, or no such model."""
         self._emit.add(GATEWAY_ERRORS, 1, model=OTHER, code=code)
         self._emit.add(GATEWAY_REQUESTS, 1, model=OTHER, outcome="error")
+
+    def unreadable(self, versions: int) -> None:
+        """Set the number of versions that are left out because they cannot be read or judged."""
+        self._emit.set(GATEWAY_UNREADABLE, versions)
 
     def _end(self, model: str, outcome: str) -> None:
         self._emit.add(GATEWAY_REQUESTS, 1, model=model, outcome=outcome)

@@ -51,6 +51,19 @@ class EngineConfig(Closed):
         return self
 
 
+class RequestLimits(Closed):
+    """Amounts that one request may ask for; a request that asks for more is refused."""
+
+    max_n: Count = 16
+    """Answers to one prompt (`n`), or the width of its beam search."""
+    max_prompts: Count = 64
+    """Prompts of one request to `/v1/completions`."""
+    max_tokens: Count = 16_384
+    """Tokens of one answer; a request that names no number gets at most as many."""
+    max_body_mb: Positive = 8.0
+    """Size of a request's body, in MB of 10^6 bytes."""
+
+
 class ServeConfig(Closed):
     """The arguments of `triptych serve` and of `triptych.serve:build`."""
 
@@ -66,6 +79,8 @@ class ServeConfig(Closed):
     """Adapters to serve, each in all its versions; `all`: whatever fits the base, now or later."""
     engine: EngineConfig = EngineConfig()
     """Capacity and resources of each engine."""
+    limits: RequestLimits = RequestLimits()
+    """What one request may ask for."""
     replicas: Count = 1
     """Engines, each with a copy of the base."""
     host: str = Field("127.0.0.1", min_length=1)

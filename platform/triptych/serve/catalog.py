@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,7 +11,6 @@ from typing import Any, Literal
 from triptych.recipe.base import NAME_PATTERN
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import AdapterVersion, Registry, UnknownAdapter
-from triptych.registry.facts import UnreadableError
 from triptych.serve.capabilities import MisfitError, engine_for, engines_of
 from triptych.serve.errors import ApiError, unknown_model
 from triptych.serve.ttl_cache import SEEN_AFTER_S, TtlCache
@@ -51,15 +51,27 @@ class _Found:
 class Catalog:
     """Resolves the names that clients use to routes.
 
-    A malformed name never reaches the registry. All answers are at most SEEN_AFTER_S old.
+    A malformed name never reaches the registry. All answers are at most SEEN_AFTER_S old. A version that cannot be
+    read or judged is left out, and takes no other down with it.
     """
 
-    def __init__(self, config: ServeConfig, base_fingerprint: str, registry: Registry, pool: Executor) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        base_fingerprint: str,
+        registry: Registry,
+        pool: Executor,
+        count_unreadable: Callable[[int], None],
+    ) -> None:
+        """`count_unreadable` is told how many versions are left out because they cannot be read or judged."""
         self._config = config
         self._fingerprint = base_fingerprint
         self._registry = registry
         self._engines = engines_of(config)
         self._fits: dict[str, _Fit] = {}
+        self._unreadable: set[str] = set()
+        self._count_unreadable = count_unreadable
+        count_unreadable(0)
         self._found = TtlCache(self._find, pool, SEEN_AFTER_S)
         self._cards = TtlCache(self._list, pool, SEEN_AFTER_S)
 
@@ -98,10 +110,17 @@ class Catalog:
                 self._fits[version.ref] = _Fit(engine, "")
             except MisfitError as error:
                 self._fits[version.ref] = _Fit(None, str(error))
-            except UnreadableError:
+            except Exception:  # whatever is wrong with one version, the others are served
                 logger.warning("%s is left out: its files cannot be read", version.ref, exc_info=True)
+                self._note(version.ref, unreadable=True)
                 return _Fit(None, "its files cannot be read")
+            self._note(version.ref, unreadable=False)
         return self._fits[version.ref]
+
+    def _note(self, ref: str, *, unreadable: bool) -> None:
+        """Keep the count of versions that cannot be read: it may be mended, and is asked again each time."""
+        (self._unreadable.add if unreadable else self._unreadable.discard)(ref)
+        self._count_unreadable(len(self._unreadable))
 
     def _find(self, model: str) -> _Found | None:
         if self._config.adapters != "all" and model.partition("@")[0] not in self._config.adapters:
@@ -118,12 +137,19 @@ class Catalog:
         for adapter in self._registry.adapters():
             if self._config.adapters != "all" and adapter.name not in self._config.adapters:
                 continue
-            served = [version for version in self._registry.versions(adapter.name) if self._fit(version).engine]
+            served = [version for version in self._versions(adapter.name) if self._fit(version).engine]
             plain = self._find(adapter.name)
             if plain is not None and plain.fit.engine is not None:
                 cards.append(self._card(adapter.name, plain.version))
             cards.extend(self._card(version.ref, version) for version in served)
         return cards
+
+    def _versions(self, name: str) -> Sequence[AdapterVersion]:
+        """All versions of an adapter; none of one that was removed since its name was read."""
+        try:
+            return self._registry.versions(name)
+        except UnknownAdapter:
+            return ()
 
     def _card(self, model: str, version: AdapterVersion) -> dict[str, Any]:
         return {

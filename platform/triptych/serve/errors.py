@@ -63,6 +63,17 @@ def unknown_model(name: str, reason: str | None = None) -> ApiError:
     return ApiError(404, "model_not_found", text, param="model")
 
 
+def too_much(field: str, asked: int, most: int) -> ApiError:
+    """Error 400 for an amount beyond the endpoint's limits."""
+    what = "prompts" if field == "prompt" else field
+    return ApiError(400, "over_limit", f"{what}: {asked} is more than the {most} allowed here.", param=field)
+
+
+def too_large(most: int) -> ApiError:
+    """Error 413 for a body of more than `most` bytes."""
+    return ApiError(413, "request_too_large", f"The request's body is larger than the {most} bytes allowed here.")
+
+
 def overloaded() -> ApiError:
     """Error 503 where all replicas and their queue are full."""
     return ApiError(503, "overloaded", "All engines are busy and the queue is full.", retry_after=1)

@@ -17,6 +17,7 @@ from triptych.serve.catalog import Catalog
 from triptych.serve.errors import ApiError
 from triptych.serve.http import http_app
 from triptych.serve.keys import KeyCheck
+from triptych.serve.limits import within
 from triptych.serve.proxied_request import Body, EngineClient, EngineMethod, ProxiedRequest
 
 logger = logging.getLogger("ray.serve")
@@ -34,10 +35,12 @@ class Gateway:
         registry = Registry(settings.registry, settings.artifacts, create=False)
         pool = ThreadPoolExecutor(_REGISTRY_THREADS, thread_name_prefix="registry")
         self._registry = registry
-        self._keys = KeyCheck(registry, pool, required=settings.require_key)
-        self._catalog = Catalog(settings, base_fingerprint, registry, pool)
-        self._engines = {name: EngineClient(replicas) for name, replicas in engines.items()}
+        self._limits = settings.limits
+        self.max_body_bytes = int(settings.limits.max_body_mb * 1e6)
         self._metrics = GatewayMetrics()
+        self._keys = KeyCheck(registry, pool, required=settings.require_key)
+        self._catalog = Catalog(settings, base_fingerprint, registry, pool, self._metrics.unreadable)
+        self._engines = {name: EngineClient(replicas) for name, replicas in engines.items()}
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         """The ASGI application, asked for by Ray Serve."""
@@ -62,6 +65,7 @@ class Gateway:
     async def generate(self, caller: Caller, method: EngineMethod, body: Body) -> Response:
         """Answer a chat or a completion, whole or as a stream of server-sent events."""
         try:
+            body = within(body, self._limits)
             route = await self._catalog.resolve(body.model)
         except ApiError as error:
             self.rejected(error)

@@ -14,7 +14,9 @@ from vllm.exceptions import VLLMClientError
 
 from triptych.serve import errors
 from triptych.serve.caller import Caller, attach, caller_of
+from triptych.serve.disconnect import cancelled_with_client
 from triptych.serve.errors import ApiError
+from triptych.serve.limits import BodyLimit
 
 if TYPE_CHECKING:
     from triptych.serve.gateway import Gateway
@@ -34,7 +36,9 @@ Authenticate = Callable[[str, Mapping[str, str]], Awaitable[Caller]]
 
 def http_app(gateway: "Gateway", authenticate: Authenticate, admin: APIRouter) -> FastAPI:
     """The ASGI application of one gateway."""
-    app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None)
+    # A redirect would name the host that the client's own header names.
+    app = FastAPI(title="Triptych", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.add_middleware(BodyLimit, most=gateway.max_body_bytes, rejected=gateway.rejected)  # runs after the next one
     app.add_middleware(_Authentication, authenticate=authenticate, rejected=gateway.rejected)
 
     async def answer(_: Request, error: Exception) -> Response:
@@ -61,11 +65,13 @@ def http_app(gateway: "Gateway", authenticate: Authenticate, admin: APIRouter) -
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatCompletionRequest) -> Response:
-        return await gateway.generate(caller_of(request.scope), "chat", body)
+        answer = gateway.generate(caller_of(request.scope), "chat", body)
+        return await cancelled_with_client(request.receive, answer)
 
     @app.post("/v1/completions")
     async def completions(request: Request, body: CompletionRequest) -> Response:
-        return await gateway.generate(caller_of(request.scope), "completions", body)
+        answer = gateway.generate(caller_of(request.scope), "completions", body)
+        return await cancelled_with_client(request.receive, answer)
 
     app.include_router(admin)
     return app

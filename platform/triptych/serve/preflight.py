@@ -1,6 +1,7 @@
 """Checks of a serve config before anything starts."""
 
 import errno
+import logging
 import socket
 from pathlib import Path
 
@@ -10,14 +11,20 @@ from triptych.plan import Machine, Request
 from triptych.plan.placement import pack
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import Registry
+from triptych.registry.facts import UnreadableError
 from triptych.serve.capabilities import MisfitError, engine_for, engines_of
 from triptych.storage import absolute
+
+log = logging.getLogger(__name__)
 
 
 def check(config: ServeConfig) -> tuple[ServeConfig, str]:
     """Check a config; returns it with absolute paths, as replicas run in other folders, and the base's fingerprint.
 
-    UserError unless the base and the registry are there and every adapter that the config names can be served on it.
+    An adapter whose files cannot be read is left out, with a warning: it may not keep the others from being served.
+
+    Raises:
+        UserError: the base or the registry is not there, or an adapter that the config names does not fit.
     """
     base = fingerprint(resolve_base(config.model), config.model.chat_template)
     registry = Registry(config.registry, config.artifacts, create=False)
@@ -26,6 +33,8 @@ def check(config: ServeConfig) -> tuple[ServeConfig, str]:
             engine_for(registry.get(name), registry, base, engines_of(config))
         except MisfitError as error:
             raise UserError(f"adapters: {name} cannot be served: {error}") from error
+        except UnreadableError as error:
+            log.warning("adapters: %s is left out: %s", name, error)
     return _absolute(config, registry), base
 
 
