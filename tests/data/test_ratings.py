@@ -92,5 +92,7 @@ def test_ranked_answers_are_pairs_and_the_best_is_a_chat(columns: dict[str, Any]
 def test_no_ranks_are_proposed_as_scores() -> None:
     with pytest.raises(ValueError, match=r"no 'scores'; the row has: answers, prompt, rank$"):
         parse_pairs({"prompt": "Hi", "answers": ["a", "b"], "rank": [1, 2]})
+    with pytest.raises(ValueError, match=r"no 'prompt'; the row has: answers, ranks"):
+        parse_pairs({"answers": ["a", "b"], "ranks": [1, 2]})
     with pytest.raises(ValueError, match=r"answers: objects, of which not each has a text .* and a score"):
         parse_pairs({"prompt": "Hi", "answers": [{"text": "a", "score": 1}, {"text": "b"}]})

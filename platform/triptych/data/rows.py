@@ -331,8 +331,7 @@ def _rated(record: Mapping[str, Any]) -> RatedRow:
 
 
 def _ranked(record: Mapping[str, Any]) -> list[PairRow]:
-    if record.get("ranks") is None:
-        _require(record, "prompt", "scores")
+    _require(record, "prompt", *(("scores",) if record.get("ranks") is None else ()))
     prompt = _prompt(record["prompt"], "prompt")
     if len(ranked := scored(record)) > RANKED:
         raise ValueError(f"answers: {len(ranked)} make too many pairs; allowed: {RANKED}")
