@@ -30,6 +30,16 @@ def test_report_in_json(rows: Path) -> None:
     assert sum(bin_["rows"] for bin_ in report["lengths"]["histogram"]) == 2
 
 
+def test_what_is_left_out_or_not_read_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "a", "completion": "b", "label": label, "topic": "x"} for label in (True, False)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    result = CliRunner().invoke(app, ["data", "check", str(path), "--kind", "sft"])
+    assert result.exit_code == 0
+    assert "shape: left out (label: false), 1 rows" in result.stdout
+    assert "not read: topic\n" in result.stdout
+
+
 def test_allowed_bad_rows_exit_0(rows: Path) -> None:
     result = CliRunner().invoke(app, ["data", "check", str(rows), "--kind", "sft", "--max-bad-rows", "1"])
     assert result.exit_code == 0

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -54,6 +55,8 @@ def _tsv() -> bytes:
 FILES: dict[str, bytes] = {
     "a.json": json.dumps(ROWS, indent=1).encode(),
     "lines.json": b"\n" + LINES,
+    "data.json": json.dumps({"version": "1", "data": ROWS}).encode(),
+    "indented.json": json.dumps({"data": ROWS}, indent=1).encode(),
     "a.tsv": _tsv(),
     "a.arrow": _arrow(stream=False),
     "stream.arrow": _arrow(stream=True),
@@ -106,6 +109,57 @@ def test_a_folder_of_splits_gives_the_one_that_is_asked_for(tmp_path: Path) -> N
     (tmp_path / "more.parquet").write_bytes(_parquet([{"prompt": "?"}]))
     with pytest.raises(UserError, match=r"no telling the split of more\.parquet"):
         load_rows(Source(path=str(tmp_path)), "prompts")
+
+
+def test_a_word_of_a_file_s_name_tells_its_split(tmp_path: Path) -> None:
+    names = {
+        "my_train-00000-of-00001": "train",
+        "my_testing": "test",
+        "data.dev.v2": "validation",
+        "latest-train": "train",
+    }
+    for name in names:
+        (tmp_path / f"{name}.parquet").write_bytes(_parquet([{"prompt": name}]))
+    asked = {"train": "train", "validation": "validation", "val": "validation", "eval": "test"}
+    for split, kept in asked.items():
+        rows = load_rows(Source(path=str(tmp_path), split=split), "prompts").items
+        assert {row.messages[0].content for row in rows} == {name for name, of in names.items() if of == kept}
+
+
+def test_a_split_of_what_has_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "part-0.parquet").write_bytes(_parquet([{"prompt": "?"}]))
+    with pytest.raises(UserError, match=r"part-0\.parquet: one file, which has no split 'test'"):
+        load_rows(Source(path=f"{tmp_path}/part-0.parquet", split="test"), "prompts")
+    with pytest.raises(UserError, match=r"no telling the split of part-0\.parquet; files are there of none"):
+        load_rows(Source(path=str(tmp_path), split="test"), "prompts")
+
+
+def test_folders_of_tables_in_a_folder_are_refused(tmp_path: Path) -> None:
+    for name in ("data", ".cache", "docs"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".cache" / "a.parquet").write_bytes(b"")
+    (tmp_path / "a.parquet").write_bytes(_parquet([{"prompt": "a"}]))
+    assert len(load_rows(Source(path=str(tmp_path)), "prompts").items) == 1
+    (tmp_path / "data" / "b.parquet").write_bytes(_parquet([{"prompt": "b"}]))
+    with pytest.raises(UserError, match=r"the files of .*/data would not be read; name one such folder"):
+        load_rows(Source(path=str(tmp_path)), "prompts")
+
+
+def test_caches_beside_a_saved_data_set_are_no_rows_of_it(tmp_path: Path) -> None:
+    datasets.Dataset.from_list(ROWS).save_to_disk(str(tmp_path))
+    saved = next(tmp_path.glob("data-*.arrow"))
+    (tmp_path / "cache-0123.arrow").write_bytes(saved.read_bytes())
+    assert len(load_rows(Source(path=str(tmp_path)), "sft").items) == len(ROWS)
+
+
+def test_a_last_line_without_an_end_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(LINES.rstrip(b"\n"))
+    assert quick_count(Source(path=f"{tmp_path}/a.jsonl")) == len(ROWS)
+
+
+def test_an_object_of_one_row_is_that_row(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(ROWS[0] | {"data": ["x"]}, indent=1))
+    assert len(load_rows(Source(path=f"{tmp_path}/a.json"), "sft").items) == 1
 
 
 CONLL = """-DOCSTART- -X- O O
@@ -189,7 +243,7 @@ BROKEN: dict[str, tuple[Callable[[], bytes] | bytes, str]] = {
     "semicolon.csv": (b"prompt;response\na;b\n", "',' separates its columns, and the header has ';' instead"),
     "comma.tsv": (b"prompt,response\na,b\n", r"separates its columns, and the header has ',' instead"),
     "a.parquet": (_two_columns, "two columns are called 'prompt'"),
-    "object.json": (b'{\n "data": []\n}', "neither a JSON array of rows nor one JSON object a line"),
+    "object.json": (b'{\n "data": [\n}', "neither a JSON array of rows, nor one JSON object a line, nor one object"),
     "cut.json": (b'[{"prompt": "a"}, {"prompt"', "row 2 is not JSON, and nothing behind it"),
     "comma.json": (b'[{"prompt": "a"} {"prompt": "b"}]', "no comma behind row 1"),
     "more.json": (b'[{"prompt": "a"}] []', "more behind the array's end"),

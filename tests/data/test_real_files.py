@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from triptych.data.rows import Message, PairRow, RowKind, SftRow
-from triptych.data.sources import load_rows, shapes
+from triptych.data.sources import found_shapes, load_rows
 from triptych.errors import UserError
 from triptych.recipe.data import Source
 
 
 def _shape(source: Source, kind: RowKind) -> str:
-    return shapes(source, kind)[0][0][0]
+    return found_shapes(source, kind).shapes[0][0][0]
 
 
 def test_gsm8k_is_chats_and_prompts(shared_data: Path) -> None:

@@ -16,7 +16,7 @@ from triptych.data.rows import (
     parse_sft,
     parse_text,
 )
-from triptych.data.shapes import shape_of
+from triptych.data.shapes import shape_of, unread_columns
 
 USER, ANSWER, WORSE = (
     {"role": "user", "content": "Hi"},
@@ -120,6 +120,34 @@ def test_nothing_that_belongs_to_a_chat_is_dropped() -> None:
     assert parse_pairs(system)[0].prompt == (KIND, Message("user", "Hi"))
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"instruction": "Hi", "input": "there", "response": "Hello"},
+        {"instruction": "Hi", "context": "there", "output": "Hello"},
+        {"question": "Hi", "context": "there", "answer": "Hello"},
+        {"question": "Hi", "context": "there", "chosen": "Hello", "rejected": "No"},
+        {"question": "Hi", "context": "there", "answers": ["Hello", "No"], "scores": [1, 0]},
+    ],
+)
+def test_what_a_question_is_about_stands_behind_it(row: dict[str, Any]) -> None:
+    assert parse_prompt(row).messages[0].content == "Hi\n\nthere"
+    asked = parse_pairs(row)[0].prompt if "chosen" in row or "answers" in row else parse_sft(row).messages[:1]
+    assert asked == (Message("user", "Hi\n\nthere"),)
+
+
+def test_a_sentence_with_a_second_text_is_no_text_of_its_own() -> None:
+    with pytest.raises(ValueError, match=r"no 'text'; the row has: label, question, sentence; perhaps columns"):
+        parse_text({"question": "Is it?", "sentence": "It is.", "label": 1})
+
+
+def test_columns_of_which_nothing_is_read_are_told() -> None:
+    row = {"question": "Hi", "context": "there", "answer": "Hello", "id": 3, "reasoning": "x", "empty": None}
+    shape = shape_of(row, "sft")
+    assert shape is not None
+    assert unread_columns(row, shape) == ["id", "reasoning"]
+
+
 def test_parts_of_a_content_are_lines_of_its_text() -> None:
     parts = [{"type": "text", "text": "one", "image_url": None}, {"type": "text", "text": "two"}]
     assert parse_prompt({"messages": [{"role": "user", "content": parts}]}).messages[0].content == "one\ntwo"
@@ -151,7 +179,7 @@ def test_a_dialogue_s_speaker_who_goes_on_has_one_turn() -> None:
             {"question": "Hi", "answer": "a", "response": "b"},
             r"could be question and answer .* or question and response",
         ),
-        ({"prompt": "Hi", "completion": "Hello", "label": False}, "label: false says that the completion is a bad"),
+        ({"question": "Hi", "context": ["a"], "answer": "b"}, "context: list behind str; both must be text, or name"),
         ({"messages": [SYSTEM, USER, ANSWER], "system": "Be rude."}, "another system message"),
         ({"prompt": "Hi", "response": "Hello", "system": 3}, "system: int in place of text"),
         ({"instruction": "Hi", "output": "Hello", "history": "x"}, "history: not a list of pairs"),

@@ -204,48 +204,6 @@ def test_folders_and_broken_parquet(tmp_path: Path) -> None:
         load_rows(Source(path=f"{tmp_path}/a.parquet"), "sft")
 
 
-def test_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The `datasets` library itself, reading a folder laid out as on the hub."""
-    (tmp_path / "owner" / "name").mkdir(parents=True)
-    for split in ("train", "test"):
-        _jsonl(tmp_path / "owner" / "name" / f"{split}.jsonl", [{"prompt": f"{split} {n}"} for n in range(3)])
-    monkeypatch.chdir(tmp_path)
-    rows = load_rows(Source(path="hf://owner/name", split="test", limit=2), "prompts")
-    assert [row.messages[0].content for row in rows.items] == ["test 0", "test 1"]
-    with pytest.raises(UserError, match="split validation"):
-        load_rows(Source(path="hf://owner/name", split="validation"), "prompts")
-
-
-def test_a_slice_and_a_configuration_of_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "owner" / "name"
-    folder.mkdir(parents=True)
-    for config in ("main", "socratic"):
-        _jsonl(folder / f"{config}.jsonl", [{"prompt": f"{config} {n}"} for n in range(10)])
-    configs = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("main", "socratic"))
-    (folder / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    source = Source(path="hf://owner/name", config="socratic", split="train[20%:50%]")
-    texts = [row.messages[0].content for row in load_rows(source, "prompts").items]
-    assert texts == ["socratic 2", "socratic 3", "socratic 4"]
-    with pytest.raises(UserError, match=r"(?s)cannot be read: .*'main', 'socratic'"):
-        load_rows(Source(path="hf://owner/name"), "prompts")
-    with pytest.raises(UserError, match=r"split train\[1:x\]"):
-        load_rows(source.model_copy(update={"split": "train[1:x]"}), "prompts")
-
-
-def test_the_revision_reaches_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[Any, ...]] = []
-
-    def load_dataset(*args: Any, **options: Any) -> list[dict[str, str]]:
-        asked.append((*args, options["split"], options["revision"], options["streaming"]))
-        return [{"prompt": "Hi"}]
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    load_rows(Source(path="hf://openai/gsm8k", config="main", revision="v1", split="test"), "prompts")
-    assert asked == [("openai/gsm8k", "main", "test", "v1", True)]
-
-
 def test_first_rows_tell_what_a_run_would_refuse(tmp_path: Path) -> None:
     source = _jsonl(tmp_path / "a.jsonl", [{"prompt": "Hi"}, {"topic": 1}, *[{"prompt": "Hi"}] * 98, {"topic": 1}])
     with pytest.raises(UserError, match=r"1 of 100 rows .*\n  line 2: no 'prompt'"):

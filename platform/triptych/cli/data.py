@@ -80,14 +80,16 @@ def check(
 def _report(source: "Source", kind: "RowKind", check: "ChatCheck | None") -> dict[str, Any]:
     """What the source holds. UserError: it cannot be read, or has no usable row."""
     from triptych.data.files import counted
-    from triptych.data.sources import load_rows, shapes
+    from triptych.data.sources import found_shapes, load_rows
 
     rows: SourceRows[Any] = load_rows(source, kind, check)
+    found = found_shapes(source, kind)
     report = {
         "path": source.file,
         "kind": kind,
         "rows": len(rows.items),
-        "shapes": [{"shape": name, "why": why, "rows": count} for (name, why), count in shapes(source, kind)],
+        "shapes": [{"shape": name, "why": why, "rows": count} for (name, why), count in found.shapes],
+        "unread": found.unread,
         "labels": _labels(rows.items),
         "digest": rows.digest,
         "bad": len(rows.bad),
@@ -226,6 +228,8 @@ def _show(report: dict[str, Any]) -> None:
         console.print(f"{report['control_tokens']} rows with control tokens in their text")
     for shape in report["shapes"]:
         console.print(f"shape: {shape['shape']} ({escape(shape['why'])}), {shape['rows']} rows", soft_wrap=True)
+    if report["unread"]:
+        console.print(f"not read: {escape(', '.join(map(str, report['unread'])))}", soft_wrap=True)
     if report["labels"]:
         console.print(f"labels: {escape(_most(report['labels']))}", soft_wrap=True)
     console.print(f"sha256 {report['digest']}", soft_wrap=True)

@@ -3,15 +3,16 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from triptych.data.chat import ChatTemplate, Control
 from triptych.data.encode import pair_turns
-from triptych.data.rows import DataRow, Message, PairRow, PromptRow, SftRow
+from triptych.data.rows import DataRow, Message, PairRow, PromptRow, RatedRow, SftRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Chat = SftRow | PairRow | PromptRow
 Change = Callable[[str, str], str]
 """A function of a text and of its place in the row."""
 
@@ -35,8 +36,12 @@ class ChatCheck:
         Raises:
             ValueError: what is wrong with the row.
         """
-        if not isinstance(row, SftRow | PairRow | PromptRow):
-            return row
+        if isinstance(row, RatedRow):
+            return replace(row, chat=cast("SftRow", self._checked(row.chat)))
+        return self._checked(row) if isinstance(row, Chat) else row
+
+    def _checked(self, row: Chat) -> Chat:
+        """The chat, each of its texts plain, if the template takes it."""
         row = self._plain(row)
         if isinstance(row, SftRow):
             self.template.turns(row.messages, row.tools)
@@ -46,7 +51,7 @@ class ChatCheck:
             self.template.prompt(row.messages, row.tools)
         return row
 
-    def _plain(self, row: SftRow | PairRow | PromptRow) -> SftRow | PairRow | PromptRow:
+    def _plain(self, row: Chat) -> Chat:
         held: list[tuple[str, str]] = []
 
         def change(text: str, place: str) -> str:
@@ -64,7 +69,7 @@ class ChatCheck:
         return changed
 
 
-def _with_texts(row: SftRow | PairRow | PromptRow, change: Change) -> SftRow | PairRow | PromptRow:
+def _with_texts(row: Chat, change: Change) -> Chat:
     """The row with each of its texts changed, wherever it stands."""
     tools = tuple(_mapped(tool, f"tools[{index}]", change) for index, tool in enumerate(row.tools))
     if isinstance(row, PairRow):

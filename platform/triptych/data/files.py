@@ -3,6 +3,7 @@
 import difflib
 import gzip
 import io
+import json
 import lzma
 import re
 import zipfile
@@ -16,6 +17,7 @@ import fsspec
 
 from triptych import storage
 from triptych.data.formats import FORMATS, Numbered
+from triptych.data.hub import hub_records
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,9 +25,14 @@ if TYPE_CHECKING:
 
 COMPRESSED = (".gz", ".zst", ".zip")
 """Suffixes of compressed files, behind the suffix of what is in them; a .zip holds one file, which says it itself."""
-_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)")
-_SPLITS = ("train", "test", "validation", "valid", "val", "dev", "eval")
-_SPLIT_NAME = re.compile(rf"({'|'.join(_SPLITS)})(?![a-z])", re.IGNORECASE)
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""Words by which names of files tell their split, as the hub reads them."""
+_SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
+_SPLIT_NAME = re.compile(rf"(?<![a-z])({'|'.join(sorted(_SPLIT_OF, key=len, reverse=True))})(?![a-z])", re.IGNORECASE)
 _UNREADABLE = (OSError, EOFError, ImportError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 _BLOCK = 1 << 20
 
@@ -34,7 +41,7 @@ def records(origin: "Origin") -> Numbered:
     """The numbered records of an origin. UserError: it cannot be read."""
     path = origin.file
     if path.startswith("hf://"):
-        yield from _hub(origin)
+        yield from hub_records(origin)
         return
     try:
         files = _files(path, origin.split)
@@ -69,15 +76,18 @@ def quick_rows(path: str, split: str) -> int | None:
         if all(file.suffix == ".parquet" for file in files):
             return sum(int(pq.read_metadata(file).num_rows) for file in files)
         if len(files) == 1 and files[0].suffix in (".jsonl", ".csv", ".tsv"):
-            return _count_lines(files[0]) - (files[0].suffix != ".jsonl")
+            return max(_count_lines(files[0]) - (files[0].suffix != ".jsonl"), 0)
     except (*_UNREADABLE, UserError):
         pass
     return None
 
 
 def _count_lines(path: Path) -> int:
+    lines, last = 0, b"\n"
     with path.open("rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK), b""))
+        for block in iter(lambda: file.read(_BLOCK), b""):
+            lines, last = lines + block.count(b"\n"), block
+    return lines + (not last.endswith(b"\n"))
 
 
 def _file(path: str) -> Numbered:
@@ -131,18 +141,26 @@ def _only(archive: zipfile.ZipFile, path: str) -> zipfile.ZipInfo:
 def _files(path: str, split: str) -> list[str]:
     """The files of a path: itself, or those of the folder that it is."""
     suffix, _ = _suffixes(path)
-    if suffix in FORMATS and not FORMATS[suffix].table:
+    if (suffix in FORMATS and not FORMATS[suffix].table) or not _is_folder(path):
+        if split != "train":
+            raise UserError(
+                f"{path}: one file, which has no split {split!r}; `split` is of folders and hf:// data sets"
+            )
         return [path]
-    fs, inner = fsspec.url_to_fs(path)
-    if not fs.isdir(inner):
-        return [path]
-    files = _tables(path)
+    files, below = _tables(path), _folders_of_tables(path)
+    if below:
+        raise UserError(f"{path}: the files of {', '.join(below)} would not be read; name one such folder, or a file")
     if not files:
         raise UserError(f"{path}: a folder without a .parquet or .arrow file; name a file, or a folder of these")
     suffixes = {PurePosixPath(file).suffix for file in files}
     if len(suffixes) > 1:
         raise UserError(f"{path}: a folder of {' and '.join(sorted(suffixes))} files; name one of them")
-    return _of_split(path, files, split)
+    return _of_split(path, _saved(path) or files, split)
+
+
+def _is_folder(path: str) -> bool:
+    fs, inner = fsspec.url_to_fs(path)
+    return bool(fs.isdir(inner))
 
 
 def _tables(path: str) -> list[str]:
@@ -154,18 +172,46 @@ def _tables(path: str) -> list[str]:
     return [f"{path.rstrip('/')}/{name}" for name in kept]
 
 
+def _folders_of_tables(path: str) -> list[str]:
+    """The folders right below a folder that hold tables of their own."""
+    fs, inner = fsspec.url_to_fs(path)
+    entries = fs.ls(inner, detail=True)
+    names = sorted(entry["name"].rstrip("/").rpartition("/")[2] for entry in entries if entry["type"] == "directory")
+    shown = [name for name in names if not name.startswith((".", "_"))]
+    return [f"{path.rstrip('/')}/{name}" for name in shown if _tables(f"{path.rstrip('/')}/{name}")]
+
+
+def _saved(path: str) -> list[str]:
+    """The files of a data set that `datasets` saved in a folder, beside which it may keep caches; empty: it is none."""
+    fs, inner = fsspec.url_to_fs(path)
+    state = f"{inner.rstrip('/')}/state.json"
+    if not fs.exists(state):
+        return []
+    try:
+        listed = [PurePosixPath(item["filename"]).name for item in json.loads(fs.cat_file(state))["_data_files"]]
+    except (KeyError, TypeError, ValueError):
+        return []
+    return [f"{path.rstrip('/')}/{name}" for name in listed]
+
+
 def _of_split(path: str, files: list[str], split: str) -> list[str]:
     """The files of the split, where their names say which they are of."""
-    named = {file: _SPLIT_NAME.match(PurePosixPath(file).name) for file in files}
-    found = sorted({match[1] for match in named.values() if match})
-    if not found:
+    named = {file: _split_of(PurePosixPath(file).name) for file in files}
+    found = sorted({name for name in named.values() if name})
+    if not found and split == "train":
         return files
-    kept = [file for file, match in named.items() if match and match[1] == split]
+    kept = [file for file, name in named.items() if name == _SPLIT_OF.get(split, split)]
     if not kept or None in named.values():
-        rest = ", ".join(PurePosixPath(file).name for file, match in named.items() if match is None)
+        rest = ", ".join(PurePosixPath(file).name for file, name in named.items() if name is None)
         why = f"no telling the split of {rest}" if rest else f"no file of split {split}"
-        raise UserError(f"{path}: {why}; files are there of {', '.join(found)} (`split` chooses)")
+        raise UserError(f"{path}: {why}; files are there of {', '.join(found) or 'none'} (`split` chooses)")
     return kept
+
+
+def _split_of(name: str) -> str | None:
+    """The split that a file's name tells: by the last such word."""
+    words = _SPLIT_NAME.findall(name)
+    return _SPLIT_OF[words[-1].lower()] if words else None
 
 
 def _near(path: str) -> str:
@@ -178,22 +224,3 @@ def _near(path: str) -> str:
         return ""
     near = difflib.get_close_matches(name, names, n=3)
     return f" (did you mean {', '.join(near)}?)" if near else ""
-
-
-def _hub(origin: "Origin") -> Numbered:
-    match = _HUB.fullmatch(origin.file)
-    if not match:
-        raise UserError(f"{origin.file}: a data set of the Hugging Face hub is written hf://owner/name")
-    import datasets
-
-    try:
-        found = datasets.load_dataset(
-            match[1],
-            origin.config,
-            split=origin.split,
-            revision=origin.revision,
-            streaming="[" not in origin.split,  # a slice is cut from the whole split
-        )
-        yield from enumerate(found, start=1)
-    except (OSError, ValueError, RuntimeError, TypeError, datasets.exceptions.DatasetsError) as error:
-        raise UserError(f"{origin.file} (split {origin.split}): cannot be read: {error}") from error

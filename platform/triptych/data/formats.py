@@ -4,10 +4,11 @@ import csv
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
+from triptych.data.class_names import Names, class_names, named
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,16 +55,18 @@ def _json_lines(lines: Iterable[bytes], path: str) -> Numbered:
 
 
 def read_json(stream: IO[bytes], path: str) -> Numbered:
-    """One JSON array, or one JSON value a line."""
+    """One JSON array, one JSON value a line, or one object: a row, or its `data` where that is a list of rows."""
     first = _without_bom(stream.readline(), path)
     while first and not first.strip():
         first = stream.readline()
+    second = stream.readline() if first else b""
+    lines = itertools.chain([first, second], stream)
     if first.lstrip().startswith(b"["):
-        yield from _array(first + stream.read(), path)
-    elif _is_json(first):
-        yield from _json_lines(itertools.chain([first], stream), path)
+        yield from _array(b"".join(lines), path)
+    elif _is_json(first) and second.strip():
+        yield from _json_lines(lines, path)
     elif first:
-        raise UserError(f"{path}: neither a JSON array of rows nor one JSON object a line")
+        yield from _object(b"".join(lines), path)
 
 
 def _is_json(line: bytes) -> bool:
@@ -72,6 +75,18 @@ def _is_json(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _object(data: bytes, path: str) -> Numbered:
+    """The rows of a file that is one value, if it is one."""
+    if not _is_json(data):
+        raise UserError(f"{path}: neither a JSON array of rows, nor one JSON object a line, nor one object")
+    value = json.loads(data)
+    rows = value.get("data") if isinstance(value, dict) else None
+    if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
+        yield from enumerate(rows, start=1)
+    else:
+        yield 1, value
 
 
 def _array(data: bytes, path: str) -> Numbered:
@@ -214,7 +229,7 @@ def read_parquet(stream: IO[bytes], path: str) -> Numbered:
     try:
         file = pyarrow.parquet.ParquetFile(stream)
         _check_names(file.schema_arrow.names, path)
-        yield from _rows(file.iter_batches(batch_size=_BATCH))
+        yield from _rows(file.iter_batches(batch_size=_BATCH), class_names(file.schema_arrow.metadata))
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Parquet file: {error}") from error
 
@@ -224,31 +239,30 @@ def read_arrow(stream: IO[bytes], path: str) -> Numbered:
     import pyarrow
 
     try:
-        yield from _rows(_arrow_batches(stream, path))
+        schema, batches = _arrow_batches(stream)
+        _check_names(schema.names, path)
+        yield from _rows(batches, class_names(schema.metadata))
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable Arrow file: {error}") from error
 
 
-def _arrow_batches(stream: IO[bytes], path: str) -> Iterator["pyarrow.RecordBatch"]:
+def _arrow_batches(stream: IO[bytes]) -> tuple["pyarrow.Schema", Iterable["pyarrow.RecordBatch"]]:
     import pyarrow
 
     if stream.read(6) == b"ARROW1":
         reader = pyarrow.ipc.open_file(stream)
-        _check_names(reader.schema.names, path)
-        yield from (reader.get_batch(index) for index in range(reader.num_record_batches))
-    else:
-        stream.seek(0)
-        batches = pyarrow.ipc.open_stream(stream)
-        _check_names(batches.schema.names, path)
-        yield from batches
+        return reader.schema, (reader.get_batch(index) for index in range(reader.num_record_batches))
+    stream.seek(0)
+    batches = pyarrow.ipc.open_stream(stream)
+    return batches.schema, batches
 
 
-def _rows(batches: Iterable["pyarrow.RecordBatch"]) -> Numbered:
+def _rows(batches: Iterable["pyarrow.RecordBatch"], names: Mapping[str, Names]) -> Numbered:
     number = itertools.count(1)
     for batch in batches:
         for start in range(0, batch.num_rows, _BATCH):
             for record in _records(batch.slice(start, _BATCH)):
-                yield next(number), record
+                yield next(number), named(record, names)
 
 
 def _records(batch: "pyarrow.RecordBatch") -> list[Any]:

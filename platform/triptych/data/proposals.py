@@ -33,7 +33,7 @@ _ALSO: dict[str, tuple[str, ...]] = {
     "chosen": ("preferred", "accepted", "better", "winner", "win", "positive", "good", "chosen_response"),
     "rejected": ("dispreferred", "worse", "loser", "lose", "negative", "bad", "rejected_response"),
     "answers": ("responses", "completions", "candidates", "outputs", "choices"),
-    "scores": ("ratings", "rewards", "ranks", "labels"),
+    "scores": ("ratings", "rewards"),
     "text": ("sentence", "review", "content", "comment", "document", "body", "tweet", "message", "utterance", "input"),
     "label": ("sentiment", "class", "category", "intent", "polarity", "rating", "stars", "target", "y"),
     "tokens": ("words", "token", "word", "sentence", "text"),

@@ -9,8 +9,10 @@ from triptych.data.cells import finite as _finite
 from triptych.data.cells import from_json, shown, texts
 from triptych.data.cells import listed as _list
 from triptych.data.cells import text as _text
+from triptych.data.class_names import ClassIndex
 from triptych.data.messages import extra_fields, is_learned, tools_of
 from triptych.data.proposals import proposal
+from triptych.data.ratings import Rating, is_rated_bad, scored
 from triptych.data.shapes import shaped
 
 RowKind = Literal["sft", "pairs", "pairs_with_margin", "prompts", "texts", "tags", "questions"]
@@ -54,6 +56,15 @@ class PairRow:
 
 
 @dataclass(frozen=True, slots=True)
+class RatedRow:
+    """One answer and what is thought of it; `rated.paired` makes pairs of those to the same prompt."""
+
+    chat: SftRow
+    """The prompt, and the answer as its last turn."""
+    rating: Rating
+
+
+@dataclass(frozen=True, slots=True)
 class PromptRow:
     """A chat that waits for the assistant's turn."""
 
@@ -90,7 +101,7 @@ class QuestionRow:
     starts: tuple[int, ...]
 
 
-DataRow = SftRow | PairRow | PromptRow | TextRow | TaggedRow | QuestionRow
+DataRow = SftRow | PairRow | RatedRow | PromptRow | TextRow | TaggedRow | QuestionRow
 AnyRow = TypeVar("AnyRow", SftRow, PairRow, PromptRow, TextRow, TaggedRow, QuestionRow)
 
 
@@ -127,9 +138,23 @@ def parse_sft(record: Mapping[str, Any]) -> SftRow:
     return SftRow((*_prompt(record["prompt"], "prompt"), answer), tools_of(record))
 
 
+def parse_chats(record: Mapping[str, Any]) -> list[SftRow]:
+    """Parse a chat as `parse_sft` does; none comes of a row whose `label` says that its answer is a bad one."""
+    return [] if is_rated_bad(record) else [parse_sft(record)]
+
+
 def parse_pair(record: Mapping[str, Any]) -> PairRow:
     """Parse a pair from `{prompt, chosen, rejected, margin?}` or a shape like it; ValueError says what is wrong."""
     return _chosen_and_rejected(shaped(record, "pairs"))
+
+
+def parse_preferences(record: Mapping[str, Any]) -> list[PairRow] | list[RatedRow]:
+    """Parse pairs as `parse_pairs` does, or one answer with its rating, as of `{prompt, response, score}`.
+
+    The pairs of a rated answer are with other rows' answers.
+    """
+    shape = shaped(record, "pairs")
+    return [_rated(shape)] if isinstance(shape.get("rated"), Rating) else _pairs(shape)
 
 
 def parse_pairs(record: Mapping[str, Any]) -> list[PairRow]:
@@ -140,17 +165,23 @@ def parse_pairs(record: Mapping[str, Any]) -> list[PairRow]:
     Of ranked answers, every two whose scores differ are a pair: all that the ranking says (Ouyang et al. 2022,
     arXiv 2203.02155, section 3.5). Their `margin` is the difference of the scores.
     """
-    record = shaped(record, "pairs")
+    return _pairs(shaped(record, "pairs"))
+
+
+def _pairs(record: Mapping[str, Any]) -> list[PairRow]:
     return _ranked(record) if record.get("answers") else [_chosen_and_rejected(record)]
 
 
-def parse_pairs_with_margin(record: Mapping[str, Any]) -> list[PairRow]:
-    """Parse pairs as `parse_pairs` does; one without a margin, or with a margin below 0, is malformed."""
-    pairs = parse_pairs(record)
+def parse_pairs_with_margin(record: Mapping[str, Any]) -> list[PairRow] | list[RatedRow]:
+    """Parse rows as `parse_preferences` does; one without a margin, or with a margin below 0, is malformed."""
+    pairs = parse_preferences(record)
     for pair in pairs:
-        if pair.margin is None:
+        if isinstance(pair, RatedRow):
+            if not pair.rating.measured:
+                raise ValueError("label: says good or bad and not by how much, which the stage asks for (margin: true)")
+        elif pair.margin is None:
             raise ValueError("no 'margin', which the stage asks for (margin: true)")
-        if pair.margin < 0:
+        elif pair.margin < 0:
             raise ValueError(f"margin: {pair.margin:g} says that the rejected answer is the better one")
     return pairs
 
@@ -254,6 +285,8 @@ def _message(item: Any, name: str, index: int) -> Message:
 def _label(value: Any, labels: Sequence[str] | None, field: str = "label") -> str:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise ValueError(f"{field}: {type(value).__name__} in place of a name or an index")
+    if isinstance(value, ClassIndex) and (known := value.label(labels, field)) is not None:
+        return known
     name = _text(str(value), field)
     if labels is None or name in labels:
         return name
@@ -287,18 +320,24 @@ def _chosen_and_rejected(record: Mapping[str, Any]) -> PairRow:
     return _pair(prompt, record["chosen"], record["rejected"], known, tools_of(record))
 
 
+def _rated(record: Mapping[str, Any]) -> RatedRow:
+    chat = SftRow(_messages(record["messages"], "messages"), tools_of(record))
+    if len(chat.messages) < 2 or chat.messages[-1].role != "assistant":
+        raise ValueError("messages: the last turn is not the assistant's answer to a prompt, which the rating is of")
+    if chat.messages[-1].extra:
+        lost = next(iter(chat.messages[-1].extra))
+        raise ValueError(f"messages: {lost} of its answer would be lost; an answer of a pair is text alone")
+    return RatedRow(chat, record["rated"])
+
+
 def _ranked(record: Mapping[str, Any]) -> list[PairRow]:
-    _require(record, "prompt", "scores")
+    _require(record, "prompt", *(("scores",) if record.get("ranks") is None else ()))
     prompt = _prompt(record["prompt"], "prompt")
-    answers, scores = _list(record["answers"], "answers"), _list(record["scores"], "scores")
-    if len(answers) != len(scores):
-        raise ValueError(f"{len(answers)} answers and {len(scores)} scores")
-    if len(answers) > RANKED:
-        raise ValueError(f"answers: {len(answers)} make too many pairs; allowed: {RANKED}")
-    ranked = [(_finite(score, f"scores[{i}]"), _text(answers[i], f"answers[{i}]")) for i, score in enumerate(scores)]
-    ranked.sort(key=lambda item: -item[0])
+    if len(ranked := scored(record)) > RANKED:
+        raise ValueError(f"answers: {len(ranked)} make too many pairs; allowed: {RANKED}")
+    measured = record.get("scores") is not None
     pairs = [
-        _pair(prompt, better, worse, _finite(high - low, "scores"), tools_of(record))
+        _pair(prompt, better, worse, _finite(high - low, "scores") if measured else None, tools_of(record))
         for (high, better), (low, worse) in itertools.combinations(ranked, 2)
         if high > low
     ]

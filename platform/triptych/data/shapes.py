@@ -5,13 +5,23 @@ is refused, and `columns` of the source says which columns are meant.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from triptych.data.cells import text
 from triptych.data.dialogues import Turns, dialogue, messages_in, spoken, turns
+from triptych.data.ratings import (
+    RANKINGS,
+    RATINGS,
+    answers_and_scores,
+    best_answer,
+    ranking_columns,
+    rating,
+    rating_column,
+)
 
 SourceRecord = Mapping[str, Any]
+Columns = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,12 @@ def shaped(record: SourceRecord, kind: str) -> SourceRecord:
     return rest | shape.read(record)
 
 
+def unread_columns(record: SourceRecord, shape: RowShape) -> list[str]:
+    """The columns that hold something and are no part of the shape."""
+    read = {*shape.needs, *shape.uses, "tools", "margin"} | ({"label"} if rating_column(record) == "label" else set())
+    return [name for name, value in record.items() if name not in read and value not in (None, "", [])]
+
+
 def _has(record: SourceRecord, names: tuple[str, ...]) -> bool:
     return all(record.get(name) is not None for name in names)
 
@@ -74,12 +90,18 @@ def _chat(column: str) -> Callable[[SourceRecord], dict[str, Any]]:
     return read
 
 
-def _asked(record: SourceRecord, column: str, more: str | None = None) -> Turns:
+def _asked(record: SourceRecord, column: str, more: Columns = ()) -> Turns:
     """The turns before an answer: a system message, earlier questions and answers, and the question."""
-    value, added = record[column], record.get(more) if more else None
-    if added not in (None, ""):
+    value = record[column]
+    for name in more:
+        added = record.get(name)
+        if added in (None, ""):
+            continue
         if not (isinstance(value, str) and isinstance(added, str)):
-            raise ValueError(f"{more}: {type(added).__name__} behind {type(value).__name__}; both must be text")
+            raise ValueError(
+                f"{name}: {type(added).__name__} behind {type(value).__name__}; both must be text, "
+                "or name `prompt` and what answers it in `columns`, and it is left out"
+            )
         value = f"{value}\n\n{added}" if added.strip() else value
     asked = spoken(value, column)
     if len(asked) > 1 and _role(asked[-1]) == "assistant" and asked[-1].get("content") == "":
@@ -120,12 +142,10 @@ def _role(message: Any) -> Any:
     return message.get("role") if isinstance(message, Mapping) else None
 
 
-def _answered(question: str, answer: str, more: str | None = None) -> Callable[[SourceRecord], dict[str, Any]]:
+def _answered(question: str, answer: str, more: Columns = ()) -> Callable[[SourceRecord], dict[str, Any]]:
     """A reader of columns that hold a question and its answer."""
 
     def read(record: SourceRecord) -> dict[str, Any]:
-        if record.get("label") in (False, "false", "False") and answer == "completion":
-            raise ValueError("label: false says that the completion is a bad answer, which would be learned")
         asked = _asked(record, question, more)
         if _role(asked[-1]) == "assistant":
             raise ValueError(f"{question}: the last turn is the assistant's, not the user's")
@@ -146,7 +166,7 @@ def _answer(value: Any, name: str, *, plain: bool = False) -> Turns:
     return found or [{"role": "assistant", "content": text(value, name)}]
 
 
-def _question(column: str, more: str | None = None) -> Callable[[SourceRecord], dict[str, Any]]:
+def _question(column: str, more: Columns = ()) -> Callable[[SourceRecord], dict[str, Any]]:
     """A reader of a prompt."""
     return lambda record: {"messages": _asked(record, column, more)}
 
@@ -161,7 +181,7 @@ def _shared(record: SourceRecord) -> dict[str, Any]:
     return {"messages": _preference(record)["prompt"]}
 
 
-def _preference(record: SourceRecord, column: str | None = None, more: str | None = None) -> dict[str, Any]:
+def _preference(record: SourceRecord, column: str | None = None, more: Columns = ()) -> dict[str, Any]:
     """A prompt and two answers; the chats may be whole, with the prompt in both, or the prompt may be a column."""
     asked = _asked(record, column, more) if column else None
     chosen, rejected = (_answer(record[name], name) for name in _SIDES)
@@ -206,16 +226,34 @@ def _merged(asked: Turns, before: Turns) -> Turns:
     return [*(system or own), *said]
 
 
-def _pair(column: str, more: str | None = None) -> Callable[[SourceRecord], dict[str, Any]]:
+def _pair(column: str, more: Columns = ()) -> Callable[[SourceRecord], dict[str, Any]]:
     return lambda record: _preference(record, column, more)
 
 
-def _ranking(column: str, more: str | None = None) -> Callable[[SourceRecord], dict[str, Any]]:
+def _ranking(column: str, more: Columns = ()) -> Callable[[SourceRecord], dict[str, Any]]:
+    return lambda record: {"prompt": _asked(record, column, more)} | answers_and_scores(record)
+
+
+def _best(column: str, more: Columns = ()) -> Callable[[SourceRecord], dict[str, Any]]:
     return lambda record: {
-        "prompt": _asked(record, column, more),
-        "answers": record["answers"],
-        "scores": record["scores"],
+        "messages": [*_asked(record, column, more), {"role": "assistant", "content": best_answer(record)}]
     }
+
+
+def _rated(shape: RowShape) -> tuple[RowShape, ...]:
+    """The shapes of an answer beside which its rating stands, by the rating's column."""
+    return tuple(_rated_in(shape, name) for name in RATINGS)
+
+
+def _rated_in(shape: RowShape, column: str) -> RowShape:
+    return RowShape(
+        f"{shape.name}, rated",
+        (*shape.needs, column),
+        lambda record: shape.read(record) | {"rated": rating(record, column)},
+        shape.uses,
+        last=True,
+        fits=lambda record: rating_column(record) == column,
+    )
 
 
 def _whole(record: SourceRecord) -> bool:
@@ -230,23 +268,28 @@ def _is_dialogue(record: SourceRecord) -> bool:
 
 SYSTEM = ("system", "system_prompt")
 """Columns that hold the system message of a row's chat."""
+_SECOND_TEXTS = ("question", "query", "premise", "hypothesis", "sentence1", "sentence2", "text_pair")
+"""Columns of another text, without which a sentence does not tell its class."""
 _CONTEXT = (*SYSTEM, "history")
 _SIDES = ("chosen", "rejected")
 _CHATS = tuple(
     RowShape(name, (column,), _chat(column), SYSTEM, ours=column == "messages")
     for name, column in (("messages", "messages"), ("ShareGPT", "conversations"), ("ShareGPT", "conversation"))
 )
-_ANSWERED = (
-    RowShape("prompt and response", ("prompt", "response"), _answered("prompt", "response"), _CONTEXT, ours=True),
-    RowShape("prompt and completion", ("prompt", "completion"), _answered("prompt", "completion"), _CONTEXT),
-    RowShape("alpaca", ("instruction", "output"), _answered("instruction", "output", "input"), ("input", *_CONTEXT)),
-    RowShape(
-        "dolly", ("instruction", "response"), _answered("instruction", "response", "context"), ("context", *SYSTEM)
-    ),
-    RowShape("question and answer", ("question", "answer"), _answered("question", "answer"), _CONTEXT),
-    RowShape("question and response", ("question", "response"), _answered("question", "response"), _CONTEXT),
+_MORE = ("input", "context")
+"""Columns that belong to a question or an instruction, and stand behind it."""
+_ANSWERED = tuple(
+    RowShape(name, columns, _answered(*columns, more), (*more, *_CONTEXT), ours=name == "prompt and response")
+    for name, columns, more in (
+        ("prompt and response", ("prompt", "response"), ()),
+        ("prompt and completion", ("prompt", "completion"), ()),
+        ("alpaca", ("instruction", "output"), _MORE),
+        ("dolly", ("instruction", "response"), _MORE),
+        ("question and answer", ("question", "answer"), _MORE),
+        ("question and response", ("question", "response"), _MORE),
+    )
 )
-_QUESTIONS = (("prompt", None), ("question", None), ("instruction", "input"))
+_QUESTIONS: tuple[tuple[str, Columns], ...] = (("prompt", ()), ("question", _MORE), ("instruction", _MORE))
 _NAMES = {"prompt": "prompt", "question": "question", "instruction": "alpaca", "conversations": "ShareGPT"}
 
 
@@ -262,18 +305,24 @@ def _asking(
             f"{_NAMES[asked]}{kind}",
             (asked, *columns),
             read(asked, more),
-            (*_CONTEXT, *([more] if more else [])),
+            (*_CONTEXT, *more),
             ours=asked == "prompt",
             fits=fits,
         )
-        for asked, more in (*_QUESTIONS, *([("conversations", None)] if columns else []))
+        for asked, more in (*_QUESTIONS, *([("conversations", ())] if columns else []))
     )
 
 
-_RANKED, _PAIRED = (
-    _asking(", ranked answers", ("answers", "scores"), _ranking, lambda record: bool(record["answers"])),
-    _asking(", chosen and rejected", _SIDES, _pair),
-)
+def _ranked(kind: str, read: Callable[..., Callable[[SourceRecord], dict[str, Any]]]) -> tuple[RowShape, ...]:
+    """The shapes of a prompt with several answers, by the columns that rank them."""
+    return tuple(shape for columns in RANKINGS for shape in _asking(kind, columns, read, _ranked_by(columns)))
+
+
+def _ranked_by(columns: Columns) -> Callable[[SourceRecord], bool]:
+    return lambda record: ranking_columns(record) == columns
+
+
+_PAIRED = _asking(", chosen and rejected", _SIDES, _pair)
 _DIALOGUES = RowShape("whole chats, chosen and rejected", _SIDES, _preference, SYSTEM, last=True, fits=_whole)
 SHAPES: dict[str, tuple[RowShape, ...]] = {
     "sft": (
@@ -281,8 +330,14 @@ SHAPES: dict[str, tuple[RowShape, ...]] = {
         *_ANSWERED,
         RowShape("dialogue", ("text",), _chat("text"), SYSTEM, last=True, fits=_is_dialogue),
         RowShape("whole chats, of which the chosen", _SIDES, _preferred, SYSTEM, last=True, fits=_whole),
+        *(replace(shape, ours=False, last=True) for shape in _ranked(", the best of ranked answers", _best)),
     ),
-    "pairs": (*_RANKED, *_PAIRED, _DIALOGUES),
+    "pairs": (
+        *_ranked(", ranked answers", _ranking),
+        *_PAIRED,
+        _DIALOGUES,
+        *(rated for shape in (*_CHATS, *_ANSWERED) for rated in _rated(shape)),
+    ),
     "prompts": (
         *_CHATS,
         *_asking("", (), _question),
@@ -294,6 +349,7 @@ SHAPES: dict[str, tuple[RowShape, ...]] = {
             "sentence and label",
             ("sentence", "label"),
             lambda record: {"text": record["sentence"]} | _kept("label")(record),
+            fits=lambda record: not any(record.get(name) for name in _SECOND_TEXTS),
         ),
     ),
     "tags": (RowShape("tokens and tags", ("tokens", "tags"), _kept("tokens", "tags"), ours=True),),

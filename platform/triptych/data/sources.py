@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from triptych.data.cells import one_line
 from triptych.data.files import counted, quick_rows, records
+from triptych.data.rated import paired
 from triptych.data.rows import (
     BadRow,
     DataRow,
@@ -22,30 +24,32 @@ from triptych.data.rows import (
     SourceRows,
     TaggedRow,
     TextRow,
-    parse_pairs,
+    parse_chats,
     parse_pairs_with_margin,
+    parse_preferences,
     parse_prompt,
     parse_question,
-    parse_sft,
     parse_tags,
     parse_text,
 )
 from triptych.data.sampling import RowGroups, sampled, shuffled, weighted
-from triptych.data.shapes import shape_of
+from triptych.data.shapes import shape_of, unread_columns
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
     from triptych.recipe.data import Origin, Source
 
+log = logging.getLogger(__name__)
+
 Parse = Callable[[dict[str, Any]], Sequence[DataRow]]
-"""A function from a record to its rows; it raises a ValueError that says what is wrong."""
+"""A function from a record to its rows, none where it is left out; it raises a ValueError that says what is wrong."""
 
 RowCheck = Callable[[DataRow], DataRow]
 """A function from a row to the row as it is used; it raises a ValueError that says what is wrong."""
 
 PARSERS: dict[RowKind, Parse] = {
-    "sft": lambda record: [parse_sft(record)],
-    "pairs": parse_pairs,
+    "sft": parse_chats,
+    "pairs": parse_preferences,
     "pairs_with_margin": parse_pairs_with_margin,
     "prompts": lambda record: [parse_prompt(record)],
     "texts": lambda record: [parse_text(record)],
@@ -69,6 +73,16 @@ class Survey:
     """Bytes of the rows as JSON."""
     digest: str
     """sha256 of the rows, as in `SourceRows`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundShapes:
+    """What rows look like in files."""
+
+    shapes: list[tuple[tuple[str, str], int]]
+    """Shapes, each with the columns that tell it, and how many rows have it."""
+    unread: dict[str, int]
+    """Rows that have a value in a column of which nothing is learned, by column; rewards read all of prompts."""
 
 
 @overload
@@ -105,16 +119,24 @@ def load_rows(source: "Source", kind: RowKind, check: RowCheck | None = None) ->
 def survey(source: "Source", kind: str, parse: Parse) -> Survey:
     """Read the source once, keeping no row. Raises as `load_rows` does; `kind` is how its message names the rows."""
     bad: list[BadRow] = []
-    used = 0
+    used = left = 0
+
+    def counted_parse(record: dict[str, Any]) -> Sequence[DataRow]:
+        nonlocal left
+        rows = parse(record)
+        left += not rows
+        return rows
 
     def rows() -> Iterator[DataRow]:
         nonlocal used
-        for part in iterate_rows(source, parse, bad):
+        for part in iterate_rows(source, counted_parse, bad):
             used += 1
             yield from part
 
     digest, size, count = _digest(rows())
     _judge(source, kind, used, bad)
+    if left:
+        log.info("%s: %d rows with `label: false` are left out", source.name, left)
     return Survey(count, size, digest)
 
 
@@ -130,19 +152,26 @@ def check_first_rows(source: "Source", kind: RowKind) -> None:
         _judge(source, kind, good, bad)
 
 
-def shapes(source: "Source", kind: RowKind) -> list[tuple[tuple[str, str], int]]:
-    """Shapes that the used rows have in the files, each with the columns that tell it, and how many have it."""
+def found_shapes(source: "Source", kind: RowKind) -> FoundShapes:
+    """The shapes that the used rows have in the files, and the columns that they have beside it."""
     found: Counter[tuple[str, str]] = Counter()
+    unread: Counter[str] = Counter()
+    renamed = {theirs for _, origin in source.origins() for theirs in origin.columns.values()}
 
     def parse(record: dict[str, Any]) -> Sequence[DataRow]:
         rows = PARSERS[kind](record)
         shape = shape_of(record, kind)
-        found[(shape.name, shape.why) if shape else ("", "")] += 1
+        if rows:
+            found[(shape.name, shape.why) if shape else ("", "")] += 1
+        else:
+            found["left out", "label: false"] += 1
+        if shape is not None and kind != "prompts":
+            unread.update(name for name in unread_columns(record, shape) if name not in renamed)
         return rows
 
     for _ in iterate_rows(source, parse, []):
         pass
-    return found.most_common()
+    return FoundShapes(found.most_common(), dict(unread))
 
 
 def quick_count(source: "Source") -> int | None:
@@ -162,13 +191,13 @@ def quick_count(source: "Source") -> int | None:
 def iterate_rows(source: "Source", parse: Parse, bad: list[BadRow]) -> Iterator[Sequence[DataRow]]:
     """The rows of each usable row of the files that the source takes; malformed ones go to `bad`."""
     if source.mix is None:
-        return _chosen(_usable(source, parse, bad), source)
+        return _chosen(paired(_usable(source, parse, bad), source.file), source)
     return _chosen(_mixed(source, parse, bad), source)
 
 
 def _mixed(source: "Source", parse: Parse, bad: list[BadRow]) -> RowGroups:
     for number, part in enumerate(source.mix or ()):
-        rows = _chosen(_usable(part, parse, bad, f"{part.file}: "), part)
+        rows = _chosen(paired(_usable(part, parse, bad, f"{part.file}: "), part.file), part)
         yield from weighted(rows, part.weight, number if part.seed is None else part.seed)
 
 
@@ -194,7 +223,8 @@ def _usable(origin: "Origin", parse: Parse, bad: list[BadRow], where: str = "", 
             reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
             bad.append(BadRow(line, where + one_line(reason)))
             continue
-        yield rows
+        if rows:
+            yield rows
 
 
 def _digest(rows: Iterable[DataRow]) -> tuple[str, int, int]:

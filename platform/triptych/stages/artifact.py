@@ -22,6 +22,7 @@ from torch import Tensor
 
 from triptych import __version__, storage
 from triptych.artifact_kinds import kind_fields
+from triptych.data.hub import commits_of, pinned
 from triptych.errors import RunError, UserError
 from triptych.forward.export import adapter_of
 from triptych.methods.adalora import ranks
@@ -41,6 +42,8 @@ METRICS = "metrics.json"
 """Held-out metrics, beside the output that they were measured on."""
 ROWS = "rows.parquet"
 """Rows of a data set, as records in the shape that a source's file has."""
+COMMITS = "hub.json"
+"""Commits of the hub's data sets that the stage reads, in its folder."""
 
 
 log = logging.getLogger(__name__)
@@ -173,8 +176,11 @@ def registered(ctx: StageContext[Any], ref: str) -> AdapterVersion:
 def sources(ctx: StageContext[Any]) -> dict[str, Source]:
     """The sources of the stage's data, by split; another stage's data set is there as its file of rows.
 
+    A data set of the hub is there at the commit that it had when the stage was begun.
+
     Raises:
         RunError: a data set is not what was registered.
+        UserError: the hub has no such data set.
     """
     return {split: source.changed(partial(_placed, ctx)) for split, source in ctx.stage.data.splits().items()}
 
@@ -187,9 +193,9 @@ def data_parents(ctx: StageContext[Any]) -> dict[str, str]:
     return {version.ref: version.sha256 for version in versions}
 
 
-def _placed(ctx: StageContext[Any], origin: Origin) -> dict[str, str | None]:
+def _placed(ctx: StageContext[Any], origin: Origin) -> dict[str, Any]:
     if origin.stage is None:
-        return {}
+        return pinned(origin, storage.join(ctx.folder, COMMITS))
     folder = ctx.registry().fetch(registered(ctx, origin.stage).ref)
     return {"path": str(folder / ROWS), "stage": None}
 
@@ -222,6 +228,8 @@ def _register(
 ) -> AdapterVersion:
     lineage = dict(inputs) | {"run": ctx.run, "stage_name": ctx.name, "code": __version__}
     lineage |= {**ctx.about(), **ctx.origin}
+    if commits := commits_of(storage.join(ctx.folder, COMMITS)):
+        lineage["hub"] = commits
     return registry.register(
         ctx.adapter_name,
         ctx.artifact,
