@@ -4,7 +4,7 @@ peft's own way to switch adapters flips `requires_grad`; here a layer is only to
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +14,7 @@ import torch
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import transformers_weight_conversion
 from torch import Tensor, nn
@@ -142,7 +143,7 @@ def peft_config(method: Any) -> Any:
     return getattr(peft, _CONFIGS[method.name])(target_modules=targets, task_type="CAUSAL_LM", **values)
 
 
-def modules_of(weights: Mapping[str, Tensor]) -> list[str]:
+def modules_of(weights: Iterable[str]) -> list[str]:
     """Names of the modules that the tensors of peft's files belong to."""
     kinds = "lora|vera|hada|lokr|oft|boft|hra|miss|fourierft|randlora|vblora|c3a"
     found = (re.fullmatch(rf"{re.escape(PREFIX)}(.+?)\.({kinds})_.*", name) for name in weights)
@@ -168,8 +169,13 @@ def inject(model: PreTrainedModel, config: PeftConfig, adapter: str) -> list[tup
         for tensor in own:
             tensor.data = tensor.data.to(dtype)
         if own:
-            found.append((name.replace(".base_layer", ""), layer))
+            found.append((_own_name(name, layer), layer))
     return found
+
+
+def _own_name(name: str, layer: Any) -> str:
+    """A layer's name in the model as it was loaded; of experts, peft's path and the parameter that it wraps."""
+    return f"{name}.{layer.parameter_name}" if isinstance(layer, ParamWrapper) else name.replace(".base_layer", "")
 
 
 def tensors_of(container: Any, adapter: str) -> Iterator[tuple[str, Tensor]]:
