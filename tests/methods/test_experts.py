@@ -21,6 +21,7 @@ from triptych.models.full import save_model
 from triptych.models.peft_files import peft_name
 from triptych.models.sizes import model_sizes
 from triptych.models.weights import read_weights
+from triptych.recipe import Method
 from triptych.recipe.matrix import Dora, Lora
 from triptych.recipe.model import Model
 from triptych.registry.validation import check_content
@@ -60,7 +61,7 @@ def loaded(base: Path, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
     return found.eval()
 
 
-def with_experts(base: Path, method: Lora = LORA, dtype: torch.dtype = torch.float64, **settings: Any) -> RoleModel:
+def with_experts(base: Path, method: Method = LORA, dtype: torch.dtype = torch.float64, **settings: Any) -> RoleModel:
     torch.manual_seed(0)
     model = RoleModel(loaded(base, dtype), **settings)
     model.add(ROLE, method, trainable=True)
@@ -156,7 +157,7 @@ def test_the_plan_counts_what_is_trained(tmp_path: Path, name: str) -> None:
 def test_roles_with_and_without_experts_share_a_base(tmp_path: Path) -> None:
     """Each computes what it computes by itself, also while another waits for its backward pass."""
     base = saved(tmp_path, "qwen3_moe")
-    methods = {"a": LORA, "b": Lora(r=2), "c": Lora(r=4, experts=False, dropout=0.1), "d": Dora(r=2)}
+    methods: dict[str, Method] = {"a": LORA, "b": Lora(r=2), "c": Lora(r=4, experts=False, dropout=0.1), "d": Dora(r=2)}
     single = {role: with_experts(base, method).eval() for role, method in methods.items()}
     model = RoleModel(loaded(base), checkpointing="full")
     for role, method in methods.items():

@@ -4,6 +4,7 @@ peft's own way to switch adapters flips `requires_grad`; here a layer is only to
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -158,14 +159,22 @@ def inject(model: PreTrainedModel, config: PeftConfig, adapter: str) -> list[tup
     as_named = patch.object(
         transformers_weight_conversion, "convert_peft_config_for_transformers", lambda *_, **__: None
     )
-    with _unwrapped(model, LoraLayer if tuner.tuner_layer_cls is LoraLayer else None), as_named:
+    kept = LoraLayer if tuner.tuner_layer_cls is LoraLayer else None
+    with _unwrapped(model, kept), as_named, warnings.catch_warnings():
+        # Patterns that match nothing are refused before; peft overlooks those that match parameters of experts.
+        warnings.filterwarnings("ignore", message=r".*_pattern keys did not match any targeted module")
         tuner(model, config, adapter)
+    return _layers_with(model, tuner.tuner_layer_cls, adapter)
+
+
+def _layers_with(model: PreTrainedModel, kind: type[BaseTunerLayer], adapter: str) -> list[tuple[str, Any]]:
+    """The layers that have an adapter, which becomes float32, or float64; by name."""
     found = []
     dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
     for name, layer in model.named_modules():
-        if not isinstance(layer, tuner.tuner_layer_cls):
+        if not isinstance(layer, kind):
             continue
-        own = [t for kind in layer.adapter_layer_names for _, t in tensors_of(getattr(layer, kind, None), adapter)]
+        own = [t for part in layer.adapter_layer_names for _, t in tensors_of(getattr(layer, part, None), adapter)]
         for tensor in own:
             tensor.data = tensor.data.to(dtype)
         if own:

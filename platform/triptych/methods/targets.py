@@ -43,13 +43,8 @@ def targeted(
         UserError: a target is no linear layer, or there is no such block.
     """
     names = list(linear_layers(model))
-    if targets == "all-linear" and not experts_too and (experts := list(experts_of(model))):
-        log.warning(
-            "method.targets: all-linear leaves out the experts of this mixture (%s and %d more): they are no linear "
-            "layers, and stay as they are",
-            experts[0],
-            len(experts) - 1,
-        )
+    if targets == "all-linear" and not experts_too:
+        _say_experts_stay(model)
     if targets != "all-linear":
         endings = sorted({name.rpartition(".")[2] for name in names})
         names = chosen(names, targets, endings)
@@ -66,6 +61,16 @@ def experts_of(model: PreTrainedModel) -> dict[str, Experts]:
     """Weights of a mixture's experts by their names in the model as it was loaded -> experts, inputs, outputs."""
     prefix = model.base_model_prefix
     return {f"{prefix}.{name}": sides for name, sides in expert_weights(getattr(model, prefix)).items()}
+
+
+def _say_experts_stay(model: PreTrainedModel) -> None:
+    if experts := list(experts_of(model)):
+        log.warning(
+            "method.targets: all-linear leaves out the experts of this mixture (%s and %d more): they are no linear "
+            "layers, and stay as they are",
+            experts[0],
+            len(experts) - 1,
+        )
 
 
 def named_norms(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
