@@ -100,11 +100,22 @@ def with_lora(model: PreTrainedModel, lora: dict[str, Tensor]) -> dict[str, Tens
     named, changed = dict(model.named_parameters()), {}
     for name, a in lora.items():
         if ".lora_A." in name:
-            weight = name.removeprefix("base_model.model.").replace(".lora_A.", ".")
-            product = LORA.alpha / LORA.r * (lora[name.replace("lora_A", "lora_B")] @ a)
-            layer = model.get_submodule(weight.removesuffix(".weight"))
-            changed[weight] = named[weight] + (product.T if isinstance(layer, Conv1D) else product)
+            path = name.removeprefix("base_model.model.").replace(".base_layer", "").partition(".lora_A.")[0]
+            b = LORA.alpha / LORA.r * lora[name.replace("lora_A", "lora_B")]
+            if path in named:
+                changed[path] = named[path] + of_experts(model.get_submodule(path.rpartition(".")[0]), a, b)
+                continue
+            product = b @ a
+            is_turned = isinstance(model.get_submodule(path), Conv1D)
+            changed[f"{path}.weight"] = named[f"{path}.weight"] + (product.T if is_turned else product)
     return changed
+
+
+def of_experts(module: Any, a: Tensor, b: Tensor) -> Tensor:
+    """Each expert's B A, as the module lays its weights out; the rows of A go by expert, the columns of B by rank."""
+    count = len(module.down_proj)
+    product = torch.einsum("ore,eri->eoi", b.view(len(b), -1, count), a.view(count, -1, a.shape[1]))
+    return product.mT if module.is_transposed else product
 
 
 def expected(plain: PreTrainedModel, model: RoleModel) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:

@@ -18,7 +18,7 @@ from triptych.errors import UserError
 from triptych.methods import METHODS
 from triptych.methods.flops import TokenCounts, train_flops
 from triptych.methods.parameters.total import added, trained
-from triptych.methods.targets import linear_layers, shape_of
+from triptych.methods.targets import experts_of, linear_layers, shape_of
 from triptych.models.meta_sizes import sizes_on_meta
 from triptych.models.sizes import FAMILIES, model_sizes, sizes_of, special_float
 from triptych.plan import estimate
@@ -68,7 +68,8 @@ def check(config: Mapping[str, Any]) -> None:
     assert found.vocab == model.get_input_embeddings().weight.shape[0]
     if hasattr(model, model.base_model_prefix):  # methods find no layers otherwise
         linear = sum(R * sum(shape_of(layer)) for layer in linear_layers(model).values())
-        assert sum(tensors.numel for tensors in trained(Lora(r=R), found)) == linear
+        experts = sum(R * count * (inputs + outputs) for count, inputs, outputs in experts_of(model).values())
+        assert sum(tensors.numel for tensors in trained(Lora(r=R), found)) == linear + experts
     counted: Counter[tuple[int, ...]] = Counter()
     for tensors in trained(Full(), found):
         counted[tensors.shape] += tensors.count

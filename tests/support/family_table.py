@@ -20,8 +20,11 @@ padded; what attention is given and nobody computes is refused by name. These we
 largest difference of hidden states and logits, and of LoRA's gradients beside the largest of them, from transformers'
 own attention with each row alone, in float64. Families that compute norms, routers or states in float32 differ by that.
 
-Prefixes (prefix tuning, P-tuning v2) need keys and values in every block. LoRA on `all-linear` leaves out the experts
-of mixtures, routers, and layers whose weights their family reads without calling them.
+Prefixes (prefix tuning, P-tuning v2) need keys and values in every block. LoRA on `all-linear` reaches the experts of
+mixtures, as peft's `target_parameters` do: without dropout, with `init` default or gaussian, not under zero3.
+`experts: false` leaves them as they are, as all other methods do, DoRA among them. vLLM's CPU engine has no LoRA for
+experts: rollouts sample from merged weights, and such an adapter is served once it is merged. LoRA leaves out routers,
+and layers whose weights their family reads without calling them.
 
 Written by `python -m tests.support.family_table`.
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.support.families import tiny
 from triptych.algorithms.ppo import ProximalPolicyOptimization
 from triptych.forward.roles import RoleModel
 from triptych.models.base import load_causal_lm
@@ -58,6 +59,22 @@ def rms_norm(module: Any, hidden: Tensor) -> Tensor:
 def make_learner(model: RoleModel, **settings: Any) -> Learner:
     roles = list(model.trainable)
     return Learner(model, dict.fromkeys(roles, Optimizer(lr=1e-2)), dict.fromkeys(roles, 10), **settings)
+
+
+def make_mixture() -> RoleModel:
+    """A tiny mixture of experts in float64, with LoRA on them."""
+    model = RoleModel(tiny("qwen3_moe", torch.float64))
+    torch.manual_seed(0)
+    model.add("policy", Lora(r=4), trainable=True)
+    for parameter in model.parameters_of("policy").values():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+def few_words(indexes: list[int]) -> Batch:
+    """As `language`, in the tokens that a tiny mixture knows."""
+    chosen = [[[token % 90 + 3 for token in part] for part in rows()[index]] for index in indexes]
+    return language_batch([(p + a, [-100] * len(p) + a) for p, a in chosen], PAD)
 
 
 def rows(count: int = 8) -> list[tuple[list[int], list[int]]]:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.support.gradient_cases import CASES, gradients, make_learner, make_model
+from tests.support.gradient_cases import CASES, few_words, gradients, make_learner, make_mixture, make_model
 
 SHARES = ([[0, 1, 2], [3, 4]], [[5, 6, 7], None])  # unequal, and one empty micro-batch
 
@@ -45,6 +45,13 @@ def freed_by_sharding(folder: Path) -> tuple[int, int]:
     loaded = model.loaded_bytes
     make_learner(model, strategy="fsdp")
     return loaded - model.loaded_bytes, whole
+
+
+def experts_gradients(strategy: str) -> dict[str, Tensor]:
+    """Of LoRA on the experts of a mixture, on each rank."""
+    learner = make_learner(make_mixture(), strategy=strategy)
+    batches = [few_words(share) if share else None for share in SHARES[dist.get_rank()]]
+    return gradients(learner, CASES["language"][0], batches)
 
 
 def _save(path: Path, found: dict[str, Tensor]) -> None:

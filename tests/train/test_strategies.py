@@ -9,8 +9,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.support import rank_strategies, rank_traces
-from tests.support.gradient_cases import CASES, TOLERANCE, assert_equal, gradients, make_learner, make_model
+from tests.support.gradient_cases import (
+    CASES,
+    TOLERANCE,
+    assert_equal,
+    few_words,
+    gradients,
+    make_learner,
+    make_mixture,
+    make_model,
+)
 from tests.support.ranks import Ranks
+from triptych.errors import UserError
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +36,19 @@ def test_gradients_are_those_of_one_process(ranks: Ranks, tiny_model_dir: Path, 
         for case in CASES:
             found = load_file(tmp_path / f"{method}-{case}.safetensors")
             assert_equal(found, of_one_process(tiny_model_dir, dtype, method, case), TOLERANCE[dtype])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_gradients_of_lora_on_experts_are_those_of_one_process(ranks: Ranks, strategy: str) -> None:
+    expected = gradients(make_learner(make_mixture()), CASES["language"][0], [few_words(list(range(8)))])
+    for found in ranks.run(rank_strategies.experts_gradients, strategy):
+        assert_equal(found, expected, 1e-6)  # its norms and router compute in float32
+
+
+def test_zero3_with_lora_on_experts_is_refused() -> None:
+    with pytest.raises(UserError, match=r"workers\.strategy: zero3 gathers .*allowed: auto, single, ddp, fsdp"):
+        make_learner(make_mixture(), strategy="zero3")
 
 
 def test_gradients_in_half_are_those_of_one_process(ranks: Ranks, tiny_model_dir: Path, tmp_path: Path) -> None:

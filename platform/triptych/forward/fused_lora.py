@@ -28,7 +28,7 @@ def fuse_lora(layer: nn.Module, rows: RowSlices) -> None:
 
 def is_fused(layer: nn.Module) -> bool:
     """True if several roles can compute with the layer at once."""
-    return "forward" in layer.__dict__
+    return type(layer) is Linear and "forward" in layer.__dict__
 
 
 def _forward(layer: Linear, rows: RowSlices, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

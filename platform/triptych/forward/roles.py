@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from triptych.errors import UserError
 from triptych.forward.activation_checkpointing import checkpoint_blocks
 from triptych.forward.attention import PACKED, PADDED
+from triptych.forward.expert_lora import fold_experts
 from triptych.forward.fused_lora import fuse_lora, is_fused
 from triptych.forward.gather import HALF
 from triptych.forward.mixing import check_causal, has_values, padded_because
@@ -335,6 +336,7 @@ class RoleModel(nn.Module):
             # Autocast does the casting; peft's own would copy every activation to float32 first.
             layer.__dict__["cast_input_dtype_enabled"] = self.dtype not in HALF
             layer.__dict__.pop("forward", None)
+            fold_experts(layer)
             if layer not in special:
                 fuse_lora(layer, self._rows)
 

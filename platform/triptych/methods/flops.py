@@ -8,7 +8,7 @@ appendix B, but of the causal half alone). Heads that read one token a row are l
 
 from dataclasses import dataclass
 
-from triptych.methods.parameters.total import added
+from triptych.methods.parameters.total import multiplied
 from triptych.models.sizes import Sizes
 from triptych.recipe.method import Method, trains_base
 
@@ -45,7 +45,7 @@ def _base(sizes: Sizes, counts: TokenCounts) -> float:
 
 
 def _added(sizes: Sizes, method: Method, counts: TokenCounts) -> float:
-    return 2.0 * added(method, sizes) * counts.tokens
+    return 2.0 * multiplied(method, sizes) * counts.tokens
 
 
 def _attention(sizes: Sizes, counts: TokenCounts) -> float:

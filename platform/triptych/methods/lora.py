@@ -15,12 +15,15 @@ from transformers import PreTrainedModel
 
 from triptych.errors import UserError
 from triptych.methods.base import Export
+from triptych.methods.parameters.matrix import reached_experts
 from triptych.methods.peft_family import PeftAttachment, fix, inject, modules_of
-from triptych.methods.targets import targeted, weight_of
-from triptych.models.peft_files import PREFIX
+from triptych.methods.targets import experts_of, targeted, weight_of
+from triptych.models.peft_files import PREFIX, expert_parameters, of_module
 from triptych.recipe.matrix import Dora, Lora, Pissa
 
 LowRank = Lora | Dora | Pissa
+_OLD_EXPERTS = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+"""Names that transformers 4 gave to layers of experts, and that peft reads as all experts of a mixture."""
 
 
 class FromWeights(PeftAttachment):
@@ -62,14 +65,18 @@ def exact(alpha: float) -> int:
 
 
 def attach(model: PreTrainedModel, method: LowRank, role: str) -> PeftAttachment:
-    """An adapter in every targeted layer.
+    """An adapter in every targeted layer, and on the experts of a mixture.
 
     Raises:
-        UserError: the targets match no module of the model, or a pattern none of the targets.
+        UserError: the targets match no module of the model, a pattern none of the targets, or experts cannot be trained
+            as the method says.
     """
     config = lora_config(method)
-    config.target_modules = names = targeted(model, method.targets, method.layers)
-    _check_patterns(method, names)
+    too = isinstance(method, Lora) and method.experts
+    config.target_modules = names = targeted(model, method.targets, method.layers, experts_too=too)
+    experts = list(reached_experts(method, experts_of(model)))
+    config.target_parameters = experts or None
+    _check_patterns(method, [*names, *experts])
     layers = inject(model, config, role)
     if _init(method) in ("pissa", "olora"):
         return _from_weights(model, method, config, role, layers)
@@ -98,9 +105,21 @@ def export(method: LowRank, state: Mapping[str, Tensor]) -> Export:
 def _exported(method: LowRank, weights: Mapping[str, Tensor]) -> LoraConfig:
     """The configuration of files with these weights."""
     config = lora_config(method)
-    if method.layers is not None:
-        config.target_modules = modules_of(weights)
+    experts = expert_parameters(weights)
+    if method.layers is not None or experts:
+        config.target_modules = modules_of(name for name in weights if not expert_parameters([name]))
+    if experts:
+        _name_parameters(config, experts)
     return config
+
+
+def _name_parameters(config: Any, experts: list[str]) -> None:
+    """Name the experts' parameters, and those of layers that peft would take for experts of older files."""
+    taken = [name for name in config.target_modules if name.rpartition(".")[2] in _OLD_EXPERTS]
+    config.target_modules = [name for name in config.target_modules if name not in taken]
+    config.target_parameters = [*experts, *(f"{name}.weight" for name in taken)]
+    for patterns, default in ((config.rank_pattern, config.r), (config.alpha_pattern, config.lora_alpha)):
+        patterns |= {f"{name}.weight": of_module(patterns, name, default) for name in taken if patterns}
 
 
 def _init(method: LowRank) -> str:
@@ -117,6 +136,7 @@ def _twice(method: Lora | Pissa) -> Lora:
         dropout=method.dropout,
         targets=method.targets,
         layers=method.layers,
+        experts=False,
         rslora=method.rslora,
         rank_pattern={name: 2 * rank for name, rank in method.rank_pattern.items()},
         alpha_pattern={name: factor * alpha for name, alpha in method.alpha_pattern.items()},

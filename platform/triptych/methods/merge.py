@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
@@ -24,6 +25,7 @@ from triptych.models.full import save_model
 from triptych.models.identity import difference
 from triptych.models.peft_files import FACTS
 from triptych.models.quantize import Int8Linear
+from triptych.models.stored import as_stored
 from triptych.models.weights import read_weights
 from triptych.recipe.method import MERGING, BitFit, Method, names_of, parts_of
 from triptych.recipe.model import Model, Quantization
@@ -95,7 +97,7 @@ def changed_weights(
             if name not in biases:
                 raise UserError(f"the base has no {name}, which was trained")
             found[name] = found.get(name, biases[name].detach()) + value.detach()
-    return found
+    return as_stored(model, found, base)
 
 
 def merged_model(
@@ -109,7 +111,7 @@ def merged_model(
     found = read_weights(base)
     check_merges(method)
     model = load_causal_lm(base, torch.float32, quantization=quantization)
-    found |= _linear_changes(model, _attached(model, method, weights))
+    found |= as_stored(model, _linear_changes(model, _attached(model, method, weights)), base)
     parts = parts_of(method)
     biases = [part for part in parts if isinstance(part, BitFit)]
     if not biases:
@@ -131,7 +133,11 @@ def _linear_changes(model: PreTrainedModel, parts: Mapping[str, Attachment]) -> 
         if isinstance(part, PeftAttachment):
             part.activate(True)
             for name, layer in part.layers:
-                found |= {f"{name}.{own}": value for own, value in layer_weights(layer).items()}
+                if isinstance(layer, ParamWrapper):
+                    change = sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+                    found[name.replace(".base_layer", "")] = layer.get_param() + change
+                else:
+                    found |= {f"{name}.{own}": value for own, value in layer_weights(layer).items()}
     return found
 
 

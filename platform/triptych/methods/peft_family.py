@@ -4,7 +4,8 @@ peft's own way to switch adapters flips `requires_grad`; here a layer is only to
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +15,7 @@ import torch
 from peft import PeftConfig, PeftType
 from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import transformers_weight_conversion
 from torch import Tensor, nn
@@ -142,7 +144,7 @@ def peft_config(method: Any) -> Any:
     return getattr(peft, _CONFIGS[method.name])(target_modules=targets, task_type="CAUSAL_LM", **values)
 
 
-def modules_of(weights: Mapping[str, Tensor]) -> list[str]:
+def modules_of(weights: Iterable[str]) -> list[str]:
     """Names of the modules that the tensors of peft's files belong to."""
     kinds = "lora|vera|hada|lokr|oft|boft|hra|miss|fourierft|randlora|vblora|c3a"
     found = (re.fullmatch(rf"{re.escape(PREFIX)}(.+?)\.({kinds})_.*", name) for name in weights)
@@ -157,19 +159,32 @@ def inject(model: PreTrainedModel, config: PeftConfig, adapter: str) -> list[tup
     as_named = patch.object(
         transformers_weight_conversion, "convert_peft_config_for_transformers", lambda *_, **__: None
     )
-    with _unwrapped(model, LoraLayer if tuner.tuner_layer_cls is LoraLayer else None), as_named:
+    kept = LoraLayer if tuner.tuner_layer_cls is LoraLayer else None
+    with _unwrapped(model, kept), as_named, warnings.catch_warnings():
+        # Patterns that match nothing are refused before; peft overlooks those that match parameters of experts.
+        warnings.filterwarnings("ignore", message=r".*_pattern keys did not match any targeted module")
         tuner(model, config, adapter)
+    return _layers_with(model, tuner.tuner_layer_cls, adapter)
+
+
+def _layers_with(model: PreTrainedModel, kind: type[BaseTunerLayer], adapter: str) -> list[tuple[str, Any]]:
+    """The layers that have an adapter, which becomes float32, or float64; by name."""
     found = []
     dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
     for name, layer in model.named_modules():
-        if not isinstance(layer, tuner.tuner_layer_cls):
+        if not isinstance(layer, kind):
             continue
-        own = [t for kind in layer.adapter_layer_names for _, t in tensors_of(getattr(layer, kind, None), adapter)]
+        own = [t for part in layer.adapter_layer_names for _, t in tensors_of(getattr(layer, part, None), adapter)]
         for tensor in own:
             tensor.data = tensor.data.to(dtype)
         if own:
-            found.append((name.replace(".base_layer", ""), layer))
+            found.append((_own_name(name, layer), layer))
     return found
+
+
+def _own_name(name: str, layer: Any) -> str:
+    """A layer's name in the model as it was loaded; of experts, peft's path and the parameter that it wraps."""
+    return f"{name}.{layer.parameter_name}" if isinstance(layer, ParamWrapper) else name.replace(".base_layer", "")
 
 
 def tensors_of(container: Any, adapter: str) -> Iterator[tuple[str, Tensor]]:

@@ -13,9 +13,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from triptych.errors import UserError
+from triptych.methods.parameters.matrix import block_of
 from triptych.models.blocks import expert_weights
 from triptych.models.linears import linear_modules
 from triptych.models.quantize import Int8Linear
+from triptych.models.sizes import Experts
 from triptych.recipe.part import Targets
 
 log = logging.getLogger(__name__)
@@ -30,20 +32,19 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     return dict(linear_modules(getattr(model, prefix), prefix))
 
 
-def targeted(model: PreTrainedModel, targets: Targets, layers: Sequence[int] | None = None) -> list[str]:
+def targeted(
+    model: PreTrainedModel, targets: Targets, layers: Sequence[int] | None = None, *, experts_too: bool = False
+) -> list[str]:
     """Names of the linear layers that `targets` means, of all blocks or of those in `layers`.
+
+    `experts_too`: the method reaches the experts of a mixture by itself; of another, a warning says that it does not.
 
     Raises:
         UserError: a target is no linear layer, or there is no such block.
     """
     names = list(linear_layers(model))
-    if targets == "all-linear" and (experts := expert_weights(getattr(model, model.base_model_prefix))):
-        log.warning(
-            "method.targets: all-linear leaves out the experts of this mixture (%s and %d more): they are no linear "
-            "layers, and stay as they are",
-            experts[0],
-            len(experts) - 1,
-        )
+    if targets == "all-linear" and not experts_too:
+        _say_experts_stay(model)
     if targets != "all-linear":
         endings = sorted({name.rpartition(".")[2] for name in names})
         names = chosen(names, targets, endings)
@@ -53,7 +54,23 @@ def targeted(model: PreTrainedModel, targets: Targets, layers: Sequence[int] | N
     wrong = [number for number in layers if number >= count]
     if wrong:
         raise UserError(f"method.layers: {wrong[0]}; allowed: 0 to {count - 1}")
-    return [name for name in names if _block(name) in layers]
+    return [name for name in names if block_of(name) in layers]
+
+
+def experts_of(model: PreTrainedModel) -> dict[str, Experts]:
+    """Weights of a mixture's experts by their names in the model as it was loaded -> experts, inputs, outputs."""
+    prefix = model.base_model_prefix
+    return {f"{prefix}.{name}": sides for name, sides in expert_weights(getattr(model, prefix)).items()}
+
+
+def _say_experts_stay(model: PreTrainedModel) -> None:
+    if experts := list(experts_of(model)):
+        log.warning(
+            "method.targets: all-linear leaves out the experts of this mixture (%s and %d more): they are no linear "
+            "layers, and stay as they are",
+            experts[0],
+            len(experts) - 1,
+        )
 
 
 def named_norms(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
@@ -100,8 +117,3 @@ def shape_of(layer: Any) -> tuple[int, int]:
 def ends(name: str, ending: str) -> bool:
     """True if a dotted name ends in these parts."""
     return f".{name}".endswith(f".{ending}")
-
-
-def _block(name: str) -> int:
-    """Number of the block that a layer is in; -1 outside."""
-    return next((int(part) for part in name.split(".") if part.isdecimal()), -1)

@@ -18,9 +18,18 @@ from torch import Tensor
 from triptych.artifact_kinds import kind_fields, kind_in
 from triptych.errors import UserError
 from triptych.models.heads import ScalarHead
-from triptych.models.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FACTS, HEAD_WEIGHTS
+from triptych.models.peft_files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    FACTS,
+    HEAD_WEIGHTS,
+    expert_parameters,
+    peft_name,
+    role_name,
+)
 from triptych.recipe.matrix import Lora
 from triptych.recipe.method import Method, parts_of
+from triptych.recipe.refusals import is_lora
 
 _PREFIX = "prefix.safetensors"
 _STATE = "state.safetensors"
@@ -62,6 +71,11 @@ class Adapter:
     state: Mapping[str, Tensor] | None = None
     """Tensors from which training under `trained` would go on."""
 
+    @property
+    def is_lora(self) -> bool:
+        """True if it is one plain LoRA of linear layers, which vLLM runs as an adapter."""
+        return is_lora(self.method) and not expert_parameters(self.weights)
+
     def scalar_head(self) -> ScalarHead:
         """The head of a reward model, as a module."""
         if self.head is None:
@@ -89,7 +103,8 @@ def save_adapter(folder: Path, adapter: Adapter, about: Mapping[str, Any]) -> No
             config = peft_json(adapter.configs[name])
             (part / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True))
         own = {key.removeprefix(prefix): value for key, value in adapter.weights.items() if key.startswith(prefix)}
-        _save(adapter.peft.get(name, own), part / ADAPTER_WEIGHTS)
+        in_file = {peft_name(key): value for key, value in adapter.peft.get(name, own).items()}
+        _save(in_file, part / ADAPTER_WEIGHTS)
         if name in adapter.peft:
             _save(own, part / _PREFIX)
     facts: dict[str, Any] = dict(about) | kind_fields(adapter.kind) | {"method": _dumped(adapter.method)}
@@ -154,7 +169,8 @@ def _load(folder: Path, facts: Mapping[str, Any]) -> Adapter:
     for name, (part, prefix) in _parts(folder, method).items():
         if (part / ADAPTER_CONFIG).is_file():
             configs[name] = PeftConfig.from_pretrained(str(part))
-        own = load_file(part / ADAPTER_WEIGHTS)
+        targets = getattr(configs.get(name), "target_parameters", None)
+        own = {role_name(key, targets): value for key, value in load_file(part / ADAPTER_WEIGHTS).items()}
         if (part / _PREFIX).is_file():
             peft[name], own = own, load_file(part / _PREFIX)
         weights |= {f"{prefix}{key}": value for key, value in own.items()}
@@ -165,7 +181,7 @@ def _method_of(folder: Path, facts: Mapping[str, Any]) -> Method:
     """Method named in triptych.json; LoRA for folders from before it was named there."""
     try:
         if "method" in facts:
-            return _METHOD.validate_python(facts["method"])
+            return _METHOD.validate_python(_as_written(facts["method"]))
         config = json.loads((folder / ADAPTER_CONFIG).read_text())
         return Lora(
             r=config["r"],
@@ -173,9 +189,17 @@ def _method_of(folder: Path, facts: Mapping[str, Any]) -> Method:
             dropout=config["lora_dropout"],
             targets=config["target_modules"],
             rslora=config["use_rslora"],
+            experts=False,
         )
     except ValidationError as error:
         raise UserError(f"{folder}: {FACTS} names a method that this version does not know: {error}") from error
+
+
+def _as_written(method: Any) -> Any:
+    """A method's plain data; LoRA reached no experts when its files did not say."""
+    parts = method if isinstance(method, list) else [method]
+    said = [{"experts": False, **p} if isinstance(p, dict) and p.get("name") == "lora" else p for p in parts]
+    return said if isinstance(method, list) else said[0]
 
 
 def _parts(folder: Path, method: Method) -> dict[str, tuple[Path, str]]:

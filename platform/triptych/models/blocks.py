@@ -1,9 +1,12 @@
 """The blocks of a decoder, whatever its family calls them, and the experts in them."""
 
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedModel
 
 from triptych.errors import UserError
+from triptych.models.sizes import Experts
 
 
 def decoder_blocks(model: PreTrainedModel) -> list[nn.Module]:
@@ -23,12 +26,22 @@ def decoder_blocks(model: PreTrainedModel) -> list[nn.Module]:
     )
 
 
-def expert_weights(decoder: nn.Module) -> list[str]:
-    """Names of the weights [experts, ...] that hold a matrix for each expert; no linear layer is one of them."""
-    modules = ((name, module) for name, module in decoder.named_modules() if not isinstance(module, nn.Conv1d))
-    return [
-        f"{name}.{own}"
+def expert_weights(decoder: nn.Module) -> dict[str, Experts]:
+    """Names of the weights that hold a matrix for each expert of a mixture -> experts, inputs, outputs of each.
+
+    transformers has them in modules called `experts`; no linear layer is one of them. Names are those of the model as
+    it was loaded, without peft's wrappers, and stand in the order in which a module has them.
+    """
+    modules: list[tuple[str, Any]] = [(n.replace(".base_layer", ""), m) for n, m in decoder.named_modules()]
+    return {
+        f"{name}.{own}": _sides(parameter.shape, transposed=getattr(module, "is_transposed", False))
         for name, module in modules
+        if f".{name}".endswith(".experts")
         for own, parameter in module.named_parameters(recurse=False)
         if parameter.ndim == 3
-    ]
+    }
+
+
+def _sides(shape: tuple[int, ...], *, transposed: bool) -> Experts:
+    experts, rows, columns = shape
+    return (experts, rows, columns) if transposed else (experts, columns, rows)

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from triptych.errors import UserError
+from triptych.models.blocks import expert_weights
 from triptych.models.linears import linear_modules
 from triptych.models.sizes import Measured, Sizes, longest_context, special_float
 
@@ -44,6 +45,8 @@ def _sizes(text: str, name: str) -> Sizes:
     hidden = _most(config, "hidden_size") or table.shape[1]
     parameters = {path: tuple(parameter.shape) for path, parameter in model.named_parameters()}
     head = model.get_output_embeddings()
+    prefix = model.base_model_prefix
+    experts = {f"{prefix}.{path}": sides for path, sides in expert_weights(model.base_model).items()}
     return Sizes(
         vocab=table.shape[0],
         hidden=hidden,
@@ -56,7 +59,7 @@ def _sizes(text: str, name: str) -> Sizes:
         max_length=longest_context(config.to_dict()),
         linears=linears,
         qk_norm=any(re.search(r"\.[qk]_\w*norm\.weight$", path) for path in parameters),
-        measured=Measured(parameters, blocks, _active(config, parameters)),
+        measured=Measured(parameters, blocks, experts, _routed(config), _active(config, parameters)),
     )
 
 
@@ -105,15 +108,20 @@ def _known(found: dict[str, Site], name: str, site: Site) -> str:
 
 def _active(config: Any, parameters: Mapping[str, tuple[int, ...]]) -> int:
     """Elements of all blocks that a token is multiplied with: of the experts, those that it goes through."""
-    experts, chosen = _first(config, _EXPERTS), _first(config, _ACTIVE)
-    total = 0
+    experts, total = _first(config, _EXPERTS), 0.0
     for path, shape in parameters.items():
         if not _IN_BLOCK.match(path):
             continue
         numel = torch.Size(shape).numel()
         routed = experts > 0 and len(shape) > 1 and shape[0] == experts and ".experts" in path
-        total += numel * min(chosen or experts, experts) // experts if routed else numel
-    return total
+        total += numel * _routed(config) if routed else numel
+    return int(total)
+
+
+def _routed(config: Any) -> float:
+    """Share of the experts that a token goes through."""
+    experts, chosen = _first(config, _EXPERTS), _first(config, _ACTIVE)
+    return min(chosen or experts, experts) / experts if experts else 1.0
 
 
 def _width(config: Any) -> int:

@@ -4,7 +4,7 @@ peft's own two files are the configuration and the weights; Triptych adds the fa
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -20,6 +20,11 @@ PREFIX = "base_model.model."
 
 LORA_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(\.weight)?")
 """Name of a LoRA's A or B."""
+
+_OF_EXPERTS = re.compile(
+    r"(?P<module>.+\.experts(\.base_layer)*)\.(?P<parameter>(?!base_layer\b)[^.]+)(?P<rest>\.lora_[AB]\b.*)"
+)
+"""Name of a tensor for the parameter of a module of experts, as roles call it: peft leaves the parameter out."""
 
 Value = TypeVar("Value")
 
@@ -40,3 +45,32 @@ def of_module(patterns: Mapping[str, Value] | None, module: str, default: Value)
 def largest_rank(config: Mapping[str, Any]) -> int:
     """The largest rank of a LoRA's modules, by its configuration."""
     return int(max([config["r"], *(config.get("rank_pattern") or {}).values()]))
+
+
+def expert_parameters(names: Iterable[str]) -> list[str]:
+    """Parameters of experts that a LoRA's tensors belong to, by the names that roles use; peft's `target_parameters`.
+
+    Those of one module stand in the order in which peft wraps them, the innermost first.
+    """
+    found = {f"{match['module']}.{match['parameter']}" for name in names if (match := _OF_EXPERTS.fullmatch(name))}
+    inside_first = sorted(found, key=lambda name: -name.count(".base_layer"))
+    return [name.removeprefix(PREFIX).replace(".base_layer", "") for name in inside_first]
+
+
+def peft_name(name: str) -> str:
+    """A tensor's name in peft's files, by that which roles use."""
+    match = _OF_EXPERTS.fullmatch(name)
+    return f"{match['module']}{match['rest']}" if match else name
+
+
+def role_name(name: str, target_parameters: Sequence[str] | None) -> str:
+    """A tensor's name as roles use it, by that in peft's files; `target_parameters` as `expert_parameters` gives them.
+
+    peft wraps a module once for each parameter, and `base_layer` leads from a wrapper to the next one inside.
+    """
+    path, dot, rest = name.partition(".lora_")
+    module = path.replace(".base_layer", "").removeprefix(PREFIX)
+    own = [parameter for parameter in target_parameters or () if parameter.rpartition(".")[0] == module]
+    if not own or not module.endswith(".experts"):
+        return name
+    return f"{path}.{own[-1 - path.count('.base_layer')].rpartition('.')[2]}{dot}{rest}"

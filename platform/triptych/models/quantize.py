@@ -66,7 +66,7 @@ def quantize_linears(model: nn.Module) -> None:
     """
     if experts := expert_weights(model):
         raise UserError(
-            f"model.quantization: int8 rounds linear layers, and {experts[0]} holds a matrix for each expert; "
+            f"model.quantization: int8 rounds linear layers, and {next(iter(experts))} holds a matrix for each expert; "
             "allowed here: no quantization"
         )
     for module in list(model.modules()):

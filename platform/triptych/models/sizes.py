@@ -55,6 +55,10 @@ _LENGTHS = (
 """Fields of config.json that limit a model's context; vLLM takes the least of them."""
 
 
+Experts = tuple[int, int, int]
+"""Number of experts that a weight has a matrix for, and the inputs and outputs of each."""
+
+
 @dataclass(frozen=True)
 class Tensors:
     """Equal parameters, all of which are trained."""
@@ -63,6 +67,8 @@ class Tensors:
     count: int = 1
     in_block: bool = True
     """True for parameters of the decoder's blocks; false for embeddings and heads."""
+    of_experts: bool = False
+    """A token is multiplied with the parts of those experts alone that it goes through."""
 
     @property
     def numel(self) -> int:
@@ -78,6 +84,10 @@ class Measured:
     """Every parameter's shape by its name in transformers; tied ones once."""
     blocks: Mapping[str, tuple[int, ...]]
     """Numbers of the blocks that have each of `Sizes.linears`; -1: outside of blocks."""
+    experts: Mapping[str, Experts]
+    """Weights that hold a matrix for each expert of a mixture, by their names in transformers."""
+    routed: float
+    """Share of a mixture's experts that a token goes through."""
     active: int
     """Parameters of all blocks that a token is multiplied with: of many experts, those that it goes through."""
 
@@ -126,6 +136,11 @@ class Sizes:
     def kv_per_token(self) -> int:
         """Elements of keys and values that a token leaves in the cache."""
         return 2 * self.layers * self.kv_heads * self.head_dim
+
+    @property
+    def experts(self) -> Mapping[str, Experts]:
+        """Weights that hold a matrix for each expert of a mixture, by their names in transformers."""
+        return {} if self.measured is None else self.measured.experts
 
     def blocks_with(self, name: str) -> Sequence[int]:
         """Numbers of the blocks that have one of `linears`; -1: it stands outside of them."""

@@ -18,6 +18,8 @@ def unserved_setting(config: Mapping[str, Any]) -> str | None:
     init = config.get("init_lora_weights", True)
     others = sorted(set(config.get("modules_to_save") or ()) - _SERVED_WHOLE)
     refusals = {
+        "it adapts the experts of a mixture (target_parameters), for which vLLM's CPU engine has no LoRA: merge it "
+        "into the base (`adapters merge`) and serve that": config.get("target_parameters"),
         "it uses DoRA (use_dora): merge it into the base, or train plain LoRA": config.get("use_dora"),
         "it trains biases (lora_bias)": config.get("lora_bias"),
         f"it trains biases (bias={config.get('bias')!r})": config.get("bias", "none") != "none",

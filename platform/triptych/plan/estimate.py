@@ -6,6 +6,7 @@ from typing import Any
 
 from triptych.errors import UserError
 from triptych.methods import trained
+from triptych.methods.parameters.matrix import reached_experts
 from triptych.methods.parameters.virtual import positions
 from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan.amounts import ON_CPU, TRANSIENT, Bytes, Parts, total
@@ -17,7 +18,9 @@ from triptych.plan.machines import machine as machine_named
 from triptych.plan.placement import place
 from triptych.plan.settings import resolve_strategy
 from triptych.plan.speed import Speed, stage_speed
-from triptych.recipe import Recipe
+from triptych.recipe import Method, Recipe
+from triptych.recipe.method import parts_of
+from triptych.recipe.refusals import NO_EXPERTS, NOT_GATHERED
 from triptych.recipe.training import StrategyName
 
 
@@ -162,12 +165,28 @@ def _refuse_what_the_base_cannot(recipe: Recipe, name: str, sizes: Sizes) -> Non
             trained(stage.own_method, sizes)
         except UserError as error:
             raise UserError(f"stages.{name}.{error}") from None
+    _refuse_experts(recipe, name, sizes)
     if sizes.max_length is not None and shape.context + taken > sizes.max_length:
         why = f"with this base and the method's {taken} virtual tokens" if taken else "with this base"
         raise UserError(
             f"stages.{name}.{shape.context_field}: {shape.context} tokens; "
             f"allowed: up to {sizes.max_length - taken} {why}"
         )
+
+
+def _refuse_experts(recipe: Recipe, name: str, sizes: Sizes) -> None:
+    """UserError where LoRA on experts meets a strategy or engines that have no place for it."""
+
+    def reach(method: Method | None) -> bool:
+        return method is not None and any(reached_experts(part, sizes.experts) for part in parts_of(method))
+
+    stage = recipe.trained[name]
+    if stage.workers.strategy == "zero3" and reach(stage.own_method):
+        raise UserError(f"stages.{name}.train.workers.strategy: {NOT_GATHERED}")
+    policy = recipe.stages.get(getattr(stage, "policy", ""))
+    as_adapter = stage.engines is not None and stage.engines.sync == "adapter"
+    if as_adapter and policy is not None and reach(policy.output_method(recipe.stages)):
+        raise UserError(f"stages.{name}.rollout.sync: {NO_EXPERTS}")
 
 
 def _shortage(found: StageEstimate) -> str | None:

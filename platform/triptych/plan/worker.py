@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from triptych.methods.parameters.matrix import reached_experts
 from triptych.methods.parameters.total import adapted, added, trained
 from triptych.models.sizes import Sizes, Tensors
 from triptych.plan.activations import BYTES, FP32, RolePass
@@ -15,7 +16,7 @@ from triptych.plan.amounts import ON_CPU, ZERO, Bytes, Parts
 from triptych.plan.machines import GIB
 from triptych.plan.sharding import Sharding
 from triptych.recipe import Memory, Method, Model, Optimizer
-from triptych.recipe.method import Freeze, Full, trains_base
+from triptych.recipe.method import Freeze, Full, parts_of, trains_base
 
 ACTIVATIONS = (0.4, 1.0, 1.4)
 """Low, expected, high factors on a full micro-batch."""
@@ -95,7 +96,7 @@ class Worker:
         float32 = isinstance(method, Full) or spread.float32_base
         work = RolePass(sizes, method, self.model.dtype, self.model.packing, self.memory, batch.length, float32)
         parts = {"activations": Bytes.scaled(work.activations() * batch.tokens, ACTIVATIONS)}
-        parts["casts"] = self._casts(method, float32_base=float32)
+        parts["casts"] = self._casts(method, float32_base=float32) + self._folded(method)
         if spread.whole_model:
             parts["gathered"] = self._gathered(method, values)
         if spread.message:
@@ -123,6 +124,13 @@ class Worker:
             return parts
         largest = max(inputs * outputs for inputs, outputs, _ in sizes.linears.values())
         return parts + Bytes.exactly(2 * size * largest)  # as it is widened
+
+    def _folded(self, method: Method) -> Bytes:
+        """Experts' weights with their LoRA in them, those of one block where it is computed again, and a gradient."""
+        reached = [reached_experts(part, self.sizes.experts) for part in parts_of(method)]
+        size = BYTES[self.model.dtype] * sum(math.prod(sides) for part in reached for sides in part.values())
+        block = size // self.sizes.layers
+        return Bytes.exactly(block + (size if self.memory.checkpointing == "none" else block))
 
     def _scaled(self, method: Method) -> int:
         """Elements of all B matrices, which are scaled anew for each pass."""

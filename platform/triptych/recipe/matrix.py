@@ -47,6 +47,8 @@ class Lora(_LowRank):
     from what the layers read in the first batches: eva (Paischer et al. 2024, arXiv 2410.07170)."""
     freeze_a: bool = False
     """Only B is trained (LoRA-FA, Zhang et al. 2023, arXiv 2308.03303)."""
+    experts: bool = True
+    """Among all-linear are the experts of a mixture, which take no dropout; false: they stay as they are."""
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

@@ -6,6 +6,15 @@ from triptych.recipe.matrix import AdaLora, Lora, Pissa
 from triptych.recipe.method import MERGING, BitFit, Method, names_of, parts_of, trains_base
 from triptych.recipe.part import Part
 
+NO_EXPERTS = "adapter, and vLLM's CPU engine has no LoRA for the experts of a mixture; allowed: auto, merged"
+"""Reason why engines take no adapter of experts, as a sentence on `rollout.sync`."""
+
+NOT_GATHERED = (
+    "zero3 gathers weights for the module that is called with them, and LoRA on experts reads them before; "
+    "allowed: auto, single, ddp, fsdp, zero1, zero2, or `experts: false` in the method"
+)
+"""Reason why zero3 cannot train LoRA on experts, as a sentence on `workers.strategy`."""
+
 
 def on_quantized(method: Method, quantization: str) -> str | None:
     """Reason why a method cannot train on a base of 8 or 4 bits."""

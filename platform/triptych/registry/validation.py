@@ -197,8 +197,10 @@ def _check_pairs(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
         expected = _rank_of(module, default, pattern)
         if set(found) != {"A", "B"}:
             raise ArtifactError(f"{ADAPTER_WEIGHTS}: {module} has only one of lora_A and lora_B")
-        # An adapter of fused experts (target_parameters) stacks them: its shapes are multiples of the rank.
-        stacked = bool(config.get("target_parameters")) and found["A"] % expected == 0
+        # An adapter of fused experts (target_parameters) stacks them: its shapes are multiples of the rank. Its names
+        # leave the parameter out, by which a pattern may give it a rank.
+        possible = {default, *pattern.values()} if config.get("target_parameters") else set()
+        stacked = any(found["A"] % rank == 0 for rank in possible)
         if found["A"] != found["B"] or (found["A"] != expected and not stacked):
             raise ArtifactError(
                 f"{ADAPTER_WEIGHTS}: {module} has rank {found['A']} in lora_A and {found['B']} in lora_B, "

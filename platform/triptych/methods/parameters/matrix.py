@@ -2,29 +2,65 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, NoReturn
 
 from triptych.errors import UserError
 from triptych.methods.parameters.base_weights import parameter_shapes
 from triptych.models.peft_files import of_module
-from triptych.models.sizes import Sizes, Tensors
+from triptych.models.sizes import Experts, Sizes, Tensors
 from triptych.recipe.matrix import AdaLora, Dora, GatedLora, Ia3, LnTuning, Lokr, Lora, Pissa
 
 Shape = tuple[int, ...]
 
 
 def low_rank(method: Lora | Dora | Pissa, sizes: Sizes) -> list[Tensors]:
-    """A [r, inputs] and B [outputs, r] of each target (arXiv 2106.09685); DoRA's lengths [outputs]."""
+    """A [r, inputs] and B [outputs, r] of each target (arXiv 2106.09685); DoRA's lengths [outputs].
 
-    def shapes(name: str, inputs: int, outputs: int) -> list[Shape]:
-        rank = of_module(method.rank_pattern, name, method.r)
+    Those of experts have the rows and columns of each expert after one another.
+    """
+
+    def shapes(name: str, inputs: int, outputs: int, experts: int = 1) -> list[Shape]:
+        rank = experts * of_module(method.rank_pattern, name, method.r)
         found: list[Shape] = [(outputs, rank)]
         if not (isinstance(method, Lora) and method.freeze_a):
             found.append((rank, inputs))
         return [*found, (outputs,)] if isinstance(method, Dora) else found
 
-    return _counted(shape for site in _sites(method, sizes) for shape in shapes(*site))
+    reached = reached_experts(method, sizes.experts)
+    of_experts = _counted(shape for name, (n, i, o) in reached.items() for shape in shapes(name, i, o, n))
+    plain = _counted(shape for site in _sites(method, sizes) for shape in shapes(*site))
+    return plain + [replace(tensors, of_experts=True) for tensors in of_experts]
+
+
+def reached_experts(method: Any, experts: Mapping[str, Experts]) -> dict[str, Experts]:
+    """Weights of a mixture's experts that a method trains low-rank matrices for: of all blocks or of its `layers`.
+
+    Raises:
+        UserError: peft adds none to experts as the method says.
+    """
+    if not (isinstance(method, Lora) and method.experts and method.targets == "all-linear"):
+        return {}
+    found = {name: e for name, e in experts.items() if method.layers is None or block_of(name) in method.layers}
+    if found and method.dropout:
+        _refuse_on_experts("dropout", method.dropout, "0", found)
+    if found and method.init not in ("default", "gaussian"):
+        _refuse_on_experts("init", method.init, "default or gaussian", found)
+    return found
+
+
+def _refuse_on_experts(field: str, value: Any, allowed: str, experts: Mapping[str, Experts]) -> NoReturn:
+    raise UserError(
+        f"method.{field}: {value}, which LoRA on experts has no place for, and all-linear reaches those of this "
+        f"mixture ({next(iter(experts))} and {len(experts) - 1} more); allowed: {allowed}, or `experts: false`, which "
+        "leaves them as they are"
+    )
+
+
+def block_of(name: str) -> int:
+    """Number of the block that a layer is in; -1 outside."""
+    return next((int(part) for part in name.split(".") if part.isdecimal()), -1)
 
 
 def gated_lora(method: GatedLora, sizes: Sizes) -> list[Tensors]:

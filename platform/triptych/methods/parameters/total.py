@@ -20,6 +20,12 @@ def added(method: Method, sizes: Sizes) -> int:
     return 0 if trains_base(method) else sum(t.numel for t in trained(method, sizes) if t.in_block)
 
 
+def multiplied(method: Method, sizes: Sizes) -> float:
+    """Elements that a method adds to the blocks and that a token is multiplied with: of experts, those it goes to."""
+    idle = 1 - (1.0 if sizes.measured is None else sizes.measured.routed)
+    return added(method, sizes) - idle * sum(t.numel for t in trained(method, sizes) if t.of_experts)
+
+
 def adapted(method: Method, sizes: Sizes) -> dict[str, int]:
     """Linear layers of one block whose inputs a backward pass needs, and the width of what a method makes of each."""
     if trains_base(method):

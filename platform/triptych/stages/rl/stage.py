@@ -18,7 +18,7 @@ from triptych.models.adapter import Adapter
 from triptych.models.peft_files import largest_rank
 from triptych.observe.metrics import RlMetrics
 from triptych.recipe import POLICY, Rl, Source
-from triptych.recipe.refusals import as_policy, is_lora
+from triptych.recipe.refusals import NO_EXPERTS, as_policy, is_lora
 from triptych.registry import AdapterVersion
 from triptych.rollout.pool import RolloutPool
 from triptych.stages.artifact import check_gate, commit_adapter, data_parents, finish, measured, parent, sources
@@ -42,6 +42,8 @@ def run(ctx: StageContext[Rl]) -> AdapterVersion:
     policy, policy_version = parent(ctx, stage.policy, "policy")
     if reason := as_policy(policy.method):
         raise UserError(f"stages.{ctx.name}.policy: {policy_version.ref}: {reason}")
+    if stage.rollout.sync == "adapter" and is_lora(policy.method) and not policy.is_lora:
+        raise UserError(f"stages.{ctx.name}.rollout.sync: {policy_version.ref}: {NO_EXPERTS}")
     tables = {split: _encode(ctx, source) for split, source in sources(ctx).items()}
     parents = {policy_version.ref: policy_version.sha256, reward_version.ref: reward_version.sha256}
     inputs = begin(ctx, tables, parents | data_parents(ctx))
@@ -56,9 +58,9 @@ def run(ctx: StageContext[Rl]) -> AdapterVersion:
 
 
 def start_pool(ctx: StageContext[Rl], policy: Adapter) -> RolloutPool:
-    """The engines, for policies of this one's method and rank; they run merged weights where it is no LoRA."""
+    """The engines, for policies of this one's method and rank; they run merged weights where vLLM has no such LoRA."""
     stage = ctx.stage
-    native = is_lora(policy.method)
+    native = policy.is_lora
     rollout = stage.rollout if native else stage.rollout.model_copy(update={"sync": "merged"})
     return RolloutPool.start(
         model_dir=str(ctx.base_dir),

@@ -13,7 +13,6 @@ from triptych.forward.roles import BASE, RoleModel
 from triptych.methods.merge import changed_weights
 from triptych.models.adapter import peft_json
 from triptych.recipe import POLICY
-from triptych.recipe.refusals import is_lora
 from triptych.rollout.sync_check import check_sync
 from triptych.stages.rl.worker import RlWorker
 from triptych.train.batch import Batch, sample_batch
@@ -76,9 +75,9 @@ def sync_policy(worker: RlWorker, version: int, asked: Probe) -> dict[str, float
 
 
 def _for_engines(worker: RlWorker, weights: dict[str, Tensor]) -> tuple[bytes, dict[str, Any]]:
-    """The policy as a LoRA, or by any other method as weights of the base: safetensors and their configuration."""
+    """The policy as a LoRA, or, of experts or by another method, as weights of the base, and what the bytes are."""
     adapter = adapter_of(worker.policy_method, weights, worker.stage.output)
-    if is_lora(adapter.method):
+    if adapter.is_lora:
         tensors = {name: value.contiguous() for name, value in adapter.weights.items()}
         return save(tensors), peft_json(adapter.configs["lora"])
     changed = changed_weights(

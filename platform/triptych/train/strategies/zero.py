@@ -12,10 +12,13 @@ from typing import Any, Literal, TypeVar
 import deepspeed
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+from peft.tuners.lora.layer import ParamWrapper
 from torch import Tensor, nn
 
+from triptych.errors import UserError
 from triptych.forward.roles import RoleModel
 from triptych.recipe import Optimizer
+from triptych.recipe.refusals import NOT_GATHERED
 from triptych.train.group import Group
 from triptych.train.optimizer import build_optimizer
 from triptych.train.strategies.base import LOSS_SCALE, VALUE, Slice, Update, state_keys
@@ -57,6 +60,8 @@ class Zero:
         self._whole_model = stage == 3
         self._world, self._rank = group.size, group.rank
         if stage == 3:
+            if any(isinstance(module, ParamWrapper) for module in model.modules()):
+                raise UserError(f"workers.strategy: {NOT_GATHERED}")
             model.float()
         self.parameters = {role: model.parameters_of(role) for role in optimizers}
         self._engines: dict[str, Any] = {}

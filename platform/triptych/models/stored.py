@@ -1,0 +1,39 @@
+"""Weights of a loaded model in the form that its files have: transformers renames, stacks and turns some of them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from triptych.errors import UserError
+from triptych.models.weights import weight_files
+
+
+def as_stored(model: PreTrainedModel, weights: Mapping[str, Tensor], base: Path) -> dict[str, Tensor]:
+    """Weights of the model by the names, and in the shapes, that the files of its folder `base` have.
+
+    Raises:
+        UserError: the files have no such tensor.
+    """
+    shapes = _shapes(base)
+    found = {name: tensor for name, tensor in weights.items() if shapes.get(name) == tuple(tensor.shape)}
+    converted = {name: tensor for name, tensor in weights.items() if name not in found}
+    found |= revert_weight_conversion(model, converted) if converted else {}
+    for name, tensor in found.items():
+        if shapes.get(name) != tuple(tensor.shape):
+            raise UserError(
+                f"the files of the base have no {name} of shape {list(tensor.shape)}, which was trained: they hold its "
+                "weights in a form that is not written again"
+            )
+    return found
+
+
+def _shapes(base: Path) -> dict[str, tuple[int, ...]]:
+    found: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(base):
+        with safe_open(file, framework="pt") as tensors:
+            found |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return found
