@@ -17,7 +17,7 @@ from triptych.errors import UserError
 from triptych.methods.hooked import HookedAttachment
 from triptych.methods.parameters.base_weights import trained_parameters
 from triptych.models.weights import read_weights
-from triptych.recipe.method import Freeze
+from triptych.recipe.method import Freeze, Full
 
 ROWS = ".rows"
 """Suffix of the name of a weight of which some rows are trained."""
@@ -96,12 +96,15 @@ def attach(model: PreTrainedModel, config: Freeze, role: str) -> Trained:
     return attachment
 
 
-def whole(config: Freeze, base: Path, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All weights of a Hugging Face folder, with what was trained in their place. A tied head's copy is left out."""
+def whole(method: Freeze | Full, base: Path, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All tensors of a Hugging Face folder, with what was trained in their place. A tied head's copy is left out.
+
+    Buffers, such as the bias that balances a router's experts, come from the folder: no method trains them.
+    """
     found = read_weights(base)
     if json.loads((base / "config.json").read_text()).get("tie_word_embeddings"):
         found.pop("lm_head.weight", None)
-    tokens = torch.tensor(token_ids(config))
+    tokens = torch.tensor(token_ids(method) if isinstance(method, Freeze) else [], dtype=torch.long)
     for name, value in trained.items():
         table = name.removesuffix(ROWS)
         found[table] = value if table == name else found[table].to(value.dtype).index_copy(0, tokens, value)

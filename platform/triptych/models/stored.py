@@ -18,10 +18,7 @@ def as_stored(model: PreTrainedModel, weights: Mapping[str, Tensor], base: Path)
     Raises:
         UserError: the files have no such tensor.
     """
-    shapes = _shapes(base)
-    found = {name: tensor for name, tensor in weights.items() if shapes.get(name) == tuple(tensor.shape)}
-    converted = {name: tensor for name, tensor in weights.items() if name not in found}
-    found |= revert_weight_conversion(model, converted) if converted else {}
+    shapes, found = _shapes(base), as_saved(model, weights, base)
     for name, tensor in found.items():
         if shapes.get(name) != tuple(tensor.shape):
             raise UserError(
@@ -29,6 +26,14 @@ def as_stored(model: PreTrainedModel, weights: Mapping[str, Tensor], base: Path)
                 "weights in a form that is not written again"
             )
     return found
+
+
+def as_saved(model: PreTrainedModel, weights: Mapping[str, Tensor], base: Path) -> dict[str, Tensor]:
+    """Weights of the model as its files in the folder `base` hold them; others as transformers would save them."""
+    shapes = _shapes(base)
+    found = {name: tensor for name, tensor in weights.items() if shapes.get(name) == tuple(tensor.shape)}
+    converted = {name: tensor for name, tensor in weights.items() if name not in found}
+    return found | (revert_weight_conversion(model, converted) if converted else {})
 
 
 def _shapes(base: Path) -> dict[str, tuple[int, ...]]:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from triptych import __version__, storage
 from triptych.artifact_kinds import kind_fields
@@ -26,14 +27,16 @@ from triptych.data.hub import commits_of, pinned
 from triptych.errors import RunError, UserError
 from triptych.forward.export import adapter_of
 from triptych.methods.adalora import ranks
+from triptych.methods.freeze import ROWS as TRAINED_ROWS
 from triptych.methods.freeze import whole
 from triptych.models.adapter import Adapter, load_adapter, save_adapter
 from triptych.models.full import save_model
 from triptych.models.identity import difference
 from triptych.models.peft_files import FACTS
+from triptych.models.stored import as_saved
 from triptych.recipe import Origin, Source, StageBase
 from triptych.recipe.matrix import AdaLora
-from triptych.recipe.method import Freeze, parts_of, trains_base
+from triptych.recipe.method import Freeze, Full, parts_of, trains_base
 from triptych.registry import AdapterVersion, Registry
 from triptych.stages.context import StageContext
 from triptych.train.learner import Learner
@@ -86,7 +89,7 @@ def commit_role(
     method = ctx.stage.method
     write_ranks(ctx, {role: weights})
     if trains_base(method):
-        _commit_model(ctx, weights, metrics)
+        _commit_model(ctx, learner.model.lm, weights, metrics)
     else:
         adapter = adapter_of(method, weights, ctx.stage.output)
         commit_adapter(ctx, dataclasses.replace(adapter, labels=tuple(labels)), metrics)
@@ -214,12 +217,15 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-def _commit_model(ctx: StageContext[Any], weights: dict[str, Tensor], metrics: Mapping[str, float]) -> None:
+def _commit_model(
+    ctx: StageContext[Any], model: PreTrainedModel, trained: Mapping[str, Tensor], metrics: Mapping[str, float]
+) -> None:
     """Commit the base with its trained weights as the stage's output."""
-    method = ctx.stage.method
+    method: Freeze | Full = ctx.stage.method
     with committed_output(ctx, metrics) as folder:
-        if isinstance(method, Freeze):
-            weights = whole(method, ctx.base_dir, weights)
+        rows = {name: tensor for name, tensor in trained.items() if name.endswith(TRAINED_ROWS)}
+        parameters = {name: tensor for name, tensor in trained.items() if name not in rows}
+        weights = whole(method, ctx.base_dir, as_saved(model, parameters, ctx.base_dir) | rows)
         save_model(folder, ctx.base_dir, weights, getattr(torch, ctx.recipe.model.dtype), ctx.about())
 
 
