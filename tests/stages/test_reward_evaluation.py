@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from triptych.errors import RunError
 from triptych.models.adapter import Normalization
 from triptych.stages.supervised.reward_evaluation import (
     Pairs,
@@ -118,6 +119,12 @@ def test_normalization_is_of_the_mean_over_members() -> None:
     found = measure_normalization(scores)  # means 2, 2, 6, 6
     assert (found.mean, found.std) == (4.0, 2.0)
     assert measure_normalization(torch.ones(1, 3, 2)).std > 0
+
+
+def test_scores_that_are_no_numbers_normalise_nothing() -> None:
+    scores = torch.tensor([[[1.0, 3.0], [math.nan, 7.0], [1.0, math.inf]]])
+    with pytest.raises(RunError, match="scores of 2 of 3 training pairs are no finite numbers"):
+        measure_normalization(scores)
 
 
 def test_prompts_are_compared_by_their_tokens() -> None:

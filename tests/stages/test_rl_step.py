@@ -248,6 +248,59 @@ def test_a_reward_is_given_each_answer_with_the_fields_of_its_prompt(
     assert metrics["reward"] == pytest.approx(sum(answer.fields["number"] for answer in given) / 6)
 
 
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_no_number_is_named_before_anything_is_learned(
+    run: RlWorker, monkeypatch: pytest.MonkeyPatch, score: float
+) -> None:
+    class Broken:
+        def score(self, answers: Sequence[Answer], forward: Forward) -> Tensor:
+            return torch.tensor([1.0] * (len(answers) - 1) + [score])
+
+    monkeypatch.setitem(REWARDS, "model", lambda settings, roles: Broken())
+    before = {name: p.detach().clone() for name, p in run.learner.model.parameters_of(POLICY).items()}
+    with pytest.raises(RunError, match=rf"rewards\[0\] \(model\): its score of .* is {score}.*for 1 of 6") as refused:
+        rl_step(run, 1)
+    record = pool_of(run).records[-1][-1]
+    assert repr(run.texts([record.prompt_ids])[0]) in str(refused.value)
+    assert all((p == before[name]).all() for name, p in run.learner.model.parameters_of(POLICY).items())
+
+
+def test_a_reward_scores_each_answer_once(run: RlWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Short:
+        def score(self, answers: Sequence[Answer], forward: Forward) -> Tensor:
+            return torch.ones(len(answers) - 1)
+
+    monkeypatch.setitem(REWARDS, "model", lambda settings, roles: Short())
+    with pytest.raises(RunError, match=r"the shape \[5\] for 6 answers"):
+        rl_step(run, 1)
+
+
+@pytest.mark.parametrize(
+    ("field", "named"),
+    [
+        ("rollout", "the engine's log-probabilities"),
+        ("old", "the log-probabilities by the policy"),
+        ("reference", "the log-probabilities by the reference"),
+        ("values", "the values by the critic"),
+    ],
+)
+def test_a_pass_that_gives_no_numbers_is_named_before_anything_is_learned(
+    run: RlWorker, monkeypatch: pytest.MonkeyPatch, field: str, named: str
+) -> None:
+    passes = RlWorker.forward_passes
+
+    def broken(worker: RlWorker, samples: Samples, scores: Tensor) -> Scored:
+        found = passes(worker, samples, scores)
+        numbers = getattr(found, field).clone()
+        numbers[~found.mask] = NAN  # padding is never read
+        numbers[2, 0] = NAN
+        return replace(found, **{field: numbers})
+
+    monkeypatch.setattr(RlWorker, "forward_passes", broken)
+    with pytest.raises(RunError, match=f"{named} of the answer .* are not finite, and so for 1 of 6 answers"):
+        rl_step(run, 1)
+
+
 def test_committed_prompts_keep_the_other_columns_of_their_rows(still: RlWorker) -> None:
     day, fields = datetime.date(2026, 11, 29), {"answer": "42", "steps": [1, 2]}
     prompts = [PromptExample([1, 2], fields), PromptExample([3], {"day": day, "picture": b"\x00"})]

@@ -7,6 +7,7 @@ from triptych.data.batches import epoch_order
 from triptych.data.encode import PromptExample
 from triptych.recipe import POLICY
 from triptych.stages.recorder import memory
+from triptych.stages.rl.finite import check_passes, check_scores
 from triptych.stages.rl.rollout_log import write_rollouts
 from triptych.stages.rl.samples import Samples, moments
 from triptych.stages.rl.sync import PROBES, probe, sync_policy
@@ -15,7 +16,11 @@ from triptych.train.clock import Clock
 
 
 def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
-    """Take step `step`, counted from 1; every rank calls it and gets the same metrics."""
+    """Take step `step`, counted from 1; every rank calls it and gets the same metrics.
+
+    Raises:
+        RunError: a score, a log-probability or a value is no finite number; nothing has been learned from the step.
+    """
     clock = Clock()
 
     # 1. Answers of the engines, which run the weights of the step before.
@@ -24,10 +29,12 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
 
     # 2. A score of each answer.
     scores = worker.scores(samples)
+    check_scores(worker, samples, scores)
     clock.lap("score")
 
     # 3. Policy, and reference and critic where the algorithm needs them, look at the answers.
     scored = worker.forward_passes(samples, scores)
+    check_passes(worker, samples, scored)
     clock.lap("forward")
 
     # 4. Credit of each token.

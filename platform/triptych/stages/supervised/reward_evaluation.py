@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triptych.errors import RunError
 from triptych.models.adapter import Normalization
 from triptych.stages.supervised.loop import Rows
 from triptych.train.learner import Learner
@@ -40,8 +41,18 @@ def score_pairs(learner: Learner, roles: Sequence[str], rows: Rows, budget: int,
 
 
 def measure_normalization(scores: Tensor) -> Normalization:
-    """Mean and standard deviation over all answers, chosen and rejected alike."""
+    """Mean and standard deviation over all answers, chosen and rejected alike.
+
+    Raises:
+        RunError: a score is no finite number, and so would be all that is normalised by them.
+    """
     ensemble = scores.mean(dim=0)
+    if lost := int((~ensemble.isfinite().all(dim=1)).sum()):
+        raise RunError(
+            f"the reward model's scores of {lost} of {len(ensemble)} training pairs are no finite numbers, so scores "
+            "cannot be normalised: its weights have diverged, or model.dtype is too narrow; lower optimizer.lr, or "
+            "take another model.dtype"
+        )
     return Normalization(ensemble.mean().item(), max(ensemble.std(correction=0).item(), 1e-6))
 
 
