@@ -14,7 +14,7 @@ from triptych.errors import UserError
 from triptych.methods.freeze import whole
 from triptych.methods.targets import targeted
 from triptych.models.base import fingerprint, load_causal_lm, resolve_base
-from triptych.models.weights import INDEX, read_weights, weight_files
+from triptych.models.weights import INDEX, read_weights, weight_files, without_other_weights
 from triptych.recipe.method import Freeze
 from triptych.recipe.model import Model
 
@@ -51,12 +51,32 @@ def test_other_files_are_no_part_of_the_base(folder: Path, tiny_model_dir: Path)
         assert (found["model.norm.weight"] == own["model.norm.weight"]).all()
 
 
+def test_who_takes_every_file_of_a_folder_is_given_those_of_the_base_alone(folder: Path) -> None:
+    """vLLM takes all `*.safetensors`, or `consolidated*.safetensors` before any others."""
+    (folder / "consolidated.safetensors").write_bytes(b"anything")
+    view = without_other_weights(folder)
+    assert [file.name for file in view.glob("*.safetensors")] == ["model.safetensors"]
+    assert {file.name for file in folder.iterdir()} - {file.name for file in view.iterdir()} == {
+        "zz-other.safetensors",
+        "consolidated.safetensors",
+    }
+    assert fingerprint(view) == fingerprint(folder)
+    assert without_other_weights(folder) == view
+    (folder / "more.json").write_text("{}")
+    assert (without_other_weights(folder) / "more.json").is_file()
+
+
+def test_a_folder_without_other_weights_is_read_where_it_is(tiny_model_dir: Path) -> None:
+    assert without_other_weights(tiny_model_dir) == tiny_model_dir
+
+
 def test_the_index_says_which_files_are_the_base(split: Path, tiny_model_dir: Path) -> None:
     assert [file.name for file in weight_files(split)] == list(FILES)
     assert read_weights(split).keys() == load_file(tiny_model_dir / "model.safetensors").keys()
     before = fingerprint(split)
     (split / "zz-other.safetensors").write_bytes(b"anything")
     assert fingerprint(split) == before
+    assert sorted(file.name for file in without_other_weights(split).glob("*.safetensors")) == list(FILES)
 
 
 def test_two_bases_in_one_folder_are_refused(split: Path, tiny_model_dir: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +26,7 @@ from triptych.engines.base import (
 )
 from triptych.errors import RunError
 from triptych.models.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from triptych.models.weights import without_other_weights
 from triptych.recipe.rollout import Sampling
 from triptych.recipe.serve import LORA_RANKS
 
@@ -35,7 +37,8 @@ class VllmEngine(Engine):
     def __init__(self, index: int, plan: EnginePlan) -> None:
         from vllm import LLM
 
-        self._index, self._plan = index, plan.here()
+        plan = plan.here()
+        self._index, self._plan = index, replace(plan, model_dir=str(without_other_weights(Path(plan.model_dir))))
         self._version = BASE_VERSION
         self._llm: Any = LLM(**vllm_arguments(self._plan))
         adapter_mode = self._plan.mode == "adapter"

@@ -1,12 +1,16 @@
 """The weight files of a model's folder: those that transformers reads, and no other that lies beside them."""
 
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from triptych.cache import cache_dir
 from triptych.errors import UserError
 from triptych.models.peft_files import MODEL_WEIGHTS
+from triptych.storage import digest_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,6 +54,29 @@ def files_of(index: Any, path: Path) -> list[str]:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
             raise UserError(f"model.base: {path} names {name}, which is outside the folder; allowed: files in it")
     return sorted(set(placed.values()))
+
+
+def without_other_weights(folder: Path) -> Path:
+    """The folder, or where other safetensors files lie beside its weights, one of links to all but them, on this node.
+
+    It is for readers that take every safetensors file of a folder without an index, or a `consolidated.safetensors`
+    in place of those of an index, as vLLM does.
+    """
+    own = set(weight_files(folder))
+    kept = [entry for entry in sorted(folder.resolve().iterdir()) if entry.suffix != ".safetensors"]
+    if own >= {entry for entry in folder.iterdir() if entry.suffix == ".safetensors"}:
+        return folder
+    links = {entry.name: str(entry) for entry in [*kept, *(file.absolute() for file in own if file.parent == folder)]}
+    view = cache_dir("views") / digest_of(links)[:16]
+    if not view.is_dir():
+        made = Path(tempfile.mkdtemp(dir=view.parent))
+        for name, target in links.items():
+            (made / name).symlink_to(target)
+        try:
+            made.rename(view)
+        except OSError:  # another process was faster
+            shutil.rmtree(made)
+    return view
 
 
 def read_weights(folder: Path) -> "dict[str, Tensor]":

@@ -16,6 +16,7 @@ from ray.serve.llm import LLMConfig
 from triptych.data.end_tokens import end_tokens
 from triptych.errors import UserError
 from triptych.models.base import fingerprint, model_tokenizer, resolve_base
+from triptych.models.weights import without_other_weights
 from triptych.recipe.model import Model
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import Registry
@@ -110,7 +111,9 @@ class AdapterServer(LLMServer):
         stock = llm_config.get_engine_config()
         kind = VLLMEngineConfig if self._config.engine.gpus else _CpuEngineConfig
         # Ray offers no public way to say where on this node the model lies, or which executor runs it.
-        llm_config._engine_config = kind.model_validate({**dict(stock), "hf_model_id": str(folder)})
+        llm_config._engine_config = kind.model_validate(
+            {**dict(stock), "hf_model_id": str(without_other_weights(folder))}
+        )
         await super().__init__(llm_config)
 
     def _init_multiplex_loader(self, model_downloader_cls: object = None) -> None:
