@@ -67,6 +67,17 @@ def test_transformers_loads_what_was_merged(tmp_path: Path, tiny_model_dir: Path
         merge(tmp_path)
 
 
+def test_a_merged_model_stops_where_answers_ended_in_training(tmp_path: Path, tiny_model_copy: Path) -> None:
+    """Its base's tokenizer and configuration stop at another token than a turn ends with."""
+    settings = json.loads((tiny_model_copy / "tokenizer_config.json").read_text()) | {"eos_token": "<|endoftext|>"}
+    (tiny_model_copy / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tiny_model_copy / "generation_config.json").write_text(json.dumps({"eos_token_id": 0}))
+    registered(tmp_path, tiny_model_copy, Lora(r=4))
+    merge(tmp_path)
+    written = json.loads((tmp_path / "merged" / "generation_config.json").read_text())
+    assert written == {"eos_token_id": [2, 0]}
+
+
 def test_what_a_quantized_base_costs_is_measured(tmp_path: Path, tiny_model_dir: Path) -> None:
     registered(tmp_path, tiny_model_dir, Lora(r=4), quantization="int8")
     with pytest.raises(UserError, match=r"differs from the adapter on its int8 base by .*; allowed: up to 1e-09"):

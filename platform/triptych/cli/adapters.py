@@ -188,13 +188,16 @@ def merge(
     registry: RegistryUrl = DEFAULT,
 ) -> None:
     """Write the base with a version's adapter in its weights, as a whole model."""
+    from triptych.data.end_tokens import learned_ends
     from triptych.methods.merge import merge_adapter
+    from triptych.models.full import write_ends
 
     known = open_registry(registry)
     version = known.get(ref)
     if version.kind != "policy":
         raise UserError(f"{version.ref} is of kind {version.kind!r}; allowed: adapters that generate text (policy)")
     changed = merge_adapter(known.fetch(version.ref), folder, base or version.base, dtype, limit)
+    write_ends(folder, learned_ends(folder))
     typer.echo(f"{version.ref} -> {folder}" + (f" (KL {changed:.1e} nats a token)" if changed is not None else ""))
 
 

@@ -26,6 +26,16 @@ def end_tokens(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return list(dict.fromkeys([end_of_turn(tokenizer), *own, *_of_model(folder)]))
 
 
+def learned_ends(folder: Path) -> list[int]:
+    """`end_tokens` of a model's folder; none where its tokenizer writes no chats."""
+    from triptych.models.base import load_tokenizer
+
+    try:
+        return end_tokens(folder, load_tokenizer(folder))
+    except UserError:
+        return []
+
+
 def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The last token that is learned of an answer. UserError: the chat template cannot write an answer."""
     try:

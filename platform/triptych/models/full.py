@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,10 @@ from torch import Tensor
 from triptych.artifact_kinds import kind_fields
 from triptych.models.peft_files import FACTS, MODEL_WEIGHTS
 
+_GENERATION = "generation_config.json"
+_SPECIAL = ("bos_token_id", "pad_token_id", "eos_token_id")
+"""Fields of config.json that transformers generates by where there is no file for that."""
+
 _TOKENIZER = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -22,7 +26,7 @@ _TOKENIZER = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
-    "generation_config.json",
+    _GENERATION,
 )
 
 
@@ -51,3 +55,19 @@ def save_model(
     if "chat_template" in about:
         (folder / "chat_template.jinja").write_text(about["chat_template"], encoding="utf-8")
     (folder / FACTS).write_text(json.dumps(dict(about) | kind_fields("model"), indent=2, sort_keys=True))
+
+
+def write_ends(folder: Path, ends: Sequence[int]) -> None:
+    """Have whoever generates with the model of a folder stop at each of these tokens, where it does not yet.
+
+    transformers and vLLM read them from generation_config.json; all else that it says stays.
+    """
+    file = folder / _GENERATION
+    if file.is_file():
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    else:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        settings = {name: config[name] for name in _SPECIAL if config.get(name) is not None}
+    known = settings.get("eos_token_id")
+    if set(ends) - set(known if isinstance(known, list) else [known]):
+        file.write_text(json.dumps(settings | {"eos_token_id": list(ends)}, indent=2, sort_keys=True), encoding="utf-8")

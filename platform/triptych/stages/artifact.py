@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from triptych import __version__, storage
 from triptych.artifact_kinds import kind_fields
+from triptych.data.end_tokens import end_tokens
 from triptych.data.hub import commits_of, pinned
 from triptych.errors import RunError, UserError
 from triptych.forward.export import adapter_of
@@ -30,7 +31,7 @@ from triptych.methods.adalora import ranks
 from triptych.methods.freeze import ROWS as TRAINED_ROWS
 from triptych.methods.freeze import whole
 from triptych.models.adapter import Adapter, load_adapter, save_adapter
-from triptych.models.full import save_model
+from triptych.models.full import save_model, write_ends
 from triptych.models.identity import difference
 from triptych.models.peft_files import FACTS
 from triptych.models.stored import as_saved
@@ -39,6 +40,7 @@ from triptych.recipe.matrix import AdaLora
 from triptych.recipe.method import Freeze, Full, parts_of, trains_base
 from triptych.registry import AdapterVersion, Registry
 from triptych.stages.context import StageContext
+from triptych.stages.models import tokenizer_of
 from triptych.train.learner import Learner
 
 METRICS = "metrics.json"
@@ -220,13 +222,14 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 def _commit_model(
     ctx: StageContext[Any], model: PreTrainedModel, trained: Mapping[str, Tensor], metrics: Mapping[str, float]
 ) -> None:
-    """Commit the base with its trained weights as the stage's output."""
+    """Commit the base with its trained weights as the stage's output; it stops where answers ended in training."""
     method: Freeze | Full = ctx.stage.method
     with committed_output(ctx, metrics) as folder:
         rows = {name: tensor for name, tensor in trained.items() if name.endswith(TRAINED_ROWS)}
         parameters = {name: tensor for name, tensor in trained.items() if name not in rows}
         weights = whole(method, ctx.base_dir, as_saved(model, parameters, ctx.base_dir) | rows)
         save_model(folder, ctx.base_dir, weights, getattr(torch, ctx.recipe.model.dtype), ctx.about())
+        write_ends(folder, end_tokens(ctx.base_dir, tokenizer_of(ctx)))
 
 
 def _register(
