@@ -76,6 +76,20 @@ def test_folders_of_tables_and_mixtures_travel(recipe: Recipe) -> None:
     assert content[sent[1]] == Path("pairs.jsonl").read_bytes()
 
 
+def test_a_base_with_python_files_travels_whole(recipe: Recipe, tiny_model_copy: Path) -> None:
+    """Its code may import other files of the folder, and read any."""
+    own = {path.name for path in tiny_model_copy.iterdir()} | {"modeling_own.py", "layers/norm.py", "own.tiktoken"}
+    for name in (*own, "pytorch_model.bin", "zz-other.safetensors", ".git/config", "layers/__pycache__/norm.pyc"):
+        file = tiny_model_copy / name
+        file.parent.mkdir(exist_ok=True, parents=True)
+        if not file.exists():
+            file.write_text("x = 1")
+    model = recipe.model.model_copy(update={"base": str(tiny_model_copy), "trust_remote_code": True})
+    content = packed(bundle_recipe(recipe.model_copy(update={"model": model}), CALL))
+    base = yaml.safe_load(content[RECIPE])["model"]["base"]
+    assert {name.removeprefix(f"{base}/") for name in content if name.startswith(base)} == own
+
+
 def test_the_same_content_is_the_same_archive(recipe: Recipe) -> None:
     with archive(bundle_recipe(recipe, CALL)) as first, archive(bundle_recipe(recipe, CALL)) as second:
         assert first.read_bytes() == second.read_bytes()

@@ -21,7 +21,9 @@ LIMIT = 95 * 2**20
 """Bytes of a compressed bundle; Ray's dashboard takes 100 MiB a request."""
 
 _ANCIENT = (1980, 1, 1, 0, 0, 0)  # one date for all, so that the same content is the same archive, and is sent once
-_MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.py")
+_MODEL_FILES = ("*.json", "*.jinja", "*.txt", "*.model")
+_OTHER_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.gguf", "*.onnx", "tf_model.h5", "flax_model.msgpack")
+"""Weights that may lie beside those that are read, and stay here."""
 _TABLES = ("*.parquet", "*.arrow")
 _ADVICE = "put large files where the cluster reads them (s3://..., gs://..., or a folder that its nodes share)"
 _T = TypeVar("_T")
@@ -142,8 +144,17 @@ def _add_model(bundle: Bundle, base: str) -> str:
     folder = Path(base).expanduser()
     if base in BUILT_IN or not folder.is_dir():
         return base
-    beside = {path for pattern in _MODEL_FILES for path in folder.glob(pattern)}
-    return _add_files(bundle, folder, sorted(beside.union(weight_files(folder))))
+    return _add_files(bundle, folder, sorted({*_beside_weights(folder), *weight_files(folder)}))
+
+
+def _beside_weights(folder: Path) -> list[Path]:
+    """Configuration and tokenizer of a model; of one with Python files all but weights, for code may read any file."""
+    if next(folder.rglob("*.py"), None) is None:
+        return [path for pattern in _MODEL_FILES for path in folder.glob(pattern)]
+    within = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    hidden = {path for path in within if any(part.startswith(".") or part == "__pycache__" for part in path.parts)}
+    weights = {path for path in within for pattern in _OTHER_WEIGHTS if path.match(pattern)}
+    return [folder / path for path in within if path not in hidden | weights]
 
 
 def _add_files(bundle: Bundle, folder: Path, files: list[Path]) -> str:
