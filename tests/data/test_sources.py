@@ -207,10 +207,15 @@ def test_folders_and_broken_parquet(tmp_path: Path) -> None:
 def test_first_rows_tell_what_a_run_would_refuse(tmp_path: Path) -> None:
     source = _jsonl(tmp_path / "a.jsonl", [{"prompt": "Hi"}, {"topic": 1}, *[{"prompt": "Hi"}] * 98, {"topic": 1}])
     with pytest.raises(UserError, match=r"1 of 100 rows .*\n  line 2: no 'prompt'"):
+        check_first_rows(source, "prompts", most=100)
+    with pytest.raises(UserError, match="2 of 101 rows"):
         check_first_rows(source, "prompts")
+    source = _jsonl(tmp_path / "b.jsonl", [{"prompt": "Hi"}, {"topic": 1}])
     check_first_rows(source.model_copy(update={"max_bad_rows": 1}), "prompts")
     check_first_rows(source.model_copy(update={"limit": 1}), "prompts")
     check_first_rows(Source(path=f"{tmp_path}/none.jsonl"), "prompts")
+    with pytest.raises(UserError, match=r"none\.jsonl: no such file"):
+        check_first_rows(Source(path=f"{tmp_path}/none.jsonl"), "prompts", here=True)
     (tmp_path / "a.docx").write_text("")
     with pytest.raises(UserError, match=r"\.docx file suffix"):
         check_first_rows(Source(path=f"{tmp_path}/a.docx"), "prompts")

@@ -136,3 +136,25 @@ def test_rows_that_a_run_would_refuse_are_refused(plan: Cli, recipe_file: Path, 
     assert "perhaps columns: {prompt: ask, response: reply}" in err.replace("\n", " ")
     named = "stages.sft.data.train.columns={prompt: ask, response: reply}"
     assert plan(recipe_file, *sets, "--set", named)[0] == 0
+
+
+def test_rows_are_rendered_as_a_run_renders_them(
+    plan: Cli, recipe_file: Path, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    rows = tmp_path / "prompts.jsonl"
+    rows.write_text(json.dumps({"prompt": "Hi"}) + "\n" + json.dumps({"prompt": "warm " * 200}) + "\n")
+    sets = ["--set", "machine=8xh100-80", "--set", f"model.base={tiny_model_dir}"]
+    sets += ["--set", f"stages.ppo.data.train.path={rows}", "--set", "stages.ppo.rollout.max_prompt_tokens=64"]
+    code, out, err = plan(recipe_file, *sets)
+    assert (code, out) == (2, "")
+    assert "stages.ppo.data.train: 1 of 2 prompts are longer than 64 tokens" in err.replace("\n", " ")
+    code, out, err = plan(recipe_file, *sets, "--set", "stages.ppo.data.train.max_bad_rows=1")
+    assert (code, err) == (0, "")
+
+
+def test_a_base_that_a_run_would_refuse_is_refused(plan: Cli, recipe_file: Path, tiny_model_copy: Path) -> None:
+    config = json.loads((tiny_model_copy / "config.json").read_text()) | {"is_causal": False}
+    (tiny_model_copy / "config.json").write_text(json.dumps(config))
+    code, out, err = plan(recipe_file, "--set", "machine=8xh100-80", "--set", f"model.base={tiny_model_copy}")
+    assert (code, out) == (2, "")
+    assert "lets tokens see later ones (is_causal: false in config.json)" in err.replace("\n", " ")

@@ -3,7 +3,9 @@
 import json
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -63,17 +65,6 @@ def plan(
         _plan(loaded, stage, machine, profile, price, exact, as_json)
 
 
-def _check_rows(recipe: "Recipe", stage: str | None) -> None:
-    """Refuse rows on this disk that a run would refuse at once."""
-    from triptych.data.sources import PARSERS, check_first_rows
-
-    for name, trained in recipe.trained.items():
-        kind = next((kind for kind in PARSERS if kind == trained.rows), None)
-        if kind is not None and stage in (None, name):
-            for source in trained.data.splits().values():
-                check_first_rows(source, kind)
-
-
 def _plan(
     recipe: "Recipe",
     stage: str | None,
@@ -91,8 +82,8 @@ def _plan(
     from triptych.plan import choose, duration, estimate, place
     from triptych.recipe import dump_recipe
 
-    _check_rows(recipe, stage)
     placement = place(recipe, machine, stage)
+    _check(recipe, placement.requests)
     choices = {
         name: choose(recipe, name, machine, profile=profile, exact=exact, trace=traced)
         for name in placement.requests
@@ -121,6 +112,14 @@ def _plan(
         console.print(tables.choice_table(choices))
     console.print(tables.totals_table(predicted, measured=profile.rates is not None or machine.gpu is not None))
     console.print(tables.duration_table(lasts))
+
+
+def _check(recipe: "Recipe", names: Iterable[str]) -> None:
+    """Refuse what a run of these stages would refuse. Files that are not here are named, if this machine is planned."""
+    from triptych.stages.preflight import check_plan
+
+    planned_here = recipe.machine == "local" and not os.environ.get("RAY_ADDRESS")
+    check_plan(recipe, names, partial(typer.echo, err=True) if planned_here else lambda _: None)
 
 
 def _grid(

@@ -49,9 +49,11 @@ def _run_here(
     from triptych.cluster.ray import connect, leave
     from triptych.observe.progress import ProgressDisplay
     from triptych.recipe import load_recipe
-    from triptych.stages.run import run_folder, run_recipe
+    from triptych.stages.run import check_recipe, run_folder, run_recipe
 
     loaded = load_recipe(recipe, overrides)
+    with redirect_stdout(sys.stderr):
+        check_recipe(loaded, stage)
     # Ray and libraries print to stdout, which is the results'.
     with redirect_stdout(sys.stderr), connect(cpus, metrics_port):
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray sets its own when it starts

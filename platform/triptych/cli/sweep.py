@@ -50,14 +50,17 @@ def _sweep_here(
 ) -> dict[str, Any]:
     """Run the sweep, and its winner if wanted; the final table as JSON, with the report's path and the winner."""
     from triptych.cluster.ray import connect, leave
+    from triptych.models.base import resolve_base
     from triptych.observe.progress import ProgressDisplay
     from triptych.observe.report.sweep import write_sweep_report
     from triptych.recipe import load_recipe
+    from triptych.stages.preflight import STARTED, check_rows
     from triptych.tune.importance import importance
     from triptych.tune.sweep import check_sweep, run_sweep, train_best
 
     loaded = load_recipe(recipe, overrides)
     wanted = check_sweep(loaded)
+    check_rows(loaded, [wanted.stage], resolve_base(loaded.model), STARTED, here=True)
     registered: dict[str, Any] | None = None
     # Ray and libraries print to stdout, which is the results'.
     with redirect_stdout(sys.stderr), connect(cpus, metrics_port, dashboard=True):

@@ -61,7 +61,8 @@ ADDED: dict[str, Any] = {"tools": (), "learned": True, "extra": {}}
 _RIVALS = {"prompt": ("messages",), "response": ("messages",), "chosen": ("answers",), "rejected": ("answers",)}
 """Columns that would be read in place of those that a source's `columns` names."""
 _SHOWN = 5
-_FIRST = 100
+FIRST = 1000
+"""Rows of each table that `check_first_rows` looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +109,7 @@ def load_rows(source: "Source", kind: RowKind, check: RowCheck | None = None) ->
     `source.max_bad_rows` (the message counts them and shows the first five). A row that `check` refuses is malformed.
     """
     bad: list[BadRow] = []
-    parse = PARSERS[kind]
-    checked = parse if check is None else lambda record: [check(row) for row in parse(record)]
-    parts = list(iterate_rows(source, checked, bad))
+    parts = list(iterate_rows(source, _checked(kind, check), bad))
     _judge(source, kind, len(parts), bad)
     items = [row for rows in parts for row in rows]
     return SourceRows(items, _digest(items)[0], bad)
@@ -140,16 +139,39 @@ def survey(source: "Source", kind: str, parse: Parse) -> Survey:
     return Survey(count, size, digest)
 
 
-def check_first_rows(source: "Source", kind: RowKind) -> None:
-    """Refuse a source whose first rows make a run refuse it, as `load_rows` does; what is not on this disk passes."""
+def check_first_rows(
+    source: "Source", kind: RowKind, check: RowCheck | None = None, most: int = FIRST, *, here: bool = False
+) -> SourceRows[Any]:
+    """Refuse a source whose first `most` rows make a run refuse it, as `load_rows` does; those rows.
+
+    What is not on this disk passes, but with `here` a path of this machine where there is nothing is refused.
+    """
     bad: list[BadRow] = []
-    good = 0
+    good: list[DataRow] = []
+    used = 0
     for _, origin in source.origins():
-        if origin.stage is None and Path(origin.file).exists() and (source.mix is None or source.limit is None):
-            usable = _usable(origin, PARSERS[kind], bad, most=_FIRST)
-            good += sum(1 for _ in itertools.islice(usable, origin.limit))
+        if origin.stage is None and _is_read(origin, here=here) and (source.mix is None or source.limit is None):
+            for rows in itertools.islice(_usable(origin, _checked(kind, check), bad, most=most), origin.limit):
+                used += 1
+                good += rows
     if len(bad) > source.max_bad_rows:
-        _judge(source, kind, good, bad)
+        _judge(source, kind, used, bad)
+    return SourceRows(good, "", bad)
+
+
+def absent_path(source: "Source") -> str | None:
+    """The first path of a source that is one of this machine, and leads to nothing; None if there is none."""
+    paths = [origin.file for _, origin in source.origins() if origin.stage is None]
+    return next((path for path in paths if "://" not in path and not Path(path).exists()), None)
+
+
+def _is_read(origin: "Origin", *, here: bool) -> bool:
+    return Path(origin.file).exists() or (here and "://" not in origin.file)
+
+
+def _checked(kind: RowKind, check: RowCheck | None) -> Parse:
+    parse = PARSERS[kind]
+    return parse if check is None else lambda record: [check(row) for row in parse(record)]
 
 
 def found_shapes(source: "Source", kind: RowKind) -> FoundShapes:

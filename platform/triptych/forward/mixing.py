@@ -4,7 +4,7 @@ Attention is told by its layout which tokens belong together. A convolution, a r
 end to end, one row would run into the next. Such a model is padded.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,35 +61,55 @@ def _by_modules(model: PreTrainedModel) -> str | None:
 
 
 def _by_gradient(model: PreTrainedModel) -> str | None:
+    leaks: list[bool] = []
+    refused = refused_by_layers(model, lambda: leaks.append(_leaks(model)))
+    return refused or ("its hidden states depend on what stands beside a row" if leaks[0] else None)
+
+
+def refused_by_layers(model: PreTrainedModel, look: Callable[[], object] | None = None) -> str | None:
+    """The reason why the model's layers do not compute rows laid end to end; None if they do. Needs no values.
+
+    `look`: the passes that are to show it; None: one of two rows.
+    """
     before = model.config._attn_implementation
     model.set_attn_implementation(PROBED)
     try:
-        leaks = _leaks(model)
+        _states_of_rows(model) if look is None else look()
     except (UserError, TypeError) as error:  # attention does not compute an argument, or a layer does not take it
+        if isinstance(error, TypeError) and not has_values(model):
+            raise  # fake tensors have errors of their own
         return str(error).removeprefix("model.base: ").partition(";")[0]
     finally:
         model.set_attn_implementation(before)
-    return "its hidden states depend on what stands beside a row" if leaks else None
+    return None
 
 
 def _leaks(model: PreTrainedModel) -> bool:
     """True if hidden states of one row depend on the tokens of another in the same layout."""
+    with torch.enable_grad(), _embedded(model) as embedded:
+        states, lengths = _states_of_rows(model)
+        found = [
+            torch.autograd.grad(rows.double().sum(), embedded, retain_graph=True)[0][0]
+            for rows in states.split(lengths)
+        ]
+    first, second = (gradient.split(lengths) for gradient in found)
+    return bool(first[1].any() or second[0].any())
+
+
+def _states_of_rows(model: PreTrainedModel) -> tuple[Tensor, list[int]]:
+    """Hidden states [N, d] of two rows laid end to end, and the tokens of each."""
     ids = torch.zeros(2, max(map(len, _ROWS)), dtype=torch.long, device=model.device)
     for line, row in zip(ids, _ROWS, strict=True):
         line[: len(row)] = torch.tensor(row)
     layout = lay_out(ids, (ids > 0).long())
-    with torch.enable_grad(), _embedded(model) as embedded:
-        output = _decoder(model)(
-            input_ids=layout.ids[None] % model.config.vocab_size,
-            attention_mask=torch.ones_like(layout.ids[None]),  # not told, transformers would look for rows itself
-            position_ids=layout.positions[None],
-            use_cache=False,
-            layout=layout,
-        )
-        states = output.last_hidden_state[0].split(layout.new)
-        found = [torch.autograd.grad(rows.double().sum(), embedded, retain_graph=True)[0][0] for rows in states]
-    first, second = (gradient.split(layout.new) for gradient in found)
-    return bool(first[1].any() or second[0].any())
+    output = _decoder(model)(
+        input_ids=layout.ids[None] % model.config.vocab_size,
+        attention_mask=torch.ones_like(layout.ids[None]),  # not told, transformers would look for rows itself
+        position_ids=layout.positions[None],
+        use_cache=False,
+        layout=layout,
+    )
+    return output.last_hidden_state[0], layout.new
 
 
 @contextmanager

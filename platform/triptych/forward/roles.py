@@ -41,7 +41,8 @@ HEAD = "head."
 """Prefix of the names of a head's parameters, among those of its role."""
 
 
-_WITH_PREFIX = (PrefixTuning, PTuningV2, GatedPrefix)
+WITH_PREFIX = (PrefixTuning, PTuningV2, GatedPrefix)
+"""Methods that put keys and values before every row."""
 
 
 class RoleModel(nn.Module):
@@ -157,7 +158,7 @@ class RoleModel(nn.Module):
         """
         if self._whole or (self.trainable and trains_base(method)):
             raise ValueError(f"a role that trains the base's own weights has it for itself; there are {self._roles()}")
-        self._check_prefix(method)
+        self.check_prefix(method)
         with self.use(BASE):  # some methods look at what the base computes
             found = apply_method(self.lm, method, role)
         self.attached[role] = {f"{name}." if len(found) > 1 else "": part for name, part in found.items()}
@@ -287,8 +288,9 @@ class RoleModel(nn.Module):
         """The active role's scalar at each hidden state: [..., d] -> [...], float32."""
         return self.heads[self._current](hidden)
 
-    def _check_prefix(self, method: Method) -> None:
-        prefixes = [part.name for part in parts_of(method) if isinstance(part, _WITH_PREFIX)]
+    def check_prefix(self, method: Method) -> None:
+        """UserError where a method has a prefix, and the model's rows are padded because of its layers."""
+        prefixes = [part.name for part in parts_of(method) if isinstance(part, WITH_PREFIX)]
         if prefixes and self.padded_because:
             raise UserError(
                 f"method.name: {prefixes[0]} stands inside attention, and in a {type(self.lm).__name__} "

@@ -80,7 +80,7 @@ def dry_run(
         loss_chunk=memory.loss_chunk,
     )
     for spec in specs:
-        _add(model, spec)
+        add_role(model, spec)
     optimizers = {spec.name: spec.optimizer for spec in specs if spec.optimizer is not None}
     learner = Learner(
         model,
@@ -117,7 +117,8 @@ def textless(method: Method) -> Method:
     return method
 
 
-def _add(model: RoleModel, spec: RoleSpec) -> None:
+def add_role(model: RoleModel, spec: RoleSpec) -> None:
+    """Put a role, or each member of an ensemble, on a model; methods and heads are newly initialised."""
     for role in member_roles(spec.name, spec.copies):
         model.add(role, textless(spec.method), trainable=spec.trained, head=_head(model, spec))
 

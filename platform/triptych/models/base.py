@@ -57,6 +57,23 @@ def resolve_base(model: Model) -> Path:
     return _checked(_snapshot(model, allowed), name)
 
 
+def base_here(model: Model) -> Path | None:
+    """The base's folder where it, or its tokenizer, is on this machine already: nothing is fetched, made or checked."""
+    if model.base in BUILT_IN:
+        return demo.made()
+    for folder in _places(model.base):
+        if folder.is_dir():
+            return folder.resolve()
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(model.base, revision=model.revision, allow_patterns=_FILES, local_files_only=True)
+        )
+    except (OSError, ValueError):  # not fetched yet, or no id
+        return None
+
+
 def _places(name: str) -> list[Path]:
     """Candidate paths of a model folder: a relative one also in the folder that Ray gave a job on this node.
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def demo_model() -> Path:
     """The converted model's folder; converted (about 20 s) by whoever comes first, awaited by the others."""
-    folder = cache_dir("models") / f"{NAME}-{CONVERSION}"
+    folder = _place()
     with FileLock(f"{folder}.lock"):
         if read_manifest(str(folder)) is None:
             gguf = _wheel_file()
@@ -36,6 +36,15 @@ def demo_model() -> Path:
             with committed(str(folder)) as staging:
                 _convert(gguf, staging)
     return folder
+
+
+def made() -> Path | None:
+    """The converted model's folder, where it was converted before."""
+    return folder if read_manifest(str(folder := _place())) is not None else None
+
+
+def _place() -> Path:
+    return cache_dir("models") / f"{NAME}-{CONVERSION}"
 
 
 def _wheel_file() -> Path:

@@ -166,10 +166,15 @@ def parent(ctx: StageContext[Any], ref: str, kind: str) -> tuple[Adapter, Adapte
         UserError: it is of another kind or sits on another base.
     """
     version = registered(ctx, ref)
-    if reason := difference(version.base_fingerprint, ctx.base_fingerprint):
-        raise UserError(f"{version.ref} was trained on {version.base}, {reason} than {ctx.recipe.model.base}")
+    check_same_base(version, ctx.base_fingerprint, ctx.recipe.model.base)
     storage.verify(version.url)
     return load_adapter(storage.local_copy(version.url), kind), version
+
+
+def check_same_base(version: AdapterVersion, fingerprint: str, base: str) -> None:
+    """UserError where a version was trained on another base than the one called `base`, of this fingerprint."""
+    if reason := difference(version.base_fingerprint, fingerprint):
+        raise UserError(f"{version.ref} was trained on {version.base}, {reason} than {base}")
 
 
 def registered(ctx: StageContext[Any], ref: str) -> AdapterVersion:

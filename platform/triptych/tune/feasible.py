@@ -5,6 +5,7 @@ from typing import Any
 
 from triptych.errors import UserError
 from triptych.measure import traced
+from triptych.measure.base_check import check_base
 from triptych.plan import Machine, estimate, requests
 from triptych.plan.placement import pack
 from triptych.recipe import Recipe, RecipeError, Values, with_values
@@ -21,6 +22,7 @@ def reason_infeasible(recipe: Recipe, values: Values, machine: Machine) -> str |
     assert recipe.sweep is not None
     try:
         point = with_values(recipe, values)
+        check_base(point, [recipe.sweep.stage])
         estimate(point, machine=machine, stage=recipe.sweep.stage, trace=traced, advise=False)
     except RecipeError as error:
         return "; ".join(problem.message for problem in error.problems)

@@ -1,0 +1,99 @@
+"""Checks of a recipe before anything starts: refusals that stages would come to, perhaps after hours of others."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from triptych.data.checked import ChatCheck
+from triptych.data.encode import encode_prompts
+from triptych.data.end_tokens import end_tokens
+from triptych.data.rows import RowKind
+from triptych.data.sources import PARSERS, absent_path, check_first_rows
+from triptych.errors import UserError
+from triptych.measure.base_check import check_base
+from triptych.models.base import base_here, model_tokenizer
+from triptych.models.identity import tokenizer_files
+from triptych.recipe import Recipe, Source, TrainedStage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Say = Callable[[str], None]
+"""Shows a line about what was not checked."""
+PLANNED, STARTED = 1000, 100_000
+"""Rows of each table that are checked for a plan, and before a run."""
+
+
+def check_plan(recipe: Recipe, names: Iterable[str], say: Say) -> None:
+    """Refuse what a run of these stages would refuse of base, tokenizer and rows, as far as they are on this machine.
+
+    Rows are rendered as the run renders them. `say` is told which files are not here.
+
+    Raises:
+        UserError: what the run would say.
+    """
+    chosen = [name for name in names if name in recipe.trained]
+    check_base(recipe, chosen)
+    sources = {f"stages.{n}.data.{split}": s for n in chosen for split, s in recipe.trained[n].data.splits().items()}
+    absent = {place: path for place, source in sources.items() if (path := absent_path(source))}
+    for place, path in absent.items():
+        say(f"{place}: {path} is not here, so its rows are not checked")
+    # To load a tokenizer takes seconds, which without rows show nothing.
+    folder = base_here(recipe.model) if len(absent) < len(sources) else None
+    known = folder if folder is not None and tokenizer_files(folder) else None
+    check_rows(recipe, chosen, known, PLANNED)
+
+
+def check_run(recipe: Recipe, names: Iterable[str], folder: Path) -> None:
+    """As `check_plan`, of the base in `folder` and of more rows.
+
+    Raises:
+        UserError: the same, and for a path of this machine where nothing is.
+    """
+    chosen = [name for name in names if name in recipe.trained]
+    check_base(recipe, chosen)
+    check_rows(recipe, chosen, folder, STARTED, here=True)
+
+
+def check_rows(recipe: Recipe, names: Iterable[str], folder: Path | None, most: int, *, here: bool = False) -> None:
+    """Refuse stages whose first `most` rows of each table a run would refuse.
+
+    Args:
+        recipe: the recipe.
+        names: its stages that are checked.
+        folder: of the base, by whose tokenizer rows are rendered; None: they are only parsed.
+        most: rows of each table.
+        here: whether a path of this machine where nothing is is refused.
+
+    Raises:
+        UserError: the stage, the file, and what is wrong.
+    """
+    tokenizer = None if folder is None else model_tokenizer(folder, recipe.model)
+    for name in names:
+        stage = recipe.trained[name]
+        if stage.engines is not None and folder is not None and tokenizer is not None:
+            end_tokens(folder, tokenizer)
+        kind = next((kind for kind in PARSERS if kind == stage.rows), None)
+        if kind is None:
+            continue
+        for split, source in stage.data.splits().items():
+            try:
+                _check_source(stage, kind, source, tokenizer, most, here=here)
+            except UserError as error:
+                raise UserError(f"stages.{name}.data.{split}: {str(error).removeprefix('data: ')}") from error
+
+
+def _check_source(
+    stage: TrainedStage,
+    kind: RowKind,
+    source: Source,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    most: int,
+    *,
+    here: bool,
+) -> None:
+    check = None if tokenizer is None else ChatCheck(tokenizer, source.control_tokens)
+    rows = check_first_rows(source, kind, check, most, here=here)
+    sampling = stage.shape().sampling
+    if sampling is not None and tokenizer is not None and rows.items:
+        encode_prompts(rows.items, tokenizer, sampling.max_prompt_tokens, source.max_bad_rows - len(rows.bad))
