@@ -14,7 +14,7 @@ from triptych.errors import UserError
 from triptych.methods.freeze import whole
 from triptych.methods.targets import targeted
 from triptych.models.base import fingerprint, load_causal_lm, resolve_base
-from triptych.models.weights import INDEX, read_weights, weight_files
+from triptych.models.weights import INDEX, read_weights, weight_files, without_other_weights
 from triptych.recipe.method import Freeze
 from triptych.recipe.model import Model
 
@@ -41,6 +41,18 @@ def split(folder: Path) -> Path:
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": placed}))
     (folder / "model.safetensors").unlink()
     return folder
+
+
+def test_an_engine_finds_no_other_weights(folder: Path, tiny_model_dir: Path) -> None:
+    """vLLM would load every safetensors file of a folder without an index."""
+    found = without_other_weights(folder)
+    assert {file.name for file in found.iterdir()} == {file.name for file in tiny_model_dir.iterdir()}
+    assert (found / "model.safetensors").read_bytes() == (tiny_model_dir / "model.safetensors").read_bytes()
+    assert without_other_weights(tiny_model_dir) == tiny_model_dir
+
+
+def test_an_engine_reads_the_files_of_an_index(split: Path) -> None:
+    assert without_other_weights(split) == split
 
 
 def test_other_files_are_no_part_of_the_base(folder: Path, tiny_model_dir: Path) -> None:

@@ -1,6 +1,9 @@
 """The weight files of a model's folder: those that transformers reads, and no other that lies beside them."""
 
+import atexit
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -35,6 +38,22 @@ def weight_files(folder: Path) -> list[Path]:
                 f"model.base: {folder} has no {name}, {what}; weights of other names or formats are not loaded"
             )
     return [folder / name for name in names]
+
+
+def without_other_weights(folder: Path) -> Path:
+    """The folder itself, or where other safetensors lie in it, one of links without them, for as long as this process.
+
+    vLLM loads every safetensors file of a folder that has no index.
+    """
+    read = {file.name for file in weight_files(folder)}
+    if (folder / INDEX).is_file() or {file.name for file in folder.glob("*.safetensors")} == read:
+        return folder
+    view = Path(tempfile.mkdtemp(prefix="triptych-base-"))
+    atexit.register(shutil.rmtree, view, ignore_errors=True)
+    for file in folder.iterdir():
+        if file.suffix != ".safetensors" or file.name in read:
+            (view / file.name).symlink_to(file.resolve())
+    return view
 
 
 def files_of(index: Any, path: Path) -> list[str]:

@@ -16,6 +16,7 @@ from ray.serve.llm import LLMConfig
 from triptych.data.end_tokens import end_tokens
 from triptych.errors import UserError
 from triptych.models.base import fingerprint, model_tokenizer, resolve_base
+from triptych.models.weights import without_other_weights
 from triptych.recipe.model import Model
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import Registry
@@ -101,6 +102,7 @@ class AdapterServer(LLMServer):
         self._config = ServeConfig.model_validate(config)
         self._engines = engines_of(self._config)
         folder = resolve_base(self._config.model)
+        loaded = str(without_other_weights(folder))
         self._fingerprint = fingerprint(folder, self._config.model.chat_template)
         self._ends = _end_tokens(folder, self._config.model)
         self._registry = Registry(self._config.registry, self._config.artifacts, create=False)
@@ -110,7 +112,7 @@ class AdapterServer(LLMServer):
         stock = llm_config.get_engine_config()
         kind = VLLMEngineConfig if self._config.engine.gpus else _CpuEngineConfig
         # Ray offers no public way to say where on this node the model lies, or which executor runs it.
-        llm_config._engine_config = kind.model_validate({**dict(stock), "hf_model_id": str(folder)})
+        llm_config._engine_config = kind.model_validate({**dict(stock), "hf_model_id": loaded})
         await super().__init__(llm_config)
 
     def _init_multiplex_loader(self, model_downloader_cls: object = None) -> None:
