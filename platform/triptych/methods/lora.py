@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from triptych.errors import UserError
 from triptych.methods.base import Export
 from triptych.methods.peft_family import PeftAttachment, fix, inject, modules_of
-from triptych.methods.targets import targeted, weight_of
+from triptych.methods.targets import shape_of, targeted, weight_of
 from triptych.models.peft_files import PREFIX
 from triptych.recipe.matrix import Dora, Lora, Pissa
 
@@ -65,7 +65,7 @@ def attach(model: PreTrainedModel, method: LowRank, role: str) -> PeftAttachment
     """An adapter in every targeted layer.
 
     Raises:
-        UserError: the targets match no module of the model, or a pattern none of the targets.
+        UserError: the targets match no module of the model, a pattern none of the targets, or the rank is too high.
     """
     config = lora_config(method)
     config.target_modules = names = targeted(model, method.targets, method.layers)
@@ -126,6 +126,12 @@ def _twice(method: Lora | Pissa) -> Lora:
 def _from_weights(
     model: PreTrainedModel, method: LowRank, config: LoraConfig, role: str, layers: list[tuple[str, Any]]
 ) -> FromWeights:
+    for name, layer in layers:
+        if layer.r[role] > min(shape_of(layer)):
+            raise UserError(
+                f"method.r: {layer.r[role]} with init {_init(method)}, and {name} is a matrix of rank "
+                f"{min(shape_of(layer))}; allowed: up to that, a rank_pattern for this layer, or other targets"
+            )
     start = f"{role}_start"
     config.lora_dropout = 0.0
     inject(model, config, start)
