@@ -6,8 +6,6 @@ from typing import Any
 
 from triptych.data.cells import finite, from_json, listed, text
 
-Record = Mapping[str, Any]
-
 RATINGS = ("score", "rating", "label")
 """Columns that rate an answer; of several the first. A `label` does where it is true or false."""
 RANKINGS = (("answers", "scores"), ("answers", "ranks"), ("answers",))
@@ -27,35 +25,35 @@ class Rating:
     """False: it says only good or bad, not by how much."""
 
 
-def rating_column(record: Record) -> str | None:
+def rating_column(record: Mapping[str, Any]) -> str | None:
     """The column that rates the row's answer, if any."""
     return next((name for name in RATINGS if record.get(name) is not None and _rates(record, name)), None)
 
 
-def _rates(record: Record, name: str) -> bool:
+def _rates(record: Mapping[str, Any], name: str) -> bool:
     return name != "label" or _is(record[name], _YES, record) or _is(record[name], _NO, record)
 
 
-def _is(value: Any, words: tuple[Any, ...], record: Record) -> bool:
+def _is(value: Any, words: tuple[Any, ...], record: Mapping[str, Any]) -> bool:
     """Whether a label says so; a number does beside a `completion`, as files of KTO have it."""
     if isinstance(value, int) and not isinstance(value, bool):
         return "completion" in record and value in words
     return isinstance(value, bool | str) and value in words
 
 
-def rating(record: Record, name: str) -> Rating:
+def rating(record: Mapping[str, Any], name: str) -> Rating:
     """The rating in a column. ValueError: it is no number."""
     if name == "label":
         return Rating(float(_is(record[name], _YES, record)), measured=False)
     return Rating(finite(record[name], name), measured=True)
 
 
-def is_rated_bad(record: Record) -> bool:
+def is_rated_bad(record: Mapping[str, Any]) -> bool:
     """Whether the row's label says that its answer is a bad one."""
     return record.get("label") is not None and _is(record["label"], _NO, record)
 
 
-def ranking_columns(record: Record) -> tuple[str, ...] | None:
+def ranking_columns(record: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The columns that hold and rank several answers, as one of `RANKINGS`; None: there are none."""
     if not record.get("answers"):
         return None
@@ -73,7 +71,7 @@ def _objects(value: Any) -> list[Mapping[str, Any]]:
     return value if isinstance(value, list) and all(isinstance(item, Mapping) for item in value) else []
 
 
-def answers_and_scores(record: Record) -> dict[str, Any]:
+def answers_and_scores(record: Mapping[str, Any]) -> dict[str, Any]:
     """Columns `answers` and `scores` or `ranks` of a row with several answers."""
     columns = ranking_columns(record)
     if columns != RANKINGS[2]:
@@ -93,7 +91,7 @@ def answers_and_scores(record: Record) -> dict[str, Any]:
     }
 
 
-def scored(record: Record) -> list[tuple[float, str]]:
+def scored(record: Mapping[str, Any]) -> list[tuple[float, str]]:
     """Score and text of each of several answers, the best first; a rank is a score with its sign turned.
 
     Raises:
@@ -111,6 +109,6 @@ def scored(record: Record) -> list[tuple[float, str]]:
     return sorted(found, key=lambda item: -item[0])
 
 
-def best_answer(record: Record) -> str:
+def best_answer(record: Mapping[str, Any]) -> str:
     """The answer with the highest score, of equals the first."""
     return scored(answers_and_scores(record))[0][1]

@@ -167,9 +167,38 @@ class MergeExtension:
 
         model_config = self.model_runner.model_config
         device = torch.device(self.model_runner.device)
+        experts = _unset_experts(self.model_runner.get_model()) if device.type == "cpu" else []
         with torch.inference_mode():
             weights = merged_weights(Path(model_dir), adapter, config, model_config.dtype, device)
             self.model_runner.reload_weights(weights_iterator=weights)
+        _check_experts(experts, adapter)
+
+
+def _unset_experts(model: Any) -> list[tuple[Any, Any]]:
+    """Have vLLM set its experts up again as it loads weights; gives each layer's method and its kernel of before.
+
+    It lays experts out for its CPU kernel at the first load alone: after others the kernel would read plain matrices.
+    """
+    methods: list[Any] = [getattr(layer, "quant_method", None) for layer in model.modules()]
+    experts = [(method, method.moe_kernel) for method in methods if getattr(method, "moe_kernel", None) is not None]
+    for method, _ in experts:
+        method.moe_kernel = None
+    return experts
+
+
+def _check_experts(experts: list[tuple[Any, Any]], adapter: bytes) -> None:
+    """Keep the experts that vLLM did not load again; they are those of the base.
+
+    Raises:
+        RunError: the adapter changes experts.
+    """
+    from safetensors.torch import load
+
+    kept = [(method, kernel) for method, kernel in experts if method.moe_kernel is None]
+    for method, kernel in kept:
+        method.moe_kernel = kernel
+    if kept and (changed := next((name for name in load(adapter) if ".experts." in name), None)):
+        raise RunError(f"vLLM takes no new weights for the experts of this model, and the adapter changes {changed}")
 
 
 class WeightSync(Protocol):

@@ -17,7 +17,7 @@ from triptych.errors import UserError
 from triptych.methods.base import Export
 from triptych.methods.parameters.matrix import reached_experts
 from triptych.methods.peft_family import PeftAttachment, fix, inject, modules_of
-from triptych.methods.targets import experts_of, targeted, weight_of
+from triptych.methods.targets import experts_of, shape_of, targeted, weight_of
 from triptych.models.peft_files import PREFIX, expert_parameters, of_module
 from triptych.recipe.matrix import Dora, Lora, Pissa
 
@@ -68,8 +68,8 @@ def attach(model: PreTrainedModel, method: LowRank, role: str) -> PeftAttachment
     """An adapter in every targeted layer, and on the experts of a mixture.
 
     Raises:
-        UserError: the targets match no module of the model, a pattern none of the targets, or experts cannot be trained
-            as the method says.
+        UserError: the targets match no module of the model, a pattern none of the targets, the rank is too high, or
+            experts cannot be trained as the method says.
     """
     config = lora_config(method)
     too = isinstance(method, Lora) and method.experts
@@ -146,6 +146,12 @@ def _twice(method: Lora | Pissa) -> Lora:
 def _from_weights(
     model: PreTrainedModel, method: LowRank, config: LoraConfig, role: str, layers: list[tuple[str, Any]]
 ) -> FromWeights:
+    for name, layer in layers:
+        if layer.r[role] > min(shape_of(layer)):
+            raise UserError(
+                f"method.r: {layer.r[role]} with init {_init(method)}, and {name} is a matrix of rank "
+                f"{min(shape_of(layer))}; allowed: up to that, a rank_pattern for this layer, or other targets"
+            )
     start = f"{role}_start"
     config.lora_dropout = 0.0
     inject(model, config, start)

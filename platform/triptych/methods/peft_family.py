@@ -115,7 +115,7 @@ def attach(model: PreTrainedModel, method: Any, role: str) -> PeftAttachment:
         config.feedforward_modules = [name for name in names if f".{name}".endswith(feedforward)]
     try:
         layers = inject(model, config, role)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"method.name: {method.name} does not fit this model: {error}") from error
     if isinstance(method, C3a):
         for _, layer in layers:

@@ -77,8 +77,11 @@ def named_norms(model: PreTrainedModel, targets: Sequence[str]) -> list[str]:
     """Names of the decoder's norms that end with one of the targets; UserError where a target ends none."""
     prefix = model.base_model_prefix
     modules = ((f"{prefix}.{name}".replace(".base_layer", ""), m) for name, m in getattr(model, prefix).named_modules())
-    names = [name for name, m in modules if "norm" in type(m).__name__.lower() and not isinstance(m, BaseTunerLayer)]
+    plain = ((name, module) for name, module in modules if not isinstance(module, BaseTunerLayer))
+    names = [name for name, m in plain if "norm" in type(m).__name__.lower() and next(m.parameters(), None) is not None]
     names = list(dict.fromkeys(name for name in names if ".ln_tuning_layers." not in name))
+    if not names:
+        raise UserError("method.name: no norm of this model has a weight; allowed: another method")
     for target in targets:
         if not any(ends(name, target) for name in names):
             endings = ", ".join(sorted({name.rpartition(".")[2] for name in names}))

@@ -18,16 +18,16 @@ from triptych.recipe import Recipe, Source, TrainedStage
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Say = Callable[[str], None]
+Warn = Callable[[str], None]
 """Shows a line about what was not checked."""
 PLANNED, STARTED = 1000, 100_000
 """Rows of each table that are checked for a plan, and before a run."""
 
 
-def check_plan(recipe: Recipe, names: Iterable[str], say: Say) -> None:
+def check_plan(recipe: Recipe, names: Iterable[str], warn: Warn) -> None:
     """Refuse what a run of these stages would refuse of base, tokenizer and rows, as far as they are on this machine.
 
-    Rows are rendered as the run renders them. `say` is told which files are not here.
+    Rows are rendered as the run renders them. `warn` is told which files are not here.
 
     Raises:
         UserError: what the run would say.
@@ -37,7 +37,7 @@ def check_plan(recipe: Recipe, names: Iterable[str], say: Say) -> None:
     sources = {f"stages.{n}.data.{split}": s for n in chosen for split, s in recipe.trained[n].data.splits().items()}
     absent = {place: path for place, source in sources.items() if (path := absent_path(source))}
     for place, path in absent.items():
-        say(f"{place}: {path} is not here, so its rows are not checked")
+        warn(f"{place}: {path} is not here, so its rows are not checked")
     # To load a tokenizer takes seconds, which without rows show nothing.
     folder = base_here(recipe.model) if len(absent) < len(sources) else None
     known = folder if folder is not None and tokenizer_files(folder) else None
