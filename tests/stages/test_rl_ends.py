@@ -29,6 +29,7 @@ class _Policy:
 
     method = Lora()
     configs: dict[str, Any] = {}
+    is_lora = False
 
 
 @pytest.mark.parametrize("template", ["chatml", "gemma", "phi 3"])

@@ -110,5 +110,11 @@ def scored(record: Mapping[str, Any]) -> list[tuple[float, str]]:
 
 
 def best_answer(record: Mapping[str, Any]) -> str:
-    """The answer with the highest score, of equals the first."""
-    return scored(answers_and_scores(record))[0][1]
+    """The answer with the highest score, of equals the first.
+
+    Raises:
+        ValueError: there is no answer, or a score is no number.
+    """
+    if not (found := scored(answers_and_scores(record))):
+        raise ValueError("answers: there is none")
+    return found[0][1]
