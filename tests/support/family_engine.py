@@ -7,6 +7,7 @@ it. `verdicts` starts it, and starts it again behind a family that took the proc
 import gc
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -153,7 +154,7 @@ def judged(said: Said, plain: PreTrainedModel, adapted: PreTrainedModel, prompts
     if said.base is not None and (found := difference(said.base, plain, prompts)):
         return found
     if said.error or said.adapter is None:
-        return said.error.replace("|", " ")[:SHOWN]
+        return re.sub(r"\S*/triptych-adapter-\w+", "the adapter", said.error.replace("|", " "))[:SHOWN]
     found = difference(said.adapter, adapted, prompts)
     return f"{found}, with an adapter" if found else EQUAL
 
