@@ -38,7 +38,7 @@ ADAPTER = "adapter"
 SHOWN = 160
 """Characters of a message that the table shows."""
 NEW_TOKENS = 32
-LENGTHS = (1, 7, 18, 45)
+LENGTHS = (1, 7, 45, 100)
 """Tokens of the prompts of one batch: below and above a window, and more than one block of the engine's cache."""
 TIE = 1e-4
 """Share of the largest logit by which a token may be behind the best: between such two, rounding may choose."""
@@ -133,20 +133,25 @@ class Trials:
 
         registry._run_in_subprocess = lambda look: look()  # vLLM looks at each class in a process of its own: 10 s
 
-    def ask(self, base: Path, adapter: Path, mode: SyncMode, prompts: Prompts) -> Said:
-        """Answers of an engine for a model and an adapter from their folders."""
+    def ask(self, base: Path, policy: tuple[bytes, dict[str, Any]], mode: SyncMode, prompts: Prompts) -> Said:
+        """Answers of an engine for a model in a folder and what it is sent by a sync."""
         engine, said = None, Said()
         try:
             engine = VllmEngine(0, plan(base, mode))
             said = replace(said, base=answers(engine, prompts))
-            config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-            engine.sync((adapter / ADAPTER_WEIGHTS).read_bytes(), config, 1)
+            engine.sync(*policy, 1)
             return replace(said, adapter=answers(engine, prompts))
         except Exception as error:  # noqa: BLE001 - whatever vLLM says is the result
             return replace(said, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
         finally:
             del engine
             _forget()
+
+
+def as_lora(folder: Path) -> tuple[bytes, dict[str, Any]]:
+    """What a sync sends of a LoRA in peft's files."""
+    config: dict[str, Any] = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    return (folder / ADAPTER_WEIGHTS).read_bytes(), config
 
 
 def judged(said: Said, plain: PreTrainedModel, adapted: PreTrainedModel, prompts: Prompts) -> str:
@@ -192,7 +197,8 @@ def _in_a_process(jobs: Sequence[str], folder: Path) -> dict[str, Said]:
     out = folder / "said"
     out.write_text("")
     variables = VllmEngine.environment(plan(folder, "merged"))
-    variables |= {"PYTHONPATH": os.pathsep.join((str(_ROOT), str(_ROOT / "platform")))}
+    # The seed keeps the order of sets in messages.
+    variables |= {"PYTHONPATH": os.pathsep.join((str(_ROOT), str(_ROOT / "platform"))), "PYTHONHASHSEED": "0"}
     command = [sys.executable, "-m", "tests.support.family_engine", str(out), *jobs]
     subprocess.run(command, env=os.environ | variables, check=False, capture_output=True)
     lines = map(json.loads, out.read_text().splitlines())
@@ -204,7 +210,7 @@ def _main(out: Path, jobs: Sequence[str]) -> None:
     for job in jobs:
         mode, _, name = job.partition("/")
         base = out.parent / name
-        said = trials.ask(base, base / ADAPTER, cast("SyncMode", mode), PROMPTS)
+        said = trials.ask(base, as_lora(base / ADAPTER), cast("SyncMode", mode), PROMPTS)
         with out.open("a") as lines:
             lines.write(json.dumps([job, asdict(said)]) + "\n")
 
