@@ -8,14 +8,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from tests.support.families import tiny
 from tests.support.tokenizers import make_tokenizer
 from triptych import storage
 from triptych.cli.run import _run_here
 from triptych.errors import UserError
 from triptych.models.base import fingerprint
 from triptych.recipe import Recipe, load_recipe
-from triptych.stages.preflight import PLANNED, check_plan
+from triptych.stages.preflight import PLANNED, check_engines, check_plan
 from triptych.stages.run import check_recipe, run_folder
 
 LONG = {"prompt": "warm " * 400}
@@ -63,6 +65,18 @@ GOOD: dict[str, list[dict[str, Any]]] = {
     "sft.data.heldout": [{"prompt": "Hi", "response": "So."}],
     "reward.data.train": [{"prompt": "Hi", "chosen": "So.", "rejected": "No."}],
 }
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "doge"])
+def test_a_family_that_engines_compute_otherwise_is_refused_where_they_sample(
+    family: str, recipe_file: Path, tiny_model_copy: Path
+) -> None:
+    tiny(family, torch.float32).config.save_pretrained(tiny_model_copy)
+    recipe = load_recipe(recipe_file, [f"model.base={tiny_model_copy}"])
+    with pytest.raises(UserError, match=rf"model\.base: vLLM's CPU engine computes {family} otherwise .*differs at"):
+        check_engines(recipe, ["ppo"])
+    check_engines(recipe, ["sft"])
+    check_engines(load_recipe(recipe_file, [f"model.base={tiny_model_copy}", "stages.ppo.rollout.gpus=1"]), ["ppo"])
 
 
 def test_a_template_that_ends_no_turn_is_refused(recipe_file: Path, tiny_model_copy: Path) -> None:

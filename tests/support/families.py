@@ -59,6 +59,9 @@ _DELTA = {
     "layer_types": ["linear_attention", "full_attention"],
 }
 _CAPPED = _HEAD | {"attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 32, "sliding_window": WINDOW}
+_CONV = {"conv_L_cache": 3, "conv_dim": 64, "block_dim": 64, "block_auto_adjust_ff_dim": False}
+_CONV |= {"block_ff_dim": 96, "block_multiple_of": 32, "block_ffn_dim_multiplier": 1.0}
+"""The sizes are fields of published checkpoints that vLLM reads and transformers does not."""
 _GPT = {"n_positions": 256, "n_embd": 64, "n_layer": 2, "n_head": 2}
 _NO_DROPOUT = ("attention_dropout", "residual_dropout", "dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop")
 
@@ -125,10 +128,8 @@ FAMILIES: dict[str, Family] = {
     "gpt_oss": _routed(_HEAD | _LOCAL_EXPERTS | _ALTERNATING, ordinary=True),
     "deepseek_v2": _routed(_LATENT | {"topk_method": "greedy"}, prefix=False),
     "deepseek_v3": _routed(_LATENT, prefix=False),
-    "lfm2": Family(
-        {"layer_types": ["conv", "full_attention"], "conv_L_cache": 3}, packed=False, prefix=False, ordinary=True
-    ),
-    "lfm2_moe": _padded(_EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}),
+    "lfm2": Family(_CONV | {"layer_types": ["conv", "full_attention"]}, packed=False, prefix=False, ordinary=True),
+    "lfm2_moe": _padded(_CONV | _EXPERTS | {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1}),
     "falcon_h1": _padded(_MAMBA | {"mamba_d_ssm": 128}),
     "starcoder2": Family({"sliding_window": WINDOW}),
     "cohere": Family({"logit_scale": 0.5}),
@@ -143,7 +144,7 @@ FAMILIES: dict[str, Family] = {
     "apertus": Family(),
     "helium": Family(_HEAD),
     "hunyuan_v1_dense": Family(_HEAD),
-    "minimax_m2": _routed(_HEAD | _LOCAL_EXPERTS),
+    "minimax_m2": _routed(_HEAD | _LOCAL_EXPERTS | {"rotary_dim": 32, "scoring_func": "sigmoid"}),
     "jamba": _padded({"attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 4, "mamba_d_state": 8}),
     "mamba": _padded({"state_size": 8}),
     "mamba2": _padded({"state_size": 16, "num_heads": 4, "head_dim": 32, "n_groups": 1, "chunk_size": 8}),
@@ -162,12 +163,15 @@ FAMILIES: dict[str, Family] = {
 """`model_type` -> the family."""
 
 
-def tiny(name: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A family's model with random weights, always the same; norms, biases and sinks are random as well."""
+def tiny(name: str, dtype: torch.dtype, **changes: Any) -> PreTrainedModel:
+    """A family's model with random weights, always the same; norms, biases and sinks are random as well.
+
+    `changes`: other fields of its configuration.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         still = dict.fromkeys(_NO_DROPOUT, 0.0)
-        config = AutoConfig.for_model(name, **_COMMON | still | FAMILIES[name].config)
+        config = AutoConfig.for_model(name, **_COMMON | still | FAMILIES[name].config | changes)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation="eager", experts_implementation="eager"
         )

@@ -1,6 +1,10 @@
 """A causal model with random weights that is small enough for unit tests."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 SENTENCES = (
     "The film is a warm and funny story about a family that learns to listen.",
@@ -19,11 +23,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def make_tiny_model(folder: Path) -> None:
-    """Write a Llama-shaped model and a byte-level tokenizer as a Hugging Face folder; always the same weights."""
-    import torch
+def tiny_tokenizer() -> "PreTrainedTokenizerFast":
+    """A byte-level tokenizer with a chat template; always the same."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -38,7 +41,7 @@ def make_tiny_model(folder: Path) -> None:
             show_progress=False,
         ),
     )
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=core,
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
@@ -46,6 +49,14 @@ def make_tiny_model(folder: Path) -> None:
         chat_template=CHAT_TEMPLATE,
         model_max_length=512,
     )
+
+
+def make_tiny_model(folder: Path) -> None:
+    """Write a Llama-shaped model and its tokenizer as a Hugging Face folder; always the same weights."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = tiny_tokenizer()
     tokenizer.save_pretrained(folder)
     with torch.random.fork_rng():
         torch.manual_seed(0)

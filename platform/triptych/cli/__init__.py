@@ -13,6 +13,7 @@ from triptych import __version__
 from triptych.cli import adapters, data, keys, runs
 from triptych.cli.doctor import doctor
 from triptych.cli.methods import methods
+from triptych.cli.models import models
 from triptych.cli.plan import plan
 from triptych.cli.run import run
 from triptych.cli.serve import serve
@@ -46,6 +47,7 @@ def _root(
 app.command("doctor")(doctor)
 app.command("plan")(plan)
 app.command("methods")(methods)
+app.command("models")(models)
 app.command("run")(run)
 app.command("sweep")(sweep)
 app.command("serve")(serve)

@@ -12,7 +12,9 @@ from triptych.data.sources import PARSERS, absent_path, check_first_rows
 from triptych.errors import UserError
 from triptych.measure.base_check import check_base
 from triptych.models.base import base_here, model_tokenizer
+from triptych.models.families import check_sampled
 from triptych.models.identity import tokenizer_files
+from triptych.models.sizes import read_config
 from triptych.recipe import Recipe, Source, TrainedStage
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def check_plan(recipe: Recipe, names: Iterable[str], warn: Warn) -> None:
     """
     chosen = [name for name in names if name in recipe.trained]
     check_base(recipe, chosen)
+    check_engines(recipe, chosen)
     sources = {f"stages.{n}.data.{split}": s for n in chosen for split, s in recipe.trained[n].data.splits().items()}
     absent = {place: path for place, source in sources.items() if (path := absent_path(source))}
     for place, path in absent.items():
@@ -52,7 +55,15 @@ def check_run(recipe: Recipe, names: Iterable[str], folder: Path) -> None:
     """
     chosen = [name for name in names if name in recipe.trained]
     check_base(recipe, chosen)
+    check_engines(recipe, chosen)
     check_rows(recipe, chosen, folder, STARTED, here=True)
+
+
+def check_engines(recipe: Recipe, names: Iterable[str]) -> None:
+    """Refuse stages whose engines would not compute what is trained; see `check_sampled`."""
+    for name in names:
+        if engines := recipe.trained[name].engines:
+            check_sampled(read_config(recipe.model), engines.gpus)
 
 
 def check_rows(recipe: Recipe, names: Iterable[str], folder: Path | None, most: int, *, here: bool = False) -> None:
