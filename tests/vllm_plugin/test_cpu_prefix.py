@@ -7,7 +7,6 @@ from vllm.config import ModelConfig
 
 from triptych.vllm_plugin import cpu_prefix
 
-
 CASES = [(False, False, True), (True, False, False), (False, True, False)]
 
 
