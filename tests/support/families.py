@@ -59,7 +59,7 @@ _DELTA = {
     "layer_types": ["linear_attention", "full_attention"],
 }
 _CAPPED = _HEAD | {"attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 32, "sliding_window": WINDOW}
-_CONV = {"conv_L_cache": 3, "conv_dim": 64, "block_dim": 64, "block_auto_adjust_ff_dim": False}
+_CONV: dict[str, Any] = {"conv_L_cache": 3, "conv_dim": 64, "block_dim": 64, "block_auto_adjust_ff_dim": False}
 _CONV |= {"block_ff_dim": 96, "block_multiple_of": 32, "block_ffn_dim_multiplier": 1.0}
 """The sizes are fields of published checkpoints that vLLM reads and transformers does not."""
 _GPT = {"n_positions": 256, "n_embd": 64, "n_layer": 2, "n_head": 2}

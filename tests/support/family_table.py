@@ -127,7 +127,7 @@ def page(families: dict[str, TriedFamily]) -> str:
 
 
 if __name__ == "__main__":
-    said = verdicts(FAMILIES)
+    said = verdicts(list(FAMILIES))
     families = {name: tried(name, said[name]) for name in FAMILIES}
     FACTS.write_text(json.dumps({name: asdict(family) for name, family in families.items()}, indent=2) + "\n")
     PAGE.write_text(page(families), encoding="utf-8")

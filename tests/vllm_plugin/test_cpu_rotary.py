@@ -21,5 +21,6 @@ def test_every_head_is_turned_however_the_heads_are_laid_out(heads: int) -> None
     flat = forward_cpu(rotary, positions, query.clone(), key.clone())
     by_head = forward_cpu(rotary, positions, query.view(TOKENS, heads, SIZE).clone(), key.view(TOKENS, 1, SIZE).clone())
     for found, right in zip((*flat, *by_head), wanted * 2, strict=True):
+        assert found is not None
         torch.testing.assert_close(found.flatten(1), right)
     assert by_head[0].shape == (TOKENS, heads, SIZE)

@@ -18,4 +18,4 @@ def _supported(config: ModelConfig) -> bool:
 
 def install() -> None:
     """Put `_supported` in the place of vLLM's; may be called any number of times."""
-    ModelConfig.is_prefix_caching_supported = property(_supported)  # type: ignore[assignment, method-assign]
+    ModelConfig.is_prefix_caching_supported = property(_supported)
