@@ -68,6 +68,7 @@ def scraped() -> Iterator[dict[str, Family]]:
                     self.gateway.cancelled("reviews-ppo@1")
             self.gateway.started("reviews-sft@2")
             self.gateway.rejected("model_not_found")
+            self.gateway.unreadable(1)
 
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
