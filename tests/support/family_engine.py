@@ -38,7 +38,7 @@ ADAPTER = "adapter"
 SHOWN = 160
 """Characters of a message that the table shows."""
 NEW_TOKENS = 32
-LENGTHS = (1, 7, 45, 100)
+LENGTHS = (1, 7, 18, 45, 100)
 """Tokens of the prompts of one batch: below and above a window, and more than one block of the engine's cache."""
 TIE = 1e-4
 """Share of the largest logit by which a token may be behind the best: between such two, rounding may choose."""

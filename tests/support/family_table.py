@@ -45,7 +45,7 @@ mixtures, as peft's `target_parameters` do: without dropout, with `init` default
 experts: rollouts sample from merged weights, and such an adapter is served once it is merged. LoRA leaves out routers,
 and layers whose weights their family reads without calling them.
 
-*engine*: 32 greedy tokens of vLLM's CPU engine after prompts of 1 to 45 tokens are those of transformers in float32
+*engine*: 32 greedy tokens of vLLM's CPU engine after prompts of 1 to 100 tokens are those of transformers in float32
 (equal), for the base and with a LoRA merged into it; *with LoRA*: the same with the LoRA beside the base's weights.
 Otherwise vLLM's own message, or where it differs. A choice between two tokens whose logits differ by less than a
 ten-thousandth of the largest may fall to either. `triptych models` prints this table.
