@@ -21,6 +21,7 @@ USER, ANSWER = Message("user", "Why is that so?"), Message("assistant", "It is."
 CALL = {"type": "function", "function": {"name": "rain", "arguments": {"city": "Oslo"}}}
 ASKS = Message("assistant", "I shall look.", extra={"tool_calls": [CALL]})
 TOLD = Message("tool", "yes", extra={"tool_call_id": "a1"})
+CONTENT = "m['content']"
 TOOLS = ({"type": "function", "function": {"name": "rain"}},)
 
 
@@ -88,11 +89,35 @@ def test_tools_and_calls_are_written_by_a_template_that_knows_them() -> None:
         ("gemma", PairRow((USER, USER), "a", "b", None), "roles must alternate"),
         ("mistral", PromptRow((USER, ANSWER, TOLD)), "Only user and assistant roles"),
         ("chatml", SftRow((ANSWER, USER)), r"messages\[0\]: the assistant speaks first.*weight 0"),
+        ("gemma", PairRow((USER,), "Yes.", " Yes. ", None), "the chat template writes both alike"),
     ],
 )
 def test_what_a_template_loses_or_refuses_is_a_fault_of_the_row(template: str, row: Any, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         ChatCheck(make_tokenizer("bytes", template))(row)
+
+
+@pytest.mark.parametrize(
+    ("kept", "answer"),
+    [
+        ("{0}.split('</think>')[-1]", "<think>two and two</think>4"),
+        ("{0}.split('</think>')[-1]", "<think>\nOne more thought.\n</think>\n\n4"),
+        ("{0}.split('Note:')[0]", "It is 4. Note: of two and two."),
+        ("{0}.split('<think>')[0] + {0}.split('</think>')[-1]", "Well, <think>two and two</think> it is 4."),
+    ],
+)
+def test_an_answer_that_a_template_cuts_is_refused(kept: str, answer: str) -> None:
+    """Whether it cuts off the beginning, the middle or the end."""
+    tokenizer = make_tokenizer("bytes", "chatml")
+    assert CONTENT in tokenizer.chat_template
+    tokenizer.chat_template = tokenizer.chat_template.replace(CONTENT, f"({kept.format(CONTENT)})")
+    check = ChatCheck(tokenizer)
+    row = SftRow((USER, Message("assistant", answer)))
+    with pytest.raises(ValueError, match=r"messages\[1\]\.content: .* nothing of the assistant's turn"):
+        check(row)
+    with pytest.raises(ValueError, match=r"messages\[0\]\.content: .* nothing of the user's turn"):
+        check(PromptRow((Message("user", answer),)))
+    check(SftRow((USER, Message("assistant", "4"))))
 
 
 def test_whatever_a_template_raises_is_a_fault_of_the_row() -> None:

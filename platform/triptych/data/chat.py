@@ -21,6 +21,10 @@ _LINKS = ("tool_call_id", "name")
 _THOUGHTS = ("reasoning", "reasoning_content", "thinking")
 """Names under which templates look for thoughts."""
 _PROBE = "x"
+_BORDER = re.compile(r"(?<=\S)(?=\s)|(?<=>)")
+"""Places behind a word, or behind a mark such as `<think>`."""
+_PLACES = 16
+"""Places of a text at which a letter more is tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,7 @@ class ChatTemplate:
                 f"is there: {after[shared : shared + 40]!r} in place of {before[shared : shared + 40]!r}"
             )
         if messages[-1].content.strip() not in after[len(before) :]:
-            self._check_content(messages, tools, index, after, generation=False)
+            self._check_content(messages, tools, index, after, _places(messages[-1].content), generation=False)
         self._check_extra(messages, tools, index, messages[-1].extra, after, generation=False)
         return Turn(before, self._ended(messages, tools, before, after[len(before) :]))
 
@@ -139,22 +143,35 @@ class ChatTemplate:
         for index in indices:
             message = messages[index]
             # Templates leave out turns of roles that they do not know; what stands in the text may be another turn's.
-            if message.role in ("system", "tool") or message.content.strip() not in text:
-                self._check_content(messages, tools, index, text, generation=generation)
+            verbatim = message.content.strip() in text
+            if message.role in ("system", "tool") or not verbatim:
+                # Earlier thoughts are left out at inference too.
+                whole = not verbatim and message.role != "assistant"
+                places = _places(message.content) if whole else [len(message.content)]
+                self._check_content(messages, tools, index, text, places, generation=generation)
             keys = [key for key in message.extra if not (key in _LINKS and message.role == "tool")]
-            # Earlier thoughts are left out at inference too.
             kept = [key for key in keys if message.role != "assistant" or key not in _THOUGHTS]
             self._check_extra(messages, tools, index, kept, text, generation=generation)
 
     def _check_content(
-        self, messages: Sequence[Message], tools: Tools, index: int, text: str, *, generation: bool
+        self,
+        messages: Sequence[Message],
+        tools: Tools,
+        index: int,
+        text: str,
+        places: Iterable[int],
+        *,
+        generation: bool,
     ) -> None:
+        """ValueError where a letter more at one of the places of a message changes nothing of the rendered text."""
         message = messages[index]
-        probed = replace(message, content=f"{message.content}{_PROBE}")
-        if text == self._changed(messages, tools, index, probed, generation=generation):
-            raise ValueError(
-                f"messages[{index}].content: the chat template writes nothing of the {message.role}'s turn"
-            )
+        for place in places:
+            probed = replace(message, content=f"{message.content[:place]}{_PROBE}{message.content[place:]}")
+            if text == self._changed(messages, tools, index, probed, generation=generation):
+                near = f", near {message.content[:place][-40:]!r}" if place < len(message.content) else ""
+                raise ValueError(
+                    f"messages[{index}].content: the chat template writes nothing of the {message.role}'s turn{near}"
+                )
 
     def _check_extra(
         self, messages: Sequence[Message], tools: Tools, index: int, keys: Iterable[str], text: str, *, generation: bool
@@ -189,6 +206,13 @@ class ChatTemplate:
 def _shared(one: str, other: str) -> int:
     """Number of characters that both begin with."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _places(text: str) -> list[int]:
+    """Some places of a text, spread over it, and its end."""
+    found = [match.start() for match in _BORDER.finditer(text)]
+    step = max(1, -(-len(found) // (_PLACES - 1)))
+    return sorted({*found[::step], len(text)})
 
 
 def any_of(tokens: list[str]) -> re.Pattern[str]:

@@ -46,7 +46,9 @@ class ChatCheck:
         if isinstance(row, SftRow):
             self.template.turns(row.messages, row.tools)
         elif isinstance(row, PairRow):
-            pair_turns(self.template, row)
+            chosen, rejected = pair_turns(self.template, row)
+            if chosen == rejected:
+                raise ValueError("chosen, rejected: the chat template writes both alike, so nothing is preferred")
         else:
             self.template.prompt(row.messages, row.tools)
         return row
