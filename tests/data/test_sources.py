@@ -209,16 +209,16 @@ def test_first_rows_tell_what_a_run_would_refuse(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"1 of 100 rows .*\n  line 2: no 'prompt'"):
         check_first_rows(source, "prompts", most=100)
     with pytest.raises(UserError, match="2 of 101 rows"):
-        check_first_rows(source, "prompts")
+        check_first_rows(source, "prompts", most=1000)
     source = _jsonl(tmp_path / "b.jsonl", [{"prompt": "Hi"}, {"topic": 1}])
-    check_first_rows(source.model_copy(update={"max_bad_rows": 1}), "prompts")
-    check_first_rows(source.model_copy(update={"limit": 1}), "prompts")
-    check_first_rows(Source(path=f"{tmp_path}/none.jsonl"), "prompts")
+    check_first_rows(source.model_copy(update={"max_bad_rows": 1}), "prompts", most=1000)
+    check_first_rows(source.model_copy(update={"limit": 1}), "prompts", most=1000)
+    check_first_rows(Source(path=f"{tmp_path}/none.jsonl"), "prompts", most=1000)
     with pytest.raises(UserError, match=r"none\.jsonl: no such file"):
-        check_first_rows(Source(path=f"{tmp_path}/none.jsonl"), "prompts", here=True)
+        check_first_rows(Source(path=f"{tmp_path}/none.jsonl"), "prompts", most=1000, here=True)
     (tmp_path / "a.docx").write_text("")
     with pytest.raises(UserError, match=r"\.docx file suffix"):
-        check_first_rows(Source(path=f"{tmp_path}/a.docx"), "prompts")
+        check_first_rows(Source(path=f"{tmp_path}/a.docx"), "prompts", most=1000)
 
 
 def test_a_survey_reads_what_load_rows_reads(tmp_path: Path) -> None:

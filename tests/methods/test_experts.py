@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from tests.support.families import FAMILIES, tiny
+from tests.support.mixtures import each_mixture, saved
 from triptych.errors import UserError
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import BASE, RoleModel
@@ -36,21 +36,6 @@ LORA = Lora(
     rank_pattern={"experts.down_proj": 2, ".*q_(b_)?proj": 3},
     alpha_pattern={"gate_up_proj": 5},
 )
-MIXTURES = [name for name, family in FAMILIES.items() if "experts" in str(family.config)]
-
-each_mixture = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(n, marks=[] if n in ("mixtral", "qwen3_moe", "gpt_oss") else [pytest.mark.exhaustive])
-        for n in MIXTURES
-    ],
-)
-
-
-def saved(folder: Path, name: str) -> Path:
-    """A tiny model of the family as a folder."""
-    tiny(name, torch.float32).save_pretrained(folder / "base")
-    return folder / "base"
 
 
 def loaded(base: Path, dtype: torch.dtype = torch.float64) -> PreTrainedModel:

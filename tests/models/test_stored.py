@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tests.methods.test_experts import each_mixture, saved
+from tests.support.mixtures import each_mixture, saved
 from triptych.methods.freeze import whole
 from triptych.models.full import save_model
 from triptych.models.stored import as_saved

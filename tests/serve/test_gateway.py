@@ -1,61 +1,21 @@
 """The gateway's routes over HTTP: keys, names, errors. The registry is real; the engine says what it is told to."""
 
 import time
-from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from ray.llm._internal.serve.core.configs.openai_api_models import (
-    ChatCompletionResponse,
-    ErrorInfo,
-    ErrorResponse,
-)
+from ray.llm._internal.serve.core.configs.openai_api_models import ErrorInfo, ErrorResponse
 from ray.serve.exceptions import BackPressureError
 
-from triptych.models.base import fingerprint
+from tests.support.gateway import CHAT, StandInEngine, client_of, error_of
 from triptych.registry import Registry
-from triptych.serve.capabilities import VLLM
-from triptych.serve.gateway import Gateway
-
-CHAT = {"messages": [{"role": "user", "content": "Is it good?"}]}
-USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
-
-
-def answer(model: str) -> ChatCompletionResponse:
-    choice = {"index": 0, "message": {"role": "assistant", "content": "Yes."}, "finish_reason": "stop"}
-    return ChatCompletionResponse(model=model, choices=[choice], usage=USAGE)
-
-
-class Engine:
-    """Stands where a deployment handle does: keeps the requests, gives the answers of `script`."""
-
-    def __init__(self) -> None:
-        self.requests: list[Any] = []
-        self.script: Callable[[Any], list[Any]] = lambda body: [answer(body.model)]
-
-    def options(self, *, stream: bool = True, method_name: str = "") -> "Engine":
-        assert stream
-        self.method = method_name
-        return self
-
-    def remote(self, body: Any) -> AsyncIterator[Any]:
-        assert self.method in ("chat", "completions")
-        self.requests.append(body)
-
-        async def items() -> AsyncIterator[Any]:
-            for item in self.script(body):
-                if isinstance(item, Exception):
-                    raise item
-                yield item
-
-        return items()
 
 
 @pytest.fixture
-def engine() -> Engine:
-    return Engine()
+def engine() -> StandInEngine:
+    return StandInEngine()
 
 
 @pytest.fixture
@@ -63,26 +23,11 @@ def key(registry: Registry) -> str:
     return registry.create_key("test")
 
 
-def client_of(engine: Any, registry: Registry, base: Path, max_lora_rank: int = 8, **fields: Any) -> TestClient:
-    config = {"model": {"base": str(base)}, "registry": registry.url, "engine": {"max_lora_rank": max_lora_rank}}
-    gateway = Gateway({VLLM: engine}, config=config | fields, base_fingerprint=fingerprint(base))
-    return TestClient(gateway.app(), raise_server_exceptions=False)
-
-
 @pytest.fixture
-def client(engine: Engine, registry: Registry, key: str, tiny_model_dir: Path) -> TestClient:
+def client(engine: StandInEngine, registry: Registry, key: str, tiny_model_dir: Path) -> TestClient:
     client = client_of(engine, registry, tiny_model_dir)
     client.headers["Authorization"] = f"Bearer {key}"
     return client
-
-
-def error_of(response: Any, status: int, code: str) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    body = response.json()
-    assert set(body) == {"error"}
-    assert set(body["error"]) == {"message", "type", "param", "code"}
-    assert body["error"]["code"] == code
-    return dict(body["error"])
 
 
 @pytest.mark.parametrize("header", [None, "Bearer", "Bearer ", "Bearer sk-wrong", "Basic abc", "Bearer " + "k" * 5000])
@@ -114,7 +59,7 @@ def test_a_revoked_key_is_soon_refused(client: TestClient, registry: Registry) -
 
 
 def test_keys_are_not_asked_for_where_the_config_says_so(
-    engine: Engine, registry: Registry, tiny_model_dir: Path
+    engine: StandInEngine, registry: Registry, tiny_model_dir: Path
 ) -> None:
     client = client_of(engine, registry, tiny_model_dir, require_key=False)
     assert client.get("/v1/models").status_code == 200
@@ -140,7 +85,7 @@ def test_one_model(client: TestClient, registry: Registry) -> None:
     [("tiny", "tiny"), ("opinion", "opinion@2"), ("opinion@1", "opinion@1"), ("opinion@canary", "opinion@1")],
 )
 def test_the_engine_sees_versions_only(
-    client: TestClient, registry: Registry, engine: Engine, asked: str, engine_name: str
+    client: TestClient, registry: Registry, engine: StandInEngine, asked: str, engine_name: str
 ) -> None:
     registry.alias("opinion", "canary", 1)
     response = client.post("/v1/chat/completions", json={"model": asked, **CHAT})
@@ -186,7 +131,7 @@ def test_a_moved_alias_soon_acts(client: TestClient, registry: Registry) -> None
         "оpinion",
     ],
 )
-def test_other_names_are_not_models(client: TestClient, engine: Engine, name: str) -> None:
+def test_other_names_are_not_models(client: TestClient, engine: StandInEngine, name: str) -> None:
     error = error_of(client.post("/v1/chat/completions", json={"model": name, **CHAT}), 404, "model_not_found")
     assert error["param"] == "model"
     assert len(error["message"]) < 200
@@ -206,7 +151,7 @@ def test_an_adapter_that_does_not_fit_is_explained(client: TestClient) -> None:
     assert "its rank is 16" in error_of(response, 404, "model_not_found")["message"]
 
 
-def test_only_the_listed_adapters(engine: Engine, registry: Registry, key: str, tiny_model_dir: Path) -> None:
+def test_only_the_listed_adapters(engine: StandInEngine, registry: Registry, key: str, tiny_model_dir: Path) -> None:
     client = client_of(engine, registry, tiny_model_dir, max_lora_rank=16, adapters=["toobig"])
     client.headers["Authorization"] = f"Bearer {key}"
     assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["tiny", "toobig", "toobig@1"]
@@ -239,7 +184,7 @@ def test_no_cross_origin_grant(client: TestClient) -> None:
     assert not [name for name in response.headers if name.lower().startswith("access-control")]
 
 
-def test_fields_that_steer_the_engine_are_ours(client: TestClient, engine: Engine) -> None:
+def test_fields_that_steer_the_engine_are_ours(client: TestClient, engine: StandInEngine) -> None:
     body = {"model": "tiny", **CHAT, "request_id": "mine", "priority": -9, "kv_transfer_params": {"do_remote": True}}
     assert client.post("/v1/chat/completions", json=body).status_code == 200
     sent = engine.requests[0]
@@ -248,7 +193,7 @@ def test_fields_that_steer_the_engine_are_ours(client: TestClient, engine: Engin
     assert sent.kv_transfer_params is None
 
 
-def test_what_is_wrong_with_a_request_is_passed_on(client: TestClient, engine: Engine) -> None:
+def test_what_is_wrong_with_a_request_is_passed_on(client: TestClient, engine: StandInEngine) -> None:
     engine.script = lambda _: [ErrorResponse(error=ErrorInfo(message="too long", type="BadRequestError", code=400))]
     error = error_of(client.post("/v1/chat/completions", json={"model": "tiny", **CHAT}), 400, "BadRequestError")
     assert error["message"] == "too long"
@@ -257,14 +202,14 @@ def test_what_is_wrong_with_a_request_is_passed_on(client: TestClient, engine: E
 @pytest.mark.parametrize(
     "failure", [ErrorResponse(error=ErrorInfo(message="/var/secret", type="X", code=500)), RuntimeError("/var/secret")]
 )
-def test_what_went_wrong_inside_is_not(client: TestClient, engine: Engine, failure: Any) -> None:
+def test_what_went_wrong_inside_is_not(client: TestClient, engine: StandInEngine, failure: Any) -> None:
     engine.script = lambda _: [failure]
     response = client.post("/v1/chat/completions", json={"model": "tiny", **CHAT})
     error_of(response, 500, "internal_error")
     assert "secret" not in response.text
 
 
-def test_a_full_queue(client: TestClient, engine: Engine) -> None:
+def test_a_full_queue(client: TestClient, engine: StandInEngine) -> None:
     engine.script = lambda _: [BackPressureError(num_queued_requests=1, max_queued_requests=1)]
     response = client.post("/v1/chat/completions", json={"model": "tiny", **CHAT})
     error_of(response, 503, "overloaded")
@@ -280,7 +225,7 @@ STREAM = [
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_a_stream_tells_its_tokens_only_if_asked(client: TestClient, engine: Engine, asked: bool) -> None:
+def test_a_stream_tells_its_tokens_only_if_asked(client: TestClient, engine: StandInEngine, asked: bool) -> None:
     engine.script = lambda _: [[event] for event in STREAM]
     body = {"model": "tiny", **CHAT, "stream": True} | ({"stream_options": {"include_usage": True}} if asked else {})
     response = client.post("/v1/chat/completions", json=body)
@@ -289,7 +234,7 @@ def test_a_stream_tells_its_tokens_only_if_asked(client: TestClient, engine: Eng
     assert response.text == "".join(STREAM if asked else [STREAM[0], STREAM[1], STREAM[3]])
 
 
-def test_a_stream_that_breaks_says_so(client: TestClient, engine: Engine) -> None:
+def test_a_stream_that_breaks_says_so(client: TestClient, engine: StandInEngine) -> None:
     failed = 'data: {"error": {"message": "at /var/secret", "type": "X", "param": null, "code": 500}}\n\n'
     engine.script = lambda _: [[STREAM[0]], [failed], ["data: [DONE]\n\n"]]
     text = client.post("/v1/chat/completions", json={"model": "tiny", **CHAT, "stream": True}).text
@@ -298,7 +243,7 @@ def test_a_stream_that_breaks_says_so(client: TestClient, engine: Engine) -> Non
     assert text.endswith("data: [DONE]\n\n")
 
 
-def test_a_stream_that_never_began_is_an_error_of_its_own(client: TestClient, engine: Engine) -> None:
+def test_a_stream_that_never_began_is_an_error_of_its_own(client: TestClient, engine: StandInEngine) -> None:
     failed = 'data: {"error": {"message": "no", "type": "BadRequestError", "param": null, "code": 400}}\n\n'
     engine.script = lambda _: [[failed]]
     error_of(
@@ -317,7 +262,7 @@ def test_a_registry_that_is_down(client: TestClient, monkeypatch: pytest.MonkeyP
 
 
 def test_the_caller_travels_to_the_gateway(
-    engine: Engine, registry: Registry, key: str, tiny_model_dir: Path, caplog: pytest.LogCaptureFixture
+    engine: StandInEngine, registry: Registry, key: str, tiny_model_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG", "ray.serve")
     client = client_of(engine, registry, tiny_model_dir)

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 from starlette.responses import Response
 
-from tests.serve.test_gateway import CHAT, Engine, answer, client_of, error_of
+from tests.support.gateway import CHAT, StandInEngine, answer, client_of, error_of
 from triptych.registry import Registry
 from triptych.serve.disconnect import cancelled_with_client
 
@@ -18,12 +18,12 @@ LIMITS = {"max_n": 4, "max_prompts": 3, "max_tokens": 100, "max_body_mb": 0.01}
 
 
 @pytest.fixture
-def engine() -> Engine:
-    return Engine()
+def engine() -> StandInEngine:
+    return StandInEngine()
 
 
 @pytest.fixture
-def client(engine: Engine, registry: Registry, tiny_model_dir: Path) -> TestClient:
+def client(engine: StandInEngine, registry: Registry, tiny_model_dir: Path) -> TestClient:
     return client_of(engine, registry, tiny_model_dir, require_key=False, limits=LIMITS)
 
 
@@ -42,7 +42,7 @@ def client(engine: Engine, registry: Registry, tiny_model_dir: Path) -> TestClie
     ],
 )
 def test_more_than_allowed_is_refused(
-    client: TestClient, engine: Engine, route: str, asked: dict[str, Any], message: str
+    client: TestClient, engine: StandInEngine, route: str, asked: dict[str, Any], message: str
 ) -> None:
     error = error_of(client.post(f"/v1/{route}", json={"model": "tiny", **asked}), 400, "over_limit")
     assert error["message"].startswith(message)
@@ -61,13 +61,13 @@ def test_more_than_allowed_is_refused(
     ],
 )
 def test_what_is_allowed_passes_and_no_answer_is_unbounded(
-    client: TestClient, engine: Engine, route: str, asked: dict[str, Any], tokens: tuple[str, int]
+    client: TestClient, engine: StandInEngine, route: str, asked: dict[str, Any], tokens: tuple[str, int]
 ) -> None:
     assert client.post(f"/v1/{route}", json={"model": "tiny", **asked}).status_code == 200
     assert dict(engine.requests[0])[tokens[0]] == tokens[1]
 
 
-def test_a_body_that_is_too_large_is_not_read_to_its_end(client: TestClient, engine: Engine) -> None:
+def test_a_body_that_is_too_large_is_not_read_to_its_end(client: TestClient, engine: StandInEngine) -> None:
     def chunks() -> Iterator[bytes]:
         for _ in range(1000):
             yield b"x" * 1000
@@ -119,7 +119,7 @@ async def test_an_answer_nobody_waits_for_is_cancelled() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_before_the_first_token_frees_the_engine(
-    engine: Engine, registry: Registry, tiny_model_dir: Path, stream: bool
+    engine: StandInEngine, registry: Registry, tiny_model_dir: Path, stream: bool
 ) -> None:
     """Whatever its headers say."""
     freed = threading.Event()

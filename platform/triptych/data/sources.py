@@ -61,8 +61,6 @@ ADDED: dict[str, Any] = {"tools": (), "learned": True, "extra": {}}
 _RIVALS = {"prompt": ("messages",), "response": ("messages",), "chosen": ("answers",), "rejected": ("answers",)}
 """Columns that would be read in place of those that a source's `columns` names."""
 _SHOWN = 5
-FIRST = 1000
-"""Rows of each table that `check_first_rows` looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,7 @@ def survey(source: "Source", kind: str, parse: Parse) -> Survey:
 
 
 def check_first_rows(
-    source: "Source", kind: RowKind, check: RowCheck | None = None, most: int = FIRST, *, here: bool = False
+    source: "Source", kind: RowKind, check: RowCheck | None = None, *, most: int, here: bool = False
 ) -> SourceRows[Any]:
     """Refuse a source whose first `most` rows make a run refuse it, as `load_rows` does; those rows.
 

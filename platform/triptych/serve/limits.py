@@ -57,11 +57,12 @@ class BodyLimit:
     async def _read(self, headers: Headers, receive: Receive) -> list[Message]:
         """All messages of the body; ApiError 413 as soon as it is too large."""
         announced = headers.get("content-length", "0")
-        size = int(announced) if announced.isdigit() else 0
-        messages: list[Message] = []
-        while size <= self._most:
+        size, messages = 0, list[Message]()
+        if announced.isdigit() and int(announced) > self._most:
+            raise too_large(self._most)
+        while not messages or messages[-1].get("more_body", False):
             messages.append(await receive())
-            size = max(size, sum(len(message.get("body", b"")) for message in messages))
-            if size <= self._most and not messages[-1].get("more_body", False):
-                return messages
-        raise too_large(self._most)
+            size += len(messages[-1].get("body", b""))
+            if size > self._most:
+                raise too_large(self._most)
+        return messages

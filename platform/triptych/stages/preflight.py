@@ -104,7 +104,7 @@ def _check_source(
     here: bool,
 ) -> None:
     check = None if tokenizer is None else ChatCheck(tokenizer, source.control_tokens)
-    rows = check_first_rows(source, kind, check, most, here=here)
+    rows = check_first_rows(source, kind, check, most=most, here=here)
     sampling = stage.shape().sampling
     if sampling is not None and tokenizer is not None and rows.items:
         encode_prompts(rows.items, tokenizer, sampling.max_prompt_tokens, source.max_bad_rows - len(rows.bad))
