@@ -20,11 +20,11 @@ MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
 
 
 def _write_lora(
-    folder: Path, *, r: int = 4, tensor_rank: int | None = None, tensors: Any = None, **config: Any
+    folder: Path, *, r: int = 4, hidden: int = 8, tensor_rank: int | None = None, tensors: Any = None, **config: Any
 ) -> Path:
     folder.mkdir(parents=True)
     rank = tensor_rank or r
-    pair = {f"{MODULE}.lora_A.weight": torch.randn(rank, 8), f"{MODULE}.lora_B.weight": torch.randn(8, rank)}
+    pair = {f"{MODULE}.lora_A.weight": torch.randn(rank, hidden), f"{MODULE}.lora_B.weight": torch.randn(hidden, rank)}
     save_file(pair | (tensors or {}), folder / "adapter_model.safetensors")
     values = {"peft_type": "LORA", "r": r, "lora_alpha": 2 * r, "target_modules": ["q_proj"], "bias": "none"}
     (folder / "adapter_config.json").write_text(json.dumps(values | config))

@@ -113,7 +113,10 @@ def test_artifacts_elsewhere(run: Run, noted: Path, tmp_path: Path) -> None:
     assert len(storage.list_committed(str(tmp_path / "kept/reviews"))) == 1
 
 
-def test_an_adapter_from_elsewhere_needs_its_base(run: Run, lora: Path, tiny_model_dir: Path) -> None:
+def test_an_adapter_from_elsewhere_needs_its_base(
+    run: Run, tmp_path: Path, write_lora: Write, tiny_model_dir: Path
+) -> None:
+    lora = write_lora(tmp_path / "wide", hidden=128)
     refused = run("adapters", "register", "reviews", lora)
     assert (refused.code, refused.out) == (2, "")
     assert "--base: the folder's triptych.json does not say which base model" in refused.err
@@ -121,6 +124,14 @@ def test_an_adapter_from_elsewhere_needs_its_base(run: Run, lora: Path, tiny_mod
     facts = json.loads(run("adapters", "show", "reviews", "--json").out)
     assert facts["base"] == str(tiny_model_dir)
     assert facts["base_fingerprint"] == fingerprint(tiny_model_dir)
+
+
+def test_an_adapter_that_its_base_has_no_place_for_is_refused(run: Run, lora: Path, tiny_model_dir: Path) -> None:
+    """vLLM would copy the narrower matrices into a corner, and answer with neither model's text."""
+    refused = run("adapters", "register", "reviews", lora, "--base", tiny_model_dir)
+    assert (refused.code, refused.out) == (2, "")
+    assert "q_proj.lora_A.weight has 8 inputs, and the base's model.layers.0.self_attn.q_proj has 128" in refused.err
+    assert run("adapters", "list", "--json").out.strip() == "[]"
 
 
 def test_a_base_that_is_not_the_adapters_is_refused(run: Run, noted: Path, tiny_model_dir: Path) -> None:

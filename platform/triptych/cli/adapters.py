@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -80,7 +81,7 @@ def register(
     from triptych.serve.capabilities import Capabilities
 
     note = read_note(folder)
-    base, fingerprint = _base(base, note)
+    base, fingerprint, folder_of_base = _base(base, note)
     engine = Capabilities(max_rank)
     known = open_registry(registry, artifacts, create=True)
     version = known.register(
@@ -92,6 +93,7 @@ def register(
         lineage={"source": storage.absolute(folder), "code": __version__, "parents": parent or []},
         metrics={},
         for_serving=engine.why_not if for_serving else None,
+        fits=None if folder_of_base is None else partial(_fits, base=folder_of_base),
         max_rank=max_rank,
     )
     if as_json:
@@ -264,14 +266,29 @@ def _aliases(adapter: "RegisteredAdapter") -> str:
     return " ".join(f"{alias}={version}" for alias, version in sorted(adapter.aliases.items()))
 
 
-def _base(base: str | None, note: dict[str, object]) -> tuple[str, str]:
-    """Name and fingerprint of the base: of the model that `--base` names, or else as the folder's note has them."""
-    if base is None:
-        if not isinstance(note.get("base"), str) or not isinstance(note.get("base_fingerprint"), str):
-            raise UserError("--base: the folder's triptych.json does not say which base model the adapter fits")
-        return str(note["base"]), str(note["base_fingerprint"])
-    from triptych.models.base import fingerprint, resolve_base
+def _base(base: str | None, note: dict[str, object]) -> tuple[str, str, Path | None]:
+    """Name and fingerprint of the base, and its folder where it is here.
+
+    They are those of the model that `--base` names, or else as the folder's note has them.
+    """
+    from triptych.models.base import base_here, fingerprint, resolve_base
+    from triptych.models.identity import difference
     from triptych.recipe.model import Model
 
-    template = note.get("chat_template")
-    return base, fingerprint(resolve_base(Model(base=base)), template if isinstance(template, str) else None)
+    template = note.get("chat_template") if isinstance(note.get("chat_template"), str) else None
+    if base is not None:
+        folder = resolve_base(Model(base=base))
+        return base, fingerprint(folder, template), folder
+    if not isinstance(note.get("base"), str) or not isinstance(note.get("base_fingerprint"), str):
+        raise UserError("--base: the folder's triptych.json does not say which base model the adapter fits")
+    name, noted = str(note["base"]), str(note["base_fingerprint"])
+    here = base_here(Model(base=name))
+    if here is not None and difference(noted, fingerprint(here, template)):
+        here = None  # another model of that name
+    return name, noted, here
+
+
+def _fits(folder: Path, base: Path) -> None:
+    from triptych.models.lora_fit import check_lora_fit
+
+    check_lora_fit(folder, base)

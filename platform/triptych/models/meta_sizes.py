@@ -38,7 +38,7 @@ def sizes_on_meta(config: Mapping[str, Any], name: str) -> Sizes:
 
 @cache
 def _sizes(text: str, name: str) -> Sizes:
-    model = _built(json.loads(text, object_hook=special_float), name)
+    model = model_on_meta(json.loads(text, object_hook=special_float), name)
     config: Any = model.config.get_text_config()
     linears, blocks = _linears(model)
     table, heads = model.get_input_embeddings().weight, _most(config, "num_attention_heads")
@@ -63,12 +63,18 @@ def _sizes(text: str, name: str) -> Sizes:
     )
 
 
-def _built(settings: dict[str, Any], name: str) -> Any:
+def model_on_meta(config: Mapping[str, Any], name: str) -> Any:
+    """The causal model that a config.json describes, without weights; `name` is how errors call it.
+
+    Raises:
+        UserError: transformers builds no causal model from it.
+    """
+    settings = dict(config)
     kind = settings.pop("model_type", None)
     try:
-        config = AutoConfig.for_model(kind, **settings)
+        built = AutoConfig.for_model(kind, **settings)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config)
+            return AutoModelForCausalLM.from_config(built)
     except Exception as error:  # noqa: BLE001 - the code of a family may raise anything
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(

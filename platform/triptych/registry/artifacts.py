@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from triptych import storage
@@ -13,11 +14,18 @@ from triptych.registry import validation
 from triptych.registry.facts import Facts, ServingCheck
 
 
-def store(source: str, target: str, kind: str, base_fingerprint: str, for_serving: ServingCheck | None) -> Facts:
+def store(
+    source: str,
+    target: str,
+    kind: str,
+    base_fingerprint: str,
+    for_serving: ServingCheck | None,
+    fits: Callable[[Path], None] | None,
+) -> Facts:
     """Commit a copy of `source` at `target`, and return its facts.
 
     The copy is what is inspected, so nothing can be exchanged in between. UserError, and no copy: broken, unsafe, at
-    odds with its own triptych.json, or refused by `for_serving`.
+    odds with its own triptych.json, or refused by `for_serving` or `fits`.
     """
     if not storage.exists(source):
         raise UserError(f"there is no folder {source}")
@@ -34,6 +42,8 @@ def store(source: str, target: str, kind: str, base_fingerprint: str, for_servin
         why_not = None if for_serving is None else for_serving(kind, facts)
         if why_not is not None:
             raise UserError(f"{source} cannot be served: {why_not}")
+        if fits is not None:
+            fits(staging)
     return facts
 
 

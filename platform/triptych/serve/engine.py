@@ -16,6 +16,7 @@ from ray.serve.llm import LLMConfig
 from triptych.data.end_tokens import end_tokens
 from triptych.errors import UserError
 from triptych.models.base import fingerprint, model_tokenizer, resolve_base
+from triptych.models.lora_fit import check_lora_fit
 from triptych.models.weights import without_other_weights
 from triptych.recipe.model import Model
 from triptych.recipe.serve import ServeConfig
@@ -101,7 +102,7 @@ class AdapterServer(LLMServer):
     async def __init__(self, llm_config: LLMConfig, *, config: dict[str, Any]) -> None:  # type: ignore[misc]
         self._config = ServeConfig.model_validate(config)
         self._engines = engines_of(self._config)
-        folder = resolve_base(self._config.model)
+        self._base = folder = resolve_base(self._config.model)
         self._fingerprint = fingerprint(folder, self._config.model.chat_template)
         self._ends = _end_tokens(folder, self._config.model)
         self._registry = Registry(self._config.registry, self._config.artifacts, create=False)
@@ -160,7 +161,12 @@ class AdapterServer(LLMServer):
     def _fetch(self, ref: str) -> str:
         version = self._registry.get(ref)
         engine_for(version, self._registry, self._fingerprint, self._engines)
-        return str(fetch_adapter(version))
+        found = fetch_adapter(version)
+        try:
+            check_lora_fit(found, self._base)
+        except UserError as error:
+            raise MisfitError(str(error)) from error
+        return str(found)
 
 
 def ended(request: Any, ends: Sequence[int]) -> Any:
