@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from triptych.errors import UserError
 from triptych.models.meta_sizes import model_on_meta
 from triptych.models.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA_FACTOR, PREFIX, of_module
+from triptych.models.sizes import special_float
 from triptych.models.weights import weight_files
 
 
@@ -57,7 +58,8 @@ def check_lora_fit(adapter: Path, base: Path) -> None:
 @cache
 def _sites(base: Path) -> Mapping[str, Site | None]:
     """Every module of the base by name: its sides, or None where LoRA has no factors for it."""
-    model = model_on_meta(json.loads((base / "config.json").read_text(encoding="utf-8")), str(base))
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"), object_hook=special_float)
+    model = model_on_meta(config, str(base))
     return {name: _site(module) for name, module in model.named_modules()}
 
 
