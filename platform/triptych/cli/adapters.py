@@ -275,7 +275,8 @@ def _base(base: str | None, note: dict[str, object]) -> tuple[str, str, Path | N
     from triptych.models.identity import difference
     from triptych.recipe.model import Model
 
-    template = note.get("chat_template") if isinstance(note.get("chat_template"), str) else None
+    noted_template = note.get("chat_template")
+    template = noted_template if isinstance(noted_template, str) else None
     if base is not None:
         folder = resolve_base(Model(base=base))
         return base, fingerprint(folder, template), folder

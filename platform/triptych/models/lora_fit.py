@@ -25,7 +25,7 @@ from triptych.models.weights import weight_files
 
 
 @dataclass(frozen=True)
-class Site:
+class LoraSite:
     """A layer that LoRA can change: y = W x, or the row of a table."""
 
     inputs: int
@@ -56,26 +56,26 @@ def check_lora_fit(adapter: Path, base: Path) -> None:
 
 
 @cache
-def _sites(base: Path) -> Mapping[str, Site | None]:
+def _sites(base: Path) -> Mapping[str, LoraSite | None]:
     """Every module of the base by name: its sides, or None where LoRA has no factors for it."""
     config = json.loads((base / "config.json").read_text(encoding="utf-8"), object_hook=special_float)
     model = model_on_meta(config, str(base))
     return {name: _site(module) for name, module in model.named_modules()}
 
 
-def _site(module: nn.Module) -> Site | None:
+def _site(module: nn.Module) -> LoraSite | None:
     weight: Any = getattr(module, "weight", None)
     if isinstance(module, Conv1D):
-        return Site(*weight.shape)
+        return LoraSite(*weight.shape)
     if isinstance(module, nn.Linear):
-        return Site(weight.shape[1], weight.shape[0])
+        return LoraSite(weight.shape[1], weight.shape[0])
     if isinstance(module, nn.Embedding):
-        return Site(weight.shape[0], weight.shape[1])
+        return LoraSite(weight.shape[0], weight.shape[1])
     return None
 
 
 def _misplaced(
-    shapes: Mapping[str, tuple[int, ...]], sites: Mapping[str, Site | None], config: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]], sites: Mapping[str, LoraSite | None], config: Mapping[str, Any]
 ) -> Iterator[str]:
     """What is wrong with the places of the factors, the first of each kind of fault."""
     for name, shape in shapes.items():
@@ -93,7 +93,7 @@ def _misplaced(
             yield f"{ADAPTER_WEIGHTS}: {name} has {shape[0]} outputs, and the base's {module} has {site.outputs}"
 
 
-def _near(module: str, sites: Mapping[str, Site | None]) -> str:
+def _near(module: str, sites: Mapping[str, LoraSite | None]) -> str:
     near = difflib.get_close_matches(module, [name for name, site in sites.items() if site is not None], 1, 0.5)
     return f", which has {PREFIX}{near[0]}" if near else ""
 
