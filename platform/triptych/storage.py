@@ -26,17 +26,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from triptych.cache import cache_dir
 from triptych.errors import RunError, UserError
+from triptych.write_errors import write_errors
 
 MANIFEST = "manifest.json"
-_REMEDY = {
-    errno.ENOSPC: "free some space, or choose another place",
-    errno.EDQUOT: "the quota is used up: free some space, or choose another place",
-    errno.EFBIG: "the file size limit (ulimit -f) is reached: raise it, or choose another place",
-    errno.EACCES: "make it writable, or choose another place",
-    errno.EPERM: "make it writable, or choose another place",
-    errno.EROFS: "it is mounted read-only: choose another place",
-}
-_FULL = "No space left on device"  # libraries written in Rust and C++ pass on the text, not the errno
 
 
 class AlreadyCommittedError(UserError):
@@ -95,7 +87,7 @@ def committed(url: str) -> Iterator[Path]:
     place that cannot be written becomes a UserError that names the place.
     """
     fs, path = _open(url)
-    with _explained(url):
+    with write_errors(url):
         if _exists(fs, f"{path}/{MANIFEST}"):
             raise AlreadyCommittedError(f"{url} is committed already, and a committed folder never changes")
         local = isinstance(fs, LocalFileSystem)
@@ -194,7 +186,7 @@ def absolute(url: str) -> str:
 def write_bytes(url: str, data: bytes) -> None:
     """Write one file, whole or not at all; folders above it are made."""
     fs, path = _open(url)
-    with _explained(url):
+    with write_errors(url):
         if not isinstance(fs, LocalFileSystem):
             fs.pipe_file(path, data)
             return
@@ -230,7 +222,7 @@ def exists(url: str) -> bool:
 def remove(url: str) -> None:
     """Remove a file or a folder, if it is there. A committed folder vanishes at once, not in parts."""
     fs, path = _open(url)
-    with _explained(url):
+    with write_errors(url):
         if isinstance(fs, LocalFileSystem):
             _remove_local(Path(path))
         elif _exists(fs, path):
@@ -264,25 +256,6 @@ def _names(url: str, kind: Literal["file", "directory"]) -> list[str]:
 
 def _exists(fs: AbstractFileSystem, path: str) -> bool:
     return bool(fs.exists(path))
-
-
-@contextmanager
-def _explained(url: str) -> Iterator[None]:
-    """Turn a full disk or a refusal to write into a UserError that names the place."""
-    try:
-        yield
-    except (UserError, RunError):
-        raise
-    except OSError as error:
-        remedy = _REMEDY.get(error.errno or 0)
-        if remedy is None:
-            raise
-        culprit = f" ({error.filename})" if error.filename else ""
-        raise UserError(f"cannot write {url}: {error.strerror}{culprit}; {remedy}") from error
-    except Exception as error:
-        if _FULL not in str(error):
-            raise
-        raise UserError(f"cannot write {url}: {_FULL}; {_REMEDY[errno.ENOSPC]}") from error
 
 
 def _entries_digest(files: dict[str, FileEntry]) -> str:

@@ -10,7 +10,7 @@ from torch.func import functional_call
 from transformers import DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tests.support.families import FAMILIES, tiny
+from tests.support.families import FAMILIES, each_family, tiny
 from triptych.errors import UserError
 from triptych.forward.roles import RoleModel
 from triptych.recipe.matrix import Lora
@@ -26,10 +26,6 @@ ROWS = (
 ROLE = "policy"
 LORA = Lora(r=4, alpha=8)
 PREFIX = 3
-
-each_family = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if f.ordinary else [pytest.mark.exhaustive]) for n, f in FAMILIES.items()]
-)
 
 
 def lone(name: str, dtype: torch.dtype, **settings: Any) -> tuple[PreTrainedModel, RoleModel]:

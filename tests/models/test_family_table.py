@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from tests.models.test_families import each_family
-from tests.support.families import FAMILIES, tiny
+from tests.support.families import FAMILIES, each_family, tiny
 from tests.support.family_table import PAGE, page, refused_methods, unplanned
 from triptych.forward.roles import RoleModel
 from triptych.models.families import tried_families

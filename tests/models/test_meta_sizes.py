@@ -13,7 +13,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from tests.models.test_sizes import CONFIGS
+from tests.support.llama_like import CONFIGS
 from triptych.errors import UserError
 from triptych.methods import METHODS
 from triptych.methods.flops import TokenCounts, train_flops

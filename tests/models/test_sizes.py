@@ -1,47 +1,20 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM as CausalLM
-from transformers import (
-    LlamaConfig,
-    MistralConfig,
-    PreTrainedConfig,
-    Qwen2Config,
-    Qwen3Config,
-    SmolLM3Config,
-)
+from transformers import PreTrainedConfig
 
+from tests.support.llama_like import CONFIGS
 from triptych.errors import UserError
 from triptych.methods.parameters.total import added, trained
 from triptych.models import base, sizes
 from triptych.models.sizes import model_sizes, sizes_of
 from triptych.recipe import Full, Lora, Model
 
-SMALL: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "pad_token_id": None,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
-CONFIGS = [
-    LlamaConfig(**SMALL, tie_word_embeddings=True),
-    LlamaConfig(**SMALL, tie_word_embeddings=False, attention_bias=True, mlp_bias=True),
-    LlamaConfig(**SMALL | {"num_key_value_heads": 6}, head_dim=16, tie_word_embeddings=True),
-    MistralConfig(**SMALL, head_dim=8, tie_word_embeddings=False),
-    Qwen2Config(**SMALL, tie_word_embeddings=True),
-    Qwen3Config(**SMALL, head_dim=8, tie_word_embeddings=False),
-    SmolLM3Config(**SMALL, tie_word_embeddings=True),
-]
 METHODS = [
     Lora(r=4),
     Lora(r=3, targets=("q_proj", "v_proj")),

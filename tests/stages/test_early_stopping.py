@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.stages.test_loop import Killed, Mortal, Silent, rows
+from tests.support.loop import Killed, Mortal, Silent, rows
 from triptych.forward.roles import RoleModel
 from triptych.methods.adalora import export, ranks
 from triptych.models.base import load_causal_lm

@@ -1,8 +1,8 @@
 """Rows of the metrics log: which steps they stand for, what they add up to, and that a killed stage repeats none."""
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,55 +11,22 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+from tests.support.loop import SEQUENCES, Killed, Mortal, Silent, rows
 from triptych.forward.roles import RoleModel
 from triptych.methods.flops import TokenCounts, train_flops
 from triptych.models.base import load_causal_lm
 from triptych.models.sizes import model_sizes
 from triptych.observe.log import read_metrics
-from triptych.observe.progress import Progress
 from triptych.recipe import Lora
 from triptych.recipe.matrix import AdaLora
 from triptych.stages.artifact import commit_role
 from triptych.stages.context import StageContext
-from triptych.stages.supervised.loop import Rows, fit
+from triptych.stages.supervised.loop import fit
 from triptych.stages.supervised.training import learner_for
-from triptych.train.batch import Batch, language_batch
-from triptych.train.learner import Learner, Sums
-from triptych.train.tasks.language import LanguageModeling
+from triptych.train.learner import Learner
 
 Make = Callable[[dict[str, Any]], StageContext[Any]]
-SEQUENCES = [[10 + row, 11, 12 + row, 13, *range(20, 20 + row % 5)] for row in range(12)]
 PARTS = ("data", "forward", "backward", "communication", "optimizer", "other")
-
-
-class Silent(Progress):
-    """Nobody is told."""
-
-    def update(self, stage: str, step: int, total: int, metrics: dict[str, float]) -> None:
-        """Nothing."""
-
-
-class Killed(Exception):  # noqa: N818 - a signal is no error
-    """Stands for SIGKILL."""
-
-
-@dataclass(frozen=True)
-class Mortal(LanguageModeling):
-    """Dies at one of its steps."""
-
-    deaths: Iterator[bool]
-
-    def denominators(self, batch: Batch) -> Sums:
-        if next(self.deaths):
-            raise Killed
-        return super().denominators(batch)
-
-
-def rows() -> Rows:
-    def batch(places: Any) -> Batch:
-        return language_batch([(SEQUENCES[place], SEQUENCES[place]) for place in places], pad=0)
-
-    return Rows([[sequence] for sequence in SEQUENCES], batch)
 
 
 def learner(ctx: StageContext[Any]) -> Learner:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -161,6 +162,11 @@ FAMILIES: dict[str, Family] = {
     "cwm": Family(_HEAD | _ALTERNATING),
 }
 """`model_type` -> the family."""
+
+each_family = pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if f.ordinary else [pytest.mark.exhaustive]) for n, f in FAMILIES.items()]
+)
+"""Every family of the table: those that differ in kind in ordinary runs, all of them in exhaustive ones."""
 
 
 def tiny(name: str, dtype: torch.dtype, **changes: Any) -> PreTrainedModel:
