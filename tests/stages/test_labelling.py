@@ -81,6 +81,7 @@ def answering(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.exhaustive
 def test_train_and_register(
     make_context: Make, tagging: dict[str, Any], answering: dict[str, Any], ray_cluster: None
 ) -> None:

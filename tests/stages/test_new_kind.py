@@ -106,6 +106,7 @@ def test_a_new_kind_resumes_where_it_failed(make_recipe: Make) -> None:
 
 @pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_new_kind_is_swept(make_recipe: Make) -> None:
     space = {"stages.texts.train.optimizer.lr": {"choice": [0.01, 1e-9]}}
