@@ -55,6 +55,7 @@ def _tsv() -> bytes:
 FILES: dict[str, bytes] = {
     "a.json": json.dumps(ROWS, indent=1).encode(),
     "lines.json": b"\n" + LINES,
+    "spaced.json": LINES.replace(b"\n", b"\r\n \r\n"),
     "data.json": json.dumps({"version": "1", "data": ROWS}).encode(),
     "indented.json": json.dumps({"data": ROWS}, indent=1).encode(),
     "a.tsv": _tsv(),
@@ -238,12 +239,27 @@ def _two_columns() -> bytes:
     return bytes(sink.getvalue().to_pybytes())
 
 
+def test_a_name_with_two_values_is_a_malformed_row(tmp_path: Path) -> None:
+    twice = b'{"prompt": "a", "response": "b", "response": "c"}'
+    for name, content in {
+        "a.jsonl": LINES + twice + b"\n",
+        "a.json": b"[" + b",".join([*LINES.splitlines(), twice]) + b"]",
+        "lines.json": LINES + twice,
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=r"1 of 6 rows .*\n  (line|row) 6: two values of 'response'"):
+            load_rows(Source(path=f"{tmp_path}/{name}"), "sft")
+        assert len(load_rows(Source(path=f"{tmp_path}/{name}", max_bad_rows=1), "sft").items) == len(ROWS)
+
+
 BROKEN: dict[str, tuple[Callable[[], bytes] | bytes, str]] = {
     "a.csv": (b"prompt,prompt\na,b\n", "two columns are called 'prompt'"),
     "semicolon.csv": (b"prompt;response\na;b\n", "',' separates its columns, and the header has ';' instead"),
     "comma.tsv": (b"prompt,response\na,b\n", r"separates its columns, and the header has ',' instead"),
     "a.parquet": (_two_columns, "two columns are called 'prompt'"),
     "object.json": (b'{\n "data": [\n}', "neither a JSON array of rows, nor one JSON object a line, nor one object"),
+    "twice.json": (b'{"prompt": "a",\n "prompt": "b"}', r"twice\.json: two values of 'prompt'"),
+    "twice.csv": (b'messages\n"[{""role"": ""user"", ""role"": ""tool""}]"', "messages: two values of 'role'"),
     "cut.json": (b'[{"prompt": "a"}, {"prompt"', "row 2 is not JSON, and nothing behind it"),
     "comma.json": (b'[{"prompt": "a"} {"prompt": "b"}]', "no comma behind row 1"),
     "more.json": (b'[{"prompt": "a"}] []', "more behind the array's end"),

@@ -13,6 +13,22 @@ shown = reprlib.repr
 """A value as text of bounded length and depth."""
 
 
+class RepeatedNameError(ValueError):
+    """A JSON object that gives one name two values, of which all but the last would be lost."""
+
+
+def _distinct(members: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(members)
+    if len(found) < len(members):
+        names = [name for name, _ in members]
+        raise RepeatedNameError(f"two values of {shown(next(name for name in names if names.count(name) > 1))}")
+    return found
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_distinct)
+"""JSON as `json.loads` reads it, but for names that an object gives twice: RepeatedNameError."""
+
+
 def text(value: Any, name: str) -> str:
     """A text that is not blank, and that UTF-8 can write."""
     if not isinstance(value, str):
@@ -40,7 +56,9 @@ def texts(values: list[Any], name: str) -> tuple[str, ...]:
 def from_json(value: str, name: str, what: str) -> Any:
     """The value that a cell's JSON text holds."""
     try:
-        return json.loads(value)
+        return DECODER.decode(value)
+    except RepeatedNameError as error:
+        raise ValueError(f"{name}: {error}") from None
     except (ValueError, RecursionError):
         raise ValueError(f"{name}: neither {what} nor JSON text of one") from None
 

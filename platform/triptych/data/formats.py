@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
 
+from triptych.data.cells import DECODER, RepeatedNameError
 from triptych.data.class_names import Names, class_names, named
 from triptych.errors import UserError
 
@@ -18,7 +19,6 @@ Numbered = Iterator[tuple[int, Any]]
 """Pairs of a line (or row) number, from 1, and its record, or a ValueError that says why there is none."""
 
 _BATCH = 1024
-_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,13 @@ def _json_lines(lines: Iterable[bytes], path: str) -> Numbered:
         if not data.strip():
             continue
         try:
-            yield line, json.loads(data.decode("utf-8"))
+            yield line, DECODER.decode(data.decode("utf-8"))
         except UnicodeDecodeError as error:
             yield line, ValueError(f"not UTF-8 at byte {error.start} of the line")
         except RecursionError:
             yield line, ValueError("nested too deeply")
+        except RepeatedNameError as error:
+            yield line, error
         except ValueError as error:
             yield line, ValueError(f"not JSON: {error}")
 
@@ -59,14 +61,12 @@ def read_json(stream: IO[bytes], path: str) -> Numbered:
     first = _without_bom(stream.readline(), path)
     while first and not first.strip():
         first = stream.readline()
-    second = stream.readline() if first else b""
-    lines = itertools.chain([first, second], stream)
     if first.lstrip().startswith(b"["):
-        yield from _array(b"".join(lines), path)
-    elif _is_json(first) and second.strip():
-        yield from _json_lines(lines, path)
+        yield from _array(first + stream.read(), path)
+    elif _is_json(first) and (second := next(filter(bytes.strip, stream), b"")):
+        yield from _json_lines(filter(bytes.strip, itertools.chain([first, second], stream)), path)
     elif first:
-        yield from _object(b"".join(lines), path)
+        yield from _object(first + stream.read(), path)
 
 
 def _is_json(line: bytes) -> bool:
@@ -81,7 +81,10 @@ def _object(data: bytes, path: str) -> Numbered:
     """The rows of a file that is one value, if it is one."""
     if not _is_json(data):
         raise UserError(f"{path}: neither a JSON array of rows, nor one JSON object a line, nor one object")
-    value = json.loads(data)
+    try:
+        value = DECODER.decode(data.decode("utf-8"))
+    except RepeatedNameError as error:
+        raise UserError(f"{path}: {error}") from None
     rows = value.get("data") if isinstance(value, dict) else None
     if isinstance(rows, list) and rows and all(isinstance(row, dict) for row in rows):
         yield from enumerate(rows, start=1)
@@ -109,7 +112,9 @@ def _array(data: bytes, path: str) -> Numbered:
 def _element(text: str, at: int, where: str) -> tuple[Any, int]:
     """The value that begins there, and the place behind it."""
     try:
-        return _DECODER.raw_decode(text, at)
+        return DECODER.raw_decode(text, at)
+    except RepeatedNameError as error:
+        return error, json.JSONDecoder().raw_decode(text, at)[1]
     except RecursionError:
         raise UserError(f"{where} is nested too deeply, and nothing behind it can be read") from None
     except ValueError as error:

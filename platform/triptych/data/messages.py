@@ -1,8 +1,9 @@
 """Parts of a message beside role and content, and a row's tools; each is honoured, or the row is malformed."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
+
+from triptych.data.cells import DECODER, RepeatedNameError, listed
 
 FLAGS = ("weight", "train", "training", "trainable", "loss")
 """Names under which files say whether an assistant's turn is learned: OpenAI's, and those of common trainers."""
@@ -42,7 +43,7 @@ def extra_fields(item: Mapping[str, Any], name: str) -> dict[str, Any]:
     fields = {key: given[key] for key in _TEXTS if given.get(key)}
     if thought := fields.get("reasoning") or fields.get("reasoning_content"):
         fields |= {"reasoning": thought, "reasoning_content": thought}  # templates read either; vLLM gives both
-    if calls := _list(given.get("tool_calls", []), f"{name}.tool_calls"):
+    if calls := listed(given.get("tool_calls") or [], f"{name}.tool_calls"):
         fields["tool_calls"] = [_call(call, f"{name}.tool_calls[{index}]") for index, call in enumerate(calls)]
     for key, roles in (("tool_calls", ("assistant",)), ("tool_call_id", ("tool",))):
         if key in fields and item["role"] not in roles:
@@ -55,7 +56,7 @@ def tools_of(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
     for column in _OTHER_COLUMNS:
         if record.get(column):
             raise ValueError(f"{column}: would be lost; the chat template gets the messages and `tools`")
-    tools = _without_null(_list(record.get("tools") or [], "tools"), "tools")
+    tools = _without_null(listed(record.get("tools") or [], "tools"), "tools")
     for index, tool in enumerate(tools):
         if not isinstance(tool, dict) or not tool:
             raise ValueError(f"tools[{index}]: {type(tool).__name__} in place of an object")
@@ -72,7 +73,9 @@ def _call(call: Any, name: str) -> dict[str, Any]:
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         try:
-            arguments = json.loads(arguments or "{}")
+            arguments = DECODER.decode(arguments or "{}")
+        except RepeatedNameError as error:
+            raise ValueError(f"{name}.function.arguments: {error}") from None
         except (ValueError, RecursionError):
             raise ValueError(f"{name}.function.arguments: text that is no JSON") from None
         _without_null(arguments, f"{name}.function.arguments")  # kept as it is, if no deeper than allowed
@@ -82,17 +85,6 @@ def _call(call: Any, name: str) -> dict[str, Any]:
         raise ValueError(f"{name}.function.arguments: {type(arguments).__name__} in place of an object")
     kept: dict[str, Any] = _without_null({key: value for key, value in call.items() if key != "function"}, name)
     return {"type": "function"} | kept | {"function": {"name": function["name"], "arguments": arguments or {}}}
-
-
-def _list(value: Any, name: str) -> list[Any]:
-    if isinstance(value, str):  # a CSV cell, or a column that holds JSON
-        try:
-            value = json.loads(value or "[]")
-        except (ValueError, RecursionError):
-            raise ValueError(f"{name}: neither a list nor JSON text of one") from None
-    if not isinstance(value, list):
-        raise ValueError(f"{name}: {type(value).__name__} in place of a list")
-    return value
 
 
 def _without_null(value: Any, name: str, level: int = 0) -> Any:
