@@ -1,6 +1,7 @@
 """Rated answers: chats of the good ones, pairs of those to one prompt, the better first."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,9 @@ def test_ratings_that_prefer_nothing_are_refused(tmp_path: Path) -> None:
     rows = _kto(("Hi", "Hello", True), ("Hi", "Hey", True), ("Ho", "No", False))
     with pytest.raises(UserError, match="2 prompts with rated answers, and none has two whose ratings differ"):
         load_rows(_source(tmp_path / "a.jsonl", rows), "pairs")
+    broken = [*rows, {"prompt": "Ho", "response": "Ha", "score": math.nan}]
+    with pytest.raises(UserError, match="1 rows are malformed, the first is 4: score: nan is not a finite number"):
+        load_rows(_source(tmp_path / "c.jsonl", broken), "pairs")
     many = _kto(*(("Hi", str(n), n > 0) for n in range(300)))
     with pytest.raises(UserError, match="300 answers to 'Hi' make too many pairs; allowed: 256"):
         load_rows(_source(tmp_path / "b.jsonl", many), "pairs")

@@ -7,15 +7,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
 from triptych.data.cells import finite
-from triptych.data.rows import RANKED, DataRow, PairRow, RatedRow
+from triptych.data.rows import RANKED, BadRow, DataRow, PairRow, RatedRow
 from triptych.errors import UserError
 
 
-def paired(rows: Iterator[Sequence[DataRow]], name: str) -> Iterator[Sequence[DataRow]]:
-    """The rows, and behind them the pairs of the rated answers among them, prompt by prompt; `name`: of the source.
+def paired(rows: Iterator[Sequence[DataRow]], name: str, bad: Sequence[BadRow]) -> Iterator[Sequence[DataRow]]:
+    """The rows, and behind them the pairs of the rated answers among them, prompt by prompt.
 
     Every two answers to a prompt whose ratings differ are a pair, as of ranked answers. Rated answers are held until
     the last row is read, for any row may answer any prompt.
+
+    Args:
+        rows: of the source, in its order.
+        name: of the source.
+        bad: the malformed rows that were met, which the message of what is refused names.
 
     Raises:
         UserError: there are rated answers and no prompt has two whose ratings differ, or one has too many.
@@ -28,18 +33,19 @@ def paired(rows: Iterator[Sequence[DataRow]], name: str) -> Iterator[Sequence[Da
         if not rated:
             yield group
     pairs = (_pairs(answers, name) for answers in by_prompt.values())
-    yield from _some([group for group in pairs if group], len(by_prompt), name)
+    yield from _some([group for group in pairs if group], len(by_prompt), name, bad)
 
 
 def _prompt(row: RatedRow) -> str:
     return json.dumps([asdict(message) for message in row.chat.messages[:-1]] + [row.chat.tools], default=repr)
 
 
-def _some(groups: list[list[PairRow]], prompts: int, name: str) -> list[list[PairRow]]:
+def _some(groups: list[list[PairRow]], prompts: int, name: str, bad: Sequence[BadRow]) -> list[list[PairRow]]:
     if prompts and not groups:
+        lost = f"; {len(bad)} rows are malformed, the first is {bad[0].line}: {bad[0].reason}" if bad else ""
         raise UserError(
             f"{name}: {prompts} prompts with rated answers, and none has two whose ratings differ, so there is nothing "
-            "to prefer; SFT can learn those that are rated true"
+            f"to prefer; SFT can learn those that are rated true{lost}"
         )
     return groups
 

@@ -211,13 +211,13 @@ def quick_count(source: "Source") -> int | None:
 def iterate_rows(source: "Source", parse: Parse, bad: list[BadRow]) -> Iterator[Sequence[DataRow]]:
     """The rows of each usable row of the files that the source takes; malformed ones go to `bad`."""
     if source.mix is None:
-        return _chosen(paired(_usable(source, parse, bad), source.file), source)
+        return _chosen(paired(_usable(source, parse, bad), source.file, bad), source)
     return _chosen(_mixed(source, parse, bad), source)
 
 
 def _mixed(source: "Source", parse: Parse, bad: list[BadRow]) -> RowGroups:
     for number, part in enumerate(source.mix or ()):
-        rows = _chosen(paired(_usable(part, parse, bad, f"{part.file}: "), part.file), part)
+        rows = _chosen(paired(_usable(part, parse, bad, f"{part.file}: "), part.file, bad), part)
         yield from weighted(rows, part.weight, number if part.seed is None else part.seed)
 
 
