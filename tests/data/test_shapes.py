@@ -16,7 +16,7 @@ from triptych.data.rows import (
     parse_sft,
     parse_text,
 )
-from triptych.data.shapes import shape_of, unread_columns
+from triptych.data.shapes import shape_of, shaped, unread_columns
 
 USER, ANSWER, WORSE = (
     {"role": "user", "content": "Hi"},
@@ -225,3 +225,17 @@ def test_the_only_column_left_is_proposed() -> None:
         ValueError, match=r"no 'text'; the row has: Bericht, label; perhaps columns: \{text: Bericht\}$"
     ):
         parse_text({"label": 1, "Bericht": "Gut."})
+
+
+@pytest.mark.parametrize("weight", [0, 0.5, False, "0.0", "1e400"])
+def test_a_weight_of_a_whole_row_is_refused_rather_than_lost(weight: Any) -> None:
+    for kind, row in (
+        ("sft", {"prompt": "Hi", "response": "Hello"}),
+        ("pairs", {"prompt": "Hi", "chosen": "Hello", "rejected": "No"}),
+        ("texts", {"text": "Hi", "label": "good"}),
+    ):
+        with pytest.raises(ValueError, match=r"weight: .* of a whole row would be lost"):
+            shaped(row | {"weight": weight}, kind)
+        for harmless in (None, "", 1, 1.0, True, "1", "3 kg"):
+            assert shaped(row | {"weight": harmless}, kind) == shaped(row, kind) | {"weight": harmless}
+    assert parse_prompt({"prompt": "Hi", "weight": weight}).fields == {"weight": weight}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from triptych.data.cells import text
+from triptych.data.cells import shown, text
 from triptych.data.dialogues import Turns, dialogue, messages_in, spoken, turns
 from triptych.data.ratings import (
     RANKINGS,
@@ -57,12 +57,31 @@ def shape_of(record: SourceRecord, kind: str) -> RowShape | None:
 
 
 def shaped(record: SourceRecord, kind: str) -> SourceRecord:
-    """The record with our names of columns; without a known shape the record itself."""
+    """The record with our names of columns; without a known shape the record itself.
+
+    Raises:
+        ValueError: it could be of two shapes, is none of the one that it has, or weighs otherwise than other rows.
+    """
+    if kind != "prompts" and not _weighs_one(record.get("weight")):
+        raise ValueError(
+            f"weight: {shown(record['weight'])} of a whole row would be lost; leave out the row or the column, or give "
+            "messages a weight of 0 or 1"
+        )
     shape = shape_of(record, kind)
     if shape is None:
         return record
     rest = {name: value for name, value in record.items() if name not in (*shape.needs, *shape.uses)}
     return rest | shape.read(record)
+
+
+def _weighs_one(weight: Any) -> bool:
+    """Whether a row's weight, if that is what the column holds, is that of a row without one."""
+    try:
+        return weight in (None, "") or float(weight) == 1
+    except OverflowError:
+        return False
+    except (TypeError, ValueError):
+        return True  # a text, as of the weight of a parcel
 
 
 def unread_columns(record: SourceRecord, shape: RowShape) -> list[str]:
