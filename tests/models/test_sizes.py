@@ -87,3 +87,40 @@ def test_bases_without_known_sizes(tmp_path: Path) -> None:
         model_sizes(Model(base="smollm2-135m"))
     with pytest.raises(UserError, match=r"model.base: no config.json of `nobody/nothing` to be had"):
         model_sizes(Model(base="nobody/nothing"))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 16}},
+        {"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 16},
+        {"rope_scaling": {"type": "su"}, "original_max_position_embeddings": 16},
+        {"rope_parameters": {"full_attention": {"rope_type": "longrope", "original_max_position_embeddings": 16}}},
+    ],
+)
+def test_longrope_ends_where_its_factors_change(fields: dict[str, Any]) -> None:
+    plain = {"model_type": "llama", "max_position_embeddings": 128} | SMALL
+    assert sizes_of(plain, "plain").max_length == 128
+    assert sizes_of(plain | fields, "long").max_length == 16
+    yarn = {"rope_parameters": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}}
+    assert sizes_of(plain | yarn, "yarn").max_length == 128
+
+
+def test_rows_up_to_longrope_s_change_are_computed_alike_alone_and_beside_others() -> None:
+    """A row beyond it changes what transformers computes of the others, which is why it is refused."""
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 10_000.0}
+    config = LlamaConfig(
+        **SMALL, max_position_embeddings=128, rope_parameters={**rope, "original_max_position_embeddings": 16}
+    )
+    most = sizes_of(config.to_dict(), "long").max_length
+    assert most == 16
+    torch.manual_seed(0)
+    model = CausalLM.from_config(config).eval()
+    changed = []
+    for longer in (most, most + 1):
+        rows = torch.randint(97, (2, longer))
+        mask = torch.tensor([[1] * 8 + [0] * (longer - 8), [1] * longer])
+        with torch.no_grad():
+            both, alone = model(rows, attention_mask=mask).logits[0, :8], model(rows[:1, :8]).logits[0]
+        changed.append(float((both - alone).abs().max()))
+    assert changed[0] < 1e-5 < 1e-3 < changed[1]

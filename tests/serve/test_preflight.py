@@ -1,5 +1,6 @@
 """What is refused before anything starts."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -53,3 +54,20 @@ def test_an_adapter_that_cannot_be_read_does_not_stop_a_start(
     assert "adapters: opinion is left out" in caplog.text
     with pytest.raises(UserError, match="adapters: toobig cannot be served: its rank is 16"):
         check(ServeConfig.model_validate(config | {"adapters": ["toobig"], "engine": {"max_lora_rank": 8}}))
+
+
+def test_a_base_with_longrope_serves_as_many_tokens_as_training_may_have(
+    registry: Registry, tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def asked(base: Path, **engine: Any) -> int | None:
+        config = {"model": {"base": str(base)}, "registry": registry.url, "adapters": [], "engine": engine}
+        return check(ServeConfig.model_validate(config))[0].engine.max_model_len
+
+    long = shutil.copytree(tiny_model_dir, tmp_path / "long")
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 64}
+    settings = json.loads((long / "config.json").read_text()) | {"rope_parameters": rope}
+    (long / "config.json").write_text(json.dumps(settings))
+    assert [asked(tiny_model_dir), asked(long), asked(long, max_model_len=32)] == [None, 64, 32]
+    assert "longrope" not in caplog.text
+    assert asked(long, max_model_len=128) == 128
+    assert "beyond 64 tokens this base takes longrope's long factors" in caplog.text

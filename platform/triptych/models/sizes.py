@@ -236,8 +236,26 @@ def has_known_sizes(model: Model) -> bool:
 
 
 def longest_context(config: Mapping[str, Any]) -> int | None:
-    """Positions that a model was made for, where its config says."""
-    return min((value for field in _LENGTHS if isinstance(value := config.get(field), int)), default=None)
+    """Positions at which a model computes one function, where its config says how many it was made for.
+
+    Beyond those of its first training, longrope (Ding et al. 2024, arXiv 2402.13753) takes other factors: transformers
+    takes them for a whole batch as soon as one row is longer, and vLLM for all rows if any may be.
+    """
+    limits = [value for field in _LENGTHS if isinstance(value := config.get(field), int)]
+    switch = longrope_switch(config)
+    return min(limits if switch is None else [*limits, switch], default=None)
+
+
+def longrope_switch(config: Mapping[str, Any]) -> int | None:
+    """Positions beyond which a model takes longrope's other factors; None: its factors are always the same."""
+    ropes = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    kinds = [ropes, *(value for value in ropes.values() if isinstance(value, Mapping))]
+    found = [
+        rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+        for rope in kinds
+        if rope.get("rope_type", rope.get("type")) in ("longrope", "su")
+    ]
+    return min((limit for limit in found if isinstance(limit, int)), default=None)
 
 
 def sizes_of(config: Mapping[str, Any], name: str) -> Sizes:

@@ -23,7 +23,7 @@ class EngineConfig(Closed):
     max_lora_rank: LoraRank = 32
     """Largest rank of an adapter; memory of every slot grows with it."""
     max_model_len: Count | None = None
-    """Prompt and answer, in tokens; None: as many as the model was made for."""
+    """Prompt and answer, in tokens; None: as many as the model was made for, and as training may have."""
     max_num_seqs: Count = 64
     """Sequences in one batch."""
     max_queued_requests: Count = 256

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from triptych.errors import UserError
 from triptych.models.base import BUILT_IN, fingerprint, resolve_base
+from triptych.models.sizes import longrope_switch, read_config
 from triptych.plan import Machine, Request
 from triptych.plan.placement import pack
 from triptych.recipe.serve import ServeConfig
@@ -35,7 +36,7 @@ def check(config: ServeConfig) -> tuple[ServeConfig, str]:
             raise UserError(f"adapters: {name} cannot be served: {error}") from error
         except UnreadableError as error:
             log.warning("adapters: %s is left out: %s", name, error)
-    return _absolute(config, registry), base
+    return _absolute(_as_trained(config), registry), base
 
 
 def check_port(host: str, port: int) -> None:
@@ -59,6 +60,26 @@ def check_room(config: ServeConfig, machine: Machine) -> None:
             f"replicas: {config.replicas} of {engine.cpus:g} CPUs and {engine.gpus} GPUs each do not fit {machine}; "
             "lower replicas, engine.cpus or engine.gpus"
         )
+
+
+def _as_trained(config: ServeConfig) -> ServeConfig:
+    """The config with no more tokens than training may have, where the base takes other factors of longrope beyond.
+
+    vLLM takes them for short requests too, as soon as any may be longer; asked for more, it gets more, and a warning.
+    """
+    switch, asked = longrope_switch(read_config(config.model)), config.engine.max_model_len
+    if switch is None:
+        return config
+    if asked is not None and asked > switch:
+        log.warning(
+            "engine.max_model_len: %d, and beyond %d tokens this base takes longrope's long factors, for short "
+            "requests too: adapters, which are trained on up to %d tokens, are not served as they were trained",
+            asked,
+            switch,
+            switch,
+        )
+    engine = config.engine.model_copy(update={"max_model_len": asked or switch})
+    return config.model_copy(update={"engine": engine})
 
 
 def _absolute(config: ServeConfig, registry: Registry) -> ServeConfig:
