@@ -42,6 +42,7 @@ def recipe(three_stages: Path, family: str, *sets: str, **fields: Any) -> Recipe
         ("lfm2", [PREFIX], {}, "prefix_tuning stands inside attention, and in a Lfm2ForCausalLM it has layers of the"),
         ("phimoe", [PREFIX], {}, "masked to the last 6 tokens"),
         ("nemotron", [PREFIX], {}, "does not hand to attention what its decoder is given"),
+        ("deepseek_v3", [PREFIX], {}, "keys and values of one shape, and those of a DeepseekV3ForCausalLM differ"),
     ],
 )
 def test_what_workers_would_refuse_is_refused(
@@ -62,7 +63,7 @@ def test_what_workers_would_train_is_allowed(three_stages: Path, family: str) ->
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prefixes_are_refused_where_a_worker_refuses_them(three_stages: Path, family: str) -> None:
-    """Where layers have other keys and values than a prefix needs, the worker alone sees it."""
+    """Where a family's code fails on tensors without numbers, the worker alone sees it."""
     wanted = recipe(three_stages, family, PREFIX, "model.dtype=float32")
     worker = RoleModel(tiny(family, torch.float32))
     try:

@@ -64,6 +64,7 @@ def _attach(model: Model, role: RoleSpec) -> None:
     from triptych.forward.roles import WITH_PREFIX, RoleModel
     from triptych.measure.dry_run import add_role, random_base
     from triptych.measure.fake_memory import LiveMemory, converting
+    from triptych.methods.prefix import keys_and_values
 
     with converting(), LiveMemory(), torch.random.fork_rng(devices=[]):
         base = random_base(model if model.quantization == "int8" else model.model_copy(update={"quantization": None}))
@@ -76,7 +77,8 @@ def _attach(model: Model, role: RoleSpec) -> None:
         on_base.padded_because = reason
         on_base.check_prefix(role.method)
         if any(isinstance(part, WITH_PREFIX) for part in parts_of(role.method)):
-            return  # it is made of keys and values of a pass, which some families do not give without numbers
+            keys_and_values(base, [0])  # which some families do not give without numbers
+            return
         add_role(on_base, role)
         ids = torch.tensor([[1, 2, 3, 4], [1, 2, 5, 0]])
         with _unless_numbers_decide(), torch.no_grad(), on_base.use(role.name):
