@@ -155,6 +155,12 @@ def test_any_family_is_planned_and_its_settings_chosen(family: str, tmp_path: Pa
     assert found.tokens_per_second > 0
 
 
+def test_a_decoder_that_stands_elsewhere_is_refused() -> None:
+    config = TINY | {"model_type": "llama4_text", "num_local_experts": 2, "intermediate_size_mlp": 96}
+    with pytest.raises(UserError, match="a Llama4ForCausalLM has no decoder called language_model"):
+        sizes_of(config, "llama4")
+
+
 def test_what_transformers_does_not_know_is_refused() -> None:
     with pytest.raises(UserError, match=r"model\.base: mine: transformers builds no causal model of type 'homemade'"):
         sizes_of({"model_type": "homemade"}, "mine")

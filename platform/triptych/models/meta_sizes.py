@@ -31,7 +31,7 @@ def sizes_on_meta(config: Mapping[str, Any], name: str) -> Sizes:
     """The sizes of the model that a config.json describes; `name` is how errors call it.
 
     Raises:
-        UserError: transformers builds no causal model from it.
+        UserError: transformers builds no causal model from it, or one that has no decoder where others have theirs.
     """
     return _sizes(json.dumps(config, sort_keys=True), name)
 
@@ -39,6 +39,11 @@ def sizes_on_meta(config: Mapping[str, Any], name: str) -> Sizes:
 @cache
 def _sizes(text: str, name: str) -> Sizes:
     model = model_on_meta(json.loads(text, object_hook=special_float), name)
+    if not hasattr(model, model.base_model_prefix):
+        raise UserError(
+            f"model.base: {name}: a {type(model).__name__} has no decoder called {model.base_model_prefix}, through "
+            "which models are trained; allowed: another family, see `triptych models`"
+        )
     config: Any = model.config.get_text_config()
     linears, blocks = _linears(model)
     table, heads = model.get_input_embeddings().weight, _most(config, "num_attention_heads")
