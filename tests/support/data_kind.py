@@ -8,8 +8,8 @@ import pyarrow as pa
 
 from triptych import storage
 from triptych.data import load_rows
-from triptych.recipe import KINDS, Data, Recipe, StageBase
-from triptych.recipe.stage import Output, Reference
+from triptych.recipe import KINDS, Data, Recipe, Source, StageBase
+from triptych.recipe.stage import Output
 from triptych.registry import AdapterVersion
 from triptych.stages.artifact import commit_rows, data_parents, finish, measured, sources
 from triptych.stages.context import StageContext, remember
@@ -29,10 +29,9 @@ class ShortAnswers(StageBase):
     def output(self) -> Output:
         return "dataset"
 
-    def references(self) -> tuple[Reference, ...]:
-        """The data set that it selects from, if it is another stage's."""
-        named = self.data.train.stage
-        return () if named is None else (Reference(("data", "train", "stage"), named, ("dataset",), versions=False),)
+    def splits(self) -> dict[str, Source]:
+        """The rows that it selects from."""
+        return self.data.splits()
 
 
 def run(ctx: StageContext[ShortAnswers]) -> AdapterVersion:

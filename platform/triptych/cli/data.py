@@ -161,9 +161,9 @@ def _check(base: str, chat_template: str | None, control: ControlOption) -> "Cha
 
 
 def _tokens(rows: list[Any], tokenizer: Any) -> list[int]:
-    from triptych.data.encode import encode_pairs, encode_prompts, encode_sft, encode_texts
+    from triptych.data.encode import encode_choices, encode_pairs, encode_prompts, encode_sft, encode_texts
     from triptych.data.labelled import encode_questions, encode_tags
-    from triptych.data.rows import PairRow, QuestionRow, SftRow, TaggedRow, TextRow
+    from triptych.data.rows import ChoiceRow, PairRow, QuestionRow, SftRow, TaggedRow, TextRow
 
     if isinstance(rows[0], SftRow):
         return [len(example.input_ids) for example in encode_sft(rows, tokenizer, sys.maxsize).items]
@@ -178,6 +178,9 @@ def _tokens(rows: list[Any], tokenizer: Any) -> list[int]:
         return [len(words.input_ids) for words in encode_tags(rows, tokenizer, sys.maxsize, tags).items]
     if isinstance(rows[0], QuestionRow):
         return [len(question.input_ids) for question in encode_questions(rows, tokenizer, sys.maxsize).items]
+    if isinstance(rows[0], ChoiceRow):
+        asked = encode_choices(rows, tokenizer, sys.maxsize).items
+        return [len(row.prompt) + max(map(len, row.choices)) for row in asked]
     return [len(prompt.input_ids) for prompt in encode_prompts(rows, tokenizer, sys.maxsize)]
 
 

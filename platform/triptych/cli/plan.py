@@ -15,7 +15,7 @@ from triptych.errors import UserError
 
 if TYPE_CHECKING:
     from triptych.plan import Machine, MachineProfile, Rates
-    from triptych.recipe import Recipe
+    from triptych.recipe import Recipe, StageBase
 
 WORKER_MODULES = ("triptych.stages.supervised.training",)
 """Modules that a worker of Ray Train loads in addition to the learner: 0.15 GB."""
@@ -77,7 +77,6 @@ def _plan(
     from rich.console import Console
 
     from triptych.cli import plan_tables as tables
-    from triptych.data.sources import quick_count
     from triptych.measure import traced
     from triptych.plan import choose, duration, estimate, place
     from triptych.recipe import dump_recipe
@@ -92,7 +91,7 @@ def _plan(
     settled = {name: choice.best.settings.on(recipe.trained[name]) for name, choice in choices.items()}
     settled_recipe = recipe.model_copy(update={"stages": {**recipe.stages, **settled}})
     predicted = estimate(settled_recipe, machine=machine, stage=stage, exact=exact, trace=traced, profile=profile)
-    rows = {name: quick_count(recipe.trained[name].data.train) for name in predicted.stages}
+    rows = {name: _rows(recipe.stages[name]) for name in predicted.stages}
     lasts = duration(recipe, predicted, placement, rows, price)
     if as_json:
         found = {
@@ -112,6 +111,14 @@ def _plan(
         console.print(tables.choice_table(choices))
     console.print(tables.totals_table(predicted, measured=profile.rates is not None or machine.gpu is not None))
     console.print(tables.duration_table(lasts))
+
+
+def _rows(stage: "StageBase") -> int | None:
+    """Number of rows that a stage passes over; None where one of its tables is not known."""
+    from triptych.data.sources import quick_count
+
+    counts = [quick_count(source) for source in stage.passes_over()]
+    return None if None in counts else sum(filter(None, counts))
 
 
 def _check(recipe: "Recipe", names: Iterable[str]) -> None:

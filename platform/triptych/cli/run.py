@@ -71,6 +71,8 @@ def print_run(title: str, summaries: dict[str, Any], as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from triptych.cli.evaluation_table import evaluation_table
+
     if as_json:
         typer.echo(json.dumps(summaries, indent=2))
         return
@@ -79,5 +81,9 @@ def print_run(title: str, summaries: dict[str, Any], as_json: bool) -> None:
         table.add_column(column)
     for name, found in summaries.items():
         measured = ", ".join(f"{key} {value:.3g}" for key, value in found["metrics"].items())
-        table.add_row(name, found["registered"], measured)
-    Console().print(table)
+        table.add_row(name, found["registered"], "below" if "comparison" in found else measured)
+    console = Console()
+    console.print(table)
+    for name, found in summaries.items():
+        if "comparison" in found:
+            console.print(evaluation_table(name, found["comparison"]))

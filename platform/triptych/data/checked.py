@@ -6,8 +6,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from triptych.data.chat import ChatTemplate, Control
-from triptych.data.encode import pair_turns
-from triptych.data.rows import DataRow, Message, PairRow, PromptRow, RatedRow, SftRow
+from triptych.data.encode import choice_turns, pair_turns
+from triptych.data.rows import ChoiceRow, DataRow, Message, PairRow, PromptRow, RatedRow, SftRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,6 +49,8 @@ class ChatCheck:
             chosen, rejected = pair_turns(self.template, row)
             if chosen == rejected:
                 raise ValueError("chosen, rejected: the chat template writes both alike, so nothing is preferred")
+        elif isinstance(row, ChoiceRow):
+            choice_turns(self.template, row)
         else:
             self.template.prompt(row.messages, row.tools)
         return row
@@ -78,7 +80,10 @@ def _with_texts(row: Chat, change: Change) -> Chat:
         prompt = _messages(row.prompt, "prompt", change)
         chosen, rejected = change(row.chosen, "chosen"), change(row.rejected, "rejected")
         return replace(row, prompt=prompt, chosen=chosen, rejected=rejected, tools=tools)
-    return replace(row, messages=_messages(row.messages, "messages", change), tools=tools)
+    row = replace(row, messages=_messages(row.messages, "messages", change), tools=tools)
+    if isinstance(row, ChoiceRow):
+        return replace(row, choices=tuple(change(text, f"choices[{i}]") for i, text in enumerate(row.choices)))
+    return row
 
 
 def _messages(messages: tuple[Message, ...], name: str, change: Change) -> tuple[Message, ...]:

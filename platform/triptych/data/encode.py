@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from triptych.data.chat import ChatTemplate, Turn
-from triptych.data.rows import AnyRow, Message, PairRow, PromptRow, SftRow, TextRow
+from triptych.data.rows import AnyRow, ChoiceRow, Message, PairRow, PromptRow, SftRow, TextRow
 from triptych.data.turn_tokens import TurnTokens
 from triptych.errors import UserError
 from triptych.objectives import IGNORE
@@ -54,6 +54,17 @@ class PromptExample:
 
     input_ids: list[int]
     fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceExample:
+    """A prompt and the answers to choose from, each ending with the assistant's end token."""
+
+    prompt: list[int]
+    choices: list[list[int]]
+    characters: list[int]
+    """Length of each choice's text."""
+    right: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +182,32 @@ def encode_prompts(
     if not kept:
         raise UserError(f"data: none of {len(prompts)} prompts is within {max_length} tokens")
     return kept
+
+
+def encode_choices(
+    rows: Iterable[ChoiceRow], tokenizer: "PreTrainedTokenizerBase", max_length: int
+) -> Encoded[ChoiceExample]:
+    """Encode prompts with their choices. A row of which a choice is longer than `max_length` tokens is dropped."""
+    rows, template = list(rows), ChatTemplate(tokenizer)
+    chats = TurnTokens(tokenizer).of(
+        [[turn] for turns in _of_rows(partial(choice_turns, template), rows) for turn in turns]
+    )
+    items = []
+    for row in rows:
+        turns = [next(chats)[0] for _ in row.choices]
+        if max(len(prompt) + len(choice) for prompt, choice in turns) <= max_length:
+            texts = [len(text) for text in row.choices]
+            items.append(ChoiceExample(turns[0][0], [choice for _, choice in turns], texts, row.right))
+    return Encoded(items, dropped=len(rows) - len(items))
+
+
+def choice_turns(template: ChatTemplate, row: ChoiceRow) -> list[Turn]:
+    """The assistant's turn with each choice; ValueError as of `ChatTemplate.turns`, and where two are written alike."""
+    asked = [replace(message, learned=False) for message in row.messages]
+    turns = [turn for text in row.choices for turn in template.turns((*asked, Message("assistant", text)), row.tools)]
+    if len({turn.answer for turn in turns}) < len(turns):
+        raise ValueError("choices: the chat template writes two of them alike")
+    return turns
 
 
 def _split(ids: list[int], labels: list[int], max_length: int) -> list[Example]:

@@ -15,7 +15,7 @@ from triptych.data.proposals import proposal
 from triptych.data.ratings import Rating, is_rated_bad, scored
 from triptych.data.shapes import shaped
 
-RowKind = Literal["sft", "pairs", "pairs_with_margin", "prompts", "texts", "tags", "questions"]
+RowKind = Literal["sft", "pairs", "pairs_with_margin", "prompts", "texts", "tags", "questions", "choices"]
 
 ROLES = ("system", "user", "assistant", "tool")
 RANKED = 256
@@ -76,6 +76,14 @@ class PromptRow:
 
 
 @dataclass(frozen=True, slots=True)
+class ChoiceRow(PromptRow):
+    """A prompt, the answers to choose from, and which of them is right."""
+
+    choices: tuple[str, ...] = ()
+    right: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class TextRow:
     """A text and the name of its class."""
 
@@ -102,7 +110,7 @@ class QuestionRow:
 
 
 DataRow = SftRow | PairRow | RatedRow | PromptRow | TextRow | TaggedRow | QuestionRow
-AnyRow = TypeVar("AnyRow", SftRow, PairRow, PromptRow, TextRow, TaggedRow, QuestionRow)
+AnyRow = TypeVar("AnyRow", SftRow, PairRow, PromptRow, ChoiceRow, TextRow, TaggedRow, QuestionRow)
 
 
 @dataclass(frozen=True, slots=True)

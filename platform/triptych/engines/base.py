@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from triptych.models.base import resolve_base
 from triptych.recipe.model import Model
-from triptych.recipe.rollout import Rollout, Sampling
+from triptych.recipe.rollout import Engines, Sampling
 
 BASE_VERSION = -1
 """The policy version of an engine that has had no sync: the base model alone."""
@@ -68,7 +68,7 @@ class EnginePlan:
 
     model_dir: str
     dtype: str
-    rollout: Rollout
+    rollout: Engines
     mode: SyncMode
     max_model_len: int
     """Longest prompt plus answer, in tokens."""

@@ -26,7 +26,7 @@ def check_base(recipe: Recipe, names: Iterable[str]) -> None:
     model = recipe.model
     settings = read_config(model)
     plain = settings.get("model_type") in FAMILIES and settings.get("is_causal", True)
-    roles = [role for name in names if name in recipe.trained for role in recipe.trained[name].roles(recipe.stages)]
+    roles = [role for name in names if name in recipe.stages for role in recipe.stages[name].roles(recipe.stages)]
     odd = [role for role in roles if not (plain and _is_plain(role.method))]
     if not odd:
         return

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from triptych.artifact_kinds import kind_fields, kind_in
 from triptych.errors import UserError
-from triptych.models.heads import ScalarHead
+from triptych.models.heads import ClassHead, ScalarHead
 from triptych.models.peft_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -82,6 +82,14 @@ class Adapter:
             raise UserError("this adapter has no scalar head: it is not a reward model")
         head = ScalarHead(self.head["weight"].shape[1])
         head.load(self.head["weight"], self.head["bias"])
+        return head
+
+    def class_head(self) -> ClassHead:
+        """The head of a classifier, as a module."""
+        if self.head is None:
+            raise UserError("this adapter has no head: it is not a classifier")
+        head = ClassHead(self.head["weight"].shape[1], self.head["weight"].shape[0])
+        head.load(self.head["weight"])
         return head
 
 

@@ -48,6 +48,11 @@ class ClassHead(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(classes, hidden_size) * 0.02)
 
+    @torch.no_grad()
+    def load(self, weight: Tensor) -> None:
+        """Take the values of another head: weight [classes, d]."""
+        self.weight.copy_(weight)
+
     def forward(self, hidden: Tensor) -> Tensor:
         with torch.autocast(hidden.device.type, enabled=False):
             return nn.functional.linear(hidden.to(self.weight.dtype), self.weight)

@@ -48,6 +48,11 @@ class RolePass:
         working = FP32 * (2 * sizes.intermediate + 2 * sizes.hidden)
         return reached(parts_of(self.method), sizes) * self.checkpoint() + again + working
 
+    def forward(self) -> int:
+        """Bytes per token at the peak of a pass without gradients: of one block, and between blocks."""
+        sizes = self.sizes
+        return self.block() + FP32 * (sizes.intermediate + 2 * sizes.hidden)
+
     def checkpoint(self) -> int:
         """Bytes per token that one block keeps until its backward pass."""
         sizes, size = self.sizes, BYTES[self.dtype]

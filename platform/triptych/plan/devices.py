@@ -96,7 +96,7 @@ def on_devices(
     offloaded = total(size for parts in learner for part, size in parts.items() if part.startswith(ON_CPU))
     places = pack(requests(name, stage), machine)
     assert places is not None
-    return {role: RoleEstimate(parts) for role, parts in roles.items()}, _devices(
+    return {role: RoleEstimate(parts) for role, parts in roles.items()}, by_device(
         places, processes, offloaded, machine, recipe
     )
 
@@ -112,7 +112,7 @@ def _peak_of_turns(roles: list[Parts]) -> Bytes:
     return kept + max(turns, key=lambda turn: turn.expected, default=ZERO)
 
 
-def _devices(
+def by_device(
     places: list[PlacedProcess], processes: Mapping[str, Bytes], offloaded: Bytes, machine: Machine, recipe: Recipe
 ) -> dict[str, DeviceEstimate]:
     """Peak of each device. Of processes on a GPU, only what is offloaded counts in the memory of their node."""

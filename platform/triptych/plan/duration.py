@@ -6,7 +6,7 @@ from typing import Any
 
 from triptych.plan.estimate import Estimate
 from triptych.plan.placement import Placement
-from triptych.recipe import Recipe, TrainedStage
+from triptych.recipe import Recipe, StageBase
 
 ASSUMED_ROWS = 1000
 """Assumed number of rows of a source that cannot be counted."""
@@ -60,7 +60,7 @@ def duration(
         price_per_hour: price of the whole machine.
     """
     stages = {
-        name: _stage(recipe.trained[name], estimate.speed.step_seconds, rows.get(name), placement, name)
+        name: _stage(recipe.stages[name], estimate.speed.step_seconds, rows.get(name), placement, name)
         for name, estimate in found.stages.items()
     }
     seconds = sum(
@@ -70,11 +70,9 @@ def duration(
     return Duration(stages, seconds, cost)
 
 
-def _stage(
-    stage: TrainedStage, step_seconds: float, rows: int | None, placement: Placement, name: str
-) -> StageDuration:
+def _stage(stage: StageBase, step_seconds: float, rows: int | None, placement: Placement, name: str) -> StageDuration:
     asked = placement.requests[name]
     gpus = sum(request.count * request.gpus for request in asked)
     devices = gpus or sum(request.count * request.cpus for request in asked)
-    steps = stage.train.total_steps(ASSUMED_ROWS if rows is None else rows)
+    steps = stage.steps(ASSUMED_ROWS if rows is None else rows)
     return StageDuration(steps, rows, steps * step_seconds, devices)

@@ -13,12 +13,13 @@ from triptych.plan.amounts import ON_CPU, TRANSIENT, Bytes, Parts, total
 from triptych.plan.calibration import NO_PROFILE, MachineProfile
 from triptych.plan.choose import nearest_that_fits, with_choice
 from triptych.plan.devices import DeviceEstimate, RoleEstimate, Tracer, on_devices
+from triptych.plan.inference import inference_memory, inference_speed, refuse_longer, strategy_of
 from triptych.plan.machines import GIB, Machine
 from triptych.plan.machines import machine as machine_named
 from triptych.plan.placement import place
 from triptych.plan.settings import resolve_strategy
 from triptych.plan.speed import Speed, stage_speed
-from triptych.recipe import Method, Recipe
+from triptych.recipe import Evaluation, Method, Recipe
 from triptych.recipe.method import parts_of
 from triptych.recipe.refusals import NO_EXPERTS, NOT_GATHERED
 from triptych.recipe.training import StrategyName
@@ -130,16 +131,18 @@ def estimate(
     if exact and trace is None:
         raise ValueError("exact needs `trace`")
     on = machine if isinstance(machine, Machine) else machine_named(machine or recipe.machine)
-    names = [name for name in place(recipe, on, stage).requests if name in recipe.trained]
+    placed = place(recipe, on, stage).requests
+    names = [name for name in placed if name in recipe.trained]
     sizes = model_sizes(recipe.model)
     chosen = {name: with_choice(recipe, name, on, profile=profile, exact=exact, trace=trace) for name in names}
     recipe = recipe.model_copy(update={"stages": {**recipe.stages, **chosen}})
     for name in names:
         _refuse_what_the_base_cannot(recipe, name, sizes)
-    found = {name: _stage(recipe, name, sizes, on, profile, trace if exact else None) for name in names}
+    trained = {name: _stage(recipe, name, sizes, on, profile, trace if exact else None) for name in names}
+    found = {name: one for name in placed if (one := trained.get(name) or _measuring(recipe, name, sizes, on, profile))}
     for name, planned in found.items():
         if too_little := _shortage(planned):
-            nearest = f"{nearest_that_fits(recipe, name, on)}; or " if advise else ""
+            nearest = f"{nearest_that_fits(recipe, name, on)}; or " if advise and name in trained else ""
             raise UserError(f"stages.{name} does not fit machine {on}: {too_little}; {nearest}change `machine`")
     return Estimate(on, found)
 
@@ -155,6 +158,19 @@ def _stage(
     strategy = resolve_strategy(recipe, name, machine, sizes)
     roles, devices = on_devices(recipe, name, sizes, machine, strategy, trace=trace, records=profile.records)
     return StageEstimate(strategy, roles, devices, stage_speed(recipe, name, sizes, machine, strategy, profile.rates))
+
+
+def _measuring(
+    recipe: Recipe, name: str, sizes: Sizes, machine: Machine, profile: MachineProfile
+) -> StageEstimate | None:
+    """The estimate of a stage that only measures; None for another."""
+    stage = recipe.stages[name]
+    if not isinstance(stage, Evaluation):
+        return None
+    refuse_longer(name, stage, stage.roles(recipe.stages), sizes)
+    roles, devices = inference_memory(recipe, name, stage, sizes, machine)
+    speed = inference_speed(recipe, name, stage, sizes, machine, profile.rates)
+    return StageEstimate(strategy_of(stage), roles, devices, speed)
 
 
 def _refuse_what_the_base_cannot(recipe: Recipe, name: str, sizes: Sizes) -> None:

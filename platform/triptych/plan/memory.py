@@ -6,7 +6,7 @@ from triptych.plan.amounts import Bytes, Parts
 from triptych.plan.machines import GIB, Gpu
 from triptych.plan.sharding import fewest, sharding
 from triptych.plan.worker import GPU_RUNTIME, MicroBatch, Worker
-from triptych.recipe import Recipe, RoleSpec, Rollout, TrainedStage
+from triptych.recipe import Engines, Recipe, RoleSpec, TrainedStage
 from triptych.recipe.training import StrategyName
 
 ENGINE_RUNTIME = (int(0.8 * GIB), int(1.4 * GIB), int(2.2 * GIB))
@@ -29,7 +29,7 @@ def roles(
     found = {spec.name: _role(learner, spec, sizes) for spec in specs}
     found[specs[0].name] = learner.base(specs[0].method) | found[specs[0].name]
     if engines is not None:
-        found["engine"] = _engine(sizes, recipe.model.dtype, engines, gpu)
+        found["engine"] = engine_memory(sizes, recipe.model.dtype, engines, gpu)
     return found
 
 
@@ -55,7 +55,8 @@ def micro_batch(stage: TrainedStage) -> MicroBatch:
     return MicroBatch(max(shape.row_tokens, min(budget, sequences * shape.longest)), shape.longest)
 
 
-def _engine(sizes: Sizes, dtype: str, rollout: Rollout, gpu: Gpu | None) -> Parts:
+def engine_memory(sizes: Sizes, dtype: str, rollout: Engines, gpu: Gpu | None) -> Parts:
+    """Memory of one engine; `gpu`: the kind that it gets a share of, None on a CPU."""
     weights = sizes.total * BYTES[dtype]
     if gpu is None:
         return {

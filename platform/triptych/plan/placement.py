@@ -72,7 +72,8 @@ def requests(name: str, stage: StageBase) -> list[Request]:
     workers, rollout, where = stage.workers, stage.engines, f"stages.{name}"
     asked = []
     if workers is not None:
-        asked.append(Request(name, "worker", workers.count, workers.cpus, workers.gpus, f"{where}.train.workers.count"))
+        count = f"{where}.{stage.workers_field}.count"
+        asked.append(Request(name, "worker", workers.count, workers.cpus, workers.gpus, count))
     if rollout is not None:
         engines = f"{where}.rollout.engines"
         asked.append(Request(name, "engine", rollout.engines, rollout.cpus, rollout.gpus, engines))

@@ -14,7 +14,7 @@ from triptych.plan.rates import CPU, Rates, of_gpu
 from triptych.plan.sharding import sharding
 from triptych.plan.worker import ANSWER_SHARE
 from triptych.plan.workload import Computation, Micro, Workload
-from triptych.recipe import Method, Recipe, RoleSpec, Rollout, TrainedStage
+from triptych.recipe import Engines, Method, Recipe, RoleSpec, TrainedStage, Workers
 from triptych.recipe.method import trains_base
 from triptych.recipe.stage import SamplingShape
 from triptych.recipe.training import StrategyName
@@ -59,7 +59,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class _Workers:
+class ComputeRates:
     """The hardware that a stage's workers compute on."""
 
     rates: Rates
@@ -69,6 +69,7 @@ class _Workers:
     """Number of threads that share a core."""
 
     def seconds(self, work: Workload) -> float:
+        """Time that one worker takes for some work."""
         return self.rates.seconds(work, self.dtype, self.threads) * self.crowding
 
 
@@ -90,11 +91,11 @@ def stage_speed(
         fill: usual length of rows as a share of the longest.
     """
     stage = recipe.trained[name]
-    workers = _workers(recipe, stage, machine, rates or CPU)
+    workers = compute_rates(recipe, stage.workers, machine, rates or CPU)
     sampling, engines = stage.shape().sampling, stage.engines
     if sampling is not None and engines is not None:
         asked = next(request for request in requests(name, stage) if request.role == "engine")
-        rate = _sampling_rate(sampling, engines, asked, sizes, machine, workers.rates, recipe.model.dtype)
+        rate = sampling_rate(sampling, engines, asked, sizes, machine, workers.rates, recipe.model.dtype)
         return _sampled_step(recipe, stage, sampling, sizes, workers, rate)
     micro, roles = usual_micro(stage, fill), stage.trained_roles(recipe.stages)
     computed = _computation(recipe, stage, sizes, roles[0].method).step(micro) * len(roles)
@@ -121,14 +122,14 @@ def _computation(recipe: Recipe, stage: TrainedStage, sizes: Sizes, method: Meth
     return Computation(sizes, method, recipe.model.dtype, stage.train.memory)
 
 
-def _workers(recipe: Recipe, stage: TrainedStage, machine: Machine, rates: Rates) -> _Workers:
-    workers = stage.workers
+def compute_rates(recipe: Recipe, workers: Workers, machine: Machine, rates: Rates) -> ComputeRates:
+    """The hardware of a group of workers; `rates`: of one thread of the machine."""
     if workers.gpus and machine.gpu is not None:
-        return _Workers(of_gpu(machine.gpu), recipe.model.dtype, 1, 1 / min(1.0, workers.gpus))
+        return ComputeRates(of_gpu(machine.gpu), recipe.model.dtype, 1, 1 / min(1.0, workers.gpus))
     threads = workers.threads or math.ceil(workers.cpus)
     largest = max(node.cpus for node in machine.nodes)
     there = math.ceil(workers.count / len(machine.nodes))
-    return _Workers(rates, recipe.model.dtype, threads, max(1.0, there * threads / max(1.0, largest)))
+    return ComputeRates(rates, recipe.model.dtype, threads, max(1.0, there * threads / max(1.0, largest)))
 
 
 def _sent(
@@ -155,7 +156,7 @@ def _link(stage: TrainedStage, machine: Machine) -> float:
 
 
 def _sampled_step(
-    recipe: Recipe, stage: TrainedStage, sampling: SamplingShape, sizes: Sizes, workers: _Workers, rate: float
+    recipe: Recipe, stage: TrainedStage, sampling: SamplingShape, sizes: Sizes, workers: ComputeRates, rate: float
 ) -> Speed:
     """An RL step: sampling at `rate` tokens per second, a scoring pass of each role, updates of the trained ones."""
     samples, ranks = sampling.samples, stage.workers.count
@@ -176,9 +177,9 @@ def _sampled_step(
     return Speed(answers, workers.seconds(scored + updated * sampling.epochs), sampling=answers / rate)
 
 
-def _sampling_rate(
+def sampling_rate(
     sampling: SamplingShape,
-    rollout: Rollout,
+    rollout: Engines,
     engines: Request,
     sizes: Sizes,
     machine: Machine,

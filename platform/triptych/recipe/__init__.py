@@ -4,6 +4,7 @@ from triptych.recipe.algorithm import Importance, Kl, Ppo
 from triptych.recipe.base import Closed, Count, Fraction, Name, Positive, with_effect
 from triptych.recipe.data import Data, Origin, Source
 from triptych.recipe.errors import Problem, RecipeError
+from triptych.recipe.evaluation import Evaluation, Gate
 from triptych.recipe.graph import ready, stage_order
 from triptych.recipe.kinds import (
     KINDS,
@@ -22,7 +23,7 @@ from triptych.recipe.method import Full, Method
 from triptych.recipe.model import Dtype, Model
 from triptych.recipe.recipe import Recipe, Storage, TrackerName
 from triptych.recipe.rl import ModelReward, Rl, RlTraining
-from triptych.recipe.rollout import Rollout, Sampling
+from triptych.recipe.rollout import Engines, Rollout, Sampling
 from triptych.recipe.space import overrides_of, with_values
 from triptych.recipe.stage import (
     CLASSIFIER,
@@ -57,8 +58,11 @@ __all__ = [
     "Dimension",
     "Dtype",
     "EarlyStopping",
+    "Engines",
+    "Evaluation",
     "Fraction",
     "Full",
+    "Gate",
     "HeadSpec",
     "Importance",
     "Kl",

@@ -81,7 +81,9 @@ def _candidates(recipe: Recipe, name: str, reference: Reference | None = None) -
 
 
 def _words(output: Output) -> str:
-    return "nothing" if output == "none" else f"a {output.replace('_', ' ')}"
+    if output == "none":
+        return "nothing"
+    return f"{'an' if output[0] in 'aeiou' else 'a'} {output.replace('_', ' ')}"
 
 
 def _cycle(recipe: Recipe) -> list[Fault]:

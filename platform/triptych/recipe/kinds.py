@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from triptych.recipe.base import Count, Fraction, NoEffect, Tagged
+from triptych.recipe.evaluation import Evaluation
 from triptych.recipe.matrix import Lora
 from triptych.recipe.method import Method, trains_base
 from triptych.recipe.rl import Rl
@@ -252,6 +253,7 @@ KINDS: dict[str, type[StageBase]] = {
     "question_answering": QuestionAnswering,
     "reward": Reward,
     "rl": Rl,
+    "evaluation": Evaluation,
 }
 """Kind -> model of its fields. Everything else about a kind is asked of the model; its training is in `stages`."""
 

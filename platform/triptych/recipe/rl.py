@@ -131,6 +131,9 @@ class Rl(TrainedStage):
     def shards_by_default(self) -> bool:
         return False
 
+    def longest_prompt(self, split: str) -> int | None:
+        return self.rollout.max_prompt_tokens
+
     def references(self) -> tuple[Reference, ...]:
         """Data, policy and reward model."""
         return (

@@ -18,17 +18,9 @@ class Sampling(Closed):
     """Probability mass that tokens are drawn from: the most likely ones that reach it together."""
 
 
-class Rollout(Closed):
-    """The prompts of a step, and the pool of vLLM engines that answers them."""
+class Engines(Closed):
+    """A pool of vLLM engines."""
 
-    prompts_per_step: Count = 16
-    """Prompts of one step."""
-    samples_per_prompt: Count = 4
-    """Answers to each prompt."""
-    max_prompt_tokens: Count = 256
-    """Longer prompts are malformed rows."""
-    sampling: Sampling = Sampling()
-    """Sampling of answers."""
     engines: Count = 2
     """Engines in the pool."""
     cpus: float = Field(0.5, ge=0)
@@ -45,3 +37,16 @@ class Rollout(Closed):
     """Form of the weights that engines get: merged, or an adapter. auto: merged on CPU, an adapter on GPU."""
     timeout_s: Positive = 300.0
     """An engine that answers nothing for this long is replaced."""
+
+
+class Rollout(Engines):
+    """The prompts of a step, and the pool of vLLM engines that answers them."""
+
+    prompts_per_step: Count = 16
+    """Prompts of one step."""
+    samples_per_prompt: Count = 4
+    """Answers to each prompt."""
+    max_prompt_tokens: Count = 256
+    """Longer prompts are malformed rows."""
+    sampling: Sampling = Sampling()
+    """Sampling of answers."""

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from triptych.recipe.errors import Fault
 from triptych.recipe.recipe import Recipe
 from triptych.recipe.refusals import beside_head, by_optimizer, on_quantized, under_strategy
-from triptych.recipe.stage import TrainedStage
+from triptych.recipe.stage import StageBase, TrainedStage
 from triptych.recipe.training import Training
 
 RUNS_UNDER_ZERO = ("adamw", "sgd", "lion")
@@ -18,11 +18,12 @@ def rule_faults(recipe: Recipe) -> list[Fault]:
     found = [
         Fault(("stages", name, *fault.path), fault.message)
         for name, stage in recipe.trained.items()
-        for rule in (_zero, _quantization, _method, _stopping)
+        for rule in (_zero, _method, _stopping)
         for fault in rule(recipe, stage)
     ]
     for name, stage in recipe.stages.items():
-        found += [Fault(("stages", name, *fault.path), fault.message) for fault in stage.faults(recipe.stages)]
+        own = [*_quantization(recipe, stage), *stage.faults(recipe.stages)]
+        found += [Fault(("stages", name, *fault.path), fault.message) for fault in own]
     return found + [fault for name, stage in recipe.trained.items() for fault in _elastic(recipe, name, stage)]
 
 
@@ -57,10 +58,10 @@ def _zero(recipe: Recipe, stage: TrainedStage) -> Iterator[Fault]:
         )
 
 
-def _quantization(recipe: Recipe, stage: TrainedStage) -> Iterator[Fault]:
-    if recipe.model.quantization == "nf4" and stage.workers.gpus == 0:
+def _quantization(recipe: Recipe, stage: StageBase) -> Iterator[Fault]:
+    if recipe.model.quantization == "nf4" and stage.workers is not None and stage.workers.gpus == 0:
         yield Fault(
-            ("train", "workers", "gpus"),
+            (*stage.workers_field.split("."), "gpus"),
             "0, and model.quantization nf4 needs a GPU; allowed: more than 0, or quantization int8",
         )
 

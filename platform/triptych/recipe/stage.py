@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from triptych.artifact_kinds import ArtifactKind
 from triptych.recipe.base import Closed, Name, NoEffect
-from triptych.recipe.data import Data
+from triptych.recipe.data import Data, Source
 from triptych.recipe.matrix import Lora
 from triptych.recipe.method import Method, trains_base
 from triptych.recipe.spec import Path
@@ -18,7 +18,7 @@ from triptych.recipe.training import Optimizer, TrainingBase, Workers
 
 if TYPE_CHECKING:
     from triptych.recipe.errors import Fault
-    from triptych.recipe.rollout import Rollout
+    from triptych.recipe.rollout import Engines
 
 Output = ArtifactKind | Literal["none"]
 """Result of a stage, by the kinds of artifacts in the registry; `none`: a stage that registers nothing."""
@@ -133,6 +133,9 @@ class StageBase(Closed):
     runner: ClassVar[str]
     """Name of the function (stages) that runs a stage of the kind on the driver, as `module:function`."""
 
+    workers_field: ClassVar[str] = "train.workers"
+    """Field below the stage that sets its workers."""
+
     kind: str
     """Kind of the stage, which decides its other fields."""
     needs: NoEffect[tuple[str, ...]] = ()
@@ -156,13 +159,42 @@ class StageBase(Closed):
         return None
 
     @property
-    def engines(self) -> "Rollout | None":
+    def engines(self) -> "Engines | None":
         """Engines that sample for the stage while it runs."""
         return None
 
-    def references(self) -> tuple[Reference, ...]:
-        """Fields that name another stage's output, `needs` apart."""
+    def splits(self) -> dict[str, Source]:
+        """Tables of rows that the stage reads, by name."""
+        return {}
+
+    def split_field(self, split: str) -> Path:
+        """Path of a table's fields below the stage."""
+        return ("data", split)
+
+    def rows_of(self, split: str) -> str | None:
+        """Kind of a table's rows (data/sources.py, PARSERS); None: they are of no kind that is parsed there."""
+        return None
+
+    def longest_prompt(self, split: str) -> int | None:
+        """Tokens of the longest prompt of a table that engines answer; None: they answer none of it."""
+        return None
+
+    def passes_over(self) -> tuple[Source, ...]:
+        """Tables whose rows the steps of the stage are made of."""
         return ()
+
+    def steps(self, rows: int) -> int:
+        """Steps of the whole stage on so many rows of `passes_over`."""
+        return 0
+
+    def references(self) -> tuple[Reference, ...]:
+        """Fields that name another stage's output, `needs` apart: data that other stages make."""
+        return tuple(
+            Reference((*self.split_field(split), *place, "stage"), origin.stage, ("dataset",), versions=False)
+            for split, source in self.splits().items()
+            for place, origin in source.origins()
+            if origin.stage is not None
+        )
 
     def parents(self) -> tuple[str, ...]:
         """Names of the stages that this one reads from or waits for."""
@@ -208,14 +240,20 @@ class TrainedStage(StageBase):
         """True if `strategy: auto` may shard the base model."""
         return True
 
-    def references(self) -> tuple[Reference, ...]:
-        """Data that other stages make."""
-        return tuple(
-            Reference(("data", split, *place, "stage"), origin.stage, ("dataset",), versions=False)
-            for split, source in self.data.splits().items()
-            for place, origin in source.origins()
-            if origin.stage is not None
-        )
+    def splits(self) -> dict[str, Source]:
+        """Training and held-out rows."""
+        return self.data.splits()
+
+    def rows_of(self, split: str) -> str | None:
+        return self.rows
+
+    def passes_over(self) -> tuple[Source, ...]:
+        """The training rows."""
+        return (self.data.train,)
+
+    def steps(self, rows: int) -> int:
+        """Optimiser steps of the whole stage on so many training rows."""
+        return self.train.total_steps(rows)
 
     def trained_roles(self, stages: Mapping[str, StageBase]) -> tuple[RoleSpec, ...]:
         """Roles that are updated."""

@@ -71,15 +71,20 @@ class BatchBase(Closed):
     """Tokens of one forward and backward pass, padding included where there is padding; the rest is accumulated."""
 
 
-class BatchSettings(BatchBase):
-    """Rows of a step and their division into micro-batches. The gradient depends on `rows` alone."""
+class RowLimits(BatchBase):
+    """Length of rows, and size of micro-batches."""
 
-    rows: Count = 16
-    """Rows or pairs (reward) of one optimiser step, over all workers."""
     max_length: Count = 512
     """Tokens of the longest row."""
     overlength: Literal["truncate", "split", "drop"] = "truncate"
     """Longer chats are cut on the right, cut into several rows, or left out, and counted; longer pairs are left out."""
+
+
+class BatchSettings(RowLimits):
+    """Rows of a step and their division into micro-batches. The gradient depends on `rows` alone."""
+
+    rows: Count = 16
+    """Rows or pairs (reward) of one optimiser step, over all workers."""
 
 
 class Memory(Closed):

@@ -16,7 +16,7 @@ from triptych.engines.base import EnginePlan, Logprobs, RolloutRecord, SampleReq
 from triptych.engines.table import ENGINES
 from triptych.errors import RunError, UserError
 from triptych.recipe.model import Model
-from triptych.recipe.rollout import Rollout, Sampling
+from triptych.recipe.rollout import Engines, Sampling
 from triptych.rollout.coordinator import PLACEMENT_TIMEOUT_S, Coordinator, SyncReport
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class RolloutPool:
         cls,
         model_dir: str,
         dtype: str,
-        rollout: Rollout,
+        rollout: Engines,
         max_model_len: int,
         lora_r: int,
         stop_token_ids: list[int],

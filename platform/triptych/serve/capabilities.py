@@ -18,6 +18,7 @@ _OTHER_KINDS = {
     "classifier": "it is a classifier: the endpoint generates text, it names no classes",
     "reward_model": "it has a scalar head: the endpoint generates text, it gives no scores",
     "dataset": "it is a data set: the endpoint serves models",
+    "evaluation": "it is an evaluation: the endpoint serves models",
 }
 
 

@@ -132,14 +132,19 @@ def finish(
     inputs: Mapping[str, Any],
     metrics: Mapping[str, float],
     data: Mapping[str, Mapping[str, int]] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> AdapterVersion:
-    """Register the stage's output, once, and write its summary; `data`: what became of the rows, by split."""
+    """Register the stage's output, once, and write its summary.
+
+    `data`: what became of the rows, by split. `more`: further fields of the summary.
+    """
     registry = ctx.registry()
     digest = storage.verify(ctx.artifact).digest
     known = [version for version in _versions(registry, ctx.adapter_name) if version.sha256 == digest]
     version = known[0] if known else _register(ctx, registry, inputs, metrics)
     content = {"kind": ctx.stage.kind, "metrics": dict(metrics), "registered": version.ref, "sha256": version.sha256}
     content |= {"data": {split: dict(counts) for split, counts in data.items()}} if data else {}
+    content |= more or {}
     storage.write_bytes(storage.join(ctx.folder, "summary.json"), json.dumps(content, indent=2).encode())
     return version
 
@@ -192,12 +197,12 @@ def sources(ctx: StageContext[Any]) -> dict[str, Source]:
         RunError: a data set is not what was registered.
         UserError: the hub has no such data set.
     """
-    return {split: source.changed(partial(_placed, ctx)) for split, source in ctx.stage.data.splits().items()}
+    return {split: source.changed(partial(_placed, ctx)) for split, source in ctx.stage.splits().items()}
 
 
 def data_parents(ctx: StageContext[Any]) -> dict[str, str]:
     """The data sets that the stage's data come from: the digest of each, by its version's ref."""
-    origins = [origin for source in ctx.stage.data.splits().values() for _, origin in source.origins()]
+    origins = [origin for source in ctx.stage.splits().values() for _, origin in source.origins()]
     named = dict.fromkeys(origin.stage for origin in origins)
     versions = [registered(ctx, name) for name in named if name is not None]
     return {version.ref: version.sha256 for version in versions}

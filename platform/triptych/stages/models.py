@@ -1,5 +1,6 @@
 """The tokenizer and the base model of a stage's workers."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +18,18 @@ def tokenizer_of(ctx: StageContext[Any]) -> PreTrainedTokenizerBase:
     return model_tokenizer(ctx.base_dir, ctx.recipe.model)
 
 
-def role_model(ctx: StageContext[Any], memory: Memory, device: torch.device) -> RoleModel:
-    """The base, no role on it yet; what is initialised next is the same on every rank."""
+def role_model(
+    ctx: StageContext[Any], memory: Memory, device: torch.device, *, folder: Path | None = None
+) -> RoleModel:
+    """The base, no role on it yet; what is initialised next is the same on every rank.
+
+    `folder`: of a whole model in the base's place.
+    """
     torch.manual_seed(ctx.recipe.seed)
     settings = ctx.recipe.model
     dtype = getattr(torch, settings.dtype)
     base = load_causal_lm(
-        ctx.base_dir, dtype, trust_remote_code=settings.trust_remote_code, quantization=settings.quantization
+        folder or ctx.base_dir, dtype, trust_remote_code=settings.trust_remote_code, quantization=settings.quantization
     )
     return RoleModel(
         initial_placement(base, ctx.stage.workers.strategy, device),

@@ -15,7 +15,8 @@ from triptych.models.base import base_here, model_tokenizer
 from triptych.models.families import check_sampled
 from triptych.models.identity import tokenizer_files
 from triptych.models.sizes import read_config
-from triptych.recipe import Recipe, Source, TrainedStage
+from triptych.recipe import Recipe, Source
+from triptych.recipe.spec import dotted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,10 +35,10 @@ def check_plan(recipe: Recipe, names: Iterable[str], warn: Warn) -> None:
     Raises:
         UserError: what the run would say.
     """
-    chosen = [name for name in names if name in recipe.trained]
+    chosen = _computing(recipe, names)
     check_base(recipe, chosen)
     check_engines(recipe, chosen)
-    sources = {f"stages.{n}.data.{split}": s for n in chosen for split, s in recipe.trained[n].data.splits().items()}
+    sources = {_place(recipe, n, split): s for n in chosen for split, s in recipe.stages[n].splits().items()}
     absent = {place: path for place, source in sources.items() if (path := absent_path(source))}
     for place, path in absent.items():
         warn(f"{place}: {path} is not here, so its rows are not checked")
@@ -53,7 +54,7 @@ def check_run(recipe: Recipe, names: Iterable[str], folder: Path) -> None:
     Raises:
         UserError: the same, and for a path of this machine where nothing is.
     """
-    chosen = [name for name in names if name in recipe.trained]
+    chosen = _computing(recipe, names)
     check_base(recipe, chosen)
     check_engines(recipe, chosen)
     check_rows(recipe, chosen, folder, STARTED, here=True)
@@ -62,7 +63,7 @@ def check_run(recipe: Recipe, names: Iterable[str], folder: Path) -> None:
 def check_engines(recipe: Recipe, names: Iterable[str]) -> None:
     """Refuse stages whose engines would not compute what is trained; see `check_sampled`."""
     for name in names:
-        if engines := recipe.trained[name].engines:
+        if engines := recipe.stages[name].engines:
             check_sampled(read_config(recipe.model), engines.gpus)
 
 
@@ -81,30 +82,39 @@ def check_rows(recipe: Recipe, names: Iterable[str], folder: Path | None, most: 
     """
     tokenizer = None if folder is None else model_tokenizer(folder, recipe.model)
     for name in names:
-        stage = recipe.trained[name]
+        stage = recipe.stages[name]
         if stage.engines is not None and folder is not None and tokenizer is not None:
             end_tokens(folder, tokenizer)
-        kind = next((kind for kind in PARSERS if kind == stage.rows), None)
-        if kind is None:
-            continue
-        for split, source in stage.data.splits().items():
+        for split, source in stage.splits().items():
+            kind = next((kind for kind in PARSERS if kind == stage.rows_of(split)), None)
+            if kind is None:
+                continue
             try:
-                _check_source(stage, kind, source, tokenizer, most, here=here)
+                _check_source(source, kind, tokenizer, stage.longest_prompt(split), most, here=here)
             except UserError as error:
-                raise UserError(f"stages.{name}.data.{split}: {str(error).removeprefix('data: ')}") from error
+                raise UserError(f"{_place(recipe, name, split)}: {str(error).removeprefix('data: ')}") from error
 
 
 def _check_source(
-    stage: TrainedStage,
-    kind: RowKind,
     source: Source,
+    kind: RowKind,
     tokenizer: "PreTrainedTokenizerBase | None",
+    longest_prompt: int | None,
     most: int,
     *,
     here: bool,
 ) -> None:
     check = None if tokenizer is None else ChatCheck(tokenizer, source.control_tokens)
     rows = check_first_rows(source, kind, check, most=most, here=here)
-    sampling = stage.shape().sampling
-    if sampling is not None and tokenizer is not None and rows.items:
-        encode_prompts(rows.items, tokenizer, sampling.max_prompt_tokens, source.max_bad_rows - len(rows.bad))
+    if longest_prompt is not None and tokenizer is not None and rows.items:
+        encode_prompts(rows.items, tokenizer, longest_prompt, source.max_bad_rows - len(rows.bad))
+
+
+def _computing(recipe: Recipe, names: Iterable[str]) -> list[str]:
+    """The stages that compute on the base."""
+    return [name for name in names if recipe.stages[name].workers is not None]
+
+
+def _place(recipe: Recipe, name: str, split: str) -> str:
+    """The field of a stage's rows."""
+    return dotted(("stages", name, *recipe.stages[name].split_field(split)))

@@ -16,9 +16,10 @@ from triptych import storage
 from triptych.errors import UserError
 from triptych.measure import traced
 from triptych.models.base import fingerprint, resolve_base
+from triptych.models.sizes import has_known_sizes
 from triptych.observe.progress import Progress
 from triptych.observe.trackers import check_trackers
-from triptych.plan import Machine, cluster, place, profile_here, requests, with_choice
+from triptych.plan import Machine, cluster, estimate, place, profile_here, requests, with_choice
 from triptych.plan.placement import pack
 from triptych.plan.processor import cpu_flags, emulates_bfloat16
 from triptych.recipe import Recipe, dump_recipe, ready, stage_order
@@ -65,6 +66,8 @@ def run_recipe(
             if name in recipe.trained:
                 contexts[name] = chosen(contexts[name], machine)
                 predict(contexts[name], machine)
+            elif has_known_sizes(recipe.model):
+                estimate(recipe, machine=machine, stage=name)  # refuses what the machine cannot hold
     storage.write_bytes(storage.join(run, "recipe.yaml"), dump_recipe(recipe).encode())
 
     ended: queue.Queue[Ended] = queue.Queue()
@@ -167,7 +170,8 @@ def _wanted(recipe: Recipe, only: str | None, done: list[str]) -> list[str]:
 
 def warn_of_emulation(recipe: Recipe, names: Collection[str], flags: Collection[str]) -> None:
     """Warn where stages train in bfloat16 on a processor without its instructions; `flags`: those it has."""
-    on_cpu = [name for name in recipe.trained if name in names and not recipe.trained[name].workers.gpus]
+    groups = {name: stage.workers for name, stage in recipe.stages.items() if name in names}
+    on_cpu = [name for name, workers in groups.items() if workers is not None and not workers.gpus]
     if on_cpu and recipe.model.dtype == "bfloat16" and emulates_bfloat16(flags):
         log.warning(
             "this processor has no instructions for bfloat16 and emulates it, many times slower: "

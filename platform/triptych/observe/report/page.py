@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from triptych import storage
+from triptych.errors import RunError
+from triptych.observe import evaluations
 from triptych.observe.report import lineage, ranks, reward, samples, series, svg
 from triptych.observe.report.template import filled
 from triptych.observe.runs import RunView, StageView, read_run
@@ -73,6 +75,7 @@ def _stage(stage: StageView) -> dict[str, Any]:
         "duration": _duration(sum(_seconds(row) for row in stage.rows)),
         "tiles": tiles(stage),
         "reward": reward.view(stage),
+        "evaluation": _evaluation(stage),
         "ranks": ranks.view(stage),
         "charts": first,
         "more": later,
@@ -82,8 +85,21 @@ def _stage(stage: StageView) -> dict[str, Any]:
     }
 
 
+def _evaluation(stage: StageView) -> dict[str, Any] | None:
+    """Models, and cells of the table, of a stage that compared models; None for another."""
+    found = stage.evaluations.get("comparison")
+    if found is None:
+        return None
+    try:
+        return {"models": found["models"], "cells": list(evaluations.cells(found))}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{stage.url}/evaluations/comparison.json is damaged: {error!r}") from error
+
+
 def tiles(stage: StageView) -> list[Tile]:
-    """Tiles of the held-out metrics after the stage."""
+    """Tiles of the held-out metrics after the stage; a comparison of models has a table in their place."""
+    if "comparison" in stage.evaluations:
+        return []
     after = (stage.summary or {}).get("metrics") or stage.evaluations.get("after", {})
     before = {f"heldout_{key}": value for key, value in samples.means(stage.samples.get("before", [])).items()}
     before |= stage.evaluations.get("before", {})

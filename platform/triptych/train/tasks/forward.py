@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from triptych.forward.roles import RoleModel
+from triptych.objectives import IGNORE
 from triptych.train.batch import Batch, before_response, last_token, response_ids, response_mask
 
 
@@ -59,3 +60,19 @@ def _spread(values: Tensor, batch: Batch) -> Tensor:
     """Values [n] of answer tokens at their places [B, R]; 0 elsewhere."""
     mask = response_mask(batch["length"])
     return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
+
+
+def row_nats(model: RoleModel, batch: Batch) -> Tensor:
+    """[B, 2], float64: the summed negative log-probability of each row's labelled tokens, and their number."""
+    labels = batch["labels"][:, 1:]
+    learned = labels != IGNORE
+    logprobs = model.logprobs(model.hidden(batch["ids"], batch["mask"])[:, :-1][learned], labels[learned])
+    nats = torch.zeros(labels.shape, dtype=torch.float64, device=labels.device).masked_scatter(
+        learned, -logprobs.double()
+    )
+    return torch.stack([nats.sum(dim=1), learned.sum(dim=1).double()], dim=1)
+
+
+def answer_logprob(model: RoleModel, batch: Batch) -> Tensor:
+    """[B, 1], float64: the log-probability of each whole answer."""
+    return response_logprobs(model, batch, temperature=1.0).double().sum(dim=1, keepdim=True)

@@ -1,0 +1,27 @@
+"""An evaluation's figures as text, for a terminal and for pages."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+ARROWS = {"lower": "↓", "higher": "↑"}
+"""Mark of the direction in which a figure is better."""
+
+
+def cells(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str, str, list[list[str]]]]:
+    """Set, its rows, figure, and a cell of each model, as lines: the figure, and its difference from the first's."""
+    for name, found in comparison["sets"].items():
+        for figure, one in found["figures"].items():
+            values = [_lines(one["models"].get(ref)) for ref in comparison["models"]]
+            yield name, str(found["rows"]), f"{figure} {ARROWS[one['better']]}", values
+
+
+def _lines(found: Mapping[str, Any] | None) -> list[str]:
+    if found is None:
+        return ["–"]
+    difference = found.get("difference")
+    return [_shown(found), *([f"Δ {_shown(difference, sign='+')}"] if difference else [])]
+
+
+def _shown(found: Mapping[str, Any], sign: str = "") -> str:
+    ends = "" if found["low"] is None else f" ({found['low']:{sign}.3g} to {found['high']:{sign}.3g})"
+    return f"{found['value']:{sign}.4g}{ends}"

@@ -1,0 +1,1 @@
+"""Evaluation: models measured on the same rows, figures with intervals, and gates."""

@@ -1,0 +1,49 @@
+"""The interface of a measure: rows to tokens, tokens to numbers of each row, numbers to figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from triptych.recipe import Evaluation
+from triptych.stages.context import StageContext
+from triptych.stages.evaluation.models import Measured
+from triptych.stages.evaluation.passes import Passes
+from triptych.stages.evaluation.statistics import Estimate
+
+Columns = Mapping[str, Sequence[Any]]
+"""Equally long columns, by name: a value of each row."""
+
+
+@dataclass(frozen=True)
+class SetRows:
+    """The rows of a set as tokens."""
+
+    columns: Columns
+    digest: str
+    """Digest of the rows that they were made of."""
+    counts: Mapping[str, int]
+    """Rows that there are, and what became of others."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a model's rows are measured by."""
+
+    own: Columns
+    """Columns that `score` gave for the model."""
+    first: Columns
+    """Those of the stage's first model."""
+    rows: Columns
+    """The rows as tokens."""
+
+
+@dataclass(frozen=True)
+class MeasureTask:
+    """One measure."""
+
+    encode: Callable[[StageContext[Evaluation], str, Sequence[Measured]], SetRows]
+    """The stage, the name of the set, the models -> its rows. On the driver."""
+    score: Callable[[Passes, Columns, Any], dict[str, list[Any]]]
+    """Passes of a model, the rows, the measure's settings -> columns of each row. Every rank calls it alike."""
+    estimates: Callable[[Figures, Any], dict[str, Estimate]]
+    """Columns, and the measure's settings -> figures by name."""

@@ -1,0 +1,118 @@
+"""Figures of rows with 95 % intervals, and differences of two models on the same rows.
+
+A figure is a function of the rows' means, so its error follows from what each row adds to it (the delta method; for F1
+the jackknife). Two models' errors on the same rows are subtracted row by row before they are squared: what is hard for
+both cancels (paired differences; Miller 2024, "Adding error bars to evals", arXiv 2411.00640). Shares of right answers
+have intervals that hold for few rows and near 0 and 1: Wilson's (1927), and for differences that of Agresti and Min
+(2005, "Simple improved confidence intervals for comparing matched proportions").
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Z = 1.959963984540054
+"""Standard deviations that 95 % of a normal distribution lie within."""
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure and the ends of its 95 % interval; no ends where there is but one row."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure, and what each row adds to its error."""
+
+    value: float
+    influence: Numbers
+    """[n]; sums to zero, and the figure's variance is n / (n - 1) times the sum of its squares."""
+    hits: Numbers | None = None
+    """[n] of 0 and 1, where the figure is their mean."""
+
+    def interval(self) -> Interval:
+        """The figure's interval."""
+        return _around(self.value, self.influence) if self.hits is None else _wilson(self.hits)
+
+    def less(self, other: "Estimate") -> Interval:
+        """This figure less another model's, of the same rows."""
+        if self.hits is not None and other.hits is not None:
+            return _matched(self.hits, other.hits)
+        return _around(self.value - other.value, self.influence - other.influence)
+
+
+def mean(values: Sequence[float]) -> Estimate:
+    """The mean of a number of each row."""
+    found = np.asarray(values, np.float64)
+    hits = found if np.isin(found, (0.0, 1.0)).all() else None
+    return Estimate(float(found.mean()), (found - found.mean()) / len(found), hits)
+
+
+def ratio(totals: Sequence[float], weights: Sequence[float]) -> Estimate:
+    """The sum of `totals` over the sum of `weights`, such as nats over tokens; some weight is above 0."""
+    top, bottom = np.asarray(totals, np.float64), np.asarray(weights, np.float64)
+    value = top.sum() / bottom.sum()
+    return Estimate(float(value), (top - value * bottom) / bottom.sum())
+
+
+def exponential(estimate: Estimate) -> Estimate:
+    """e to the power of a figure: perplexity of a loss."""
+    value = math.exp(min(estimate.value, 700.0))
+    return Estimate(value, value * estimate.influence)
+
+
+def macro_f1(truth: Sequence[int], predicted: Sequence[int], classes: int) -> Estimate:
+    """The mean over classes of F1 = 2 hits / (named + there); a class that is neither named nor there has 0.
+
+    Its error is the jackknife's: each row is left out once.
+    """
+    true, named = np.asarray(truth), np.asarray(predicted)
+    hits = np.array([((true == label) & (named == label)).sum() for label in range(classes)], np.float64)
+    sizes = np.array([(true == label).sum() + (named == label).sum() for label in range(classes)], np.float64)
+    one, rows = np.eye(classes), len(true)
+    without = _f1(hits - one[true] * (true == named)[:, None], sizes - one[true] - one[named])
+    return Estimate(float(_f1(hits, sizes)), (without.mean() - without) * (rows - 1) / rows)
+
+
+def _f1(hits: Numbers, sizes: Numbers) -> Numbers:
+    """Macro F1 [...] of counts [..., classes]."""
+    found: Numbers = np.divide(2 * hits, sizes, out=np.zeros_like(hits), where=sizes > 0).mean(axis=-1)
+    return found
+
+
+def _around(value: float, influence: Numbers) -> Interval:
+    rows = len(influence)
+    if rows < 2:
+        return Interval(value, None, None)
+    reach = Z * math.sqrt(rows / (rows - 1) * float((influence**2).sum()))
+    return Interval(value, value - reach, value + reach)
+
+
+def _wilson(hits: Numbers) -> Interval:
+    rows, share = len(hits), float(hits.mean())
+    centre = (share + Z**2 / (2 * rows)) / (1 + Z**2 / rows)
+    reach = Z / (1 + Z**2 / rows) * math.sqrt(share * (1 - share) / rows + Z**2 / (4 * rows**2))
+    return Interval(share, max(0.0, centre - reach), min(1.0, centre + reach))
+
+
+def _matched(first: Numbers, second: Numbers) -> Interval:
+    """Half a row is added to each of the four outcomes: the interval has a width even where no row differs."""
+    gained, lost = float((first > second).sum()) + 0.5, float((first < second).sum()) + 0.5
+    rows = len(first) + 2
+    centre = (gained - lost) / rows
+    reach = Z * math.sqrt(gained + lost - (gained - lost) ** 2 / rows) / rows
+    return Interval(float(first.mean() - second.mean()), max(-1.0, centre - reach), min(1.0, centre + reach))

@@ -1,0 +1,12 @@
+"""The measures, by name."""
+
+from triptych.stages.evaluation.base import MeasureTask
+from triptych.stages.evaluation.classes import CLASSIFICATION
+from triptych.stages.evaluation.language import LOSS, MULTIPLE_CHOICE
+
+MEASURES: dict[str, MeasureTask] = {
+    "loss": LOSS,
+    "multiple_choice": MULTIPLE_CHOICE,
+    "classification": CLASSIFICATION,
+}
+"""Name in the recipe -> how it is measured."""

@@ -1,0 +1,105 @@
+"""Measuring on every worker: each model's numbers of each row, committed one set and model at a time."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from ray.train.torch import get_device
+
+from triptych import storage
+from triptych.data.table import read_table
+from triptych.forward.roles import BASE, RoleModel
+from triptych.recipe import Evaluation, Memory
+from triptych.stages.context import StageContext
+from triptych.stages.evaluation.base import Columns
+from triptych.stages.evaluation.models import Measured
+from triptych.stages.evaluation.passes import Passes
+from triptych.stages.evaluation.table import MEASURES
+from triptych.stages.models import role_model, tokenizer_of
+from triptych.train.learner import Learner
+
+ROWS = "rows.parquet"
+"""Numbers of each row, in a committed folder."""
+
+
+def scores_url(ctx: StageContext[Evaluation], name: str, ref: str) -> str:
+    """Folder of one model's numbers on one set."""
+    return storage.join(ctx.folder, "scores", name, ref)
+
+
+def left(ctx: StageContext[Evaluation], models: Sequence[Measured]) -> dict[str, list[str]]:
+    """Model -> the sets that it is still to be measured on; models that are done are left out."""
+    found = {
+        model.ref: [name for name in ctx.stage.sets if storage.read_manifest(scores_url(ctx, name, model.ref)) is None]
+        for model in models
+    }
+    return {ref: names for ref, names in found.items() if names}
+
+
+def work(config: dict[str, Any]) -> None:
+    """On every worker of the Ray Train group."""
+    measure(config["ctx"], config["models"], get_device())
+
+
+def measure(ctx: StageContext[Evaluation], models: Sequence[Measured], device: torch.device) -> None:
+    """Measure what is left. Whole models come first, one at a time; then all that is on the base."""
+    todo = left(ctx, models)
+    for model in models:
+        if model.folder is not None and model.ref in todo:
+            _measure(ctx, _learner(ctx, device, model.folder), model, BASE)
+    on_base = [model for model in models if model.folder is None and model.ref in todo]
+    if on_base:
+        learner = _learner(ctx, device)
+        roles = _add_roles(learner.model, on_base)
+        for model in on_base:
+            _measure(ctx, learner, model, roles[model.ref])
+
+
+def _learner(ctx: StageContext[Evaluation], device: torch.device, folder: Path | None = None) -> Learner:
+    """A learner that trains nothing, of the base, or of the whole model in `folder`."""
+    model = role_model(ctx, Memory(), device, folder=folder)
+    return Learner(model, {}, {}, strategy=ctx.stage.workers.strategy)
+
+
+def _add_roles(model: RoleModel, measured: Sequence[Measured]) -> dict[str, str]:
+    """Put the adapters on the base as frozen roles; the role of each model."""
+    roles = {}
+    for number, one in enumerate(measured):
+        roles[one.ref] = BASE if one.adapter is None else f"model-{number}"
+        if one.adapter is not None:
+            head = one.adapter.class_head() if one.adapter.labels else None
+            adapter = one.adapter
+            model.add(roles[one.ref], adapter.method, trainable=False, weights=adapter.weights, head=head)
+    return roles
+
+
+def _measure(ctx: StageContext[Evaluation], learner: Learner, model: Measured, role: str) -> None:
+    """One model on the sets that are left."""
+    labels = model.adapter.labels if model.adapter else ()
+    pad = tokenizer_of(ctx).pad_token_id
+    passes = Passes(learner, role, pad, ctx.stage.compute.batch.micro_tokens, labels)
+    for name in left(ctx, [model]).get(model.ref, []):
+        settings = ctx.stage.sets[name].measure
+        rows = read_table(storage.join(ctx.folder, "data", name))
+        found = MEASURES[settings.name].score(passes, rows, settings)
+        if learner.group.rank == 0:
+            commit_scores(ctx, name, model.ref, found)
+        learner.group.barrier()
+
+
+def commit_scores(ctx: StageContext[Evaluation], name: str, ref: str, columns: Columns) -> None:
+    """Commit a model's numbers on a set, and tell how far the stage is."""
+    with storage.committed(scores_url(ctx, name, ref)) as folder:
+        pq.write_table(pa.table(dict(columns)), folder / ROWS)
+    of = [scores_url(ctx, name, model) for name in ctx.stage.sets for model in ctx.stage.models]
+    done = sum(storage.read_manifest(url) is not None for url in of)
+    ctx.progress.update(ctx.name, done, len(of), {})
+
+
+def read_scores(ctx: StageContext[Evaluation], name: str, ref: str) -> Mapping[str, list[Any]]:
+    """A model's numbers on a set."""
+    columns: dict[str, list[Any]] = pq.read_table(storage.local_copy(scores_url(ctx, name, ref)) / ROWS).to_pydict()
+    return columns

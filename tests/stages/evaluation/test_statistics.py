@@ -1,0 +1,77 @@
+"""Intervals of figures, against values worked out by hand and by resampling."""
+
+import math
+
+import numpy as np
+import pytest
+
+from triptych.stages.evaluation.statistics import Z, exponential, macro_f1, mean, ratio
+
+
+def test_a_mean_has_the_error_of_the_textbook() -> None:
+    values = [1.0, 2.0, 4.0, 9.0]
+    found = mean(values).interval()
+    error = np.std(values, ddof=1) / 2
+    assert found.value == 4.0
+    assert found.low == pytest.approx(4 - Z * error)
+    assert found.high == pytest.approx(4 + Z * error)
+
+
+def test_a_share_has_wilsons_interval() -> None:
+    found = mean([1.0] * 9 + [0.0]).interval()
+    assert (found.value, round(found.low or 0, 4), round(found.high or 0, 4)) == (0.9, 0.5958, 0.9821)
+    sure = mean([1.0] * 10).interval()
+    assert sure.value == 1
+    assert sure.high == pytest.approx(1)
+    assert sure.low == pytest.approx(10 / (10 + Z**2))
+
+
+def test_a_difference_of_shares_counts_the_rows_that_differ() -> None:
+    first, second = mean([1, 1, 1, 1, 1, 1, 0, 0, 0, 0]), mean([1, 1, 0, 0, 0, 0, 1, 0, 0, 0])
+    found = first.less(second)
+    # 4 rows gained, 1 lost, of 10; with half a row in each of the four cells: 4.5, 1.5, of 12.
+    reach = Z * math.sqrt(6 - 9 / 12) / 12
+    assert found.value == pytest.approx(0.3)
+    assert found.low == pytest.approx(0.25 - reach)
+    assert found.high == pytest.approx(0.25 + reach)
+    same = first.less(first)
+    assert same.value == 0
+    assert (same.low or 0) < 0 < (same.high or 0), "ten equal rows prove no equality"
+
+
+def test_a_loss_weighs_rows_by_their_tokens() -> None:
+    found = ratio([10.0, 2.0, 6.0], [5, 2, 2])
+    # residuals nats - 2 tokens: 0, -2, 2
+    reach = Z * math.sqrt(3 / 2 * 8) / 9
+    assert found.value == 2.0
+    assert found.interval().high == pytest.approx(2 + reach)
+    worse = exponential(found)
+    assert worse.value == pytest.approx(math.exp(2))
+    assert worse.interval().high == pytest.approx(math.exp(2) * (1 + reach))
+
+
+def test_a_paired_difference_is_narrower_than_apart() -> None:
+    hard = np.arange(1.0, 9.0)
+    first, second = mean(list(hard)), mean(list(hard + [0.1, 0.2] * 4))
+    found = second.less(first)
+    assert found.value == pytest.approx(0.15)
+    assert (found.low or 0) > 0, "every row is worse"
+    apart = first.interval()
+    assert (apart.high or 0) - apart.value > 1
+
+
+def test_a_single_row_has_no_interval() -> None:
+    assert mean([3.0]).interval().as_dict() == {"value": 3.0, "low": None, "high": None}
+
+
+def test_macro_f1_and_its_error() -> None:
+    truth, named = [0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 1, 0]
+    # class 0: 2 hits of 3 named, 3 there: 4/6; class 1: 2 of 3 named, 2 there: 4/5; class 2: never named: 0.
+    assert macro_f1(truth, named, 3).value == pytest.approx((4 / 6 + 4 / 5 + 0) / 3)
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 3, 400)
+    said = np.where(rng.random(400) < 0.7, true, rng.integers(0, 3, 400))
+    found = macro_f1(list(true), list(said), 3).interval()
+    drawn = [macro_f1(list(true[at]), list(said[at]), 3).value for at in rng.integers(0, 400, (300, 400))]
+    assert found.high is not None
+    assert (found.high - found.value) / Z == pytest.approx(np.std(drawn), rel=0.15), "as by resampling"
