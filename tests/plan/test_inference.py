@@ -62,3 +62,14 @@ def test_time_grows_with_models_and_rows(tmp_path: Path) -> None:
     more = duration(recipe, found, placed, rows | {"compare": 320}, None).stages["compare"]
     assert some.steps == 3 * 10, "16 rows of 256 tokens a micro-batch"
     assert more.seconds == pytest.approx(2 * some.seconds)
+
+
+def test_engines_are_planned_beside_the_workers(tmp_path: Path) -> None:
+    sums = {"data": {"path": "sums.jsonl"}, "measure": {"name": "verifier"}}
+    quiet, asked = load(tmp_path), load(tmp_path, sets={"chats": CHATS, "sums": sums})
+    roles = {name: request.count for request in place(asked, LAPTOP).requests["compare"] for name in [request.role]}
+    assert roles == {"worker": 1, "engine": 2}
+    less, more = (estimate(recipe, machine=LAPTOP, stage="compare").stages["compare"] for recipe in (quiet, asked))
+    assert "engine" not in less.roles
+    assert more.peak_bytes > less.peak_bytes + 2 * 2**30, "a cache of 1 GiB each"
+    assert more.speed.sampling > 0 == less.speed.sampling

@@ -110,3 +110,50 @@ def test_a_head_that_names_no_class_of_a_text_is_refused(tmp_path: Path) -> None
 
 def test_a_stage_called_base_is_no_model_beside_the_base(tmp_path: Path) -> None:
     assert "models.0: `base` is the base model, and a stage's name" in refused(tmp_path, {"base": SFT})
+
+
+SUMS = {"data": {"path": "sums.jsonl"}, "measure": {"name": "verifier"}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "told"),
+    [
+        (
+            {"sets": {"sums": {**SUMS, "measure": {"name": "verifier", "match": "regex"}}}},
+            "sets.sums.measure: `pattern` goes with `match: regex`: give both or neither",
+        ),
+        (
+            {"sets": {"sums": {**SUMS, "measure": {"name": "verifier", "match": "regex", "pattern": "("}}}},
+            "sets.sums.measure: pattern '(' is no regular expression",
+        ),
+        (
+            {"sets": {"films": {**SUMS, "measure": {"name": "judge", "reward": "sft"}}}},
+            "sets.films.measure.reward: `sft` is a stage of kind sft, whose output is a policy; allowed: ",
+        ),
+        (
+            {
+                "sets": {"films": {**SUMS, "measure": {"name": "judge", "reward": "x@1"}}},
+                "gate": [{"set": "films", "model": "base", "metric": "wins", "at_least": 0.5}],
+            },
+            "gate.0.metric: wins are against the first model, base; allowed: another model, with at_least",
+        ),
+        (
+            {"sets": {"sums": SUMS}, "models": ["soft"]},
+            "models.0: `soft`: prefix_tuning cannot be merged into the weights",
+        ),
+        (
+            {"sets": {"sums": SUMS}, "models": ["thin"], "rollout": {"sync": "adapter"}},
+            "rollout.sync: adapter, and engines run no bitfit beside the weights; allowed: auto, merged",
+        ),
+    ],
+)
+def test_what_engines_cannot_answer_is_refused(tmp_path: Path, stage: dict[str, Any], told: str) -> None:
+    stages = {"soft": SFT | {"method": {"name": "prefix_tuning"}}, "thin": SFT | {"method": {"name": "bitfit"}}}
+    assert told in refused(tmp_path, stages, **stage)
+
+
+def test_engines_run_only_where_there_is_something_to_answer(tmp_path: Path) -> None:
+    assert load(tmp_path, {}).stages["compare"].engines is None
+    engines = load(tmp_path, {}, sets={"chats": CHATS, "sums": SUMS}).stages["compare"].engines
+    assert engines is not None
+    assert engines.engines == 2

@@ -1,6 +1,7 @@
 """The tokens that end an answer, for training, sampling and serving alike."""
 
 import json
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,18 @@ def end_of_turn(tokenizer: "PreTrainedTokenizerBase") -> int:
         raise UserError(
             f"model.base: its chat template cannot write a plain question and its answer: {error}"
         ) from error
+
+
+def answer_texts(
+    tokenizer: "PreTrainedTokenizerBase", ends: Collection[int], sequences: Sequence[Sequence[int]]
+) -> list[str]:
+    """Token ids as text, without their end, special tokens, and white space at either end.
+
+    `ends`: tokens that end an answer; some tokenizers do not call them special.
+    """
+    answers = [list(ids[:-1] if ids and ids[-1] in ends else ids) for ids in sequences]
+    texts: list[str] = tokenizer.batch_decode(answers, skip_special_tokens=True)
+    return [text.strip() for text in texts]
 
 
 def _of_model(folder: Path) -> list[int]:

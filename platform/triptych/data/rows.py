@@ -15,7 +15,7 @@ from triptych.data.proposals import proposal
 from triptych.data.ratings import Rating, is_rated_bad, scored
 from triptych.data.shapes import shaped
 
-RowKind = Literal["sft", "pairs", "pairs_with_margin", "prompts", "texts", "tags", "questions", "choices"]
+RowKind = Literal["sft", "pairs", "pairs_with_margin", "prompts", "texts", "tags", "questions", "choices", "answers"]
 
 ROLES = ("system", "user", "assistant", "tool")
 RANKED = 256
@@ -84,6 +84,13 @@ class ChoiceRow(PromptRow):
 
 
 @dataclass(frozen=True, slots=True)
+class AnsweredRow(PromptRow):
+    """A prompt and the answers to it that are right."""
+
+    answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TextRow:
     """A text and the name of its class."""
 
@@ -110,7 +117,7 @@ class QuestionRow:
 
 
 DataRow = SftRow | PairRow | RatedRow | PromptRow | TextRow | TaggedRow | QuestionRow
-AnyRow = TypeVar("AnyRow", SftRow, PairRow, PromptRow, ChoiceRow, TextRow, TaggedRow, QuestionRow)
+AnyRow = TypeVar("AnyRow", SftRow, PairRow, PromptRow, ChoiceRow, AnsweredRow, TextRow, TaggedRow, QuestionRow)
 
 
 @dataclass(frozen=True, slots=True)

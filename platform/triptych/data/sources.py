@@ -10,11 +10,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from triptych.data.answers import parse_answered
 from triptych.data.cells import one_line
 from triptych.data.choices import parse_choice
 from triptych.data.files import counted, quick_rows, records
 from triptych.data.rated import paired
 from triptych.data.rows import (
+    AnsweredRow,
     BadRow,
     ChoiceRow,
     DataRow,
@@ -58,6 +60,7 @@ PARSERS: dict[RowKind, Parse] = {
     "tags": lambda record: [parse_tags(record)],
     "questions": lambda record: [parse_question(record)],
     "choices": lambda record: [parse_choice(record)],
+    "answers": lambda record: [parse_answered(record)],
 }
 ADDED: dict[str, Any] = {"tools": (), "learned": True, "extra": {}}
 """Fields that rows of earlier versions did not have: they leave a digest as it was where they say nothing."""
@@ -99,6 +102,8 @@ def load_rows(source: "Source", kind: Literal["prompts"], check: RowCheck | None
 def load_rows(source: "Source", kind: Literal["texts"], check: RowCheck | None = None) -> SourceRows[TextRow]: ...
 @overload
 def load_rows(source: "Source", kind: Literal["tags"], check: RowCheck | None = None) -> SourceRows[TaggedRow]: ...
+@overload
+def load_rows(source: "Source", kind: Literal["answers"], check: RowCheck | None = None) -> SourceRows[AnsweredRow]: ...
 @overload
 def load_rows(source: "Source", kind: Literal["choices"], check: RowCheck | None = None) -> SourceRows[ChoiceRow]: ...
 @overload

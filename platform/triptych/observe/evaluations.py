@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+FIGURES = "figures.json"
+"""Figures of an evaluation with their intervals, in its artifact."""
 ARROWS = {"lower": "↓", "higher": "↑"}
 """Mark of the direction in which a figure is better."""
 
@@ -16,12 +18,13 @@ def cells(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str, str, list[l
 
 
 def _lines(found: Mapping[str, Any] | None) -> list[str]:
+    difference = (found or {}).get("difference")
+    return [cell(found), *([f"Δ {cell(difference, sign='+')}"] if difference else [])]
+
+
+def cell(found: Mapping[str, Any] | None, sign: str = "") -> str:
+    """A figure with its interval, as `0.52 (0.48 to 0.56)`; a dash where there is none. `sign`: `+` for differences."""
     if found is None:
-        return ["–"]
-    difference = found.get("difference")
-    return [_shown(found), *([f"Δ {_shown(difference, sign='+')}"] if difference else [])]
-
-
-def _shown(found: Mapping[str, Any], sign: str = "") -> str:
+        return "–"
     ends = "" if found["low"] is None else f" ({found['low']:{sign}.3g} to {found['high']:{sign}.3g})"
     return f"{found['value']:{sign}.4g}{ends}"

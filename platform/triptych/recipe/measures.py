@@ -1,8 +1,9 @@
 """Measures of an evaluation: what each reads of a row, and the figures that it gives."""
 
+import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from triptych.recipe.base import Closed
 
@@ -78,8 +79,61 @@ class ClassificationMeasure(MeasureBase):
         return {"accuracy": "higher", "macro_f1": "higher"}
 
 
+class VerifierMeasure(MeasureBase):
+    """Generated answers compared with the right ones. Rows are prompts with `answer`: a text, a number, or a list."""
+
+    rows = "answers"
+    generates = True
+
+    name: Literal["verifier"]
+    match: Literal["number", "exact", "regex", "words"] = "number"
+    """`number`: the last number of the answer equals the last of the right one (`#### 42` or `so 42.` are 42); `exact`:
+    the texts are equal but for case and white space; `regex`: what `pattern` finds last is equal so; `words`: equal but
+    for case, punctuation and articles, and F1 of words, as SQuAD's script has it."""
+    pattern: str | None = Field(None, min_length=1)
+    """Regular expression, for `match: regex`; its first group counts, if it has one."""
+
+    @model_validator(mode="after")
+    def _pattern_where_it_is_read(self) -> "VerifierMeasure":
+        if (self.match == "regex") != (self.pattern is not None):
+            raise ValueError("`pattern` goes with `match: regex`: give both or neither")
+        if self.pattern is not None:
+            try:
+                re.compile(self.pattern)
+            except re.error as error:
+                raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from error
+        return self
+
+    def figures(self) -> dict[str, Better]:
+        """Share of right answers, F1 of words, share of answers that were cut by their length."""
+        return {"accuracy": "higher", **({"f1": "higher"} if self.match == "words" else {}), "truncated": "lower"}
+
+
+class JudgeMeasure(MeasureBase):
+    """Generated answers scored by a reward model. Rows are prompts.
+
+    `score` is its normalised score; `wins` is the share of prompts whose answer scores higher than the first model's,
+    equal scores counted half.
+    """
+
+    rows = "prompts"
+    generates = True
+
+    name: Literal["judge"]
+    reward: str
+    """The reward stage, or a registered reward model."""
+
+    @property
+    def judged_by(self) -> str | None:
+        return self.reward
+
+    def figures(self) -> dict[str, Better]:
+        """Mean score, wins over the first model, share of answers that were cut by their length."""
+        return {"score": "higher", "wins": "higher", "truncated": "lower"}
+
+
 Measure = Annotated[
-    LossMeasure | MultipleChoiceMeasure | ClassificationMeasure,
+    LossMeasure | MultipleChoiceMeasure | ClassificationMeasure | VerifierMeasure | JudgeMeasure,
     Field(discriminator="name"),
 ]
 """A measure, told by its name."""

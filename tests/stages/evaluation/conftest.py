@@ -13,14 +13,15 @@ from tests.support.plain_model import disturb
 from triptych.artifact_kinds import ArtifactKind
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
-from triptych.models.adapter import save_adapter
+from triptych.models.adapter import Normalization, save_adapter
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ClassHead, ScalarHead
 from triptych.observe.progress import Progress
 from triptych.recipe.matrix import Lora
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext
-from triptych.stages.evaluation.models import measured_models
+from triptych.stages.evaluation.answers import Answers
+from triptych.stages.evaluation.models import judge, measured_models
 from triptych.stages.evaluation.worker import measure, read_scores
 
 Make = Callable[[dict[str, Any]], StageContext[Any]]
@@ -58,7 +59,9 @@ def evaluate(make_context: Make) -> Callable[..., StageContext[Any]]:
 
 def measured_here(ctx: StageContext[Any]) -> None:
     """What the stage's workers do, in this process."""
-    measure(ctx, measured_models(ctx), torch.device("cpu"))
+    models = measured_models(ctx)
+    judges = [judge(ctx, one.measure.judged_by) for one in ctx.stage.sets.values() if one.measure.judged_by]
+    measure(ctx, models, judges, Answers(ctx, None, merged=True), torch.device("cpu"))
 
 
 def numbers(ctx: StageContext[Any], name: str, ref: str) -> Mapping[str, list[Any]]:
@@ -79,7 +82,8 @@ def register(
     for part in model.attached["role"].values():
         disturb(part, seed=len(name))
     weights = {key: value.detach().clone() for key, value in model.parameters_of("role").items()}
-    adapter = replace(adapter_of(method, weights, kind), labels=tuple(labels))
+    scale = Normalization(0.5, 2.0) if kind == "reward_model" else None
+    adapter = replace(adapter_of(method, weights, kind), labels=tuple(labels), normalization=scale)
     save_adapter(folder / name, adapter, ctx.about() | {"stage_kind": "classification" if labels else "sft"})
     version = ctx.registry().register(
         name, folder / name, kind=kind, base="tiny", base_fingerprint=ctx.base_fingerprint, lineage={}, metrics={}

@@ -12,6 +12,7 @@ from triptych.data.table import Table
 from triptych.errors import UserError
 from triptych.models.base import load_causal_lm
 from triptych.stages.context import StageContext, begin
+from triptych.stages.evaluation.answers import commit_answers, read_answers
 from triptych.stages.evaluation.base import SetRows
 from triptych.stages.evaluation.comparison import comparison, estimates, flat
 from triptych.stages.evaluation.models import measured_models
@@ -78,7 +79,7 @@ def test_loss_is_transformers_own(evaluate: Evaluate, write_rows: Write, tmp_pat
     nats, tokens = (sum(numbers(ctx, "chats", "base")[name]) for name in ("nats", "tokens"))
     assert figures["chats.base.loss"] == pytest.approx(nats / tokens)
     assert figures["chats.tuned@1.perplexity"] != pytest.approx(figures["chats.base.perplexity"])
-    beside = comparison(ctx.stage, estimates(ctx))["sets"]["chats"]
+    beside = comparison(ctx.stage, measured_models(ctx), estimates(ctx))["sets"]["chats"]
     models = beside["figures"]["loss"]["models"]
     assert beside["rows"] == len(CHATS)
     assert "difference" not in models["tuned@1"]
@@ -129,3 +130,86 @@ def test_a_classifier_names_classes_in_its_own_order(evaluate: Evaluate, write_r
     unknown = evaluate([first.ref], {"texts": {"data": odd, "measure": {"name": "classification"}}})
     with pytest.raises(UserError, match=r"'awful' is none of good, bad"):
         encoded(unknown)
+
+
+SUMS = [
+    {"question": "2 + 2?", "answer": "It is 2 + 2 = 4.\n#### 4"},
+    {"question": "10 * 100?", "answer": 1000},
+    {"question": "3 - 5?", "answer": ["-2", "minus two, -2"]},
+]
+
+
+def answered(ctx: StageContext[Any], name: str, ref: str, texts: list[list[str]], cut: float = 0.0) -> None:
+    """Commit answers, as if engines had written them."""
+    tokenizer: Any = tokenizer_of(ctx)
+    ids = [[[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in some] for some in texts]
+    columns: dict[str, list[Any]] = {"answer": texts, "answer_ids": ids, "cut": [[cut] * len(some) for some in texts]}
+    commit_answers(ctx, name, ref, columns)
+
+
+def test_a_verifier_compares_the_last_number(evaluate: Evaluate, write_rows: Write) -> None:
+    sums = {"data": write_rows("sums", SUMS), "measure": {"name": "verifier"}}
+    ctx = evaluate(["base"], {"sums": sums}, rollout={"samples_per_prompt": 2})
+    encoded(ctx)
+    answered(ctx, "sums", "base", [["5, no: 4.", "I know not"], ["1,000.0", "1000"], ["3-5 is -2", "2"]], cut=1.0)
+    measured_here(ctx)
+    assert numbers(ctx, "sums", "base")["accuracy"] == [0.5, 1.0, 0.5]
+    assert flat(ctx.stage, estimates(ctx)) == {"sums.base.accuracy": pytest.approx(2 / 3), "sums.base.truncated": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("match", "answer", "right"),
+    [
+        ({"match": "exact"}, " four  IS it", True),
+        ({"match": "exact"}, "four", False),
+        ({"match": "regex", "pattern": r"<a>(.*?)</a>"}, "<a>5</a> or <a>Four is it</a>.", True),
+        ({"match": "regex", "pattern": r"<a>(.*?)</a>"}, "Four is it", False),
+        ({"match": "words"}, "The four, is it?", True),
+    ],
+)
+def test_a_verifier_compares_texts(
+    evaluate: Evaluate, write_rows: Write, match: dict[str, str], answer: str, right: bool
+) -> None:
+    rows = write_rows("rows", [{"question": "2 + 2?", "answer": "four is it"}])
+    ctx = evaluate(["base"], {"rows": {"data": rows, "measure": {"name": "verifier", **match}}})
+    encoded(ctx)
+    answered(ctx, "rows", "base", [[answer]])
+    measured_here(ctx)
+    assert numbers(ctx, "rows", "base")["accuracy"] == [float(right)]
+
+
+def test_an_answer_without_a_number_is_a_malformed_row(evaluate: Evaluate, write_rows: Write) -> None:
+    rows = write_rows("rows", [*SUMS, {"question": "2 + 2?", "answer": "four"}])
+    ctx = evaluate(["base"], {"sums": {"data": rows, "measure": {"name": "verifier"}}})
+    with pytest.raises(UserError, match=r"(?s)1 of 4 rows are malformed as answers.*line 4: answer: no number"):
+        encoded(ctx)
+
+
+def test_a_judge_scores_answers_and_counts_wins(evaluate: Evaluate, write_rows: Write, tmp_path: Path) -> None:
+    films = [{"prompt": f"Film {i}?"} for i in range(3)]
+    sets = {"films": {"data": write_rows("films", films), "measure": {"name": "judge", "reward": "taste@1"}}}
+    start = evaluate(["base"], sets)
+    _, model = register(start, "taste", tmp_path, "reward_model")
+    other, _ = register(start, "tuned", tmp_path)
+    ctx = evaluate(["base", other.ref], sets)
+    rows = encoded(ctx)["films"].columns
+    said = {"base": [["warm."], ["dull."], ["slow."]], other.ref: [["warm."], ["flat and funny."], ["lovely."]]}
+    for ref, texts in said.items():
+        answered(ctx, "films", ref, texts)
+    measured_here(ctx)
+    own: dict[str, list[float]] = {}
+    with model.use("role"), torch.no_grad():
+        for ref in said:
+            answers = read_answers(ctx, "films", ref)["answer_ids"]
+            own[ref] = []
+            for prompt, (answer,) in zip(rows["prompt_ids"], answers, strict=True):
+                hidden = model.lm.model(torch.tensor([[*prompt, *answer]])).last_hidden_state[0, -1]
+                own[ref].append((float(model.heads["role"](hidden)) - 0.5) / 2.0)
+    for ref, scores in own.items():
+        assert numbers(ctx, "films", ref)["score"] == pytest.approx(scores, abs=1e-4)
+    pairs = zip(*(numbers(ctx, "films", ref)["score"] for ref in (other.ref, "base")), strict=True)
+    wins = [(a > b) + 0.5 * (a == b) for a, b in pairs]
+    figures = flat(ctx.stage, estimates(ctx))
+    assert wins[0] == 0.5, "the same answer"
+    assert figures["films.tuned@1.wins"] == pytest.approx(sum(wins) / 3)
+    assert "films.base.wins" not in figures

@@ -1,20 +1,32 @@
 """A real run: an evaluation beside training, a gate that stops the graph, and the same command that goes on."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 
+from tests.stages.evaluation.conftest import register
+from triptych import storage
+from triptych.data.end_tokens import end_tokens
+from triptych.data.table import read_table
+from triptych.errors import RunError
+from triptych.models.base import load_causal_lm
+from triptych.models.full import save_model
+from triptych.observe.progress import Progress
+from triptych.observe.report.page import render
+from triptych.observe.runs import read_run
+from triptych.recipe import load_recipe
 from triptych.registry import Registry
+from triptych.stages.evaluation.answers import read_answers
+from triptych.stages.models import tokenizer_of
+from triptych.stages.run import run_recipe, stage_context
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.usefixtures("ray_cluster")]
 
-TRIPTYCH = str(Path(sys.executable).parent / "triptych")
 WORDS = ("warm", "dull", "funny", "flat", "lovely", "slow", "great", "long")
 BATCH = {"rows": 8, "micro_tokens": 512, "max_length": 128}
 
@@ -61,19 +73,15 @@ def recipe_file(model: Path, folder: Path) -> Path:
     return path
 
 
-def run(recipe: Path, *more: str) -> "subprocess.CompletedProcess[str]":
-    words = [TRIPTYCH, "run", str(recipe), "--cpus", "1", "--json", *more]
-    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=500)
-
-
-@pytest.mark.timeout(1000)
+@pytest.mark.timeout(590)
 def test_a_gate_stops_the_graph_until_it_is_passed(tiny_model_dir: Path, tmp_path: Path) -> None:
-    recipe = recipe_file(tiny_model_dir, tmp_path)
-    stopped = run(recipe)
-    assert stopped.returncode == 1, stopped.stderr
-    assert "stage compare: gate.1: accuracy of sft on questions is 0." in stopped.stderr
-    assert "asked: at least 0.99: no further stage starts" in stopped.stderr
-    assert "gate.0" not in stopped.stderr.rsplit("stage compare: ", 1)[-1]
+    path, progress = recipe_file(tiny_model_dir, tmp_path), Progress.start()
+    with pytest.raises(RunError) as stopped:
+        run_recipe(load_recipe(path), progress)
+    told = str(stopped.value)
+    assert told.startswith("stage compare: gate.1: accuracy of sft on questions is 0.")
+    assert "; asked: at least 0.99: no further stage starts; all figures are in " in told
+    assert "gate.0" not in told
     stages = tmp_path / "runs/judged/stages"
     assert not (stages / "after/state.json").exists(), "it was never begun"
     assert not (stages / "compare/summary.json").exists()
@@ -82,18 +90,80 @@ def test_a_gate_stops_the_graph_until_it_is_passed(tiny_model_dir: Path, tmp_pat
     assert own["difference"]["high"] < 0, "training lowered the loss"
     trained = json.loads((stages / "sft/summary.json").read_text())["metrics"]["heldout_loss"]
     assert own["value"] == pytest.approx(trained, rel=1e-5), "evaluation sees the tokens that training sees"
+    assert "sft</th><th>" in (page := render(read_run(str(tmp_path / "runs/judged"))))
+    assert "the difference from base on the same rows" in page
 
     before = {path: path.stat().st_mtime_ns for path in (stages / "compare/scores").rglob("manifest.json")}
     assert len(before) == 4
-    passed = run(recipe, "--set", "stages.compare.gate.1.at_least=0")
-    assert passed.returncode == 0, passed.stderr
-    summaries: dict[str, Any] = json.loads(passed.stdout)
+    lenient = load_recipe(path, ["stages.compare.gate.1.at_least=0"])
+    summaries = run_recipe(lenient, progress)
     assert set(summaries) == {"sft", "compare", "after"}
     assert summaries["compare"]["comparison"] == beside
     assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing is measured twice"
-    version = Registry(f"sqlite:///{tmp_path}/runs/registry.db", str(tmp_path / "runs/artifacts")).get(
-        "judged-compare@1"
-    )
+    registry = Registry(f"sqlite:///{tmp_path}/runs/registry.db", str(tmp_path / "runs/artifacts"))
+    version = registry.get("judged-compare@1")
     assert (version.kind, list(version.lineage["parents"])) == ("evaluation", ["judged-sft@1"])
     rows = pq.read_table(Path(version.url) / "chats.parquet").to_pylist()
     assert [(row["model"], row["row"]) for row in rows] == [(m, i) for m in ("base", "sft") for i in range(12)]
+
+
+@pytest.mark.timeout(590)
+def test_engines_answer_as_each_model_does(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """The base, a LoRA and a whole model by the same engines: the likeliest tokens are those of transformers."""
+    sums = [{"prompt": f"{n} + {n}?", "answer": 2 * n} for n in range(3)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
+    measures = {"sums": {"name": "verifier"}, "taste": {"name": "judge", "reward": "taste@1"}}
+    sets = {name: {"data": {"path": str(tmp_path / "sums.jsonl")}, "measure": one} for name, one in measures.items()}
+    rollout = {"engines": 1, "max_prompt_tokens": 96, "kv_cache_gb": 0.1, "sampling": {"max_new_tokens": 8}}
+    rollout["sampling"] |= {"temperature": 0.01}  # type: ignore[operator]
+    models = ["whole@1", "tuned@1", "base"]
+    recipe = {
+        "name": "asked",
+        "model": {"base": str(tiny_model_dir), "dtype": "float32"},
+        "storage": {"runs": str(tmp_path / "runs")},
+        "stages": {"compare": {"kind": "evaluation", "models": models, "sets": sets, "rollout": rollout}},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    loaded = load_recipe(path)
+    ctx = stage_context(loaded, "compare", Progress.start())
+    _, tuned = register(ctx, "tuned", tmp_path)
+    register(ctx, "taste", tmp_path, "reward_model")
+    whole = register_whole(ctx, "whole", tmp_path)
+    summary = run_recipe(loaded, ctx.progress)["compare"]
+
+    prompts = read_table(storage.join(ctx.folder, "data", "sums"))["prompt_ids"]
+    ends = end_tokens(tiny_model_dir, tokenizer_of(ctx))
+    with tuned.use("role"):
+        own = {"tuned@1": [likeliest(tuned.lm, prompt, 8, ends) for prompt in prompts]}
+    base = load_causal_lm(tiny_model_dir, torch.float32)
+    own |= {"base": [likeliest(base, prompt, 8, ends) for prompt in prompts]}
+    own |= {"whole@1": [likeliest(whole, prompt, 8, ends) for prompt in prompts]}
+    for ref, answers in own.items():
+        assert [ids for (ids,) in read_answers(ctx, "sums", ref)["answer_ids"]] == answers
+    assert len({json.dumps(answers) for answers in own.values()}) == 3, "each model says something else"
+    figures = summary["comparison"]["sets"]["taste"]["figures"]
+    assert set(figures["score"]["models"]) == set(models)
+    assert set(figures["wins"]["models"]) == {"tuned@1", "base"}
+
+
+def likeliest(model: Any, prompt: list[int], most: int, ends: list[int]) -> list[int]:
+    """The likeliest tokens behind a prompt, one after another, up to an end."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + most and (len(ids) == len(prompt) or ids[-1] not in ends):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def register_whole(ctx: Any, name: str, folder: Path) -> Any:
+    """Register the base with other weights in one layer as a whole model; the model."""
+    model = load_causal_lm(ctx.base_dir, torch.float32)
+    with torch.no_grad():
+        model.get_submodule("model.layers.0.mlp.down_proj").weight.mul_(-1.0)
+    (folder / name).mkdir()
+    weights = {key: value for key, value in model.state_dict().items() if key != "lm_head.weight"}
+    save_model(folder / name, ctx.base_dir, weights, torch.float32, ctx.about())
+    about = {"base": "tiny", "base_fingerprint": ctx.base_fingerprint, "lineage": {}, "metrics": {}}
+    ctx.registry().register(name, folder / name, kind="model", **about)
+    return model

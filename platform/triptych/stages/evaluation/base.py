@@ -31,8 +31,8 @@ class Figures:
 
     own: Columns
     """Columns that `score` gave for the model."""
-    first: Columns
-    """Those of the stage's first model."""
+    first: Columns | None
+    """Those of the stage's first model; None: it is this one."""
     rows: Columns
     """The rows as tokens."""
 
@@ -44,6 +44,7 @@ class MeasureTask:
     encode: Callable[[StageContext[Evaluation], str, Sequence[Measured]], SetRows]
     """The stage, the name of the set, the models -> its rows. On the driver."""
     score: Callable[[Passes, Columns, Any], dict[str, list[Any]]]
-    """Passes of a model, the rows, the measure's settings -> columns of each row. Every rank calls it alike."""
+    """Passes of a model, the rows (with its answers, if engines answer them), the measure's settings -> columns of each
+    row. Every rank calls it alike."""
     estimates: Callable[[Figures, Any], dict[str, Estimate]]
     """Columns, and the measure's settings -> figures by name."""

@@ -1,6 +1,6 @@
 """Figures of models beside each other, and the gates that judge them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from triptych import storage
@@ -8,7 +8,8 @@ from triptych.data.table import read_table
 from triptych.errors import RunError
 from triptych.recipe import Evaluation, Gate
 from triptych.stages.context import StageContext
-from triptych.stages.evaluation.base import Figures
+from triptych.stages.evaluation.base import Columns, Figures
+from triptych.stages.evaluation.models import Measured
 from triptych.stages.evaluation.statistics import Estimate, Interval
 from triptych.stages.evaluation.table import MEASURES
 from triptych.stages.evaluation.worker import read_scores
@@ -25,14 +26,18 @@ def estimates(ctx: StageContext[Evaluation]) -> Estimates:
 def _of_set(ctx: StageContext[Evaluation], name: str) -> Iterator[tuple[str, Mapping[str, Estimate]]]:
     measure = ctx.stage.sets[name].measure
     rows = read_table(storage.join(ctx.folder, "data", name))
-    first = read_scores(ctx, name, ctx.stage.models[0])
+    first: Columns | None = None
     for ref in ctx.stage.models:
         own = read_scores(ctx, name, ref)
         yield ref, MEASURES[measure.name].estimates(Figures(own, first, rows), measure)
+        first = own if first is None else first
 
 
-def comparison(stage: Evaluation, found: Estimates) -> dict[str, Any]:
-    """Plain data: each figure of each model with its interval, and its difference from the first model's."""
+def comparison(stage: Evaluation, models: Sequence[Measured], found: Estimates) -> dict[str, Any]:
+    """Plain data: each figure of each model with its interval, and its difference from the first model's.
+
+    `versions` says which registered version each model was; the base has none.
+    """
     sets = {}
     for name, one in stage.sets.items():
         figures = one.measure.figures()
@@ -43,7 +48,8 @@ def comparison(stage: Evaluation, found: Estimates) -> dict[str, Any]:
                 metric: {"better": figures[metric], "models": _beside(found[name], metric)} for metric in figures
             },
         }
-    return {"models": list(stage.models), "sets": sets}
+    versions = {model.ref: model.version.ref for model in models if model.version is not None}
+    return {"models": list(stage.models), "versions": versions, "sets": sets}
 
 
 def _beside(models: Mapping[str, Mapping[str, Estimate]], metric: str) -> dict[str, Any]:

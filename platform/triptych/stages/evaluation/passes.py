@@ -1,7 +1,7 @@
 """Passes of one model over rows, on all ranks together."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class Passes:
     """Tokens of a micro-batch."""
     labels: tuple[str, ...] = ()
     """The classes of a classifier, in the order of its head."""
+    judges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Reward model -> the roles of its members."""
 
     def over(
         self,

@@ -12,37 +12,48 @@ from triptych.artifact_kinds import kind_fields
 from triptych.data.table import Table
 from triptych.errors import UserError
 from triptych.models.peft_files import FACTS
+from triptych.observe.evaluations import FIGURES
 from triptych.recipe import Evaluation
 from triptych.registry import AdapterVersion
 from triptych.stages.artifact import committed_output, data_parents, finish, measured
 from triptych.stages.context import StageContext, begin
+from triptych.stages.evaluation.answers import start_pool
 from triptych.stages.evaluation.base import SetRows
 from triptych.stages.evaluation.comparison import Estimates, check_gates, comparison, estimates, flat
-from triptych.stages.evaluation.models import Measured, measured_models
+from triptych.stages.evaluation.models import Measured, judge, measured_models
 from triptych.stages.evaluation.table import MEASURES
 from triptych.stages.evaluation.worker import left, read_scores, work
 from triptych.train.on_ray import launch
-
-FIGURES = "figures.json"
-"""Figures of an evaluation with their intervals, in its artifact."""
 
 
 def run(ctx: StageContext[Evaluation]) -> AdapterVersion:
     """Measure what is not measured yet, judge, register. Goes on from where an earlier call stopped."""
     models = measured_models(ctx)
     rows = {name: _encoded(ctx, name, models) for name in ctx.stage.sets}
-    versions = [model.version for model in models if model.version is not None]
+    refs = dict.fromkeys(one.measure.judged_by for one in ctx.stage.sets.values())
+    judges = [judge(ctx, ref) for ref in refs if ref is not None]
+    versions = [model.version for model in (*models, *judges) if model.version is not None]
     parents = {version.ref: version.sha256 for version in versions} | data_parents(ctx)
     inputs = begin(ctx, {name: Table(one.columns, one.digest) for name, one in rows.items()}, parents)
     if left(ctx, models):
-        config = {"ctx": ctx, "models": models}
-        launch(ctx.name, work, config, ctx.stage.workers, storage.join(ctx.folder, "ray"))
+        _measure(ctx, models, judges)
     found = estimates(ctx)
-    beside = comparison(ctx.stage, found)
+    beside = comparison(ctx.stage, models, found)
     _commit(ctx, found, beside)
     storage.write_bytes(storage.join(ctx.folder, "evaluations", "comparison.json"), json.dumps(beside).encode())
     check_gates(ctx, found)
     return finish(ctx, inputs, measured(ctx), {name: one.counts for name, one in rows.items()}, {"comparison": beside})
+
+
+def _measure(ctx: StageContext[Evaluation], models: Sequence[Measured], judges: Sequence[Measured]) -> None:
+    """Run the workers, beside engines where there is something to answer."""
+    pool = start_pool(ctx, models) if ctx.stage.engines is not None else None
+    try:
+        config = {"ctx": ctx, "models": models, "judges": judges, "pool": pool}
+        launch(ctx.name, work, config, ctx.stage.workers, storage.join(ctx.folder, "ray"))
+    finally:
+        if pool is not None:
+            pool.close()
 
 
 def _encoded(ctx: StageContext[Evaluation], name: str, models: Sequence[Measured]) -> SetRows:

@@ -11,14 +11,17 @@ from ray.train.torch import get_device
 
 from triptych import storage
 from triptych.data.table import read_table
+from triptych.errors import RunError
 from triptych.forward.roles import BASE, RoleModel
-from triptych.recipe import Evaluation, Memory
+from triptych.recipe import Evaluation, Memory, member_roles
 from triptych.stages.context import StageContext
+from triptych.stages.evaluation.answers import Answers, read_answers, run_merged
 from triptych.stages.evaluation.base import Columns
 from triptych.stages.evaluation.models import Measured
 from triptych.stages.evaluation.passes import Passes
 from triptych.stages.evaluation.table import MEASURES
 from triptych.stages.models import role_model, tokenizer_of
+from triptych.stages.rl.worker import add_scoring
 from triptych.train.learner import Learner
 
 ROWS = "rows.parquet"
@@ -41,21 +44,35 @@ def left(ctx: StageContext[Evaluation], models: Sequence[Measured]) -> dict[str,
 
 def work(config: dict[str, Any]) -> None:
     """On every worker of the Ray Train group."""
-    measure(config["ctx"], config["models"], get_device())
+    answers = Answers(config["ctx"], config["pool"], run_merged(config["ctx"], config["models"]))
+    measure(config["ctx"], config["models"], config["judges"], answers, get_device())
 
 
-def measure(ctx: StageContext[Evaluation], models: Sequence[Measured], device: torch.device) -> None:
-    """Measure what is left. Whole models come first, one at a time; then all that is on the base."""
+def measure(
+    ctx: StageContext[Evaluation],
+    models: Sequence[Measured],
+    judges: Sequence[Measured],
+    answers: Answers,
+    device: torch.device,
+) -> None:
+    """Measure what is left. Whole models come first, one at a time; then all that is on the base, judges too.
+
+    The base goes first among those: engines that run adapters start with it.
+    """
     todo = left(ctx, models)
     for model in models:
         if model.folder is not None and model.ref in todo:
-            _measure(ctx, _learner(ctx, device, model.folder), model, BASE)
-    on_base = [model for model in models if model.folder is None and model.ref in todo]
-    if on_base:
+            _measure(ctx, model, answers, _passes(ctx, _learner(ctx, device, model.folder), BASE))
+    todo = left(ctx, models)
+    if todo:
         learner = _learner(ctx, device)
-        roles = _add_roles(learner.model, on_base)
-        for model in on_base:
-            _measure(ctx, learner, model, roles[model.ref])
+        roles = _add_roles(learner.model, [model for model in models if model.folder is None and model.ref in todo])
+        scoring = {one.ref: _add_judge(learner.model, f"judge-{i}", one) for i, one in enumerate(judges)}
+        for model in sorted(models, key=lambda model: model.version is not None):
+            if model.ref in todo:
+                labels = model.adapter.labels if model.adapter else ()
+                passes = _passes(ctx, learner, roles.get(model.ref, BASE), labels, scoring)
+                _measure(ctx, model, answers, passes)
 
 
 def _learner(ctx: StageContext[Evaluation], device: torch.device, folder: Path | None = None) -> Learner:
@@ -76,18 +93,42 @@ def _add_roles(model: RoleModel, measured: Sequence[Measured]) -> dict[str, str]
     return roles
 
 
-def _measure(ctx: StageContext[Evaluation], learner: Learner, model: Measured, role: str) -> None:
-    """One model on the sets that are left."""
-    labels = model.adapter.labels if model.adapter else ()
+def _add_judge(model: RoleModel, name: str, judge: Measured) -> tuple[str, ...]:
+    """Put a reward model on the base; the roles of its members."""
+    adapter = judge.adapter
+    if adapter is None or adapter.normalization is None:
+        raise RunError(f"{judge.ref}: the reward model has no normalisation constants")
+    roles = member_roles(name, 1 + len(adapter.others))
+    for role, member in zip(roles, (adapter, *adapter.others), strict=True):
+        add_scoring(model, role, member, adapter.normalization, trainable=False)
+    return roles
+
+
+def _passes(
+    ctx: StageContext[Evaluation],
+    learner: Learner,
+    role: str,
+    labels: tuple[str, ...] = (),
+    judges: Mapping[str, tuple[str, ...]] | None = None,
+) -> Passes:
     pad = tokenizer_of(ctx).pad_token_id
-    passes = Passes(learner, role, pad, ctx.stage.compute.batch.micro_tokens, labels)
+    return Passes(learner, role, pad, ctx.stage.compute.batch.micro_tokens, labels, judges or {})
+
+
+def _measure(ctx: StageContext[Evaluation], model: Measured, answers: Answers, passes: Passes) -> None:
+    """One model on the sets that are left. Where the judge of a set is not on this base, the answers are made alone."""
     for name in left(ctx, [model]).get(model.ref, []):
         settings = ctx.stage.sets[name].measure
-        rows = read_table(storage.join(ctx.folder, "data", name))
+        rows: Columns = read_table(storage.join(ctx.folder, "data", name))
+        if settings.generates:
+            answers.make(passes, model, name, rows)
+            if settings.judged_by is not None and settings.judged_by not in passes.judges:
+                continue
+            rows = {**rows, **read_answers(ctx, name, model.ref)}
         found = MEASURES[settings.name].score(passes, rows, settings)
-        if learner.group.rank == 0:
+        if passes.learner.group.rank == 0:
             commit_scores(ctx, name, model.ref, found)
-        learner.group.barrier()
+        passes.learner.group.barrier()
 
 
 def commit_scores(ctx: StageContext[Evaluation], name: str, ref: str, columns: Columns) -> None:

@@ -14,11 +14,11 @@ from triptych import storage
 from triptych.algorithms.base import Algorithm, Scored
 from triptych.algorithms.table import algorithm_of
 from triptych.data.encode import PromptExample
-from triptych.data.end_tokens import end_tokens
+from triptych.data.end_tokens import answer_texts, end_tokens
 from triptych.engines.base import SampleRequest
 from triptych.errors import RunError
 from triptych.forward.roles import RoleModel
-from triptych.models.adapter import Adapter
+from triptych.models.adapter import Adapter, Normalization
 from triptych.objectives.kl import AdaptiveKL
 from triptych.recipe import CRITIC, POLICY, REFERENCE, REWARD, Method, Rl, Sampling, member_roles
 from triptych.rewards.table import REWARDS
@@ -128,13 +128,11 @@ class RlWorker:
 
     def texts(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """Token ids as text, without their end, special tokens, and white space at either end."""
-        answers = [list(ids[:-1] if ids and ids[-1] in self._ends else ids) for ids in sequences]
-        texts: list[str] = self._tokenizer.batch_decode(answers, skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return answer_texts(self._tokenizer, self._ends, sequences)
 
     @cached_property
     def _ends(self) -> frozenset[int]:
-        """Tokens that end an answer. Some tokenizers do not call them special."""
+        """Tokens that end an answer."""
         return frozenset(end_tokens(self.ctx.base_dir, self._tokenizer))
 
     @cached_property
@@ -188,10 +186,15 @@ def add_roles(model: RoleModel, policy: Adapter, reward: Adapter) -> tuple[str, 
     model.add(REFERENCE, policy.method, trainable=False, weights=policy.weights)
     roles = member_roles(REWARD, 1 + len(reward.others))
     for role, member in [*zip(roles, (reward, *reward.others), strict=True), (CRITIC, reward)]:
-        head = member.scalar_head()
-        head.standardize(normalization.mean, normalization.std)
-        model.add(role, member.method, trainable=role == CRITIC, weights=member.weights, head=head)
+        add_scoring(model, role, member, normalization, trainable=role == CRITIC)
     return roles
+
+
+def add_scoring(model: RoleModel, role: str, member: Adapter, normalization: Normalization, *, trainable: bool) -> None:
+    """Put a member of a reward model on the base; its scores come out normalised."""
+    head = member.scalar_head()
+    head.standardize(normalization.mean, normalization.std)
+    model.add(role, member.method, trainable=trainable, weights=member.weights, head=head)
 
 
 def request(prompt: list[int], lease: str, seed: object) -> SampleRequest:
