@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from triptych import storage
 from triptych.cli import main
@@ -279,3 +280,35 @@ def test_looking_at_the_registry_loads_no_torch(run: Run, noted: Path, tmp_path:
     )
     out: Any = subprocess.check_output([sys.executable, "-c", script], cwd=tmp_path, text=True)
     assert out.splitlines()[-1] == "set()"
+
+
+def test_a_model_card_has_the_figures_of_evaluations(run: Run, noted: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        run("adapters", "register", "reviews", noted)
+    base = {"value": 2.5, "low": 2.25, "high": 2.75}
+    own = {"value": 2.0, "low": 1.5, "high": 2.5, "difference": {"value": -0.5, "low": -0.75, "high": -0.25}}
+    figures = {
+        "models": ["base", "sft"],
+        "versions": {"sft": "reviews@2"},
+        "sets": {"chats": {"measure": "loss", "rows": 12, "figures": {"loss": {"better": "lower", "models": {}}}}},
+    }
+    figures["sets"]["chats"]["figures"]["loss"]["models"] = {"base": base, "sft": own}  # type: ignore[index]
+    folder = tmp_path / "evaluation"
+    folder.mkdir()
+    (folder / "figures.json").write_text(json.dumps(figures))
+    registry = Registry(f"sqlite:///{tmp_path}/runs/registry.db", str(tmp_path / "runs/artifacts"))
+    lineage = {"parents": ["reviews@2"]}
+    registry.register(
+        "films", folder, kind="evaluation", base="tiny", base_fingerprint="f1", lineage=lineage, metrics={}
+    )
+    shown = run("adapters", "card", "reviews")
+    assert (shown.code, shown.err) == (0, "")
+    _, facts, text = shown.out.split("---\n", 2)
+    (result,) = yaml.safe_load(facts)["model-index"][0]["results"]
+    assert result["dataset"] == {"name": "chats", "type": "films@1"}
+    assert result["metrics"] == [{"type": "loss", "value": 2.0, "args": {"interval_95": [1.5, 2.5]}}]
+    assert text.startswith("\n# reviews@2\n\nA policy on `tiny`, sha256 `")
+    line = "| chats | 12 | loss | 2.5 (2.25 to 2.75) | 2 (1.5 to 2.5) | -0.5 (-0.75 to -0.25) |"
+    assert line in text.splitlines()
+    assert "model-index" not in run("adapters", "card", "reviews@1").out, "another version was measured"
+    assert run("adapters", "show", "films").code == 0

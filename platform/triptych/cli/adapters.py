@@ -180,6 +180,17 @@ def export(
 
 
 @app.command()
+@on_cluster
+def card(ref: Ref, registry: RegistryUrl = DEFAULT) -> None:
+    """Print a model card: what a version was made from, and the figures of the evaluations that measured it."""
+    from triptych.cli.model_card import evaluations_of, model_card
+
+    known = open_registry(registry)
+    version = known.get(ref)
+    typer.echo(model_card(version, evaluations_of(known, version)), nl=False)
+
+
+@app.command()
 @on_cluster(brings="folder")
 def merge(
     ref: Ref,
