@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from tests.support.gradient_cases import in_float64
-from triptych.engines.base import BASE_VERSION, Logprobs, RolloutRecord, SampleRequest, adapter_digest
+from triptych.engines.base import BASE_VERSION, REPLACED, Logprobs, RolloutRecord, SampleRequest, adapter_digest
 from triptych.engines.merging import lora_pairs, lora_scale
 from triptych.models.base import load_causal_lm
 from triptych.recipe import Sampling
@@ -31,9 +32,11 @@ class FakePool:
 
     @torch.no_grad()
     def sync(self, adapter: bytes, adapter_config: dict[str, Any], version: int) -> SyncReport:
-        """Merge a LoRA into the base's weights."""
-        weights = dict(self._base)
-        for name, (a, b) in lora_pairs(adapter, adapter_config).items():
+        """Merge a LoRA into the base's weights, or take new ones."""
+        replaced = load(adapter) if adapter_config == REPLACED else {}
+        weights = self._base | {name: value.to(self._base[name]) for name, value in replaced.items()}
+        pairs = {} if adapter_config == REPLACED else lora_pairs(adapter, adapter_config)
+        for name, (a, b) in pairs.items():
             scale = lora_scale(adapter_config, name.removesuffix(".weight"))
             weights[name] = self._base[name] + scale * (b @ a).to(self._base[name])
         self._model.load_state_dict(weights)

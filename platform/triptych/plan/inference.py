@@ -77,19 +77,19 @@ def inference_speed(
     tokens = stage.workers.count * micro.tokens
     if stage.engines is None:
         return Speed(tokens, workers.seconds(computed))
-    answering = stage.rollout
-    shape = SamplingShape(
-        stage.rows_at_once,
-        answering.samples_per_prompt,
-        answering.max_prompt_tokens,
-        answering.sampling.max_new_tokens,
-        1,
-        1,
-    )
+    share = sum(one.measure.generates for one in stage.sets.values()) / len(stage.sets)
+    shape = _sampling(stage)
     asked = next(request for request in requests(name, stage) if request.role == "engine")
     rate = sampling_rate(shape, stage.engines, asked, sizes, machine, workers.rates, recipe.model.dtype)
-    share = sum(one.measure.generates for one in stage.sets.values()) / len(stage.sets)
     return Speed(tokens, workers.seconds(computed), sampling=share * shape.samples * shape.max_new_tokens / rate)
+
+
+def _sampling(stage: Evaluation) -> SamplingShape:
+    """Answers to as many prompts as a micro-batch has rows."""
+    asked = stage.rollout
+    return SamplingShape(
+        stage.rows_at_once, asked.samples_per_prompt, asked.max_prompt_tokens, asked.sampling.max_new_tokens, 1, 1
+    )
 
 
 def refuse_longer(name: str, stage: Evaluation, roles: tuple[RoleSpec, ...], sizes: Sizes) -> None:

@@ -86,24 +86,24 @@ def check_rows(recipe: Recipe, names: Iterable[str], folder: Path | None, most: 
         if stage.engines is not None and folder is not None and tokenizer is not None:
             end_tokens(folder, tokenizer)
         for split, source in stage.splits().items():
-            kind = next((kind for kind in PARSERS if kind == stage.rows_of(split)), None)
-            if kind is None:
-                continue
             try:
-                _check_source(source, kind, tokenizer, stage.longest_prompt(split), most, here=here)
+                _check_source(source, stage.rows_of(split), tokenizer, stage.longest_prompt(split), most, here=here)
             except UserError as error:
                 raise UserError(f"{_place(recipe, name, split)}: {str(error).removeprefix('data: ')}") from error
 
 
 def _check_source(
     source: Source,
-    kind: RowKind,
+    rows_kind: str | None,
     tokenizer: "PreTrainedTokenizerBase | None",
     longest_prompt: int | None,
     most: int,
     *,
     here: bool,
 ) -> None:
+    kind: RowKind | None = next((kind for kind in PARSERS if kind == rows_kind), None)
+    if kind is None:
+        return
     check = None if tokenizer is None else ChatCheck(tokenizer, source.control_tokens)
     rows = check_first_rows(source, kind, check, most=most, here=here)
     if longest_prompt is not None and tokenizer is not None and rows.items:

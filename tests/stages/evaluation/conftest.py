@@ -15,6 +15,7 @@ from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
 from triptych.models.adapter import Normalization, save_adapter
 from triptych.models.base import load_causal_lm
+from triptych.models.full import save_model
 from triptych.models.heads import ClassHead, ScalarHead
 from triptych.observe.progress import Progress
 from triptych.recipe.matrix import Lora
@@ -89,3 +90,25 @@ def register(
         name, folder / name, kind=kind, base="tiny", base_fingerprint=ctx.base_fingerprint, lineage={}, metrics={}
     )
     return version, model
+
+
+def likeliest(model: Any, prompt: list[int], most: int, ends: list[int]) -> list[int]:
+    """The likeliest tokens behind a prompt, one after another, up to an end."""
+    ids = list(prompt)
+    while len(ids) < len(prompt) + most and (len(ids) == len(prompt) or ids[-1] not in ends):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def register_whole(ctx: Any, name: str, folder: Path) -> Any:
+    """Register the base with other weights in one layer as a whole model; the model."""
+    model = load_causal_lm(ctx.base_dir, torch.float32)
+    with torch.no_grad():
+        model.get_submodule("model.layers.0.mlp.down_proj").weight.mul_(-1.0)
+    (folder / name).mkdir()
+    weights = {key: value for key, value in model.state_dict().items() if key != "lm_head.weight"}
+    save_model(folder / name, ctx.base_dir, weights, torch.float32, ctx.about())
+    about = {"base": "tiny", "base_fingerprint": ctx.base_fingerprint, "lineage": {}, "metrics": {}}
+    ctx.registry().register(name, folder / name, kind="model", **about)
+    return model

@@ -2,20 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
 
-from tests.stages.evaluation.conftest import register
+from tests.stages.evaluation.conftest import likeliest, register, register_whole
 from triptych import storage
 from triptych.data.end_tokens import end_tokens
 from triptych.data.table import read_table
 from triptych.errors import RunError
 from triptych.models.base import load_causal_lm
-from triptych.models.full import save_model
 from triptych.observe.progress import Progress
 from triptych.observe.report.page import render
 from triptych.observe.runs import read_run
@@ -145,25 +143,3 @@ def test_engines_answer_as_each_model_does(tiny_model_dir: Path, tmp_path: Path)
     figures = summary["comparison"]["sets"]["taste"]["figures"]
     assert set(figures["score"]["models"]) == set(models)
     assert set(figures["wins"]["models"]) == {"tuned@1", "base"}
-
-
-def likeliest(model: Any, prompt: list[int], most: int, ends: list[int]) -> list[int]:
-    """The likeliest tokens behind a prompt, one after another, up to an end."""
-    ids = list(prompt)
-    while len(ids) < len(prompt) + most and (len(ids) == len(prompt) or ids[-1] not in ends):
-        with torch.no_grad():
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-    return ids[len(prompt) :]
-
-
-def register_whole(ctx: Any, name: str, folder: Path) -> Any:
-    """Register the base with other weights in one layer as a whole model; the model."""
-    model = load_causal_lm(ctx.base_dir, torch.float32)
-    with torch.no_grad():
-        model.get_submodule("model.layers.0.mlp.down_proj").weight.mul_(-1.0)
-    (folder / name).mkdir()
-    weights = {key: value for key, value in model.state_dict().items() if key != "lm_head.weight"}
-    save_model(folder / name, ctx.base_dir, weights, torch.float32, ctx.about())
-    about = {"base": "tiny", "base_fingerprint": ctx.base_fingerprint, "lineage": {}, "metrics": {}}
-    ctx.registry().register(name, folder / name, kind="model", **about)
-    return model

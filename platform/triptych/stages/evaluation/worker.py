@@ -55,24 +55,31 @@ def measure(
     answers: Answers,
     device: torch.device,
 ) -> None:
-    """Measure what is left. Whole models come first, one at a time; then all that is on the base, judges too.
-
-    The base goes first among those: engines that run adapters start with it.
-    """
+    """Measure what is left. Whole models come first, one at a time; then all that is on the base, judges too."""
     todo = left(ctx, models)
     for model in models:
         if model.folder is not None and model.ref in todo:
             _measure(ctx, model, answers, _passes(ctx, _learner(ctx, device, model.folder), BASE))
-    todo = left(ctx, models)
-    if todo:
-        learner = _learner(ctx, device)
-        roles = _add_roles(learner.model, [model for model in models if model.folder is None and model.ref in todo])
-        scoring = {one.ref: _add_judge(learner.model, f"judge-{i}", one) for i, one in enumerate(judges)}
-        for model in sorted(models, key=lambda model: model.version is not None):
-            if model.ref in todo:
-                labels = model.adapter.labels if model.adapter else ()
-                passes = _passes(ctx, learner, roles.get(model.ref, BASE), labels, scoring)
-                _measure(ctx, model, answers, passes)
+    if todo := left(ctx, models):
+        _measure_on_base(ctx, [model for model in models if model.ref in todo], judges, answers, _learner(ctx, device))
+
+
+def _measure_on_base(
+    ctx: StageContext[Evaluation],
+    models: Sequence[Measured],
+    judges: Sequence[Measured],
+    answers: Answers,
+    learner: Learner,
+) -> None:
+    """Measure the base, the adapters on it, and by judges the answers of whole models.
+
+    The base goes first: engines that run adapters start with it.
+    """
+    roles = _add_roles(learner.model, [model for model in models if model.folder is None])
+    scoring = {one.ref: _add_judge(learner.model, f"judge-{i}", one) for i, one in enumerate(judges)}
+    for model in sorted(models, key=lambda model: model.version is not None):
+        labels = model.adapter.labels if model.adapter else ()
+        _measure(ctx, model, answers, _passes(ctx, learner, roles.get(model.ref, BASE), labels, scoring))
 
 
 def _learner(ctx: StageContext[Evaluation], device: torch.device, folder: Path | None = None) -> Learner:
