@@ -1,6 +1,7 @@
 """Numbers of each row, against plain transformers and what is worked out by hand."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from tests.stages.evaluation.conftest import measured_here, numbers, register
+from tests.support.ranks import Ranks
 from triptych.data.table import Table
 from triptych.errors import UserError
 from triptych.models.base import load_causal_lm
@@ -213,3 +215,25 @@ def test_a_judge_scores_answers_and_counts_wins(evaluate: Evaluate, write_rows: 
     assert wins[0] == 0.5, "the same answer"
     assert figures["films.tuned@1.wins"] == pytest.approx(sum(wins) / 3)
     assert "films.base.wins" not in figures
+
+
+@pytest.mark.slow
+def test_two_ranks_measure_as_one_does(ranks: Ranks, evaluate: Evaluate, write_rows: Write, tmp_path: Path) -> None:
+    data = {"chats": (CHATS, "loss"), "q": (QUESTIONS, "multiple_choice")}
+    sets = {name: {"data": write_rows(name, rows), "measure": {"name": one}} for name, (rows, one) in data.items()}
+    version, _ = register(evaluate(["base"], sets), "tuned", tmp_path)
+    compute = {"batch": {"micro_tokens": 128}, "workers": {"count": 2, "strategy": "ddp"}}
+    one = evaluate(["base", version.ref], sets, compute=compute)
+    two = replace(one, run=f"{one.run}-of-two")
+    for ctx in (one, two):
+        encoded(ctx)
+    measured_here(one)
+    ranks.run(measured_here, two)
+    for name in sets:
+        for ref in one.stage.models:
+            alone, together = numbers(one, name, ref), numbers(two, name, ref)
+            assert alone.keys() == together.keys()
+            for column in ("nats", "logprobs"):
+                for a, b in zip(alone.get(column, ()), together.get(column, ()), strict=True):
+                    assert a == pytest.approx(b, rel=1e-5)
+            assert alone.get("chosen") == together.get("chosen")
