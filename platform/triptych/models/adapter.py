@@ -18,6 +18,7 @@ from torch import Tensor
 from triptych.artifact_kinds import kind_fields, kind_in
 from triptych.errors import UserError
 from triptych.models.heads import ClassHead, ScalarHead
+from triptych.models.imported import read_imported
 from triptych.models.peft_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -27,7 +28,6 @@ from triptych.models.peft_files import (
     peft_name,
     role_name,
 )
-from triptych.recipe.matrix import Lora
 from triptych.recipe.method import Method, parts_of
 from triptych.recipe.refusals import is_lora
 
@@ -69,12 +69,19 @@ class Adapter:
     trained: Method | None = None
     """The method that was trained, where its files hold another that computes the same."""
     state: Mapping[str, Tensor] | None = None
-    """Tensors from which training under `trained` would go on."""
+    """Tensors from which training under `trained` goes on; None: `weights`."""
 
     @property
     def is_lora(self) -> bool:
         """True if it is one plain LoRA of linear layers, which vLLM runs as an adapter."""
         return is_lora(self.method) and not expert_parameters(self.weights)
+
+    @property
+    def to_go_on(self) -> tuple[Method, Mapping[str, Tensor]]:
+        """The method under which training goes on from it, and its tensors."""
+        if self.state is None or self.trained is None:
+            return self.method, self.weights
+        return self.trained, self.state
 
     def scalar_head(self) -> ScalarHead:
         """The head of a reward model, as a module."""
@@ -132,17 +139,27 @@ def save_adapter(folder: Path, adapter: Adapter, about: Mapping[str, Any]) -> No
     (folder / FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True))
 
 
-def load_adapter(folder: Path, kind: str) -> Adapter:
-    """Read an adapter folder.
+def load_adapter(folder: Path, kind: str, *, to_go_on: bool = False) -> Adapter:
+    """Read an adapter folder; peft's files alone are a policy.
+
+    Args:
+        folder: the folder.
+        kind: `policy`, `reward_model` or `classifier`.
+        to_go_on: read `state` too, where there is one.
 
     Raises:
         UserError: it is not of this kind; a reward model's head, normalisation or member is absent, or a classifier's
-            head or labels.
+            head or labels; or files from elsewhere are not computed here.
     """
-    facts = _facts(folder)
-    if kind_in(facts) != kind:
-        raise UserError(f"{folder.name}: an adapter of kind {kind_in(facts)!r}, where {kind!r} is needed")
+    facts = adapter_facts(folder)
+    if not facts and kind != "policy":
+        raise UserError(f"{folder.name}: no {FACTS}, without which peft's files are no {kind.replace('_', ' ')}")
+    found = kind_in(facts) or "policy"
+    if found != kind:
+        raise UserError(f"{folder.name}: an adapter of kind {found!r}, where {kind!r} is needed")
     adapter = _load(folder, facts)
+    if to_go_on and (folder / _STATE).is_file():
+        adapter = replace(adapter, state=load_file(folder / _STATE), trained=_parsed(folder, facts["trained"]))
     if kind == "policy":
         return adapter
     if kind != "reward_model":
@@ -152,25 +169,27 @@ def load_adapter(folder: Path, kind: str) -> Adapter:
     if not (folder / HEAD_WEIGHTS).is_file() or "normalization" not in facts:
         raise UserError(f"{folder}: a reward model without its head ({HEAD_WEIGHTS}) or normalisation; train it again")
     head, normalization = load_file(folder / HEAD_WEIGHTS), Normalization(**facts["normalization"])
-    others = tuple(load_adapter(_member(folder, number), kind) for number in range(1, facts.get("members", 1)))
+    others = tuple(
+        load_adapter(_member(folder, number), kind, to_go_on=to_go_on) for number in range(1, facts.get("members", 1))
+    )
     return replace(adapter, head=head, normalization=normalization, others=others)
 
 
-def method_of(folder: Path) -> Method:
-    """The method under which an adapter's weights load; UserError where the folder is no adapter of ours."""
-    return _method_of(folder, _facts(folder))
-
-
-def _facts(folder: Path) -> dict[str, Any]:
+def adapter_facts(folder: Path) -> dict[str, Any]:
+    """What triptych.json says of an adapter; nothing for one from elsewhere. UserError where there is no adapter."""
     if not (folder / FACTS).is_file():
-        raise UserError(f"{folder}: not an adapter of Triptych, or a part of one is missing: no {FACTS}")
+        if (folder / ADAPTER_CONFIG).is_file():
+            return {}
+        raise UserError(f"{folder}: no adapter, or a part of one is missing: neither {FACTS} nor {ADAPTER_CONFIG}")
     facts: dict[str, Any] = json.loads((folder / FACTS).read_text())
     return facts
 
 
 def _load(folder: Path, facts: Mapping[str, Any]) -> Adapter:
     """The method's weights and configuration; no head."""
-    method = _method_of(folder, facts)
+    if "method" not in facts:
+        return _imported(folder, facts)
+    method = _parsed(folder, facts["method"])
     weights: dict[str, Tensor] = {}
     configs: dict[str, PeftConfig] = {}
     peft: dict[str, dict[str, Tensor]] = {}
@@ -185,20 +204,22 @@ def _load(folder: Path, facts: Mapping[str, Any]) -> Adapter:
     return Adapter(method, weights, kind_in(facts) or "policy", configs, peft)
 
 
-def _method_of(folder: Path, facts: Mapping[str, Any]) -> Method:
-    """Method named in triptych.json; LoRA for folders from before it was named there."""
+def _imported(folder: Path, facts: Mapping[str, Any]) -> Adapter:
+    """An adapter in peft's files, of a method that no triptych.json names."""
     try:
-        if "method" in facts:
-            return _METHOD.validate_python(_as_written(facts["method"]))
-        config = json.loads((folder / ADAPTER_CONFIG).read_text())
-        return Lora(
-            r=config["r"],
-            alpha=config["lora_alpha"],
-            dropout=config["lora_dropout"],
-            targets=config["target_modules"],
-            rslora=config["use_rslora"],
-            experts=False,
-        )
+        method, weights = read_imported(folder)
+    except ValidationError as error:
+        raise UserError(f"{folder.name}: {ADAPTER_CONFIG} asks for what no method has: {error}") from error
+    except UserError as error:
+        raise UserError(f"{folder.name}: {error}") from error
+    config = PeftConfig.from_pretrained(str(folder))
+    return Adapter(method, weights, kind_in(facts) or "policy", {parts_of(method)[0].name: config})
+
+
+def _parsed(folder: Path, method: Any) -> Method:
+    """A method that triptych.json names."""
+    try:
+        return _METHOD.validate_python(_as_written(method))
     except ValidationError as error:
         raise UserError(f"{folder}: {FACTS} names a method that this version does not know: {error}") from error
 
