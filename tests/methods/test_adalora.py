@@ -126,3 +126,25 @@ def test_a_layer_without_rank_is_left_out(tiny_model_dir: Path) -> None:
     assert not any(name.startswith(gone) for name in found.weights)
     assert gone.removeprefix("base_model.model.") not in found.method.targets
     assert len(found.method.targets) == SITES - 1
+
+
+def test_training_that_goes_on_keeps_the_ranks_that_the_budget_left(tiny_model_dir: Path) -> None:
+    batch = [language(list(range(8)), torch.float32)]
+    first = learner_of(tiny_model_dir)
+    for _ in range(STEPS):
+        first.step(LanguageModeling("policy"), batch)
+    first.settle()
+    model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
+    model.add("policy", METHOD, trainable=True, weights=first.weights("policy"))
+    more = Learner(model, {"policy": Optimizer(lr=0.01)}, {"policy": STEPS})
+    kept = of_state(first)
+    before = first.evaluate(LanguageModeling("policy"), batch)["loss"]
+    for step in range(STEPS):
+        report = more.step(LanguageModeling("policy"), batch)
+        assert report.metrics["rank_mean"] == 2
+        assert step or report.metrics["loss"] == pytest.approx(before, abs=1e-6)
+        assert of_state(more) == kept
+    weights = more.weights("policy")
+    for name in (name for name in weights if name.endswith(".kept")):
+        assert not weights[name.replace(".kept", ".lora_E")][weights[name] == 0].any(), "nothing grew back"
+    assert report.metrics["loss"] < before

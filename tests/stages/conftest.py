@@ -1,7 +1,7 @@
 """A whole recipe small enough for a test: the tiny model, a few rows, every kind of stage."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,3 +126,12 @@ def make_context(tiny_model_dir: Path, tmp_path: Path) -> Callable[[dict[str, An
         )
 
     return make
+
+
+@pytest.fixture
+def one_process() -> Iterator[None]:
+    """Stands for a cluster: the workers' part of a supervised stage runs in this process."""
+    from tests.support.one_process import one_process
+
+    with one_process():
+        yield

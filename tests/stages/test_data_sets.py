@@ -2,17 +2,16 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import ray
-import torch
 import yaml
 
 from tests.support import data_kind
+from tests.support.one_process import Silent
 from triptych import storage
 from triptych.cli import main
 from triptych.data.table import read_table
@@ -24,7 +23,6 @@ from triptych.registry import AdapterVersion
 from triptych.stages.artifact import commit_rows, sources, summary
 from triptych.stages.context import StageContext
 from triptych.stages.run import run_recipe, run_stage, stage_context
-from triptych.stages.supervised import training
 from triptych.stages.supervised.sft import chats
 from triptych.stages.supervised.training import prepare
 from triptych.tune.sweep import check_sweep
@@ -207,40 +205,20 @@ def test_plan_shows_a_stage_without_a_learner(
     assert "allowed: sft" in err
 
 
-class Silent(Progress):
-    """Nobody is told."""
-
-    def update(self, stage: str, step: int, total: int, metrics: dict[str, float]) -> None:
-        """Nothing."""
-
-
-@pytest.fixture
-def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands for a cluster: the workers' part of a stage runs in this process."""
-
-    def launch(name: str, work: Callable[[dict[str, Any]], None], config: dict[str, Any], *_: object) -> None:
-        work(config)
-
-    node = {"Alive": True, "Resources": {"CPU": 2.0, "memory": 24 * 2**30}}
-    monkeypatch.setattr(ray, "nodes", lambda: [node])
-    monkeypatch.setattr(training, "launch", launch)
-    monkeypatch.setattr(training, "get_device", lambda: torch.device("cpu"))
-
-
 @pytest.mark.usefixtures("one_process")
 def test_a_recipe_runs_from_a_file_by_data_sets_to_a_policy(recipe: Recipe) -> None:
-    found = run_recipe(recipe, Silent(None))
+    found = run_recipe(recipe, Silent())
     assert list(found) == ["short", "shorter", "sft"]
     registry = context(recipe, "sft").registry()
     version = registry.get(found["sft"]["registered"])
     assert version.kind == "policy"
     assert version.lineage["parents"] == {found["shorter"]["registered"]: found["shorter"]["sha256"]}
     assert [one.ref for one in registry.ancestors(version.ref)] == ["tiny-shorter@1", "tiny-short@1"]
-    assert run_recipe(recipe, Silent(None)) == found, "nothing is done twice"
+    assert run_recipe(recipe, Silent()) == found, "nothing is done twice"
 
 
 @pytest.mark.usefixtures("one_process")
 def test_a_stage_waits_for_the_data_set_that_it_reads(recipe: Recipe) -> None:
     with pytest.raises(UserError, match="--stage sft waits for shorter"):
-        run_recipe(recipe, Silent(None), only="sft")
-    assert list(run_recipe(recipe, Silent(None), only="short")) == ["short"]
+        run_recipe(recipe, Silent(), only="sft")
+    assert list(run_recipe(recipe, Silent(), only="short")) == ["short"]

@@ -52,9 +52,7 @@ def plan(
         return
     if recipe is None:
         raise UserError("give a RECIPE, or --explain-oom RUN")
-    from triptych.recipe import load_recipe
-
-    loaded = load_recipe(recipe, [*(overrides or []), *([f"memory={memory}"] if memory else [])])
+    loaded = _loaded(recipe, [*(overrides or []), *([f"memory={memory}"] if memory else [])])
     profile = _profile(loaded, measure)
     machine = _machine(loaded)
     if grid or plot is not None:
@@ -63,6 +61,19 @@ def plan(
         _probe(loaded, stage, machine, profile, as_json)
     else:
         _plan(loaded, stage, machine, profile, price, exact, as_json)
+
+
+def _loaded(path: Path, overrides: list[str]) -> "Recipe":
+    """The recipe, with what its stages inherit from registered versions."""
+    from triptych.recipe import load_recipe, stage_order
+
+    recipe = load_recipe(path, overrides)
+    if any(stage.inherited for stage in recipe.stages.values()):
+        from triptych.stages.versions import with_versions  # loads torch
+
+        recipe = with_versions(recipe)
+        stage_order(recipe)  # what is known now may not go together
+    return recipe
 
 
 def _plan(

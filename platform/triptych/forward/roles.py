@@ -166,6 +166,8 @@ class RoleModel(nn.Module):
         self._rates[role] = self._own_rates(role, method)
         if weights is not None:
             self.load_adapter(role, weights)
+            for part in found.values():
+                part.go_on()
         self.trainable[role] = trainable
         self._add_head(role, head)
         for name, trains in self.trainable.items():  # adding one may have flipped others

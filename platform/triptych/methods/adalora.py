@@ -74,6 +74,8 @@ class AdaLoraAttachment(HookedAttachment):
         self._method = method
         self._modules: dict[str, SvdLora] = {}
         self._state: dict[str, Tensor] = {}
+        self._spent = False
+        """True once another training has brought the budget to its end: the ranks that it left stay."""
 
     def add(self, host: nn.Module, name: str, module: SvdLora) -> None:
         """Put the triplets of one layer beside it."""
@@ -89,6 +91,10 @@ class AdaLoraAttachment(HookedAttachment):
         """Tensors of the state that are not trained."""
         return self._state
 
+    def go_on(self) -> None:
+        """Keep the ranks that another training left: its budget does not rise again."""
+        self._spent = True
+
     def penalize(self, factor: float) -> None:
         """Let backward passes add `factor` times the penalty's gradient. The penalty is the mean over all matrices."""
         for module in self._modules.values():
@@ -98,6 +104,8 @@ class AdaLoraAttachment(HookedAttachment):
         self, step: int, total: int, values: Mapping[str, Tensor], gradients: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Smooth the sensitivities of this update; allocate the budget; E without what it leaves out."""
+        if self._spent:
+            return self._masked(values)
         method, done = self._method, step + 1
         first, last = round(method.tinit * total), total - round(method.tfinal * total)
         if done < last:

@@ -37,6 +37,9 @@ class Attachment(ABC):
         """Function that gives each layer its keys and values; called in each pass, before the model."""
         return None
 
+    def go_on(self) -> None:  # noqa: B027 - most methods do the same whatever they start from
+        """Learn that its tensors are those that another training ended with."""
+
     def begin(self, step: int) -> None:  # noqa: B027 - most methods do the same in every step
         """Prepare optimizer step `step` (from 0), which computes next; called on every rank alike."""
 

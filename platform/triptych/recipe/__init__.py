@@ -7,8 +7,10 @@ from triptych.recipe.errors import Problem, RecipeError
 from triptych.recipe.evaluation import Evaluation, Gate
 from triptych.recipe.graph import ready, stage_order
 from triptych.recipe.kinds import (
+    ADAPTERS,
     KINDS,
     Classification,
+    HeadedStage,
     LabellingStage,
     QuestionAnswering,
     Reward,
@@ -43,6 +45,7 @@ from triptych.recipe.sweep import Asha, Dimension, Sweep, Values
 from triptych.recipe.training import BatchSettings, EarlyStopping, Memory, Optimizer, Training, TrainingBase, Workers
 
 __all__ = [
+    "ADAPTERS",
     "CLASSIFIER",
     "CRITIC",
     "KINDS",
@@ -64,6 +67,7 @@ __all__ = [
     "Full",
     "Gate",
     "HeadSpec",
+    "HeadedStage",
     "Importance",
     "Kl",
     "LabellingStage",

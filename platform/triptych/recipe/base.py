@@ -12,7 +12,12 @@ class Closed(BaseModel):
     """A model that refuses unknown keys and is immutable."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        serialize_by_alias=True,  # a field whose name in a recipe is a word of Python has another in the code
     )
 
 
@@ -41,8 +46,12 @@ def with_effect(model: BaseModel) -> dict[str, Any]:
     """JSON data of a model without the fields, at any depth, that are marked `NoEffect`."""
     fields = type(model).model_fields
     kept = {name for name, field in fields.items() if not any(isinstance(m, _NoEffect) for m in field.metadata)}
-    plain = model.model_dump(mode="json", include=kept)
-    return {name: _effective(getattr(model, name), plain[name]) for name in fields if name in kept}
+    plain = model.model_dump(mode="json", include=kept, by_alias=False)
+    return {
+        field.alias or name: _effective(getattr(model, name), plain[name])
+        for name, field in fields.items()
+        if name in kept
+    }
 
 
 def _effective(value: Any, plain: Any) -> Any:

@@ -60,9 +60,9 @@ def _reference_fault(recipe: Recipe, name: str, reference: Reference) -> Fault |
     if named is None:
         return _unknown(recipe, name, reference.field, ref, allowed)
     if named.output not in reference.outputs:
-        return Fault(
-            path, f"`{ref}` is a stage of kind {named.kind}, whose output is {_words(named.output)}; allowed: {allowed}"
-        )
+        hint = f" ({reference.hint})" if reference.hint else ""
+        found = f"`{ref}` is a stage of kind {named.kind}, whose output is {_words(named.output)}"
+        return Fault(path, f"{found}; allowed: {allowed}{hint}")
     return None
 
 

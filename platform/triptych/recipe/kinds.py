@@ -7,16 +7,20 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from triptych.recipe.base import Count, Fraction, NoEffect, Tagged
+from triptych.recipe.errors import Fault
 from triptych.recipe.evaluation import Evaluation
 from triptych.recipe.matrix import Lora
 from triptych.recipe.method import Method, trains_base
 from triptych.recipe.rl import Rl
+from triptych.recipe.spec import Path
 from triptych.recipe.stage import (
     CLASSIFIER,
     POLICY,
     REWARD,
     HeadSpec,
+    Known,
     Output,
+    Reference,
     RoleSpec,
     StageBase,
     TrainedStage,
@@ -24,11 +28,15 @@ from triptych.recipe.stage import (
     adapter_method,
     member_roles,
 )
+from triptych.recipe.start import head_refusal, members_refusal, method_refusal
 from triptych.recipe.training import Training
 
 _OF_ENTITY = re.compile("[BIES]-.+")
 _ENTITY_METRICS = ("precision", "recall", "f1")
 _OPTIMIZER = ("train", "optimizer")
+ADAPTERS: tuple[Output, ...] = ("policy", "reward_model", "classifier")
+"""Outputs that training can go on from."""
+_WHOLE = "a whole model is a base: name its folder in model.base"
 
 
 class SupervisedStage(TrainedStage):
@@ -36,12 +44,55 @@ class SupervisedStage(TrainedStage):
 
     method: Method = Lora()
     """Parameters that are trained: one method, or a list of parts that train together."""
+    start: str | None = Field(None, alias="from")
+    """Adapter that training goes on from: a stage, or `name@3`. Its method is taken over; `method` is left out, or
+    agrees with it in all but learning rates and dropout."""
     train: Training
     """Length, optimizer, batches, memory, workers, checkpoints and evaluations."""
 
     @property
     def own_method(self) -> Method | None:
         return self.method
+
+    @property
+    def copies(self) -> int:
+        """Models that are trained on the same rows, each for itself."""
+        return 1
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the head's outputs, in order."""
+        return ()
+
+    @property
+    def inherited(self) -> tuple[str, ...]:
+        """The method, where it is that of `from`."""
+        return () if self.start is None or "method" in self.model_fields_set else ("method",)
+
+    def inheriting(self, known: Known) -> "SupervisedStage":
+        """The stage with the method of the adapter that it goes on from, where it names none of its own."""
+        if not self.inherited or known.method is None:
+            return self
+        found = self.model_copy(update={"method": known.method})
+        found.model_fields_set.discard("method")  # it still is not the recipe's
+        return found
+
+    def leaves(self, name: str, stages: Mapping[str, StageBase]) -> Known | None:
+        """What is known beforehand of the adapter that the stage registers."""
+        known_later = bool(self.inherited) and self.start not in stages
+        method = None if known_later else self.method
+        return Known(name, self.output, method, self.kind, self.classes, self.copies)
+
+    def references(self) -> tuple[Reference, ...]:
+        """Data, and the adapter that training goes on from."""
+        if self.start is None:
+            return super().references()
+        return (*super().references(), Reference(("from",), self.start, ADAPTERS, hint=_WHOLE))
+
+    def refusal(self, field: Path, known: Known) -> Fault | None:
+        """Reason why training cannot go on from this adapter."""
+        found = None if self.inherited else method_refusal(self.method, known)
+        return found or members_refusal(self.copies, known, new_head=False)
 
     def output_method(self, stages: Mapping[str, StageBase]) -> Method:
         """Method of the adapter that the stage registers."""
@@ -84,8 +135,28 @@ class Sft(SupervisedStage):
         return ("loss",)
 
 
-class LabellingStage(SupervisedStage):
-    """A stage that trains a head of classes, which reads the model's hidden states."""
+class HeadedStage(SupervisedStage):
+    """A stage that trains a head, which reads the model's hidden states."""
+
+    head: Literal["new"] | None = None
+    """Head of a stage with `from`: new, or null for the head of what it goes on from, where that has one."""
+
+    @model_validator(mode="after")
+    def _head_of_start(self) -> "HeadedStage":
+        if self.head is not None and self.start is None:
+            raise ValueError("head: new is for a stage with `from`; allowed: with `from`, or no head")
+        return self
+
+    def refusal(self, field: Path, known: Known) -> Fault | None:
+        """Reason why training cannot go on from this adapter, or with its head."""
+        if self.head is None:
+            return super().refusal(field, known) or head_refusal(self.kind, self.output, self.classes, known)
+        found = None if self.inherited else method_refusal(self.method, known)
+        return found or members_refusal(self.copies, known, new_head=True)
+
+
+class LabellingStage(HeadedStage):
+    """A stage that trains a head of classes."""
 
     @model_validator(mode="after")
     def _whole_rows(self) -> "LabellingStage":
@@ -96,11 +167,6 @@ class LabellingStage(SupervisedStage):
     @property
     def output(self) -> Output:
         return "classifier"
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the head's outputs, in order."""
-        return ()
 
     def roles(self, stages: Mapping[str, StageBase]) -> tuple[RoleSpec, ...]:
         """The classifier."""
@@ -198,7 +264,7 @@ class QuestionAnswering(LabellingStage):
         return ("loss", "exact_match", "f1")
 
 
-class Reward(SupervisedStage):
+class Reward(HeadedStage):
     """Reward model on preference pairs (Bradley-Terry)."""
 
     runner = "triptych.stages.supervised.reward:run"
@@ -224,6 +290,11 @@ class Reward(SupervisedStage):
     @property
     def output(self) -> Output:
         return "reward_model"
+
+    @property
+    def copies(self) -> int:
+        """Members of the ensemble."""
+        return self.members
 
     def shortfall(self, metrics: Mapping[str, float]) -> str | None:
         """Reason why a reward model of this accuracy on held-out pairs may not be used; None: it may."""

@@ -55,8 +55,15 @@ def load_yaml(path: str | FilePath, model: type[Model], overrides: Sequence[str]
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe, every default written out, as YAML that loads back to an equal recipe."""
-    return documents.write(recipe.model_dump(mode="json"))
+    """The resolved recipe, every default written out, as YAML that loads back to an equal recipe.
+
+    What a stage inherits is left out: it follows what it is inherited from.
+    """
+    data = recipe.model_dump(mode="json")
+    for name, stage in recipe.stages.items():
+        for field in stage.inherited:
+            del data["stages"][name][field]
+    return documents.write(data)
 
 
 class _Source:

@@ -1,14 +1,15 @@
 """The whole recipe: a named graph of stages on one base model."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from triptych.recipe.amount import Amount
 from triptych.recipe.base import Closed, Name
 from triptych.recipe.kinds import Stage
 from triptych.recipe.model import Model
-from triptych.recipe.stage import TrainedStage
+from triptych.recipe.stage import StageBase, TrainedStage
 from triptych.recipe.sweep import Sweep
 
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
@@ -23,6 +24,18 @@ class Storage(Closed):
     """SQLAlchemy URL of the registry; None: a SQLite file `registry.db` in `runs`."""
     artifacts: str | None = None
     """Folder or URL of registered artifacts; None: `<runs>/artifacts`."""
+
+
+def inheriting(stages: Mapping[str, StageBase]) -> dict[str, StageBase]:
+    """The stages with what they inherit from each other."""
+    found = dict(stages)
+    for _ in found:  # a chain is at most as long
+        for name, stage in found.items():
+            for reference in stage.references():
+                parent = found.get(reference.ref)
+                if parent is not None and (known := parent.leaves(reference.ref, found)) is not None:
+                    found[name] = found[name].inheriting(known)
+    return found
 
 
 class Recipe(Closed):
@@ -42,7 +55,7 @@ class Recipe(Closed):
     """Places of runs, registry and artifacts."""
     trackers: tuple[TrackerName, ...] = ()
     """Trackers that get the metrics too; `mlflow` and `wandb` are extras of the package."""
-    stages: dict[Name, Stage] = Field(min_length=1)
+    stages: Annotated[dict[Name, Stage], AfterValidator(inheriting)] = Field(min_length=1)
     """Stages by name; a stage that names others waits for them."""
     sweep: Sweep | None = None
     """Trials of one stage over a space of this recipe's keys, for `triptych sweep`."""

@@ -5,6 +5,7 @@ from typing import Any
 from triptych.recipe.matrix import AdaLora, Lora, Pissa
 from triptych.recipe.method import MERGING, BitFit, Method, names_of, parts_of, trains_base
 from triptych.recipe.part import Part
+from triptych.recipe.virtual import PTuning
 
 NO_EXPERTS = "adapter, and vLLM's CPU engine has no LoRA for the experts of a mixture; allowed: auto, merged"
 """Reason why engines take no adapter of experts, as a sentence on `rollout.sync`."""
@@ -72,6 +73,17 @@ def is_lora(method: Method) -> bool:
     """True if the artifact is one plain LoRA, which vLLM runs as an adapter."""
     parts = parts_of(method)
     return len(parts) == 1 and isinstance(parts[0], Lora | Pissa | AdaLora)
+
+
+def keeps_form(method: Method) -> bool:
+    """True if the artifact holds the tensors that were trained, under the same method."""
+    parts = parts_of(method)
+    return not any(
+        isinstance(part, Pissa | AdaLora | PTuning)
+        or (isinstance(part, Lora) and part.init in ("pissa", "olora"))
+        or getattr(part, "prefix_projection", False)
+        for part in parts
+    )
 
 
 def _added(method: Method) -> list[Any]:

@@ -9,14 +9,16 @@ from triptych.recipe.algorithm import Importance, Kl, Ppo
 from triptych.recipe.base import Closed, Count, NoEffect
 from triptych.recipe.errors import Fault
 from triptych.recipe.method import Method, names_of
-from triptych.recipe.refusals import as_policy, is_lora
+from triptych.recipe.refusals import as_policy, is_lora, keeps_form
 from triptych.recipe.rollout import Rollout, Sampling
+from triptych.recipe.spec import Path
 from triptych.recipe.stage import (
     CRITIC,
     POLICY,
     REFERENCE,
     REWARD,
     HeadSpec,
+    Known,
     Output,
     Reference,
     RoleSpec,
@@ -142,6 +144,13 @@ class Rl(TrainedStage):
             Reference(("rewards", 0, "stage"), self.reward, ("reward_model",)),
         )
 
+    def leaves(self, name: str, stages: Mapping[str, StageBase]) -> Known | None:
+        """What is known beforehand of the policy; a method that comes out as another one is known afterwards."""
+        parent = stages.get(self.policy)
+        known = None if parent is None else parent.leaves(self.policy, stages)
+        method = None if known is None else known.method
+        return Known(name, self.output, method if method is not None and keeps_form(method) else None, self.kind)
+
     def output_method(self, stages: Mapping[str, StageBase]) -> Method:
         """Method of the adapter that the policy starts from."""
         return method_of(stages, self.policy)
@@ -185,9 +194,6 @@ class Rl(TrainedStage):
     def faults(self, stages: Mapping[str, StageBase]) -> Iterator[Fault]:
         """A policy that engines cannot run, amounts that do not fit a step, optimizers whose ratios mean nothing."""
         yield from self._amount_faults()
-        started = stages.get(self.policy)
-        if started is not None:
-            yield from self._policy_faults(started.own_method or started.output_method(stages))
         for role in self.trained_roles(stages):
             if role.optimizer is not None and role.optimizer.name == "adamw_schedule_free":
                 yield Fault(
@@ -214,11 +220,15 @@ class Rl(TrainedStage):
                 f"allowed: more than {least:g}",
             )
 
-    def _policy_faults(self, method: Method) -> Iterator[Fault]:
-        if reason := as_policy(method):
-            yield Fault(("policy",), f"`{self.policy}`: {reason}")
-        elif self.rollout.sync == "adapter" and not is_lora(method):
-            yield Fault(
+    def refusal(self, field: Path, known: Known) -> Fault | None:
+        """Reason why engines cannot run the policy that the stage starts from."""
+        if field != ("policy",) or known.method is None:
+            return None
+        if reason := as_policy(known.method):
+            return Fault(field, f"`{self.policy}`: {reason}")
+        if self.rollout.sync == "adapter" and not is_lora(known.method):
+            return Fault(
                 ("rollout", "sync"),
-                f"adapter, and engines run no {names_of(method)} beside the weights; allowed: auto, merged",
+                f"adapter, and engines run no {names_of(known.method)} beside the weights; allowed: auto, merged",
             )
+        return None

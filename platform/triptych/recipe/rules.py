@@ -22,9 +22,18 @@ def rule_faults(recipe: Recipe) -> list[Fault]:
         for fault in rule(recipe, stage)
     ]
     for name, stage in recipe.stages.items():
-        own = [*_quantization(recipe, stage), *stage.faults(recipe.stages)]
+        own = [*_quantization(recipe, stage), *stage.faults(recipe.stages), *_refused(recipe, stage)]
         found += [Fault(("stages", name, *fault.path), fault.message) for fault in own]
     return found + [fault for name, stage in recipe.trained.items() for fault in _elastic(recipe, name, stage)]
+
+
+def _refused(recipe: Recipe, stage: StageBase) -> Iterator[Fault]:
+    """Adapters of other stages that a stage cannot use, as far as they are known beforehand."""
+    for reference in stage.references():
+        parent = recipe.stages.get(reference.ref)
+        known = None if parent is None else parent.leaves(reference.ref, recipe.stages)
+        if known is not None and (fault := stage.refusal(reference.field, known)):
+            yield fault
 
 
 def _zero(recipe: Recipe, stage: TrainedStage) -> Iterator[Fault]:

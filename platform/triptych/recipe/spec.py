@@ -114,7 +114,7 @@ class Spec:
 
     def keys(self) -> list[str]:
         """The fields of the model at this place."""
-        return sorted(self.model.model_fields) if self.model else []
+        return sorted(_fields(self.model)) if self.model else []
 
     def options(self) -> list[str]:
         """The texts that a literal at this place allows."""
@@ -127,7 +127,7 @@ class Spec:
     def child(self, step: str | int) -> "Spec":
         """The place one step further down. KeyError: there is none."""
         if self.model is not None:
-            return Spec.of_field(self.model.model_fields[str(step)])
+            return Spec.of_field(_fields(self.model)[str(step)])
         for member in self.members():
             args = get_args(member.annotation)
             if get_origin(member.annotation) is dict:
@@ -170,6 +170,11 @@ class Spec:
 
     def _bound(self, name: str) -> Any:
         return next((v for m in self.metadata if (v := getattr(m, name, None)) is not None), None)
+
+
+def _fields(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """A model's fields by their names in a recipe."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _either(words: Sequence[str]) -> str:

@@ -42,6 +42,26 @@ class Reference:
     """Outputs that the field accepts."""
     versions: bool = True
     """True if the field accepts a registered version."""
+    hint: str = ""
+    """What to do with an output that the field does not accept."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of an adapter that a field names: from the stage that makes it, or from its files."""
+
+    ref: str
+    """The stage, or `name@3`."""
+    kind: str
+    """Kind of the artifact."""
+    method: Method | None
+    """Method by which training can go on from it; None: known once it is there."""
+    stage_kind: str | None = None
+    """Kind of the stage that made it; None for an adapter from elsewhere."""
+    labels: tuple[str, ...] = ()
+    """Classes of a classifier, in the order of its head."""
+    members: int = 1
+    """Reward models of an ensemble."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +171,23 @@ class StageBase(Closed):
     @property
     def own_method(self) -> Method | None:
         """Method that the stage itself names; None: its roles start from other stages' adapters."""
+        return None
+
+    @property
+    def inherited(self) -> tuple[str, ...]:
+        """Fields that the recipe leaves out and another stage, or a registered version, gives."""
+        return ()
+
+    def inheriting(self, known: Known) -> "StageBase":
+        """The stage with what it inherits from an adapter that it names."""
+        return self
+
+    def leaves(self, name: str, stages: Mapping[str, "StageBase"]) -> Known | None:
+        """What is known beforehand of the adapter that the stage, called `name`, registers; None: it is no adapter."""
+        return None
+
+    def refusal(self, field: Path, known: Known) -> "Fault | None":
+        """Reason why a field cannot name this adapter although it is of a kind that the field accepts."""
         return None
 
     @property

@@ -201,7 +201,7 @@ def sources(ctx: StageContext[Any]) -> dict[str, Source]:
 
 
 def data_parents(ctx: StageContext[Any]) -> dict[str, str]:
-    """The data sets that the stage's data come from: the digest of each, by its version's ref."""
+    """Digests of the data sets that the stage's data come from, by their versions' refs."""
     origins = [origin for source in ctx.stage.splits().values() for _, origin in source.origins()]
     named = dict.fromkeys(origin.stage for origin in origins)
     versions = [registered(ctx, name) for name in named if name is not None]

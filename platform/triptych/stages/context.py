@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from triptych import storage
 from triptych.data.table import Table, write_table
@@ -16,6 +16,9 @@ from triptych.recipe import KINDS, Recipe, StageBase, with_effect
 from triptych.recipe.changes import differences
 from triptych.recipe.upgrade import is_old, upgraded_stage
 from triptych.registry import Registry
+
+if TYPE_CHECKING:
+    from triptych.models.adapter import Adapter
 
 StageT = TypeVar("StageT", bound=StageBase)
 
@@ -35,6 +38,15 @@ class Trainer(Protocol):
 
     def train(self, ctx: "StageContext[Any]", learn: Callable[..., Any]) -> None:
         """Run a stage's `learn` (stages/supervised) to its end; as `launch` raises what it raised."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """An adapter that training goes on from, and its version in the registry."""
+
+    adapter: "Adapter"
+    ref: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,8 @@ class StageContext(Generic[StageT]):
     """What the lineage says beside the inputs: the sweep that chose them."""
     trainer: Trainer | None = None
     """Who trains the stage in place of a Ray Train group of its own."""
+    start: Start | None = None
+    """What the stage's method, and its head, go on from; None: they are new."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Nodes have folders of their own: one that does not have the base yet gets it."""
@@ -85,15 +99,23 @@ class StageContext(Generic[StageT]):
     def registry(self) -> Registry:
         return Registry(self.registry_url, self.artifacts)
 
-    def about(self) -> dict[str, str]:
+    def about(self) -> dict[str, Any]:
         """What an adapter's folder says of its origin."""
         digest = storage.digest_of(self.recipe.model_dump(mode="json"))
         base = {"base": self.recipe.model.base, "base_fingerprint": self.base_fingerprint}
         quantization = self.recipe.model.quantization
         template = self.recipe.model.chat_template
-        changed: dict[str, str] = {"quantization": quantization} if quantization else {}
+        changed: dict[str, Any] = {"quantization": quantization} if quantization else {}
         changed |= {"chat_template": template} if template else {}
+        changed |= {"hub_base": found} if (found := _on_hub(self.recipe.model.base, self.base_dir)) else {}
         return base | changed | {"recipe": digest, "stage_kind": self.stage.kind}
+
+
+def _on_hub(base: str, folder: Path) -> dict[str, str] | None:
+    """Id and commit of a base that lies in the hub's cache; None of any other."""
+    if folder.parent.name != "snapshots" or folder.parents[1].name != f"models--{base.replace('/', '--')}":
+        return None
+    return {"id": base, "revision": folder.name}
 
 
 def begin(ctx: StageContext[Any], tables: Mapping[str, Table], parents: Mapping[str, str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from triptych.models.identity import tokenizer_files
 from triptych.models.sizes import read_config
 from triptych.recipe import Recipe, Source
 from triptych.recipe.spec import dotted
+from triptych.stages.versions import check_versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,12 +39,15 @@ def check_plan(recipe: Recipe, names: Iterable[str], warn: Warn) -> None:
     chosen = _computing(recipe, names)
     check_base(recipe, chosen)
     check_engines(recipe, chosen)
+    here = base_here(recipe.model)
+    weighed = here if here is not None and any(here.glob("*.safetensors")) else None
+    check_versions(recipe, chosen, weighed, warn)
     sources = {_place(recipe, n, split): s for n in chosen for split, s in recipe.stages[n].splits().items()}
     absent = {place: path for place, source in sources.items() if (path := absent_path(source))}
     for place, path in absent.items():
         warn(f"{place}: {path} is not here, so its rows are not checked")
     # To load a tokenizer takes seconds, which without rows show nothing.
-    folder = base_here(recipe.model) if len(absent) < len(sources) else None
+    folder = here if len(absent) < len(sources) else None
     known = folder if folder is not None and tokenizer_files(folder) else None
     check_rows(recipe, chosen, known, PLANNED)
 

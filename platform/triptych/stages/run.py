@@ -6,7 +6,6 @@ import queue
 import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
@@ -23,11 +22,12 @@ from triptych.plan import Machine, cluster, estimate, place, profile_here, reque
 from triptych.plan.placement import pack
 from triptych.plan.processor import cpu_flags, emulates_bfloat16
 from triptych.recipe import Recipe, dump_recipe, ready, stage_order
-from triptych.registry import Registry, registry_url
-from triptych.stages.artifact import check_same_base, summary
+from triptych.registry import registry_url
+from triptych.stages.artifact import summary
 from triptych.stages.context import StageContext
 from triptych.stages.prediction import fail, predict, settle
 from triptych.stages.preflight import check_run
+from triptych.stages.versions import check_versions, with_versions
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ def run_recipe(
         RunError: a stage failed.
     """
     check_trackers(recipe)
+    recipe = with_versions(recipe)
     contexts = {name: stage_context(recipe, name, progress) for name in stage_order(recipe)}
     run = next(iter(contexts.values())).run
     done = [name for name in contexts if summary(run, name) is not None]
@@ -100,27 +101,13 @@ def check_recipe(recipe: Recipe, only: str | None = None) -> None:
             for another stage.
     """
     check_trackers(recipe)
+    recipe = with_versions(recipe)
     done = [name for name in stage_order(recipe) if summary(run_folder(recipe), name) is not None]
     left = [name for name in _wanted(recipe, only, done) if name not in done]
     if left:
         base = resolve_base(recipe.model)
-        _check_versions(recipe, left, base)
+        check_versions(recipe, left, base)
         check_run(recipe, left, base)
-
-
-def _check_versions(recipe: Recipe, names: Collection[str], base: Path) -> None:
-    """Refuse registered versions that stages start from: none of this name, of another kind, or of another base."""
-    made = {stage.register_as or f"{recipe.name}-{name}" for name, stage in recipe.stages.items()}
-    for name in names:
-        for reference in recipe.stages[name].references():
-            if "@" not in reference.ref or reference.ref.partition("@")[0] in made:
-                continue
-            version = Registry(registry_url(recipe), create=False).get(reference.ref)
-            field = ".".join(("stages", name, *map(str, reference.field)))
-            if version.kind not in reference.outputs:
-                allowed = " or ".join(reference.outputs)
-                raise UserError(f"{field}: {version.ref} is of kind {version.kind}; allowed: {allowed}")
-            check_same_base(version, fingerprint(base, recipe.model.chat_template), recipe.model.base)
 
 
 def run_stage(ctx: StageContext[Any]) -> None:

@@ -87,8 +87,8 @@ def check_sweep(recipe: Recipe) -> Sweep:
     stage = recipe.trained.get(sweep.stage)
     if stage is None or stage.references():
         raise UserError(
-            f"sweep.stage: {sweep.stage} is of kind {recipe.stages[sweep.stage].kind} and starts from other stages; "
-            "allowed: a stage that learns from rows of files"
+            f"sweep.stage: {sweep.stage} is of kind {recipe.stages[sweep.stage].kind} and starts from other stages or "
+            "adapters; allowed: a stage that learns from rows of files"
         )
     allowed = reported_metrics(stage)
     for objective in sweep.objectives:

@@ -15,6 +15,7 @@ from triptych.recipe import POLICY
 from triptych.registry import AdapterVersion
 from triptych.stages.artifact import commit_role, finish, measured
 from triptych.stages.context import StageContext
+from triptych.stages.start import add_role, going_on
 from triptych.stages.supervised.encoding import TOKENS, Examples
 from triptych.stages.supervised.training import fit_and_evaluate, learner_for, open_rows, prepare, train
 from triptych.train import checkpoint
@@ -25,6 +26,7 @@ from triptych.train.stepping import TrainingSteps
 
 def run(ctx: StageContext[Pretraining]) -> AdapterVersion:
     """Texts -> tables -> training -> registered policy. Goes on from where an earlier call stopped."""
+    ctx = going_on(ctx)
     prepared = prepare(ctx, texts(ctx.stage))
     train(ctx, learn)
     return finish(ctx, prepared.inputs, measured(ctx), prepared.data)
@@ -63,7 +65,7 @@ class FailsOnce(AllTokens):
 def learn(ctx: StageContext[Pretraining], model: RoleModel, role: str = POLICY) -> TrainingSteps[None]:
     """On every worker: an adapter trained, measured and committed."""
     rows = open_rows(ctx, texts(ctx.stage))
-    model.add(role, ctx.stage.method, trainable=True)
+    add_role(ctx, model, role)
     learner = learner_for(ctx, model, {role: POLICY}, rows)
     first = checkpoint.latest(ctx.checkpoints) is None
     objective = FailsOnce(role) if ctx.stage.fails_once and first else AllTokens(role)

@@ -9,6 +9,7 @@ from triptych.recipe import CLASSIFIER, LabellingStage
 from triptych.registry import AdapterVersion
 from triptych.stages.artifact import commit_role, finish, measured
 from triptych.stages.context import StageContext
+from triptych.stages.start import add_role, going_on
 from triptych.stages.supervised.encoding import Examples
 from triptych.stages.supervised.loop import Rows
 from triptych.stages.supervised.training import Learn, fit_and_evaluate, learner_for, prepare, train
@@ -18,6 +19,7 @@ from triptych.train.stepping import TrainingSteps
 
 def label(ctx: StageContext[Any], examples: Examples, learn: Learn) -> AdapterVersion:
     """Rows -> tables -> training by `learn` -> registered classifier."""
+    ctx = going_on(ctx)
     prepared = prepare(ctx, examples)
     train(ctx, learn)
     return finish(ctx, prepared.inputs, measured(ctx), prepared.data)
@@ -29,7 +31,7 @@ def learn_labels(
     """On every worker: an adapter and a head of the stage's labels, trained, measured and saved."""
     stage: LabellingStage = ctx.stage
     role = objective.role
-    model.add(role, stage.method, trainable=True, head=ClassHead(model.hidden_size, len(stage.classes)))
+    add_role(ctx, model, role, ClassHead(model.hidden_size, len(stage.classes)))
     learner = learner_for(ctx, model, {role: CLASSIFIER}, rows)
     metrics = yield from fit_and_evaluate(ctx, learner, objective, rows)
     commit_role(ctx, learner, role, metrics, stage.classes)

@@ -26,6 +26,7 @@ from triptych.recipe import REWARD, Reward, member_roles
 from triptych.registry import AdapterVersion
 from triptych.stages.artifact import check_gate, commit_adapter, finish, measured, write_ranks
 from triptych.stages.context import StageContext
+from triptych.stages.start import add_role, going_on
 from triptych.stages.supervised.encoding import TOKENS, Examples
 from triptych.stages.supervised.loop import fitting
 from triptych.stages.supervised.reward_evaluation import (
@@ -49,6 +50,7 @@ log = logging.getLogger(__name__)
 
 def run(ctx: StageContext[Reward]) -> AdapterVersion:
     """Pairs -> tables -> training -> gate -> registered reward model. Goes on from where an earlier call stopped."""
+    ctx = going_on(ctx)
     prepared = prepare(ctx, pairs(ctx.stage))
     _warn_of_shared_prompts(ctx)
     train(ctx, learn)
@@ -118,8 +120,8 @@ def learn(ctx: StageContext[Reward], model: RoleModel, role: str = REWARD) -> Tr
     stage = ctx.stage
     rows = open_rows(ctx, pairs(stage))
     roles = dict(zip(member_roles(role, stage.members), member_roles(REWARD, stage.members), strict=True))
-    for member in roles:  # each draws its own adapter and head
-        model.add(member, stage.method, trainable=True, head=ScalarHead(model.hidden_size))
+    for number, member in enumerate(roles):  # each draws its own adapter and head, if it does not go on from one
+        add_role(ctx, model, member, ScalarHead(model.hidden_size), number)
     learner = learner_for(ctx, model, roles, rows, Ensemble)
     objective = PairwiseReward(role, stage.centering, tuple(roles)[1:])
 

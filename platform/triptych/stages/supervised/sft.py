@@ -13,6 +13,7 @@ from triptych.recipe import POLICY, Sft
 from triptych.registry import AdapterVersion
 from triptych.stages.artifact import commit_role, finish, measured
 from triptych.stages.context import StageContext
+from triptych.stages.start import add_role, going_on
 from triptych.stages.supervised.encoding import TOKENS, Examples
 from triptych.stages.supervised.training import fit_and_evaluate, learner_for, open_rows, prepare, train
 from triptych.train.batch import Batch, language_batch
@@ -22,6 +23,7 @@ from triptych.train.tasks.language import LanguageModeling
 
 def run(ctx: StageContext[Sft]) -> AdapterVersion:
     """Chats -> tables -> training -> registered adapter. Goes on from where an earlier call stopped."""
+    ctx = going_on(ctx)
     prepared = prepare(ctx, chats(ctx.stage))
     train(ctx, learn)
     return finish(ctx, prepared.inputs, measured(ctx), prepared.data)
@@ -48,7 +50,7 @@ def _batch(rows: list[dict[str, Any]], pad: int) -> Batch:
 def learn(ctx: StageContext[Sft], model: RoleModel, role: str = POLICY) -> TrainingSteps[None]:
     """On every worker: an adapter, or the model, trained, measured and saved."""
     rows = open_rows(ctx, chats(ctx.stage))
-    model.add(role, ctx.stage.method, trainable=True)
+    add_role(ctx, model, role)
     learner = learner_for(ctx, model, {role: POLICY}, rows)
     metrics = yield from fit_and_evaluate(ctx, learner, LanguageModeling(role), rows)
     commit_role(ctx, learner, role, metrics)

@@ -49,9 +49,12 @@ def prepare(ctx: StageContext[Any], examples: Examples) -> Prepared:
         UserError: a source is refused, the stage's folder was begun from something else, nothing is left to learn
             from, or a micro-batch has no room for the longest row.
     """
+    if ctx.stage.start is not None and ctx.start is None:
+        raise ValueError(f"stage {ctx.name}: a kind whose runner does not read what it goes on from")
     placed = sources(ctx)
     surveys = {split: survey(source, examples.kind, examples.parser(ctx, source)) for split, source in placed.items()}
-    inputs = remember(ctx, {split: found.digest for split, found in surveys.items()}, data_parents(ctx))
+    start = {} if ctx.start is None else {ctx.start.ref: ctx.start.sha256}
+    inputs = remember(ctx, {split: found.digest for split, found in surveys.items()}, data_parents(ctx) | start)
     data = {split: encode(ctx, split, placed[split], found, examples) for split, found in surveys.items()}
     for split in placed:
         lengths = examples.length(StoredTable(storage.join(ctx.folder, "data", split)))
@@ -101,7 +104,7 @@ def learner_for(
 ) -> Learner:
     """A learner of these roles, alike for all, over the whole stage; `roles`: what checkpoints call each."""
     training = ctx.stage.train
-    if reads_inputs(ctx.stage.method):
+    if ctx.start is None and reads_inputs(ctx.stage.method):
         start_from_inputs(model, list(roles), _first_batches(ctx, model, rows["train"]), Group())
     steps = training.total_steps(len(rows["train"].sequences))
     return kind(
