@@ -118,7 +118,7 @@ def test_merged_weights_compute_the_same_and_lie_as_the_files_of_the_base(tmp_pa
     save_adapter(tmp_path / "adapter", adapter_of(LORA, model.adapter(ROLE), "policy"), {})
     adapter = load_adapter(tmp_path / "adapter", "policy")
     assert adapter.weights.keys() == model.adapter(ROLE).keys()
-    _, weights = merged_model(base, adapter.method, adapter.weights)
+    weights = merged_model(base, adapter.method, adapter.weights).weights
     files = read_weights(base)
     assert {name: tensor.shape for name, tensor in weights.items()} == {n: t.shape for n, t in files.items()}
     (tmp_path / "merged").mkdir()

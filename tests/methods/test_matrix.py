@@ -11,7 +11,7 @@ from tests.support.gradient_cases import language
 from triptych.errors import UserError
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import BASE, RoleModel
-from triptych.methods.merge import merged_model
+from triptych.methods.merge import divergence, log_probabilities, merged_model
 from triptych.methods.parameters.total import trained
 from triptych.models.base import load_causal_lm
 from triptych.models.sizes import model_sizes
@@ -79,7 +79,8 @@ def test_merged_into_the_weights_it_computes_the_same(tiny_model_dir: Path, meth
         for parameter in model.parameters_of("policy").values():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     adapter = adapter_of(method, model.adapter("policy"), "policy")
-    changes, weights = merged_model(tiny_model_dir, adapter.method, adapter.weights)
+    whole = merged_model(tiny_model_dir, adapter.method, adapter.weights)
+    changes, weights = whole.config, whole.weights
     config = AutoConfig.from_pretrained(tiny_model_dir)
     for key, value in changes.items():
         setattr(config, key, value)
@@ -148,8 +149,6 @@ def test_what_does_not_fit_the_model_is_refused(tiny_model_dir: Path, method: Me
 
 def test_a_base_in_8_bits(tiny_model_dir: Path) -> None:
     """Trained on rounded weights, merged with rounded weights."""
-    from triptych.methods.merge import divergence
-
     model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32, quantization="int8"))
     model.add("policy", m.Pissa(r=4), trainable=True)
     learner = Learner(model, {"policy": Optimizer(lr=1e-3)}, {"policy": 5})
@@ -157,9 +156,10 @@ def test_a_base_in_8_bits(tiny_model_dir: Path) -> None:
     losses = [learner.step(LanguageModeling("policy"), batch).metrics["loss"] for _ in range(5)]
     assert losses[-1] < losses[0]
     adapter = adapter_of(m.Pissa(r=4), learner.weights("policy"), "policy")
-    _, weights = merged_model(tiny_model_dir, adapter.method, adapter.weights, "int8")
+    found = merged_model(tiny_model_dir, adapter.method, adapter.weights, "int8")
+    trained = log_probabilities(found.model, tiny_model_dir)
     plain = load_causal_lm(tiny_model_dir, torch.float32)
-    original = divergence(tiny_model_dir, adapter.method, adapter.weights, "int8", plain)
-    plain.load_state_dict(weights, strict=False)
-    merged = divergence(tiny_model_dir, adapter.method, adapter.weights, "int8", plain)
+    original = divergence(trained, log_probabilities(plain, tiny_model_dir))
+    plain.load_state_dict(found.weights, strict=False)
+    merged = divergence(trained, log_probabilities(plain, tiny_model_dir))
     assert merged < 1e-6 < 1e-3 < original

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -47,8 +48,8 @@ def registered(folder: Path, base: Path, method: Method, **about: Any) -> torch.
     return logits
 
 
-def merge(folder: Path, *options: str) -> str:
-    arguments = ["adapters", "merge", "a@1", str(folder / "merged"), "--registry", f"sqlite:///{folder}/registry.db"]
+def merge(folder: Path, *options: str, ref: str = "a@1") -> str:
+    arguments = ["adapters", "merge", ref, str(folder / "merged"), "--registry", f"sqlite:///{folder}/registry.db"]
     result = CliRunner().invoke(app, [*arguments, *options])
     if isinstance(result.exception, UserError):
         raise result.exception
@@ -58,7 +59,7 @@ def merge(folder: Path, *options: str) -> str:
 
 def test_transformers_loads_what_was_merged(tmp_path: Path, tiny_model_dir: Path) -> None:
     logits = registered(tmp_path, tiny_model_dir, Ia3())
-    assert f"a@1 -> {tmp_path / 'merged'}\n" in merge(tmp_path, "--dtype", "float32")
+    assert f"a@1 -> {tmp_path / 'merged'} (float32; KL " in merge(tmp_path, "--dtype", "float32")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     with torch.no_grad():
         torch.testing.assert_close(plain(input_ids=IDS).logits, logits, atol=1e-4, rtol=1e-4)
@@ -81,7 +82,7 @@ def test_a_merged_model_stops_where_answers_ended_in_training(tmp_path: Path, ti
 def test_what_a_quantized_base_costs_is_measured(tmp_path: Path, tiny_model_dir: Path) -> None:
     registered(tmp_path, tiny_model_dir, Lora(r=4), quantization="int8")
     with pytest.raises(UserError, match=r"differs from the adapter on its int8 base by .*; allowed: up to 1e-09"):
-        merge(tmp_path, "--limit", "1e-9")
+        merge(tmp_path, "--dtype", "float16", "--limit", "1e-9")
     assert not (tmp_path / "merged").exists()
     assert "nats a token" in merge(tmp_path)
 
@@ -95,3 +96,53 @@ def test_what_does_not_merge_is_refused(tmp_path: Path, tiny_model_dir: Path, ti
     model.save_pretrained(tiny_model_copy)
     with pytest.raises(UserError, match=r"is another model than .*, on which the adapter was trained"):
         merge(tmp_path, "--base", str(tiny_model_copy))
+
+
+def small(folder: Path, base: Path) -> torch.Tensor:
+    """A LoRA whose change is 0.2% of the weights, as a trained one's is, on a base in bfloat16."""
+    model = load_causal_lm(base, torch.bfloat16)
+    model.save_pretrained(base)
+    return registered(folder, base, Lora(r=4, alpha=0.15))
+
+
+def test_a_precision_that_loses_the_change_is_refused_and_never_chosen(tmp_path: Path, tiny_model_copy: Path) -> None:
+    logits = small(tmp_path, tiny_model_copy)
+    with pytest.raises(UserError, match=r"bfloat16 keeps 0\.\d+ of the adapter's change .*: float16, float32"):
+        merge(tmp_path, "--dtype", "bfloat16")
+    assert not (tmp_path / "merged").exists()
+    assert "(float16; KL " in merge(tmp_path)
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)
+    with torch.no_grad():
+        after = (merged(input_ids=IDS).logits - logits).abs().max()
+        base = AutoModelForCausalLM.from_pretrained(tiny_model_copy, dtype=torch.float32)
+        whole = (base(input_ids=IDS).logits - logits).abs().max()
+    assert after < 0.25 * whole, "noise of rounding, and no less of the change"
+
+
+def test_the_divergence_is_a_gate_of_every_merge(tmp_path: Path, tiny_model_copy: Path) -> None:
+    small(tmp_path, tiny_model_copy)
+    with pytest.raises(UserError, match=r"merged in float16 it differs from the adapter on its base by .*up to 1e-12"):
+        merge(tmp_path, "--limit", "1e-12")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_from_elsewhere_is_merged(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """peft's two files and nothing else; the registry knows the base."""
+    registered(tmp_path, tiny_model_dir, Lora(r=4, alpha_pattern={"q_proj": 64}))
+    (tmp_path / "adapter" / "triptych.json").unlink()
+    registry = Registry(f"sqlite:///{tmp_path}/registry.db", str(tmp_path / "artifacts"))
+    registry.register(
+        "a",
+        tmp_path / "adapter",
+        kind="policy",
+        base=str(tiny_model_dir),
+        base_fingerprint=fingerprint(tiny_model_dir),
+        lineage={},
+        metrics={},
+    )
+    merge(tmp_path, "--dtype", "float32", ref="a@2")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    expected = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_dir), tmp_path / "adapter")
+    with torch.no_grad():
+        found = plain(input_ids=IDS).logits
+        torch.testing.assert_close(found, expected(input_ids=IDS).logits, atol=1e-4, rtol=1e-4)

@@ -196,8 +196,11 @@ def merge(
     ref: Ref,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder; transformers and vLLM load it.")],
     base: Annotated[str | None, typer.Option(help="Base model; default: what the adapter was trained on.")] = None,
-    dtype: Annotated[Literal["bfloat16", "float16", "float32"], typer.Option(help="Of the weights.")] = "bfloat16",
-    limit: Annotated[float, typer.Option(min=0, help="Largest change, nats a token, from a quantized base.")] = 0.01,
+    dtype: Annotated[
+        Literal["bfloat16", "float16", "float32"] | None,
+        typer.Option(help="Of the weights; default: the narrowest that keeps the adapter's change."),
+    ] = None,
+    limit: Annotated[float, typer.Option(min=0, help="Largest change by the merge, nats a token.")] = 0.01,
     registry: RegistryUrl = DEFAULT,
 ) -> None:
     """Write the base with a version's adapter in its weights, as a whole model."""
@@ -209,9 +212,13 @@ def merge(
     version = known.get(ref)
     if version.kind != "policy":
         raise UserError(f"{version.ref} is of kind {version.kind!r}; allowed: adapters that generate text (policy)")
-    changed = merge_adapter(known.fetch(version.ref), folder, base or version.base, dtype, limit)
+    trained_on = {"base": version.base, "base_fingerprint": version.base_fingerprint}
+    found = merge_adapter(known.fetch(version.ref), folder, base or version.base, trained_on, dtype, limit)
     write_ends(folder, learned_ends(folder))
-    typer.echo(f"{version.ref} -> {folder}" + (f" (KL {changed:.1e} nats a token)" if changed is not None else ""))
+    kept = found.kept
+    least = f", least {kept.least:.4f} in {kept.tensor}" if kept.tensor else ""
+    typer.echo(f"{version.ref} -> {folder} ({kept.dtype}; KL {found.divergence:.1e} nats a token)")
+    typer.echo(f"kept of the change: {kept.share:.4f}{least}", err=True)
 
 
 def _list_adapters(known: "Registry", as_json: bool) -> None:

@@ -1,8 +1,9 @@
 """Merging of a trained method into the base's weights, for engines and tools that know no adapters."""
 
-import json
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,18 @@ from triptych.errors import UserError
 from triptych.methods import bitfit
 from triptych.methods.apply import apply_method, without_prefix
 from triptych.methods.base import Attachment
+from triptych.methods.kept import LEAST, Kept, chosen_dtype, kept_in
 from triptych.methods.peft_family import PeftAttachment
 from triptych.methods.targets import linear_layers, weight_of
-from triptych.models.adapter import load_adapter
+from triptych.models.adapter import adapter_facts, load_adapter
 from triptych.models.base import fingerprint, load_causal_lm, plain_tokenizer, resolve_base
 from triptych.models.full import save_model
 from triptych.models.identity import difference
-from triptych.models.peft_files import FACTS
 from triptych.models.quantize import Int8Linear
 from triptych.models.stored import as_stored
 from triptych.models.weights import read_weights
 from triptych.recipe.method import MERGING, BitFit, Method, names_of, parts_of
-from triptych.recipe.model import Model, Quantization
+from triptych.recipe.model import Dtype, Model, Quantization
 
 TEXTS = (
     "The film is a warm and funny story about a family that learns to listen.",
@@ -37,44 +38,88 @@ TEXTS = (
     "In 1969 two people walked on the Moon; hundreds of millions watched them on television.",
 )
 """Texts on which `divergence` compares a merged model with its adapter."""
-_KEPT = ("base", "base_fingerprint", "chat_template", "recipe")
+_KEPT = ("base", "base_fingerprint", "chat_template", "hub_base", "recipe")
 """Facts of an adapter that its merged model keeps."""
 _ROLE = "merged"
 _ROWS = 1024
 """Unit vectors that a layer is given at once."""
 
 
-def merge_adapter(adapter: Path, target: Path, base: str, dtype: str, limit: float) -> float | None:
-    """Write the base with the adapter in its weights to a new folder; the divergence, where the base was quantized.
+@dataclass(frozen=True)
+class Measured:
+    """What a merge left of the adapter."""
+
+    kept: Kept
+    divergence: float
+    """KL divergence, nats a token, of the merged model from the adapter on its base."""
+
+
+def merge_adapter(
+    adapter: Path, target: Path, base: str, trained_on: Mapping[str, Any], dtype: Dtype | None, limit: float
+) -> Measured:
+    """Write the base with the adapter in its weights to a new folder.
+
+    Args:
+        adapter: folder of the adapter.
+        target: the new folder.
+        base: name or folder of the base.
+        trained_on: facts of the adapter that its folder may not hold: `base`, `base_fingerprint`.
+        dtype: precision of the weights; None: the narrowest that keeps the change.
+        limit: largest divergence, nats a token.
 
     Raises:
-        UserError: the folder exists, the base is another than the adapter's, its method does not merge, or, from a
-            quantized base, the merged model differs by more than `limit` nats a token.
+        UserError: the folder exists, the base is another than the adapter's, its method does not merge, the precision
+            loses a part of the change, or the merged model differs by more than `limit`.
     """
     if target.exists():
         raise UserError(f"{target} exists already: name a new folder")
-    facts: dict[str, Any] = json.loads((adapter / FACTS).read_text())
+    facts = dict(trained_on) | adapter_facts(adapter)
+    folder = _base_of(facts, base)
+    found, quantization = load_adapter(adapter, "policy"), facts.get("quantization")
+    merged = merged_model(folder, found.method, found.weights, quantization)
+    kept, trained = _kept(merged, folder, dtype), log_probabilities(merged.model, folder)
+    about = {key: facts[key] for key in _KEPT if key in facts}
+    target.mkdir(parents=True)
+    save_model(target, folder, merged.weights, getattr(torch, kept.dtype), about, merged.config)
+    del merged  # so that one model is in memory at a time
+    changed = divergence(trained, log_probabilities(load_causal_lm(target, torch.float32), folder))
+    if not changed <= limit:
+        shutil.rmtree(target)
+        where = f"its {quantization} base" if quantization else "its base"
+        raise UserError(
+            f"merged in {kept.dtype} it differs from the adapter on {where} by {changed:.4f} nats a token; "
+            f"allowed: up to {limit} (--limit), or another --dtype"
+        )
+    return Measured(kept, changed)
+
+
+def _base_of(facts: Mapping[str, Any], base: str) -> Path:
     folder = resolve_base(Model(base=base))
     if reason := difference(facts["base_fingerprint"], fingerprint(folder, facts.get("chat_template"))):
         raise UserError(
             f"--base: {base} is another model than {facts['base']}, on which the adapter was trained: {reason}"
         )
-    found, quantization = load_adapter(adapter, "policy"), facts.get("quantization")
-    changes, weights = merged_model(folder, found.method, found.weights, quantization)
-    target.mkdir(parents=True)
-    about = {key: facts[key] for key in _KEPT if key in facts}
-    save_model(target, folder, weights, getattr(torch, dtype), about, changes)
-    if quantization is None:
-        return None
-    merged = load_causal_lm(target, getattr(torch, dtype)).float()
-    changed = divergence(folder, found.method, found.weights, quantization, merged)
-    if changed > limit:
-        shutil.rmtree(target)
-        raise UserError(
-            f"merged in {dtype} it differs from the adapter on its {quantization} base by {changed:.4f} nats a token; "
-            f"allowed: up to {limit} (--limit), or another --dtype"
+    return folder
+
+
+def _kept(merged: "Merged", base: Path, dtype: Dtype | None) -> Kept:
+    """What the precision keeps of the change. UserError: a part of it is lost."""
+    after = {name: merged.weights[name] for name in merged.before}
+    if dtype is None:
+        return chosen_dtype(AutoConfig.from_pretrained(base).model_type, merged.before, after)
+    kept = kept_in(dtype, merged.before, after)
+    if kept.enough:
+        return kept
+    if math.isnan(kept.share):
+        lost = f"has no room for all values of {kept.tensor}"
+    else:
+        lost = (
+            f"keeps {kept.share:.3f} of the adapter's change ({kept.least:.3f} in {kept.tensor}): the rest is too "
+            "small to move weights that are rounded so"
         )
-    return changed
+    wider: tuple[Dtype, ...] = ("float16", "float32")
+    allowed = [one for one in wider if kept_in(one, merged.before, after).enough]
+    raise UserError(f"--dtype: {dtype} {lost}; allowed: what keeps {LEAST} of it: {', '.join(allowed)}")
 
 
 def changed_weights(
@@ -100,35 +145,61 @@ def changed_weights(
     return as_stored(model, found, base)
 
 
+@dataclass(frozen=True)
+class Merged:
+    """A merged model."""
+
+    config: dict[str, Any]
+    """Fields of config.json that differ from the base's."""
+    weights: dict[str, Tensor]
+    before: dict[str, Tensor]
+    """The base's own of the weights that changed, as it was trained on."""
+    model: PreTrainedModel
+    """The base with the adapter beside its weights."""
+
+
 def merged_model(
     base: Path, method: Method, weights: Mapping[str, Tensor], quantization: Quantization | None = None
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The fields of config.json that differ, and all weights of the merged model.
+) -> Merged:
+    """The base with the method's change in its weights.
 
     Raises:
         UserError: the method does not merge, or the architecture has no place for what it trained.
     """
-    found = read_weights(base)
+    plain = read_weights(base)
     check_merges(method)
     model = load_causal_lm(base, torch.float32, quantization=quantization)
-    found |= as_stored(model, _linear_changes(model, _attached(model, method, weights)), base)
-    parts = parts_of(method)
-    biases = [part for part in parts if isinstance(part, BitFit)]
-    if not biases:
-        return {}, found
-    own = without_prefix(weights, f"{biases[0].name}.") if len(parts) > 1 else weights
-    merged = bitfit.merged(AutoConfig.from_pretrained(base), found, own)
+    attached = _attached(model, method, weights)
+    changes = as_stored(model, _linear_changes(model, attached), base)
+    for part in attached.values():
+        part.activate(True)
+    own = plain | as_stored(model, _rounded(model), base)
+    before = {name: own[name] for name in changes if name in own}
+    found = Merged({}, plain | changes, before, model)
+    biases = [part for part in parts_of(method) if isinstance(part, BitFit)]
+    return _with_biases(base, found, _of_part(method, weights, biases[0])) if biases else found
+
+
+def _of_part(method: Method, weights: Mapping[str, Tensor], part: BitFit) -> Mapping[str, Tensor]:
+    return without_prefix(weights, f"{part.name}.") if len(parts_of(method)) > 1 else weights
+
+
+def _with_biases(base: Path, found: Merged, trained: Mapping[str, Tensor]) -> Merged:
+    """A merged model with changed biases, for which its architecture may need other fields of config.json."""
+    plain = AutoConfig.from_pretrained(base)
+    merged = bitfit.merged(plain, found.weights, trained)
     if merged is None:
         raise UserError("the architecture of this base has no place for the biases that were trained")
-    config, found = merged
-    plain = AutoConfig.from_pretrained(base).to_dict()
-    return {key: value for key, value in config.to_dict().items() if plain.get(key) != value}, found
+    config, weights = merged
+    ours = plain.to_dict()
+    differing = {key: value for key, value in config.to_dict().items() if ours.get(key) != value}
+    own = {name: found.weights.get(name, torch.zeros_like(weights[name])) for name in trained}
+    return Merged(differing, weights, own | found.before, found.model)
 
 
 def _linear_changes(model: PreTrainedModel, parts: Mapping[str, Attachment]) -> dict[str, Tensor]:
     """New values of what peft's layers change, and of all weights that the base keeps rounded."""
-    rounded = {n: m for n, m in linear_layers(model).items() if isinstance(_inner(m), Int8Linear)}
-    found = {f"{name}.weight": weight_of(layer) for name, layer in rounded.items()}
+    found = _rounded(model)
     for part in parts.values():
         if isinstance(part, PeftAttachment):
             part.activate(True)
@@ -141,26 +212,29 @@ def _linear_changes(model: PreTrainedModel, parts: Mapping[str, Attachment]) -> 
     return found
 
 
+def _rounded(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights that the base keeps rounded, as it computes with them."""
+    layers = {name: layer for name, layer in linear_layers(model).items() if isinstance(_inner(layer), Int8Linear)}
+    return {f"{name}.weight": weight_of(layer) for name, layer in layers.items()}
+
+
 def _inner(layer: Any) -> Any:
     return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 
 
-def divergence(
-    base: Path, method: Method, weights: Mapping[str, Tensor], quantization: Quantization, merged: PreTrainedModel
-) -> float:
-    """KL divergence, nats a token of `TEXTS`, of a merged model from the adapter on its rounded base."""
+@torch.no_grad()
+def log_probabilities(model: PreTrainedModel, base: Path) -> list[Tensor]:
+    """What a model says of the next token, [T, V], in each of `TEXTS` as the base's tokenizer cuts it."""
     tokenizer = plain_tokenizer(base)
-    model = load_causal_lm(base, torch.float32, quantization=quantization)
-    for part in _attached(model, method, weights).values():
-        part.activate(True)
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for text in TEXTS:
-            ids = torch.tensor([tokenizer(text)["input_ids"]])
-            trained, found = (m(input_ids=ids).logits[0].float().log_softmax(dim=-1) for m in (model, merged))
-            total += float(F.kl_div(found, trained, log_target=True, reduction="sum"))
-            count += len(trained)
-    return total / count
+    texts = (torch.tensor([tokenizer(text)["input_ids"]]) for text in TEXTS)
+    return [model(input_ids=ids).logits[0].float().log_softmax(dim=-1) for ids in texts]
+
+
+def divergence(trained: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """KL divergence, nats a token, of one model's `log_probabilities` from another's."""
+    pairs = zip(trained, found, strict=True)
+    total = sum(float(F.kl_div(other, one, log_target=True, reduction="sum")) for one, other in pairs)
+    return max(total, 0.0) / sum(map(len, trained))  # rounding gives equal models something below zero
 
 
 def check_merges(method: Method) -> None:

@@ -120,9 +120,9 @@ def exported(cell: Cell, folder: Path, place: Path, weights: dict[str, Tensor], 
         plain = PeftModel.from_pretrained(load_causal_lm(folder, torch.float32), place / "adapter")
         found["plain"] = distance(plain_answer(cell, plain, weights, rows), answers)
     if {part.name for part in parts_of(method)} <= set(MERGING):
-        changes, merged = merged_model(folder, adapter.method, adapter.weights)
+        merged = merged_model(folder, adapter.method, adapter.weights)
         (place / "merged").mkdir()
-        save_model(place / "merged", folder, merged, torch.float32, {}, changes)
+        save_model(place / "merged", folder, merged.weights, torch.float32, {}, merged.config)
         plain = load_causal_lm(place / "merged", torch.float32)
         found["merged"] = distance(plain_answer(cell, plain, weights, rows), answers)
     return found
