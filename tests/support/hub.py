@@ -1,4 +1,4 @@
-"""A server that speaks the hub's protocol for data sets: revisions, trees of files, and the files themselves."""
+"""A server that speaks the hub's protocol for data sets (revisions, trees, files) and for uploads of models."""
 
 import hashlib
 import json
@@ -11,6 +11,8 @@ from pathlib import PurePosixPath
 from threading import Thread
 from typing import Any
 from urllib.parse import unquote
+
+from tests.support.hub_uploads import Uploads
 
 Files = dict[str, bytes]
 _API = re.compile(r"/api/datasets/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/?]+)(?:/([^?]*))?)?")
@@ -26,6 +28,7 @@ class Hub:
     tokens: set[str] = field(default_factory=set)
     """What requests said in `Authorization`."""
     url: str = ""
+    uploads: Uploads = field(default_factory=Uploads)
 
     def push(self, name: str, files: Files, ref: str = "main") -> str:
         """Make a commit of these files alone, and let the branch or tag stand for it; the commit."""
@@ -92,10 +95,28 @@ class _Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.hub.tokens.add(self.headers.get("Authorization", ""))
+        body = self._body()
+        if answer := self.hub.uploads.answer(self.hub.url, unquote(self.path).partition("?")[0], body):
+            self._json(answer[1], status=answer[0])
+            return
         match = _API.match(unquote(self.path))
         assert match
         self._api(match[1], match[2], match[3], match[4] or "", body)
+
+    def do_PUT(self) -> None:
+        self.hub.uploads.put(self.path, self._body())
+        self._send(200, b"", {})
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        found = b""
+        while size := int(self.rfile.readline(), 16):
+            found += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return found
 
     def _api(self, name: str, verb: str, revision: str, folder: str, body: bytes) -> None:
         found = self.hub.found(name, revision)
@@ -133,8 +154,8 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(200, data, etag)
 
-    def _json(self, value: Any) -> None:
-        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def _json(self, value: Any, status: int = 200) -> None:
+        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def _send(self, status: int, data: bytes, headers: dict[str, str]) -> None:
         self.send_response(status)
