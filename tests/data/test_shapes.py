@@ -237,5 +237,5 @@ def test_a_weight_of_a_whole_row_is_refused_rather_than_lost(weight: Any) -> Non
         with pytest.raises(ValueError, match=r"weight: .* of a whole row would be lost"):
             shaped(row | {"weight": weight}, kind)
         for harmless in (None, "", 1, 1.0, True, "1", "3 kg"):
-            assert shaped(row | {"weight": harmless}, kind) == shaped(row, kind) | {"weight": harmless}
+            assert shaped(row | {"weight": harmless}, kind) == {**shaped(row, kind), "weight": harmless}
     assert parse_prompt({"prompt": "Hi", "weight": weight}).fields == {"weight": weight}

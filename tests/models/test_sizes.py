@@ -1,14 +1,15 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM as CausalLM
-from transformers import PreTrainedConfig
+from transformers import LlamaConfig, PreTrainedConfig
 
-from tests.support.llama_like import CONFIGS
+from tests.support.llama_like import CONFIGS, SMALL
 from triptych.errors import UserError
 from triptych.methods.parameters.total import added, trained
 from triptych.models import base, sizes

@@ -301,14 +301,18 @@ def test_a_model_card_has_the_figures_of_evaluations(run: Run, noted: Path, tmp_
     registry.register(
         "films", folder, kind="evaluation", base="tiny", base_fingerprint="f1", lineage=lineage, metrics={}
     )
-    shown = run("adapters", "card", "reviews")
-    assert (shown.code, shown.err) == (0, "")
-    _, facts, text = shown.out.split("---\n", 2)
+    card = exported_card(run, "reviews@2", tmp_path / "second")
+    _, facts, text = card.split("---\n", 2)
     (result,) = yaml.safe_load(facts)["model-index"][0]["results"]
     assert result["dataset"] == {"name": "chats", "type": "films@1"}
     assert result["metrics"] == [{"type": "loss", "value": 2.0, "args": {"interval_95": [1.5, 2.5]}}]
-    assert text.startswith("\n# reviews@2\n\nA policy on `tiny`, sha256 `")
+    assert "## Measured by films@1" in text.splitlines()
     line = "| chats | 12 | loss | 2.5 (2.25 to 2.75) | 2 (1.5 to 2.5) | -0.5 (-0.75 to -0.25) |"
     assert line in text.splitlines()
-    assert "model-index" not in run("adapters", "card", "reviews@1").out, "another version was measured"
+    assert "films@1" not in exported_card(run, "reviews@1", tmp_path / "first"), "another version was measured"
     assert run("adapters", "show", "films").code == 0
+
+
+def exported_card(run: Run, ref: str, folder: Path) -> str:
+    assert run("adapters", "export", ref, str(folder)).code == 0
+    return (folder / "README.md").read_text(encoding="utf-8")

@@ -228,6 +228,7 @@ def merge(
     registry: RegistryUrl = DEFAULT,
 ) -> None:
     """Write the base with a version's adapter in its weights, as a whole model."""
+    from triptych.cli.evaluation_card import measured
     from triptych.data.end_tokens import learned_ends
     from triptych.methods.merge import merge_adapter
     from triptych.models.full import write_ends
@@ -245,7 +246,8 @@ def merge(
     kept, hub = found.kept, base_on_hub(folder)
     share = f"{kept.dtype}, {kept.share:.4f} of the change kept, KL {found.divergence:.1e} nats a token"
     parents = [version, *known.ancestors(version.ref)]
-    write_card(folder, Exported(version, parents, trained_by(adapter), hub[0] if hub else None, share))
+    name = hub[0] if hub else None
+    write_card(folder, Exported(version, parents, trained_by(adapter), name, measured(known, version), share))
     least = f", least {kept.least:.4f} in {kept.tensor}" if kept.tensor else ""
     typer.echo(f"{version.ref} -> {folder} ({kept.dtype}; KL {found.divergence:.1e} nats a token)")
     typer.echo(f"kept of the change: {kept.share:.4f}{least}", err=True)
@@ -253,6 +255,7 @@ def merge(
 
 def _exported(known: "Registry", ref: str, folder: Path, drop_layers: int | None, base: str | None) -> "AdapterVersion":
     """Write to a new folder what `export` does; the version."""
+    from triptych.cli.evaluation_card import measured
     from triptych.registry.exports import check_base_name, describe
 
     version = known.get(ref)
@@ -263,7 +266,7 @@ def _exported(known: "Registry", ref: str, folder: Path, drop_layers: int | None
         from triptych.methods.adapter_drop import export_without
 
         export_without(known.fetch(version.ref), str(folder), drop_layers)
-    if describe(folder, version, known.ancestors(version.ref), base) is None:
+    if describe(folder, version, known.ancestors(version.ref), measured(known, version), base) is None:
         typer.echo(
             f"its files do not name the base: {version.base} is a name of this machine; --base gives one", err=True
         )

@@ -35,6 +35,18 @@ model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What one evaluation measured of a version."""
+
+    evaluation: str
+    """The evaluation's ref."""
+    results: Sequence[Mapping[str, Any]]
+    """Entries of the hub's `model-index`, one a set."""
+    table: str
+    """The figures in Markdown."""
+
+
+@dataclass(frozen=True)
 class Exported:
     """What was exported to a folder."""
 
@@ -45,6 +57,8 @@ class Exported:
     """Names of the methods that were trained."""
     base: str | None
     """The base's id on the hub, or its folder; None where it has a name on this machine alone."""
+    evaluations: Sequence[Measured] = ()
+    """What evaluations measured of it."""
     merged: str | None = None
     """What merging left of the adapter, where the folder is the base with the adapter in its weights."""
 
@@ -72,6 +86,7 @@ def write_card(folder: Path, found: Exported) -> None:
             _table(("data set of the hub", "commit"), lineage.get("hub") or {}),
             "## Measured on held-out rows\n",
             _table(("metric", "value"), [(name, f"{value:.6g}") for name, value in sorted(_numbers(version))]),
+            *(f"## Measured by {one.evaluation}\n\n{one.table}" for one in found.evaluations),
         ]
     )
     place = folder / (BESIDE if (folder / CARD).exists() else CARD)
@@ -94,6 +109,8 @@ def _front(found: Exported) -> str:
     }
     if found.base is not None and not Path(found.base).is_absolute():
         facts |= {"base_model": found.base, "base_model_relation": "finetune" if found.whole else "adapter"}
+    if results := [result for one in found.evaluations for result in one.results]:
+        facts["model-index"] = [{"name": found.version.ref, "results": results}]
     return f"---\n{yaml.safe_dump(facts, sort_keys=True)}---\n"
 
 

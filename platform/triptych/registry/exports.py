@@ -10,7 +10,7 @@ from triptych import storage
 from triptych.errors import RunError, UserError
 from triptych.models.identity import difference
 from triptych.models.peft_files import ADAPTER_CONFIG, FACTS
-from triptych.registry.card import Exported, trained_by, write_card
+from triptych.registry.card import Exported, Measured, trained_by, write_card
 from triptych.registry.records import AdapterVersion
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -18,18 +18,27 @@ _HUB = re.compile(rf"hf://({_ID.pattern})")
 
 
 def describe(
-    folder: Path, version: AdapterVersion, ancestors: Sequence[AdapterVersion], base: str | None = None
+    folder: Path,
+    version: AdapterVersion,
+    ancestors: Sequence[AdapterVersion],
+    evaluations: Sequence[Measured],
+    base: str | None = None,
 ) -> str | None:
     """Name the base in peft's files of an exported folder, and write its card; the base's name, None without one.
 
-    `base`: the name that other tools know it by; None: its id on the hub, where training took it from there.
+    Args:
+        folder: what was exported.
+        version: the version that it is.
+        ancestors: the versions that it was made from, nearest first.
+        evaluations: what was measured of it.
+        base: the name that other tools know it by; None: its id on the hub, where training took it from there.
     """
     name, revision = (base_on_hub(folder) or (None, None)) if base is None else (base, None)
     for file in sorted(folder.rglob(ADAPTER_CONFIG)) if name else ():
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         config |= {"base_model_name_or_path": name, "revision": revision}
         file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    write_card(folder, Exported(version, ancestors, trained_by(folder), name))
+    write_card(folder, Exported(version, ancestors, trained_by(folder), name, evaluations))
     return name
 
 

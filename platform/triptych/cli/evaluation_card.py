@@ -1,41 +1,23 @@
-"""Model cards: what a version was made from, and what evaluations measured of it."""
+"""What evaluations measured of a version, as its model card shows it."""
 
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
-
 from triptych.observe.evaluations import FIGURES, cell
 from triptych.registry import AdapterVersion, Registry
-
-Evaluations = Mapping[str, Mapping[str, Any]]
-"""Ref of an evaluation -> its figures."""
+from triptych.registry.card import Measured
 
 
-def evaluations_of(registry: Registry, version: AdapterVersion) -> dict[str, dict[str, Any]]:
-    """Figures of every evaluation that measured a version, by the evaluation's ref."""
+def measured(registry: Registry, version: AdapterVersion) -> tuple[Measured, ...]:
+    """The figures of every evaluation that measured a version, the earliest evaluation first."""
     made = [one for one in registry.descendants(version.ref) if one.kind == "evaluation"]
     found = {one.ref: json.loads((registry.fetch(one.ref) / FIGURES).read_text(encoding="utf-8")) for one in made}
-    return {ref: figures for ref, figures in found.items() if version.ref in figures["versions"].values()}
-
-
-def model_card(version: AdapterVersion, evaluations: Evaluations) -> str:
-    """A version's card in the form of the Hugging Face hub: facts and results for programs, then a text with tables."""
-    results = [result for ref, figures in evaluations.items() for result in _results(version, ref, figures)]
-    facts: dict[str, Any] = {"base_model": version.base, "tags": ["triptych", version.kind]}
-    if results:
-        facts["model-index"] = [{"name": version.ref, "results": results}]
-    parents = version.lineage.get("parents") or []
-    lines = [
-        f"# {version.ref}",
-        "",
-        f"A {version.kind.replace('_', ' ')} on `{version.base}`, sha256 `{version.sha256}`.",
-    ]
-    lines += ["", f"Made from {', '.join(f'`{ref}`' for ref in parents)}."] if parents else []
-    for ref, figures in evaluations.items():
-        lines += ["", f"## {ref}", "", *_table(version, figures)]
-    return f"---\n{yaml.safe_dump(facts, sort_keys=False, allow_unicode=True)}---\n\n" + "\n".join(lines) + "\n"
+    return tuple(
+        Measured(ref, tuple(_results(version, ref, figures)), "\n".join(_table(version, figures)) + "\n")
+        for ref, figures in found.items()
+        if version.ref in figures["versions"].values()
+    )
 
 
 def _table(version: AdapterVersion, figures: Mapping[str, Any]) -> Iterator[str]:
