@@ -1,6 +1,7 @@
-"""A chat at the endpoint ends where training ends an answer."""
+"""A chat at the endpoint is written as in training, and ends where training ends an answer."""
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -29,3 +30,17 @@ def test_the_engine_is_given_the_chat_template() -> None:
     assert llm_config(config).get_engine_config().frontend_kwargs == {"chat_template": template}
     plain = config.model_copy(update={"model": config.model.model_copy(update={"chat_template": None})})
     assert llm_config(plain).get_engine_config().frontend_kwargs == {}
+
+
+def test_parts_of_a_content_are_the_text_that_training_makes_of_them() -> None:
+    from vllm.entrypoints.launchers.cli_args import FrontendArgs
+    from vllm.renderers.chat_utils import parse_chat_messages
+
+    from triptych.data.dialogues import turns
+    from triptych.serve.engine import content_format
+
+    given = [{"role": "user", "content": [{"type": "text", "text": text} for text in ("Which city?", "Please.")]}]
+    found: Any = FrontendArgs(**content_format(takes_text=True)).chat_template_content_format
+    config: Any = SimpleNamespace(multimodal_config=None, enable_prompt_embeds=False)
+    assert parse_chat_messages(cast("Any", given), config, found)[0] == turns(given, "messages")
+    assert FrontendArgs(**content_format(takes_text=False)).chat_template_content_format == "auto"

@@ -113,7 +113,11 @@ class AdapterServer(LLMServer):
         kind = VLLMEngineConfig if self._config.engine.gpus else _CpuEngineConfig
         # Ray offers no public way to say where on this node the model lies, or which executor runs it.
         llm_config._engine_config = kind.model_validate(
-            {**dict(stock), "hf_model_id": str(without_other_weights(folder))}
+            {
+                **dict(stock),
+                "hf_model_id": str(without_other_weights(folder)),
+                "frontend_kwargs": stock.frontend_kwargs | content_format(takes_text=bool(self._ends)),
+            }
         )
         await super().__init__(llm_config)
 
@@ -174,6 +178,15 @@ def ended(request: Any, ends: Sequence[int]) -> Any:
     if not request.ignore_eos:
         request.stop_token_ids = list(dict.fromkeys([*(request.stop_token_ids or ()), *ends]))
     return request
+
+
+def content_format(*, takes_text: bool) -> dict[str, str]:
+    """Arguments of vLLM's frontend by which a chat template is given what it is given in training: text.
+
+    Left to itself, vLLM gives lists of parts to a template that has a loop for them, and such loops write two parts
+    without the line end that training has between them. Templates that take lists alone are left to it.
+    """
+    return {"chat_template_content_format": "string"} if takes_text else {}
 
 
 def _end_tokens(folder: Path, model: Model) -> list[int]:
