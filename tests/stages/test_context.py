@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,11 @@ def test_fields_without_effect_may_change(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"stage\.train\.batch\.micro_tokens"):
         remember(context(tmp_path, *(f"stages.ppo.{change}" for change in changes)), DIGESTS, PARENTS)
     remember(context(tmp_path, *(f"stages.ppo.{change}" for change in changes[:3])), DIGESTS, PARENTS)
+
+
+def test_an_adapter_knows_the_commit_of_a_base_of_the_hub(tmp_path: Path) -> None:
+    ctx = context(tmp_path, "model.base=owner/base")
+    cached = tmp_path / "models--owner--base" / "snapshots" / "c0ffee"
+    cached.mkdir(parents=True)
+    assert replace(ctx, base_dir=cached).about()["hub_base"] == {"id": "owner/base", "revision": "c0ffee"}
+    assert "hub_base" not in replace(ctx, base_dir=tmp_path).about()

@@ -1,4 +1,4 @@
-"""How much of a change is left once the changed weights are rounded, and the precision in which nothing is lost."""
+"""Share of a change of weights that rounding leaves, and the precision in which nothing of it is lost."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ ONLY_WIDE = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4", "plamo2"})
 
 @dataclass(frozen=True)
 class Kept:
-    """What rounding to a precision leaves of a change."""
+    """Share of a change that rounding to a precision leaves."""
 
     dtype: Dtype
     share: float

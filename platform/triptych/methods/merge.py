@@ -46,8 +46,8 @@ _ROWS = 1024
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What a merge left of the adapter."""
+class MergeReport:
+    """Precision of a merged model, and its distance from the adapter."""
 
     kept: Kept
     divergence: float
@@ -56,7 +56,7 @@ class Measured:
 
 def merge_adapter(
     adapter: Path, target: Path, base: str, trained_on: Mapping[str, Any], dtype: Dtype | None, limit: float
-) -> Measured:
+) -> MergeReport:
     """Write the base with the adapter in its weights to a new folder.
 
     Args:
@@ -90,7 +90,7 @@ def merge_adapter(
             f"merged in {kept.dtype} it differs from the adapter on {where} by {changed:.4f} nats a token; "
             f"allowed: up to {limit} (--limit), or another --dtype"
         )
-    return Measured(kept, changed)
+    return MergeReport(kept, changed)
 
 
 def _base_of(facts: Mapping[str, Any], base: str) -> Path:
@@ -103,7 +103,7 @@ def _base_of(facts: Mapping[str, Any], base: str) -> Path:
 
 
 def _kept(merged: "Merged", base: Path, dtype: Dtype | None) -> Kept:
-    """What the precision keeps of the change. UserError: a part of it is lost."""
+    """Share of the change that the precision keeps. UserError: a part of it is lost."""
     after = {name: merged.weights[name] for name in merged.before}
     if dtype is None:
         return chosen_dtype(AutoConfig.from_pretrained(base).model_type, merged.before, after)
@@ -224,7 +224,7 @@ def _inner(layer: Any) -> Any:
 
 @torch.no_grad()
 def log_probabilities(model: PreTrainedModel, base: Path) -> list[Tensor]:
-    """What a model says of the next token, [T, V], in each of `TEXTS` as the base's tokenizer cuts it."""
+    """Log-probabilities of the next token, [T, V], in each of `TEXTS` as the base's tokenizer cuts it."""
     tokenizer = plain_tokenizer(base)
     texts = (torch.tensor([tokenizer(text)["input_ids"]]) for text in TEXTS)
     return [model(input_ids=ids).logits[0].float().log_softmax(dim=-1) for ids in texts]

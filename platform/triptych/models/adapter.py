@@ -176,7 +176,7 @@ def load_adapter(folder: Path, kind: str, *, to_go_on: bool = False) -> Adapter:
 
 
 def adapter_facts(folder: Path) -> dict[str, Any]:
-    """What triptych.json says of an adapter; nothing for one from elsewhere. UserError where there is no adapter."""
+    """Content of an adapter's triptych.json; empty for one from elsewhere. UserError where there is no adapter."""
     if not (folder / FACTS).is_file():
         if (folder / ADAPTER_CONFIG).is_file():
             return {}

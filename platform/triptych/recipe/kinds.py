@@ -60,6 +60,11 @@ class SupervisedStage(TrainedStage):
         return 1
 
     @property
+    def keeps_head(self) -> bool:
+        """True if training goes on with the head of what it goes on from."""
+        return False
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the head's outputs, in order."""
         return ()
@@ -78,7 +83,7 @@ class SupervisedStage(TrainedStage):
         return found
 
     def leaves(self, name: str, stages: Mapping[str, StageBase]) -> Known | None:
-        """What is known beforehand of the adapter that the stage registers."""
+        """Knowledge of the adapter that the stage registers, before it is there."""
         known_later = bool(self.inherited) and self.start not in stages
         method = None if known_later else self.method
         return Known(name, self.output, method, self.kind, self.classes, self.copies)
@@ -147,9 +152,14 @@ class HeadedStage(SupervisedStage):
             raise ValueError("head: new is for a stage with `from`; allowed: with `from`, or no head")
         return self
 
+    @property
+    def keeps_head(self) -> bool:
+        """True if training goes on with the head of what it goes on from."""
+        return self.head is None
+
     def refusal(self, field: Path, known: Known) -> Fault | None:
         """Reason why training cannot go on from this adapter, or with its head."""
-        if self.head is None:
+        if self.keeps_head:
             return super().refusal(field, known) or head_refusal(self.kind, self.output, self.classes, known)
         found = None if self.inherited else method_refusal(self.method, known)
         return found or members_refusal(self.copies, known, new_head=True)

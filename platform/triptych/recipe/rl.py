@@ -145,7 +145,7 @@ class Rl(TrainedStage):
         )
 
     def leaves(self, name: str, stages: Mapping[str, StageBase]) -> Known | None:
-        """What is known beforehand of the policy; a method that comes out as another one is known afterwards."""
+        """Knowledge of the policy before it is there; a method that comes out as another one is known afterwards."""
         parent = stages.get(self.policy)
         known = None if parent is None else parent.leaves(self.policy, stages)
         method = None if known is None else known.method

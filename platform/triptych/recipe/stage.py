@@ -43,12 +43,12 @@ class Reference:
     versions: bool = True
     """True if the field accepts a registered version."""
     hint: str = ""
-    """What to do with an output that the field does not accept."""
+    """Advice on outputs that the field does not accept."""
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of an adapter that a field names: from the stage that makes it, or from its files."""
+    """Knowledge of an adapter that a field names: from the stage that makes it, or from its files."""
 
     ref: str
     """The stage, or `name@3`."""
@@ -183,7 +183,7 @@ class StageBase(Closed):
         return self
 
     def leaves(self, name: str, stages: Mapping[str, "StageBase"]) -> Known | None:
-        """What is known beforehand of the adapter that the stage, called `name`, registers; None: it is no adapter."""
+        """Knowledge of the adapter that the stage (called `name`) registers, before it is there; None: it is none."""
         return None
 
     def refusal(self, field: Path, known: Known) -> "Fault | None":

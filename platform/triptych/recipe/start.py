@@ -1,4 +1,4 @@
-"""Whether training can go on from an adapter: its method, its head, and how many members it has."""
+"""Reasons why training cannot go on from an adapter: its method, its head, the number of its members."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -49,7 +49,7 @@ def head_refusal(kind: str, output: str, labels: tuple[str, ...], known: Known) 
 
 
 def _disagreements(own: Method, other: Method) -> Iterator[tuple[str, str]]:
-    """What a method says otherwise than another, in words: of the one, and of the other."""
+    """Differences between two methods, in words: of the one, and of the other."""
     if names_of(own) != names_of(other):
         yield names_of(own), names_of(other)
         return

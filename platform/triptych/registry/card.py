@@ -48,7 +48,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was exported to a folder."""
+    """A version that was exported to a folder, as it is described there."""
 
     version: AdapterVersion
     ancestors: Sequence[AdapterVersion]
@@ -60,7 +60,7 @@ class Exported:
     evaluations: Sequence[Measured] = ()
     """What evaluations measured of it."""
     merged: str | None = None
-    """What merging left of the adapter, where the folder is the base with the adapter in its weights."""
+    """Precision and losses of the merge, where the folder is the base with the adapter in its weights."""
 
     @property
     def whole(self) -> bool:

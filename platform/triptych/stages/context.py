@@ -72,7 +72,7 @@ class StageContext(Generic[StageT]):
     trainer: Trainer | None = None
     """Who trains the stage in place of a Ray Train group of its own."""
     start: Start | None = None
-    """What the stage's method, and its head, go on from; None: they are new."""
+    """Adapter that the stage's method, and its head, go on from; None: they are new."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Nodes have folders of their own: one that does not have the base yet gets it."""

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from triptych.errors import UserError
 from triptych.forward.roles import RoleModel
 from triptych.models.heads import ClassHead, ScalarHead
-from triptych.recipe import HeadedStage, SupervisedStage
+from triptych.recipe import SupervisedStage
 from triptych.recipe.spec import dotted
 from triptych.stages.artifact import check_same_base, registered
 from triptych.stages.context import StageContext, Start
@@ -45,10 +45,6 @@ def add_role(
         return
     members = (ctx.start.adapter, *ctx.start.adapter.others)
     adapter = members[member % len(members)]
-    if head is not None and adapter.head is not None and _keeps_head(ctx.stage):
+    if head is not None and adapter.head is not None and ctx.stage.keeps_head:
         head.load(**adapter.head)
     model.add(role, ctx.stage.method, trainable=True, weights=adapter.to_go_on[1], head=head)
-
-
-def _keeps_head(stage: SupervisedStage) -> bool:
-    return isinstance(stage, HeadedStage) and stage.head is None
