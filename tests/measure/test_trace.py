@@ -55,6 +55,16 @@ def test_a_traced_step_is_the_real_one(tmp_path: Path, name: str) -> None:
     assert parts.total() == pytest.approx(real(planned), rel=0.02)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_mixture_is_traced_in_any_precision(tmp_path: Path, dtype: str) -> None:
+    planned = recipe(tmp_path, model={"dtype": dtype}, method={"name": "lora"})
+    sizes = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    settings = json.loads((tmp_path / "config.json").read_text()) | sizes | {"model_type": "qwen3_moe"}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    (parts,) = trace(planned, "stage", 4).values()
+    assert parts.total() == pytest.approx(real(planned), rel=0.05)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -91,7 +91,9 @@ class LiveMemory(TorchDispatchMode):
             return True if args[0].dtype == torch.bool else args[0].dtype.is_floating_point * 1.0
         if faked and func in _BY_MASK:
             args = (args[0], _places(args[1]), *args[2:])
-        if faked or given:
+        if faked and func is _aten._grouped_mm.default:
+            out = _grouped(func, args, kwargs)
+        elif faked or given:
             out = func(*args, **kwargs)
         else:
             with self._fake:
@@ -160,6 +162,13 @@ def converting() -> Any:
 
 def _set(parameter: Tensor, converted: Tensor) -> None:
     parameter.data = converted.data
+
+
+def _grouped(func: Any, args: Any, kwargs: Any) -> Tensor:
+    """A mixture's product in the precision of its inputs: without numbers torch has it in bfloat16 alone."""
+    states, weights, *others = args
+    out: Tensor = func(states.bfloat16(), weights.bfloat16(), *others, **kwargs)
+    return out.to(states.dtype)
 
 
 def _places(indices: list[Tensor | None]) -> list[Tensor | None]:
