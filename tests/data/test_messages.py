@@ -82,6 +82,11 @@ def test_prompts_and_pairs_have_tools_too() -> None:
         ({"tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}, r"\.arguments: text that is no JSON"),
         ({"tool_calls": [{"function": {"name": "f", "arguments": [1]}}]}, r"\.arguments: list in place of an object"),
         ({"tool_calls": [{"type": "custom", "function": {"name": "f"}}]}, r"\[0\]\.type: 'custom'"),
+        ({"tool_calls": [{"function": {"name": "f", "thought": "x"}}]}, r"\[0\]\.function\.thought: would be lost"),
+        (
+            {"tool_calls": [{"function": {"name": "f", "arguments": '{"a": 1, "a": 2}'}}]},
+            "arguments: two values of 'a'",
+        ),
         ({"tool_call_id": "a"}, r"messages\[1\]\.tool_call_id: on the assistant's turn"),
         ({"reasoning_content": 3}, r"messages\[1\]\.reasoning_content: int in place of text"),
         ({"content": ""}, r"messages\[1\]\.content: empty"),

@@ -65,9 +65,7 @@ def tools_of(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
 
 def _call(call: Any, name: str) -> dict[str, Any]:
     """A call in OpenAI's form, its arguments an object."""
-    function = call.get("function") if isinstance(call, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise ValueError(f"{name}: not a call of the form {{function: {{name, arguments}}}}")
+    function = _function(call, name)
     if call.get("type") not in (None, "function"):
         raise ValueError(f"{name}.type: {call['type']!r}; allowed: 'function'")
     arguments = function.get("arguments")
@@ -85,6 +83,17 @@ def _call(call: Any, name: str) -> dict[str, Any]:
         raise ValueError(f"{name}.function.arguments: {type(arguments).__name__} in place of an object")
     kept: dict[str, Any] = _without_null({key: value for key, value in call.items() if key != "function"}, name)
     return {"type": "function"} | kept | {"function": {"name": function["name"], "arguments": arguments or {}}}
+
+
+def _function(call: Any, name: str) -> Mapping[str, Any]:
+    """Name and arguments of a call's function, and no more."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise ValueError(f"{name}: not a call of the form {{function: {{name, arguments}}}}")
+    lost = [key for key, value in function.items() if key not in ("name", "arguments") and value is not None]
+    if lost:
+        raise ValueError(f"{name}.function.{lost[0]}: would be lost; a call's function may have: name, arguments")
+    return function
 
 
 def _without_null(value: Any, name: str, level: int = 0) -> Any:
