@@ -68,11 +68,13 @@ def test_plan_runs(line: str) -> None:
 
 
 def test_recipe_is_valid(tmp_path: Path) -> None:
-    [text] = blocks("yaml")
+    text, goes_on = blocks("yaml")
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
     recipe = load_recipe(path)
     assert list(recipe.stages) == ["sft", "reward", "ppo"]
+    path.write_text(f"name: films\nmodel: {{base: smollm2-135m-instruct}}\n{goes_on}", encoding="utf-8")
+    assert load_recipe(path).stages["more"].inherited == ("method",)
 
 
 def test_python_compiles() -> None:
