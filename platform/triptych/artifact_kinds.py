@@ -8,6 +8,7 @@ from triptych.errors import UserError
 ArtifactKind = Literal["policy", "reward_model", "classifier", "model", "dataset", "evaluation"]
 """A policy generates text, by any method; a reward model has a scalar head, a classifier a head of classes; a model is
 whole, not an adapter; a data set is rows; an evaluation is figures of models, row by row."""
+EVALUATION: ArtifactKind = "evaluation"
 KINDS: tuple[ArtifactKind, ...] = get_args(ArtifactKind)
 _FORMER = {"policy": "lora", "reward_model": "reward"}
 _CURRENT = {former: kind for kind, former in _FORMER.items()}

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from triptych.cli import app
 from triptych.errors import UserError
-from triptych.recipe import KINDS
+from triptych.recipe import KINDS, TrainedStage
 
 ROWS = ['{"prompt": "one two", "response": "three"}', '{"prompt": "one", "response": "two"}', '{"prompt": "one"}']
 
@@ -142,7 +142,11 @@ def test_every_stage_kind_that_learns_from_rows_is_a_kind_of_rows(tmp_path: Path
         "token_classification": '{"tokens": ["Rome"], "tags": ["B-LOC"]}',
         "question_answering": '{"question": "?", "context": "a", "answers": {"text": ["a"], "answer_start": [0]}}',
     }
-    assert shapes.keys() == KINDS.keys()
+    assert shapes.keys() == {kind for kind, model in KINDS.items() if issubclass(model, TrainedStage)}
+    shapes |= {
+        "choices": '{"prompt": "Hi", "choices": ["Hello", "No"], "answer": 0}',
+        "answers": '{"prompt": "2 + 2?", "answer": 4}',
+    }
     for kind, row in shapes.items():
         path = tmp_path / f"{kind}.jsonl"
         path.write_text(row)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from counts.source import Count, Module, Offender, Package
 
-RL_KINDS = frozenset({"ppo", "rl"})
+OTHER_KINDS = frozenset({"ppo", "rl", "evaluation"})
+"""Kinds that do not learn from rows that are there before: they sample, or only measure."""
 STAGE_BASES = frozenset({"StageBase", "_Stage"})
 NAMING: tuple[type[ast.AST], ...] = (
     *(ast.Name, ast.Attribute, ast.ClassDef, ast.ImportFrom, ast.AnnAssign),
@@ -31,7 +32,7 @@ def kinds_of(package: Package) -> list[Kind]:
     classes = _classes(package)
     found = {name: kind for name, node in classes.items() if (kind := _kind_field(node))}
     staged = [name for name in found if name in _members(package) or STAGE_BASES & _bases(classes, name)]
-    return [Kind(name, found[name], found[name] not in RL_KINDS) for name in staged]
+    return [Kind(name, found[name], found[name] not in OTHER_KINDS) for name in staged]
 
 
 def kind_check_count(package: Package) -> Count:

@@ -19,7 +19,7 @@ from triptych.plan.machines import machine as machine_named
 from triptych.plan.placement import place
 from triptych.plan.settings import resolve_strategy
 from triptych.plan.speed import Speed, stage_speed
-from triptych.recipe import Evaluation, Method, Recipe
+from triptych.recipe import Method, Recipe
 from triptych.recipe.method import parts_of
 from triptych.recipe.refusals import NO_EXPERTS, NOT_GATHERED
 from triptych.recipe.training import StrategyName
@@ -164,13 +164,13 @@ def _measuring(
     recipe: Recipe, name: str, sizes: Sizes, machine: Machine, profile: MachineProfile
 ) -> StageEstimate | None:
     """The estimate of a stage that only measures; None for another."""
-    stage = recipe.stages[name]
-    if not isinstance(stage, Evaluation):
+    workers, shape = recipe.stages[name].workers, recipe.stages[name].measuring()
+    if workers is None or shape is None:
         return None
-    refuse_longer(name, stage, stage.roles(recipe.stages), sizes)
-    roles, devices = inference_memory(recipe, name, stage, sizes, machine)
-    speed = inference_speed(recipe, name, stage, sizes, machine, profile.rates)
-    return StageEstimate(strategy_of(stage), roles, devices, speed)
+    refuse_longer(recipe, name, shape, sizes)
+    roles, devices = inference_memory(recipe, name, workers, shape, sizes, machine)
+    speed = inference_speed(recipe, name, workers, shape, sizes, machine, profile.rates)
+    return StageEstimate(strategy_of(workers), roles, devices, speed)
 
 
 def _refuse_what_the_base_cannot(recipe: Recipe, name: str, sizes: Sizes) -> None:

@@ -4,7 +4,7 @@ from triptych.recipe.algorithm import Importance, Kl, Ppo
 from triptych.recipe.base import Closed, Count, Fraction, Name, Positive, with_effect
 from triptych.recipe.data import Data, Origin, Source
 from triptych.recipe.errors import Problem, RecipeError
-from triptych.recipe.evaluation import Evaluation, Gate
+from triptych.recipe.evaluation import Evaluation, FigureGate
 from triptych.recipe.graph import ready, stage_order
 from triptych.recipe.kinds import (
     ADAPTERS,
@@ -62,9 +62,9 @@ __all__ = [
     "EarlyStopping",
     "Engines",
     "Evaluation",
+    "FigureGate",
     "Fraction",
     "Full",
-    "Gate",
     "HeadSpec",
     "Importance",
     "Kl",

@@ -13,7 +13,18 @@ from triptych.recipe.method import names_of
 from triptych.recipe.refusals import as_policy, is_lora
 from triptych.recipe.rollout import Engines, Sampling
 from triptych.recipe.spec import Path, did_you_mean
-from triptych.recipe.stage import CLASSIFIER, REWARD, HeadSpec, Output, Reference, RoleSpec, StageBase, method_of
+from triptych.recipe.stage import (
+    CLASSIFIER,
+    REWARD,
+    HeadSpec,
+    MeasuringShape,
+    Output,
+    Reference,
+    RoleSpec,
+    SamplingShape,
+    StageBase,
+    method_of,
+)
 from triptych.recipe.training import RowLimits, Workers
 
 BASE = "base"
@@ -31,7 +42,7 @@ class EvaluationSet(Closed):
     """What is measured."""
 
 
-class Gate(Closed):
+class FigureGate(Closed):
     """A limit on one figure of one model. Give exactly one of `at_least`, `at_most` and `better_than`."""
 
     set: str
@@ -51,7 +62,7 @@ class Gate(Closed):
     """With `better_than`, the gain that the interval must exceed; below 0: a loss that is still allowed."""
 
     @model_validator(mode="after")
-    def _one_limit(self) -> "Gate":
+    def _one_limit(self) -> "FigureGate":
         if sum(limit is not None for limit in (self.at_least, self.at_most, self.better_than)) != 1:
             raise ValueError("give exactly one of `at_least`, `at_most` and `better_than`")
         if self.by and self.better_than is None:
@@ -94,7 +105,7 @@ class Evaluation(StageBase):
     """Models: stages, registered versions (`name@3`), or `base`; the first is what the others are compared with."""
     sets: dict[Name, EvaluationSet] = Field(min_length=1)
     """Sets of rows by name."""
-    gate: NoEffect[tuple[Gate, ...]] = ()
+    gate: NoEffect[tuple[FigureGate, ...]] = ()
     """Limits that all must hold for the graph to go on."""
     compute: Compute = Compute()
     """Length of rows, size of micro-batches, and workers."""
@@ -114,11 +125,19 @@ class Evaluation(StageBase):
     def engines(self) -> Engines | None:
         return self.rollout if any(one.measure.generates for one in self.sets.values()) else None
 
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest sequence that is read or written."""
-        answered = self.rollout.max_prompt_tokens + self.rollout.sampling.max_new_tokens
-        return max(answered if one.measure.generates else self.compute.batch.max_length for one in self.sets.values())
+    def measuring(self) -> MeasuringShape:
+        """Amounts of passes, and of answers where engines write them."""
+        batch, asked = self.compute.batch, self.rollout
+        most = asked.sampling.max_new_tokens
+        generated = [one.measure.generates for one in self.sets.values()]
+        read = 0 if all(generated) else batch.max_length
+        written = asked.max_prompt_tokens + most if any(generated) else 0
+        field = "compute.batch.max_length" if read >= written else "rollout.max_prompt_tokens + sampling.max_new_tokens"
+        longest = max(read, written)
+        rows = self.workers.count * max(1, 2 * batch.micro_tokens // longest)
+        sampling = SamplingShape(rows, asked.samples_per_prompt, asked.max_prompt_tokens, most, 1, 1)
+        share = sum(generated) / len(generated)
+        return MeasuringShape(batch.micro_tokens, longest, field, rows, share, sampling if share else None)
 
     def splits(self) -> dict[str, Source]:
         """The rows of each set."""
@@ -139,12 +158,7 @@ class Evaluation(StageBase):
 
     def steps(self, rows: int) -> int:
         """Micro-batches of all models."""
-        return len(self.models) * -(-rows // self.rows_at_once)
-
-    @property
-    def rows_at_once(self) -> int:
-        """Rows of the usual length that fill a micro-batch of every worker."""
-        return self.workers.count * max(1, 2 * self.compute.batch.micro_tokens // self.longest)
+        return len(self.models) * -(-rows // self.measuring().rows_at_once)
 
     def references(self) -> tuple[Reference, ...]:
         """Data, models and judges."""
@@ -174,7 +188,7 @@ class Evaluation(StageBase):
             found.append(RoleSpec(REWARD, method_of(stages, ref), None, head=HeadSpec(1, bias=True), copies=members))
         return tuple(found)
 
-    def metric_of(self, gate: Gate) -> str:
+    def metric_of(self, gate: FigureGate) -> str:
         """The figure that a gate judges."""
         return gate.metric or next(iter(self.sets[gate.set].measure.figures()))
 
@@ -229,7 +243,7 @@ class Evaluation(StageBase):
                     f"adapter, and engines run no {names_of(method)} beside the weights; allowed: auto, merged",
                 )
 
-    def _gate_faults(self, path: Path, gate: Gate) -> Iterator[Fault]:
+    def _gate_faults(self, path: Path, gate: FigureGate) -> Iterator[Fault]:
         yield from _unknown((*path, "set"), gate.set, tuple(self.sets))
         for field, model in (("model", gate.model), ("better_than", gate.better_than)):
             if model is not None:

@@ -142,6 +142,24 @@ class WorkShape:
         return self.longest * self.sequences_per_row
 
 
+@dataclass(frozen=True)
+class MeasuringShape:
+    """Amounts of a stage that passes over rows and trains nothing."""
+
+    micro_tokens: int
+    """Tokens of a micro-batch."""
+    longest: int
+    """Tokens of the longest sequence that is read or written."""
+    longest_field: str
+    """Fields below the stage that set `longest`."""
+    rows_at_once: int
+    """Rows of the usual length that fill a micro-batch of every worker."""
+    answered: float
+    """Share of the sets that engines answer."""
+    sampling: SamplingShape | None
+    """Amounts of answers to `rows_at_once` prompts; None: engines answer none."""
+
+
 def member_roles(role: str, members: int) -> tuple[str, ...]:
     """Role names of an ensemble; the first member has the name of the whole."""
     return (role, *(f"{role}-{number}" for number in range(1, members)))
@@ -198,6 +216,10 @@ class StageBase(Closed):
     @property
     def engines(self) -> "Engines | None":
         """Engines that sample for the stage while it runs."""
+        return None
+
+    def measuring(self) -> MeasuringShape | None:
+        """Amounts of passes without gradients, for a stage that has workers and trains nothing."""
         return None
 
     def splits(self) -> dict[str, Source]:

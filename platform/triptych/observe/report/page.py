@@ -75,7 +75,7 @@ def _stage(stage: StageView) -> dict[str, Any]:
         "duration": _duration(sum(_seconds(row) for row in stage.rows)),
         "tiles": tiles(stage),
         "reward": reward.view(stage),
-        "evaluation": _evaluation(stage),
+        "compared": _compared(stage),
         "ranks": ranks.view(stage),
         "charts": first,
         "more": later,
@@ -85,7 +85,7 @@ def _stage(stage: StageView) -> dict[str, Any]:
     }
 
 
-def _evaluation(stage: StageView) -> dict[str, Any] | None:
+def _compared(stage: StageView) -> dict[str, Any] | None:
     """Models, and cells of the table, of a stage that compared models; None for another."""
     found = stage.evaluations.get("comparison")
     if found is None:

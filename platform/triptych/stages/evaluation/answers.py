@@ -21,8 +21,8 @@ from triptych.recipe import Evaluation
 from triptych.rollout.pool import RolloutPool
 from triptych.rollout.sync_check import check_sync
 from triptych.stages.context import StageContext
-from triptych.stages.evaluation.base import Columns
-from triptych.stages.evaluation.models import Measured
+from triptych.stages.evaluation.base import RowColumns
+from triptych.stages.evaluation.models import MeasuredModel
 from triptych.stages.evaluation.passes import Passes
 from triptych.stages.models import tokenizer_of
 from triptych.stages.rl.sync import PROBES, TOLERANCE
@@ -48,7 +48,7 @@ class Answers:
     """Log-probabilities of the probes by the model that the engines ran before."""
     probes: list[list[int]] = field(default_factory=list)
 
-    def make(self, passes: Passes, model: Measured, name: str, rows: Columns) -> None:
+    def make(self, passes: Passes, model: MeasuredModel, name: str, rows: RowColumns) -> None:
         """Commit the model's answers to a set, unless they are there. Every rank calls it; rank 0 asks the engines."""
         url = _url(self.ctx, name, model.ref)
         if passes.learner.group.rank == 0 and self.pool is not None and storage.read_manifest(url) is None:
@@ -63,7 +63,7 @@ class Answers:
             commit_answers(self.ctx, name, model.ref, self._columns(records))
         passes.learner.group.barrier()
 
-    def _sync(self, pool: RolloutPool, passes: Passes, model: Measured, prompts: Sequence[list[int]]) -> None:
+    def _sync(self, pool: RolloutPool, passes: Passes, model: MeasuredModel, prompts: Sequence[list[int]]) -> None:
         """Give the engines the model's weights, if they run others.
 
         Raises:
@@ -98,7 +98,7 @@ class Answers:
         return {key: [values[at : at + copies] for at in range(0, len(values), copies)] for key, values in flat.items()}
 
 
-def commit_answers(ctx: StageContext[Evaluation], name: str, ref: str, columns: Columns) -> None:
+def commit_answers(ctx: StageContext[Evaluation], name: str, ref: str, columns: RowColumns) -> None:
     """Commit a model's answers to a set: the columns of `read_answers`."""
     with storage.committed(_url(ctx, name, ref)) as folder:
         pq.write_table(pa.table(dict(columns)), folder / _FILE)
@@ -110,14 +110,14 @@ def read_answers(ctx: StageContext[Evaluation], name: str, ref: str) -> Mapping[
     return columns
 
 
-def run_merged(ctx: StageContext[Evaluation], models: Sequence[Measured]) -> bool:
+def run_merged(ctx: StageContext[Evaluation], models: Sequence[MeasuredModel]) -> bool:
     """True if engines get every model as whole weights: some is no plain LoRA, or the recipe or a CPU wants it."""
     plain = all(model.folder is None and (model.adapter is None or model.adapter.is_lora) for model in models)
     sync = ctx.stage.rollout.sync
     return not plain or sync == "merged" or (sync == "auto" and not ctx.stage.rollout.gpus)
 
 
-def start_pool(ctx: StageContext[Evaluation], models: Sequence[Measured]) -> RolloutPool:
+def start_pool(ctx: StageContext[Evaluation], models: Sequence[MeasuredModel]) -> RolloutPool:
     """The engines, for all models in turn."""
     merged = run_merged(ctx, models)
     adapters = [model.adapter for model in models if model.adapter is not None and model.adapter.is_lora]
@@ -133,7 +133,7 @@ def start_pool(ctx: StageContext[Evaluation], models: Sequence[Measured]) -> Rol
     )
 
 
-def weights_for(ctx: StageContext[Evaluation], model: Measured, *, merged: bool) -> tuple[bytes, dict[str, Any]]:
+def weights_for(ctx: StageContext[Evaluation], model: MeasuredModel, *, merged: bool) -> tuple[bytes, dict[str, Any]]:
     """A model as a LoRA, or as the weights of the base that differ, and what the bytes are."""
     adapter = model.adapter
     if adapter is not None and adapter.is_lora:

@@ -6,11 +6,11 @@ from typing import Any
 
 from triptych.recipe import Evaluation
 from triptych.stages.context import StageContext
-from triptych.stages.evaluation.models import Measured
+from triptych.stages.evaluation.models import MeasuredModel
 from triptych.stages.evaluation.passes import Passes
-from triptych.stages.evaluation.statistics import Estimate
+from triptych.stages.evaluation.statistics import Statistic
 
-Columns = Mapping[str, Sequence[Any]]
+RowColumns = Mapping[str, Sequence[Any]]
 """Equally long columns, by name: a value of each row."""
 
 
@@ -18,7 +18,7 @@ Columns = Mapping[str, Sequence[Any]]
 class SetRows:
     """The rows of a set as tokens."""
 
-    columns: Columns
+    columns: RowColumns
     digest: str
     """Digest of the rows that they were made of."""
     counts: Mapping[str, int]
@@ -29,11 +29,11 @@ class SetRows:
 class Figures:
     """What a model's rows are measured by."""
 
-    own: Columns
-    """Columns that `score` gave for the model."""
-    first: Columns | None
+    own: RowColumns
+    """RowColumns that `score` gave for the model."""
+    first: RowColumns | None
     """Those of the stage's first model; None: it is this one."""
-    rows: Columns
+    rows: RowColumns
     """The rows as tokens."""
 
 
@@ -41,10 +41,10 @@ class Figures:
 class MeasureTask:
     """One measure."""
 
-    encode: Callable[[StageContext[Evaluation], str, Sequence[Measured]], SetRows]
+    encode: Callable[[StageContext[Evaluation], str, Sequence[MeasuredModel]], SetRows]
     """The stage, the name of the set, the models -> its rows. On the driver."""
-    score: Callable[[Passes, Columns, Any], dict[str, list[Any]]]
+    score: Callable[[Passes, RowColumns, Any], dict[str, list[Any]]]
     """Passes of a model, the rows (with its answers, if engines answer them), the measure's settings -> columns of each
     row. Every rank calls it alike."""
-    estimates: Callable[[Figures, Any], dict[str, Estimate]]
-    """Columns, and the measure's settings -> figures by name."""
+    estimates: Callable[[Figures, Any], dict[str, Statistic]]
+    """RowColumns, and the measure's settings -> figures by name."""

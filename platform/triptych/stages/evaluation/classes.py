@@ -12,17 +12,17 @@ from triptych.errors import UserError
 from triptych.recipe import Evaluation
 from triptych.stages.artifact import sources
 from triptych.stages.context import StageContext
-from triptych.stages.evaluation.base import Columns, Figures, MeasureTask, SetRows
+from triptych.stages.evaluation.base import Figures, MeasureTask, RowColumns, SetRows
 from triptych.stages.evaluation.language import counts_of
-from triptych.stages.evaluation.models import Measured
+from triptych.stages.evaluation.models import MeasuredModel
 from triptych.stages.evaluation.passes import Passes
-from triptych.stages.evaluation.statistics import Estimate, macro_f1, mean
+from triptych.stages.evaluation.statistics import Statistic, macro_f1, mean
 from triptych.stages.models import tokenizer_of
 from triptych.train.batch import Batch
 from triptych.train.tasks.forward import sequence_scores
 
 
-def _texts(ctx: StageContext[Evaluation], name: str, models: Sequence[Measured]) -> SetRows:
+def _texts(ctx: StageContext[Evaluation], name: str, models: Sequence[MeasuredModel]) -> SetRows:
     labels = _labels(ctx, models)
     rows = load_rows(sources(ctx)[name], "texts", partial(_of_class, labels=labels))
     limits = ctx.stage.compute.batch
@@ -40,7 +40,7 @@ def _of_class(row: DataRow, labels: Sequence[str]) -> DataRow:
     return parse_text({"text": row.text, "label": row.label}, labels)
 
 
-def _labels(ctx: StageContext[Evaluation], models: Sequence[Measured]) -> tuple[str, ...]:
+def _labels(ctx: StageContext[Evaluation], models: Sequence[MeasuredModel]) -> tuple[str, ...]:
     """The classes of all models. UserError: they differ."""
     named = [model.adapter.labels for model in models if model.adapter is not None]
     for i, labels in enumerate(named):
@@ -52,7 +52,7 @@ def _labels(ctx: StageContext[Evaluation], models: Sequence[Measured]) -> tuple[
     return named[0]
 
 
-def _named(passes: Passes, rows: Columns, settings: Any) -> dict[str, list[Any]]:
+def _named(passes: Passes, rows: RowColumns, settings: Any) -> dict[str, list[Any]]:
     def batch(chosen: list[int]) -> Batch:
         ids, mask = pad_right([rows["input_ids"][row] for row in chosen], passes.pad)
         return {"ids": ids, "mask": mask}
@@ -61,7 +61,7 @@ def _named(passes: Passes, rows: Columns, settings: Any) -> dict[str, list[Any]]
     return {"named": [passes.labels[label] for label in scores.argmax(dim=1).tolist()]}
 
 
-def _figures(figures: Figures, settings: Any) -> dict[str, Estimate]:
+def _figures(figures: Figures, settings: Any) -> dict[str, Statistic]:
     there, named = figures.rows["label"], figures.own["named"]
     classes = sorted({*there, *named})
     truth, said = ([classes.index(label) for label in column] for column in (there, named))

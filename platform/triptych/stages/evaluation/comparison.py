@@ -6,15 +6,15 @@ from typing import Any
 from triptych import storage
 from triptych.data.table import read_table
 from triptych.errors import RunError
-from triptych.recipe import Evaluation, Gate
+from triptych.recipe import Evaluation, FigureGate
 from triptych.stages.context import StageContext
-from triptych.stages.evaluation.base import Columns, Figures
-from triptych.stages.evaluation.models import Measured
-from triptych.stages.evaluation.statistics import Estimate, Interval
+from triptych.stages.evaluation.base import Figures, RowColumns
+from triptych.stages.evaluation.models import MeasuredModel
+from triptych.stages.evaluation.statistics import Interval, Statistic
 from triptych.stages.evaluation.table import MEASURES
 from triptych.stages.evaluation.worker import read_scores
 
-Estimates = Mapping[str, Mapping[str, Mapping[str, Estimate]]]
+Estimates = Mapping[str, Mapping[str, Mapping[str, Statistic]]]
 """Set -> model -> figure."""
 
 
@@ -23,17 +23,17 @@ def estimates(ctx: StageContext[Evaluation]) -> Estimates:
     return {name: dict(_of_set(ctx, name)) for name in ctx.stage.sets}
 
 
-def _of_set(ctx: StageContext[Evaluation], name: str) -> Iterator[tuple[str, Mapping[str, Estimate]]]:
+def _of_set(ctx: StageContext[Evaluation], name: str) -> Iterator[tuple[str, Mapping[str, Statistic]]]:
     measure = ctx.stage.sets[name].measure
     rows = read_table(storage.join(ctx.folder, "data", name))
-    first: Columns | None = None
+    first: RowColumns | None = None
     for ref in ctx.stage.models:
         own = read_scores(ctx, name, ref)
         yield ref, MEASURES[measure.name].estimates(Figures(own, first, rows), measure)
         first = own if first is None else first
 
 
-def comparison(stage: Evaluation, models: Sequence[Measured], found: Estimates) -> dict[str, Any]:
+def comparison(stage: Evaluation, models: Sequence[MeasuredModel], found: Estimates) -> dict[str, Any]:
     """Plain data: each figure of each model with its interval, and its difference from the first model's.
 
     `versions` says which registered version each model was; the base has none.
@@ -52,7 +52,7 @@ def comparison(stage: Evaluation, models: Sequence[Measured], found: Estimates) 
     return {"models": list(stage.models), "versions": versions, "sets": sets}
 
 
-def _beside(models: Mapping[str, Mapping[str, Estimate]], metric: str) -> dict[str, Any]:
+def _beside(models: Mapping[str, Mapping[str, Statistic]], metric: str) -> dict[str, Any]:
     first = next(iter(models.values())).get(metric)
     found: dict[str, Any] = {}
     for ref, own in models.items():
@@ -83,7 +83,7 @@ def check_gates(ctx: StageContext[Evaluation], found: Estimates) -> None:
         )
 
 
-def _failure(stage: Evaluation, number: int, gate: Gate, found: Estimates) -> str | None:
+def _failure(stage: Evaluation, number: int, gate: FigureGate, found: Estimates) -> str | None:
     """The reason why a gate is not passed; None: it is."""
     metric = stage.metric_of(gate)
     own = found[gate.set][gate.model][metric]
@@ -102,7 +102,7 @@ def _failure(stage: Evaluation, number: int, gate: Gate, found: Estimates) -> st
     return None
 
 
-def _gain(stage: Evaluation, gate: Gate, difference: Interval) -> Interval:
+def _gain(stage: Evaluation, gate: FigureGate, difference: Interval) -> Interval:
     """The difference, such that more is better."""
     if stage.sets[gate.set].measure.figures()[stage.metric_of(gate)] == "higher":
         return difference

@@ -14,16 +14,16 @@ from triptych.recipe import Evaluation
 from triptych.recipe.measures import JudgeMeasure, VerifierMeasure
 from triptych.stages.artifact import sources
 from triptych.stages.context import StageContext
-from triptych.stages.evaluation.base import Columns, Figures, MeasureTask, SetRows
-from triptych.stages.evaluation.models import Measured
+from triptych.stages.evaluation.base import Figures, MeasureTask, RowColumns, SetRows
+from triptych.stages.evaluation.models import MeasuredModel
 from triptych.stages.evaluation.passes import Passes
-from triptych.stages.evaluation.statistics import Estimate, mean
+from triptych.stages.evaluation.statistics import Statistic, mean
 from triptych.stages.models import tokenizer_of
 from triptych.train.batch import Batch, sample_batch
 from triptych.train.tasks.forward import mean_scores
 
 
-def _answered(ctx: StageContext[Evaluation], name: str, models: Sequence[Measured]) -> SetRows:
+def _answered(ctx: StageContext[Evaluation], name: str, models: Sequence[MeasuredModel]) -> SetRows:
     settings = ctx.stage.sets[name].measure
     assert isinstance(settings, VerifierMeasure)
     source, tokenizer = sources(ctx)[name], tokenizer_of(ctx)
@@ -43,7 +43,7 @@ def _with_number(row: DataRow, chats: ChatCheck, match: str) -> DataRow:
     return chats(row)
 
 
-def _verified(passes: Passes, rows: Columns, settings: VerifierMeasure) -> dict[str, list[Any]]:
+def _verified(passes: Passes, rows: RowColumns, settings: VerifierMeasure) -> dict[str, list[Any]]:
     """A row's shares of right and of cut answers, and mean F1 of words."""
     scored = [
         [_compared(answer, right, settings) for answer in answers]
@@ -66,13 +66,13 @@ def _compared(answer: str, right: Sequence[str], settings: VerifierMeasure) -> t
     return float(written is not None and any(same(written, one) for one in right)), 0.0
 
 
-def _accuracy(figures: Figures, settings: VerifierMeasure) -> dict[str, Estimate]:
+def _accuracy(figures: Figures, settings: VerifierMeasure) -> dict[str, Statistic]:
     own = figures.own
     words = {"f1": mean(own["f1"])} if settings.match == "words" else {}
     return {"accuracy": mean(own["accuracy"]), **words, "truncated": mean(own["cut"])}
 
 
-def _prompts(ctx: StageContext[Evaluation], name: str, models: Sequence[Measured]) -> SetRows:
+def _prompts(ctx: StageContext[Evaluation], name: str, models: Sequence[MeasuredModel]) -> SetRows:
     source, tokenizer = sources(ctx)[name], tokenizer_of(ctx)
     rows = load_rows(source, "prompts", ChatCheck(tokenizer, source.control_tokens))
     allowed = source.max_bad_rows - len(rows.bad)
@@ -80,7 +80,7 @@ def _prompts(ctx: StageContext[Evaluation], name: str, models: Sequence[Measured
     return SetRows({"prompt_ids": [x.input_ids for x in found]}, rows.digest, {"rows": len(found)})
 
 
-def _judged(passes: Passes, rows: Columns, settings: JudgeMeasure) -> dict[str, list[Any]]:
+def _judged(passes: Passes, rows: RowColumns, settings: JudgeMeasure) -> dict[str, list[Any]]:
     """A row's mean score, and its share of cut answers."""
     flat = [
         (prompt, answer)
@@ -99,7 +99,7 @@ def _judged(passes: Passes, rows: Columns, settings: JudgeMeasure) -> dict[str, 
     return {"answer": list(rows["answer"]), "score": means, "cut": [_mean(some) for some in rows["cut"]]}
 
 
-def _scores(figures: Figures, settings: JudgeMeasure) -> dict[str, Estimate]:
+def _scores(figures: Figures, settings: JudgeMeasure) -> dict[str, Statistic]:
     own = figures.own["score"]
     found = {"score": mean(own), "truncated": mean(figures.own["cut"])}
     if figures.first is None:

@@ -9,10 +9,10 @@ from triptych.data.encode import Encoded, encode_choices, encode_sft
 from triptych.recipe import Evaluation
 from triptych.stages.artifact import sources
 from triptych.stages.context import StageContext
-from triptych.stages.evaluation.base import Columns, Figures, MeasureTask, SetRows
-from triptych.stages.evaluation.models import Measured
+from triptych.stages.evaluation.base import Figures, MeasureTask, RowColumns, SetRows
+from triptych.stages.evaluation.models import MeasuredModel
 from triptych.stages.evaluation.passes import Passes
-from triptych.stages.evaluation.statistics import Estimate, exponential, mean, ratio
+from triptych.stages.evaluation.statistics import Statistic, exponential, mean, ratio
 from triptych.stages.models import tokenizer_of
 from triptych.train.batch import Batch, language_batch, sample_batch
 from triptych.train.tasks.forward import answer_logprob, row_nats
@@ -24,7 +24,7 @@ def counts_of(encoded: Encoded[Any]) -> dict[str, int]:
     return {"rows": len(encoded.items), **left}
 
 
-def _chats(ctx: StageContext[Evaluation], name: str, models: Sequence[Measured]) -> SetRows:
+def _chats(ctx: StageContext[Evaluation], name: str, models: Sequence[MeasuredModel]) -> SetRows:
     source, tokenizer, limits = sources(ctx)[name], tokenizer_of(ctx), ctx.stage.compute.batch
     rows = load_rows(source, "sft", ChatCheck(tokenizer, source.control_tokens))
     found = encode_sft(rows.items, tokenizer, limits.max_length, limits.overlength)
@@ -32,7 +32,7 @@ def _chats(ctx: StageContext[Evaluation], name: str, models: Sequence[Measured])
     return SetRows(columns, rows.digest, counts_of(found))
 
 
-def _nats(passes: Passes, rows: Columns, settings: Any) -> dict[str, list[Any]]:
+def _nats(passes: Passes, rows: RowColumns, settings: Any) -> dict[str, list[Any]]:
     ids, labels = rows["input_ids"], rows["labels"]
 
     def batch(chosen: list[int]) -> Batch:
@@ -42,12 +42,12 @@ def _nats(passes: Passes, rows: Columns, settings: Any) -> dict[str, list[Any]]:
     return {"nats": nats.tolist(), "tokens": tokens.long().tolist()}
 
 
-def _loss(figures: Figures, settings: Any) -> dict[str, Estimate]:
+def _loss(figures: Figures, settings: Any) -> dict[str, Statistic]:
     loss = ratio(figures.own["nats"], figures.own["tokens"])
     return {"loss": loss, "perplexity": exponential(loss)}
 
 
-def _choices(ctx: StageContext[Evaluation], name: str, models: Sequence[Measured]) -> SetRows:
+def _choices(ctx: StageContext[Evaluation], name: str, models: Sequence[MeasuredModel]) -> SetRows:
     source, tokenizer = sources(ctx)[name], tokenizer_of(ctx)
     rows = load_rows(source, "choices", ChatCheck(tokenizer, source.control_tokens))
     found = encode_choices(rows.items, tokenizer, ctx.stage.compute.batch.max_length)
@@ -58,7 +58,7 @@ def _choices(ctx: StageContext[Evaluation], name: str, models: Sequence[Measured
 _CHOICE = ("prompt", "choices", "characters", "right")
 
 
-def _chosen(passes: Passes, rows: Columns, settings: Any) -> dict[str, list[Any]]:
+def _chosen(passes: Passes, rows: RowColumns, settings: Any) -> dict[str, list[Any]]:
     """The log-probability of each choice, and the choice that is made, without and with normalisation."""
     flat = [(prompt, choice) for prompt, some in zip(rows["prompt"], rows["choices"], strict=True) for choice in some]
 
@@ -84,7 +84,7 @@ def _best(values: Sequence[float]) -> int:
     return max(range(len(values)), key=values.__getitem__)
 
 
-def _accuracies(figures: Figures, settings: Any) -> dict[str, Estimate]:
+def _accuracies(figures: Figures, settings: Any) -> dict[str, Statistic]:
     return {
         name: mean([float(a == b) for a, b in zip(figures.own[column], figures.rows["right"], strict=True)])
         for name, column in (("accuracy", "chosen"), ("accuracy_norm", "chosen_norm"))

@@ -17,7 +17,7 @@ from triptych.stages.context import StageContext
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredModel:
     """A model that is measured."""
 
     ref: str
@@ -30,7 +30,7 @@ class Measured:
     """Hugging Face folder of a whole model."""
 
 
-def measured_models(ctx: StageContext[Evaluation]) -> list[Measured]:
+def measured_models(ctx: StageContext[Evaluation]) -> list[MeasuredModel]:
     """The stage's models, in its order.
 
     Raises:
@@ -39,25 +39,25 @@ def measured_models(ctx: StageContext[Evaluation]) -> list[Measured]:
     return [_measured(ctx, ref, f"stages.{ctx.name}.models.{i}") for i, ref in enumerate(ctx.stage.models)]
 
 
-def judge(ctx: StageContext[Evaluation], ref: str) -> Measured:
+def judge(ctx: StageContext[Evaluation], ref: str) -> MeasuredModel:
     """A reward model that scores answers. UserError: it is none, or sits on another base."""
     version = _verified(ctx, ref)
-    return Measured(ref, version, load_adapter(storage.local_copy(version.url), "reward_model"))
+    return MeasuredModel(ref, version, load_adapter(storage.local_copy(version.url), "reward_model"))
 
 
-def _measured(ctx: StageContext[Evaluation], ref: str, field: str) -> Measured:
+def _measured(ctx: StageContext[Evaluation], ref: str, field: str) -> MeasuredModel:
     if ref == BASE:
-        return Measured(ref)
+        return MeasuredModel(ref)
     version = _verified(ctx, ref)
     folder = storage.local_copy(version.url)
     allowed = ("classifier",) if ctx.stage.reads_classes else ("policy", "model")
     if version.kind not in allowed:
         raise UserError(f"{field}: {version.ref} is of kind {version.kind}; allowed: {' or '.join(allowed)}")
     if version.kind == "model":
-        return Measured(ref, version, folder=folder)
+        return MeasuredModel(ref, version, folder=folder)
     if ctx.stage.reads_classes and (kind := _stage_kind(folder)) not in (None, "classification"):
         raise UserError(f"{field}: {version.ref} was trained by a stage of kind {kind}; allowed: classification")
-    return Measured(ref, version, load_adapter(folder, version.kind))
+    return MeasuredModel(ref, version, load_adapter(folder, version.kind))
 
 
 def _verified(ctx: StageContext[Evaluation], ref: str) -> AdapterVersion:

@@ -20,7 +20,7 @@ from triptych.stages.context import StageContext, begin
 from triptych.stages.evaluation.answers import start_pool
 from triptych.stages.evaluation.base import SetRows
 from triptych.stages.evaluation.comparison import Estimates, check_gates, comparison, estimates, flat
-from triptych.stages.evaluation.models import Measured, judge, measured_models
+from triptych.stages.evaluation.models import MeasuredModel, judge, measured_models
 from triptych.stages.evaluation.table import MEASURES
 from triptych.stages.evaluation.worker import left, read_scores, work
 from triptych.train.on_ray import launch
@@ -45,7 +45,7 @@ def run(ctx: StageContext[Evaluation]) -> AdapterVersion:
     return finish(ctx, inputs, measured(ctx), {name: one.counts for name, one in rows.items()}, {"comparison": beside})
 
 
-def _measure(ctx: StageContext[Evaluation], models: Sequence[Measured], judges: Sequence[Measured]) -> None:
+def _measure(ctx: StageContext[Evaluation], models: Sequence[MeasuredModel], judges: Sequence[MeasuredModel]) -> None:
     """Run the workers, beside engines where there is something to answer."""
     pool = start_pool(ctx, models) if ctx.stage.engines is not None else None
     try:
@@ -56,7 +56,7 @@ def _measure(ctx: StageContext[Evaluation], models: Sequence[Measured], judges: 
             pool.close()
 
 
-def _encoded(ctx: StageContext[Evaluation], name: str, models: Sequence[Measured]) -> SetRows:
+def _encoded(ctx: StageContext[Evaluation], name: str, models: Sequence[MeasuredModel]) -> SetRows:
     """The rows of a set. UserError: none is left."""
     found = MEASURES[ctx.stage.sets[name].measure.name].encode(ctx, name, models)
     if not found.counts["rows"]:

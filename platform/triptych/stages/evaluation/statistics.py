@@ -35,7 +35,7 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Statistic:
     """A figure, and what each row adds to its error."""
 
     value: float
@@ -48,34 +48,34 @@ class Estimate:
         """The figure's interval."""
         return _around(self.value, self.influence) if self.hits is None else _wilson(self.hits)
 
-    def less(self, other: "Estimate") -> Interval:
+    def less(self, other: "Statistic") -> Interval:
         """This figure less another model's, of the same rows."""
         if self.hits is not None and other.hits is not None:
             return _matched(self.hits, other.hits)
         return _around(self.value - other.value, self.influence - other.influence)
 
 
-def mean(values: Sequence[float]) -> Estimate:
+def mean(values: Sequence[float]) -> Statistic:
     """The mean of a number of each row."""
     found = np.asarray(values, np.float64)
     hits = found if np.isin(found, (0.0, 1.0)).all() else None
-    return Estimate(float(found.mean()), (found - found.mean()) / len(found), hits)
+    return Statistic(float(found.mean()), (found - found.mean()) / len(found), hits)
 
 
-def ratio(totals: Sequence[float], weights: Sequence[float]) -> Estimate:
+def ratio(totals: Sequence[float], weights: Sequence[float]) -> Statistic:
     """The sum of `totals` over the sum of `weights`, such as nats over tokens; some weight is above 0."""
     top, bottom = np.asarray(totals, np.float64), np.asarray(weights, np.float64)
     value = top.sum() / bottom.sum()
-    return Estimate(float(value), (top - value * bottom) / bottom.sum())
+    return Statistic(float(value), (top - value * bottom) / bottom.sum())
 
 
-def exponential(estimate: Estimate) -> Estimate:
+def exponential(estimate: Statistic) -> Statistic:
     """e to the power of a figure: perplexity of a loss."""
     value = math.exp(min(estimate.value, 700.0))
-    return Estimate(value, value * estimate.influence)
+    return Statistic(value, value * estimate.influence)
 
 
-def macro_f1(truth: Sequence[int], predicted: Sequence[int], classes: int) -> Estimate:
+def macro_f1(truth: Sequence[int], predicted: Sequence[int], classes: int) -> Statistic:
     """The mean over classes of F1 = 2 hits / (named + there); a class that is neither named nor there has 0.
 
     Its error is the jackknife's: each row is left out once.
@@ -85,7 +85,7 @@ def macro_f1(truth: Sequence[int], predicted: Sequence[int], classes: int) -> Es
     sizes = np.array([(true == label).sum() + (named == label).sum() for label in range(classes)], np.float64)
     one, rows = np.eye(classes), len(true)
     without = _f1(hits - one[true] * (true == named)[:, None], sizes - one[true] - one[named])
-    return Estimate(float(_f1(hits, sizes)), (without.mean() - without) * (rows - 1) / rows)
+    return Statistic(float(_f1(hits, sizes)), (without.mean() - without) * (rows - 1) / rows)
 
 
 def _f1(hits: Numbers, sizes: Numbers) -> Numbers:

@@ -16,8 +16,8 @@ from triptych.forward.roles import BASE, RoleModel
 from triptych.recipe import Evaluation, Memory, member_roles
 from triptych.stages.context import StageContext
 from triptych.stages.evaluation.answers import Answers, read_answers, run_merged
-from triptych.stages.evaluation.base import Columns
-from triptych.stages.evaluation.models import Measured
+from triptych.stages.evaluation.base import RowColumns
+from triptych.stages.evaluation.models import MeasuredModel
 from triptych.stages.evaluation.passes import Passes
 from triptych.stages.evaluation.table import MEASURES
 from triptych.stages.models import role_model, tokenizer_of
@@ -33,7 +33,7 @@ def scores_url(ctx: StageContext[Evaluation], name: str, ref: str) -> str:
     return storage.join(ctx.folder, "scores", name, ref)
 
 
-def left(ctx: StageContext[Evaluation], models: Sequence[Measured]) -> dict[str, list[str]]:
+def left(ctx: StageContext[Evaluation], models: Sequence[MeasuredModel]) -> dict[str, list[str]]:
     """Model -> the sets that it is still to be measured on; models that are done are left out."""
     found = {
         model.ref: [name for name in ctx.stage.sets if storage.read_manifest(scores_url(ctx, name, model.ref)) is None]
@@ -50,8 +50,8 @@ def work(config: dict[str, Any]) -> None:
 
 def measure(
     ctx: StageContext[Evaluation],
-    models: Sequence[Measured],
-    judges: Sequence[Measured],
+    models: Sequence[MeasuredModel],
+    judges: Sequence[MeasuredModel],
     answers: Answers,
     device: torch.device,
 ) -> None:
@@ -66,8 +66,8 @@ def measure(
 
 def _measure_on_base(
     ctx: StageContext[Evaluation],
-    models: Sequence[Measured],
-    judges: Sequence[Measured],
+    models: Sequence[MeasuredModel],
+    judges: Sequence[MeasuredModel],
     answers: Answers,
     learner: Learner,
 ) -> None:
@@ -88,7 +88,7 @@ def _learner(ctx: StageContext[Evaluation], device: torch.device, folder: Path |
     return Learner(model, {}, {}, strategy=ctx.stage.workers.strategy)
 
 
-def _add_roles(model: RoleModel, measured: Sequence[Measured]) -> dict[str, str]:
+def _add_roles(model: RoleModel, measured: Sequence[MeasuredModel]) -> dict[str, str]:
     """Put the adapters on the base as frozen roles; the role of each model."""
     roles = {}
     for number, one in enumerate(measured):
@@ -100,7 +100,7 @@ def _add_roles(model: RoleModel, measured: Sequence[Measured]) -> dict[str, str]
     return roles
 
 
-def _add_judge(model: RoleModel, name: str, judge: Measured) -> tuple[str, ...]:
+def _add_judge(model: RoleModel, name: str, judge: MeasuredModel) -> tuple[str, ...]:
     """Put a reward model on the base; the roles of its members."""
     adapter = judge.adapter
     if adapter is None or adapter.normalization is None:
@@ -122,11 +122,11 @@ def _passes(
     return Passes(learner, role, pad, ctx.stage.compute.batch.micro_tokens, labels, judges or {})
 
 
-def _measure(ctx: StageContext[Evaluation], model: Measured, answers: Answers, passes: Passes) -> None:
+def _measure(ctx: StageContext[Evaluation], model: MeasuredModel, answers: Answers, passes: Passes) -> None:
     """One model on the sets that are left. Where the judge of a set is not on this base, the answers are made alone."""
     for name in left(ctx, [model]).get(model.ref, []):
         settings = ctx.stage.sets[name].measure
-        rows: Columns = read_table(storage.join(ctx.folder, "data", name))
+        rows: RowColumns = read_table(storage.join(ctx.folder, "data", name))
         if settings.generates:
             answers.make(passes, model, name, rows)
             if settings.judged_by is not None and settings.judged_by not in passes.judges:
@@ -138,7 +138,7 @@ def _measure(ctx: StageContext[Evaluation], model: Measured, answers: Answers, p
         passes.learner.group.barrier()
 
 
-def commit_scores(ctx: StageContext[Evaluation], name: str, ref: str, columns: Columns) -> None:
+def commit_scores(ctx: StageContext[Evaluation], name: str, ref: str, columns: RowColumns) -> None:
     """Commit a model's numbers on a set, and tell how far the stage is."""
     with storage.committed(scores_url(ctx, name, ref)) as folder:
         pq.write_table(pa.table(dict(columns)), folder / ROWS)
