@@ -1,24 +1,17 @@
 """The check after every weight sync: do the engines run the weights that were just sent?
 
-An engine's log-probabilities e of fixed sequences are compared with the learner's before (old) and after (new) the
-update. In low precision e differs from the learner's by more than one update may move it, so no single distance can
-tell the two apart; the share of the update that the engine shows can:
-
-    alpha = <e - old, new - old> / |new - old|^2
-
-is 1 with the new weights and 0 with the old ones, plus noise: its standard error is
-rms(e - old - alpha (new - old)) / |new - old|.
+An engine's log-probabilities of fixed sequences are compared with the learner's before and after the update. In low
+precision they differ from the learner's by more than one update may move them, so no single distance can tell the two
+apart; the share of the update that the engine shows can (`models.adapter_effect`): it is 1 with the new weights and 0
+with the old ones, plus noise.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from triptych.engines.base import Logprobs
 from triptych.errors import RunError
-
-CONFIDENCE = 3.0
-"""Standard errors that a verdict needs."""
+from triptych.models.adapter_effect import CONFIDENCE, UnusableError, fit, flat, mean_gap
 
 
 @dataclass(frozen=True)
@@ -85,26 +78,20 @@ def check_sync(
                 f"more than {tolerance:.4f}: it runs other weights or another precision"
             )
         reports.append(report)
-    moved = None if old is None else sum(abs(n - o) for n, o in zip(new, old, strict=True)) / len(new)
-    return SyncCheck(tuple(reports), moved)
+    return SyncCheck(tuple(reports), None if old is None else mean_gap(new, old))
 
 
 def _flat(logprobs: Logprobs, whose: str) -> list[float]:
-    values = [value for row in logprobs for value in row]
-    if not values or not all(math.isfinite(value) for value in values):
-        raise RunError(f"the check after a sync: log-probabilities of {whose} are empty or not finite")
-    return values
+    try:
+        return flat(logprobs)
+    except UnusableError as error:
+        raise RunError(f"the check after a sync: log-probabilities of {whose} {error}") from None
 
 
 def _compare(engine: list[float], new: list[float], old: list[float] | None) -> EngineCheck:
-    gap = sum(abs(e - n) for e, n in zip(engine, new, strict=True)) / len(new)
+    gap = mean_gap(engine, new)
     if old is None:
         return EngineCheck(gap, None, None)
-    update = [n - o for n, o in zip(new, old, strict=True)]
-    seen = [e - o for e, o in zip(engine, old, strict=True)]
-    size = math.fsum(u * u for u in update)
-    if size == 0.0:
-        return EngineCheck(gap, None, None)
-    share = math.fsum(s * u for s, u in zip(seen, update, strict=True)) / size
-    noise = math.sqrt(math.fsum((s - share * u) ** 2 for s, u in zip(seen, update, strict=True)) / len(new))
-    return EngineCheck(gap, share, noise / math.sqrt(size))
+    seen, update = ([v - o for v, o in zip(values, old, strict=True)] for values in (engine, new))
+    found = fit(seen, update)
+    return EngineCheck(gap, None, None) if found is None else EngineCheck(gap, found.share, found.error)

@@ -12,6 +12,7 @@ from triptych.forward.export import adapter_of
 from triptych.forward.roles import BASE, RoleModel
 from triptych.methods.merge import changed_weights
 from triptych.models.adapter import peft_json
+from triptych.models.adapter_effect import LARGEST_GAP
 from triptych.recipe import POLICY
 from triptych.rollout.sync_check import check_sync
 from triptych.stages.rl.worker import RlWorker
@@ -20,10 +21,6 @@ from triptych.train.tasks.forward import response_logprobs
 
 PROBES = 4
 """Answers whose log-probabilities engines and learner are asked for after a sync."""
-
-TOLERANCE = {"float32": 0.01, "bfloat16": 0.25, "float16": 0.03}
-"""Largest mean |engine - learner| of a token, in nats; measured here: 7e-6, 0.045 and 0.006 (float16 rounds eight
-times finer than bfloat16). The tolerance leaves room for deeper models."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def sync_policy(worker: RlWorker, version: int, asked: Probe) -> dict[str, float
         report = worker.pool.sync(*_for_engines(worker, weights), version)
         sequences = [p + a for p, a in zip(asked.prompts, asked.answers, strict=True)]
         engines = worker.pool.logprobs(sequences, [len(prompt) for prompt in asked.prompts])
-        check = check_sync(engines, now, asked.before, TOLERANCE[worker.ctx.recipe.model.dtype])
+        check = check_sync(engines, now, asked.before, LARGEST_GAP[worker.ctx.recipe.model.dtype])
         restarts = float(worker.pool.stats()["restarts"])
         metrics = {"sync_seconds": report.seconds, "sync_gap": check.gap, "engine_restarts": restarts}
     return learner.group.broadcast(metrics)
