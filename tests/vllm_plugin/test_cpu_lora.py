@@ -135,6 +135,24 @@ def test_logits_of_a_padded_head_in_another_dtype(adapters: list[int]) -> None:
     assert torch.equal(y[:, 40:], before[:, 40:])
 
 
+@pytest.mark.parametrize("rows", [3, 5])
+def test_logits_of_one_prompt_have_its_own_adapter(rows: int) -> None:
+    """As many rows as are sampled, or more: each request's own in turn, and afterwards those of the samples again."""
+    adapters = [44, 0, 22, 0, 44]
+    (a,), (b,) = stacked = make_stacked(torch.float32, outs=(40,))
+    wrapper = make_wrapper(adapters)
+    x, y = torch.randn(rows, WIDTH), torch.randn(rows, 40)
+    for token, adapter in enumerate(adapters):
+        logits = y.clone()
+        with wrapper.logits_of_prompt(token):
+            wrapper.add_lora_logits(logits, x, a, b, 1.0)
+        check(logits, one_by_one(y, x, stacked, [adapter] * rows))
+    x, y = torch.randn(5, WIDTH), torch.randn(5, 40)
+    expected = one_by_one(y, x, stacked, adapters)
+    wrapper.add_lora_logits(y, x, a, b, 1.0)
+    check(y, expected)
+
+
 @pytest.mark.parametrize("adapters", MIXES.values(), ids=MIXES)
 def test_embedding_takes_rows_of_a_that_are_looked_up_already(adapters: list[int]) -> None:
     _, (b,) = make_stacked(torch.float32, outs=(32,))

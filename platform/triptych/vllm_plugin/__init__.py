@@ -1,9 +1,10 @@
-"""Plugin for vLLM: a correct and faster LoRA path on CPU, correct rotary positions and no wrong states.
+"""Plugin for vLLM on CPU: a correct and faster LoRA path, correct rotary positions and no wrong states.
 
 vLLM calls `register` in every process that it starts (entry point group `vllm.general_plugins`; VLLM_PLUGINS="" turns
 it off). The hooks are the name of the class that the CPU platform answers with in `get_punica_wrapper`,
-`RotaryEmbedding.forward_cpu` and `ModelConfig.is_prefix_caching_supported`. On any other platform, and with any version
-of vLLM that this was not checked against, vLLM stays as it is.
+`RotaryEmbedding.forward_cpu`, `ModelConfig.is_prefix_caching_supported` and
+`GPUModelRunner._get_prompt_logprobs_dict`. On any other platform, and with any version of vLLM that this was not
+checked against, vLLM stays as it is.
 """
 
 import logging
@@ -29,8 +30,9 @@ def register() -> None:
             vllm.__version__,
         )
         return
-    from triptych.vllm_plugin import cpu_prefix, cpu_rotary
+    from triptych.vllm_plugin import cpu_prefix, cpu_prompt_logprobs, cpu_rotary
 
     cpu_rotary.install()
     cpu_prefix.install()
+    cpu_prompt_logprobs.install()
     type(current_platform).get_punica_wrapper = staticmethod(lambda: "triptych.vllm_plugin.cpu_lora.GroupedLoRAWrapper")

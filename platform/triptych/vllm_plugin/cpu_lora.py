@@ -6,6 +6,8 @@ multiplies by all adapters' A and B at once, and adds what comes out back to the
 meets another row's adapter, not even times zero: an adapter with a NaN in it spoils its own rows only.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,6 +99,7 @@ class GroupedLoRAWrapper(PunicaWrapperCPU):
         super().__init__(*args, **kwargs)
         self._tokens: Routing | None = None  # by token, for the layers
         self._samples: Routing | None = None  # by sampled position, for the logits
+        self._only: int | None = None  # the slot of every row of logits, where these are of one request's prompt
         self._packed: dict[int, Packed] = {}  # by identity of vLLM's tensors, which each entry keeps alive
 
     def update_metadata(
@@ -110,6 +113,15 @@ class GroupedLoRAWrapper(PunicaWrapperCPU):
         super().update_metadata(mapping, lora_index_to_id, max_loras, vocab_size, **kwargs)
         self._tokens = route(self.token_lora_indices)
         self._samples = route(self.sampler_indices)
+
+    @contextmanager
+    def logits_of_prompt(self, token: int) -> Iterator[None]:
+        """Context in which all rows of logits are of one prompt: that of the step's token at this place."""
+        self._only = int(self.token_lora_indices[token])
+        try:
+            yield
+        finally:
+            self._only = None
 
     def add_lora_linear(
         self,
@@ -141,7 +153,8 @@ class GroupedLoRAWrapper(PunicaWrapperCPU):
         """The head may be padded: columns of y beyond B's rows stay as they are."""
         assert scale == 1.0
         y, x = y.view(-1, y.shape[-1])[:, : lora_b_stacked.shape[2]], x.view(-1, x.shape[-1])
-        self._add(y, x, (lora_a_stacked,), (lora_b_stacked,), self._samples)
+        samples = self._samples if self._only is None else route(torch.full((len(x),), self._only))
+        self._add(y, x, (lora_a_stacked,), (lora_b_stacked,), samples)
 
     def _add(self, y: Tensor, x: Tensor, a: tuple[Tensor, ...], b: tuple[Tensor, ...], routing: Routing | None) -> None:
         if routing is None:
