@@ -1,4 +1,4 @@
-"""Facts of an artifact: method, configuration and shapes as its files say. They are read when it is registered."""
+"""Facts of an artifact: method, configuration, shapes and probes as its files say, read when it is registered."""
 
 import json
 import struct
@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from triptych import storage
 from triptych.errors import RunError, UserError
+from triptych.models.adapter_effect import PROBES_FILE, Probes, read_probes
 from triptych.models.peft_files import ADAPTER_CONFIG, FACTS, HEAD_WEIGHTS, largest_rank
 from triptych.recipe.method import MERGING
 
@@ -24,7 +25,7 @@ class UnreadableError(RunError):
 
 @dataclass(frozen=True)
 class Facts:
-    """Method, configuration, and the shape of every tensor of an artifact."""
+    """Method, configuration, the shape of every tensor, and probes of an artifact."""
 
     methods: tuple[str, ...]
     """Triptych's name of its method, or of each part of a hybrid; empty for what was made elsewhere."""
@@ -32,6 +33,8 @@ class Facts:
     """Path of each adapter_config.json -> its content."""
     shapes: dict[str, dict[str, tuple[int, ...]]]
     """Path of each safetensors file -> tensor -> shape."""
+    probes: Probes | None = None
+    """What its adapter changes, by whoever trained it; None where nobody has measured that."""
 
     @property
     def config(self) -> dict[str, Any] | None:
@@ -94,6 +97,7 @@ def read_facts(url: str) -> Facts:
                 if PurePosixPath(name).name == ADAPTER_CONFIG
             },
             shapes={name: _shapes(path) for name, path in paths.items() if name.endswith(".safetensors")},
+            probes=read_probes(storage.read_bytes(paths[PROBES_FILE])) if PROBES_FILE in paths else None,
         )
     except (UserError, RunError, OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise UnreadableError(f"{url}: its facts cannot be read ({error})") from error

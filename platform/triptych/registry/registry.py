@@ -5,6 +5,7 @@ import re
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sqlalchemy import select
 from triptych import storage
 from triptych.artifact_kinds import check_kind, current_kind, former_kind
 from triptych.errors import RunError, UserError
+from triptych.models.adapter_effect import Probes
 from triptych.recipe import Recipe
 from triptych.recipe.base import NAME_PATTERN
 from triptych.registry import artifacts, compat, keys, queries
@@ -137,6 +139,12 @@ class Registry:
             row = queries.version(session, ref)
             url, known = self._record(row).url, from_record(row.facts)
         return read_facts(url) if known is None else known
+
+    def add_probes(self, ref: str, probes: Probes) -> None:
+        """Keep the probes of a version that came without; the files of a version never change."""
+        facts = replace(self.facts(ref), probes=probes)
+        with self._database.write() as session:
+            queries.version(session, ref).facts = facts.record()
 
     def fetch(self, ref: str, cache: Path | None = None) -> Path:
         """A local folder with the artifact, every byte of it as it was registered; RunError if that is not so."""

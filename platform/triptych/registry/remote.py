@@ -91,6 +91,9 @@ class RemoteRegistry(Registry):
     def register(self, *_: Any, **__: Any) -> NoReturn:
         self._no_files()
 
+    def add_probes(self, *_: Any) -> NoReturn:
+        self._no_files()
+
     def fetch(self, ref: str, cache: Path | None = None) -> NoReturn:
         self._no_files()
 

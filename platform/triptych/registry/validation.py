@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.errors import UserError
+from triptych.models.adapter_effect import PROBES_FILE, Probes, read_probes, weights_digest
 from triptych.models.peft_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -71,7 +72,7 @@ def check_content(folder: Path, kind: str) -> Facts:
     methods = _methods(folder)
     needed = _needed(folder, kind, methods)
     configs = {path.relative_to(folder).as_posix(): _read_json(path) for path in folder.rglob(ADAPTER_CONFIG)}
-    facts = Facts(methods, configs, _checked_shapes(folder, needed))
+    facts = Facts(methods, configs, _checked_shapes(folder, needed), _checked_probes(folder))
     if kind == "reward_model":
         _check_head(folder, facts.shapes)
     if kind == "classifier":
@@ -146,6 +147,23 @@ def _tensors(path: Path) -> Iterator[tuple[str, "Tensor"]]:
                 yield key, file.get_tensor(key)
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"{path.name} is not a sound safetensors file: {error}") from error
+
+
+def _checked_probes(folder: Path) -> Probes | None:
+    """The probes of an adapter's folder; ArtifactError where they are malformed, or those of other weights."""
+    file = folder / PROBES_FILE
+    if not file.is_file():
+        return None
+    try:
+        probes = read_probes(file.read_bytes())
+    except ValueError as error:
+        raise ArtifactError(f"{PROBES_FILE}: {error}; remove the file, or write it anew") from None
+    if probes.weights != weights_digest(folder):
+        raise ArtifactError(
+            f"{PROBES_FILE}: weights: it was measured with another {ADAPTER_WEIGHTS} than the one beside it; remove "
+            f"{PROBES_FILE}, and measure it by `triptych adapters verify --base`"
+        )
+    return probes
 
 
 def _check_head(folder: Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> None:

@@ -31,14 +31,16 @@ from triptych.methods.adalora import ranks
 from triptych.methods.freeze import ROWS as TRAINED_ROWS
 from triptych.methods.freeze import whole
 from triptych.models.adapter import Adapter, load_adapter, save_adapter
+from triptych.models.adapter_effect import Probes, write_probes
 from triptych.models.full import save_model, write_ends
 from triptych.models.identity import difference
-from triptych.models.peft_files import FACTS
+from triptych.models.peft_files import ADAPTER_WEIGHTS, FACTS
 from triptych.models.stored import as_saved
 from triptych.recipe import Origin, Source, StageBase
 from triptych.recipe.matrix import AdaLora
 from triptych.recipe.method import Freeze, Full, parts_of, trains_base
 from triptych.registry import AdapterVersion, Registry
+from triptych.stages.adapter_probes import probes_of
 from triptych.stages.context import StageContext
 from triptych.stages.models import tokenizer_of
 from triptych.train.learner import Learner
@@ -68,10 +70,14 @@ def committed_output(ctx: StageContext[Any], metrics: Mapping[str, float]) -> It
         (folder / METRICS).write_text(json.dumps(known))
 
 
-def commit_adapter(ctx: StageContext[Any], adapter: Adapter, metrics: Mapping[str, float]) -> None:
-    """Commit an adapter as the stage's output. Rank 0 calls it."""
+def commit_adapter(
+    ctx: StageContext[Any], adapter: Adapter, metrics: Mapping[str, float], probes: Probes | None = None
+) -> None:
+    """Commit an adapter as the stage's output. Rank 0 calls it; `probes`: of a policy, as `probes_of` gives them."""
     with committed_output(ctx, metrics) as folder:
         save_adapter(folder, adapter, ctx.about())
+        if probes is not None and (folder / ADAPTER_WEIGHTS).is_file():  # a hybrid has a file for each part
+            write_probes(folder, probes)
 
 
 def commit_role(
@@ -85,16 +91,17 @@ def commit_role(
 
     `labels`: the classes of a classifier, in the order of its head.
     """
+    method = ctx.stage.method
+    probes = probes_of(ctx, learner, role) if ctx.stage.output == "policy" and not trains_base(method) else None
     weights = learner.weights(role)
     if learner.group.rank != 0:
         return
-    method = ctx.stage.method
     write_ranks(ctx, {role: weights})
     if trains_base(method):
         _commit_model(ctx, learner.model.lm, weights, metrics)
     else:
         adapter = adapter_of(method, weights, ctx.stage.output)
-        commit_adapter(ctx, dataclasses.replace(adapter, labels=tuple(labels)), metrics)
+        commit_adapter(ctx, dataclasses.replace(adapter, labels=tuple(labels)), metrics, probes)
 
 
 def commit_rows(ctx: StageContext[Any], blocks: Iterable[pa.Table], metrics: Mapping[str, float]) -> None:

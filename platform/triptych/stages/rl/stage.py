@@ -21,6 +21,7 @@ from triptych.recipe import POLICY, Rl, Source
 from triptych.recipe.refusals import NO_EXPERTS, as_policy, is_lora
 from triptych.registry import AdapterVersion
 from triptych.rollout.pool import RolloutPool
+from triptych.stages.adapter_probes import probes_of
 from triptych.stages.artifact import check_gate, commit_adapter, data_parents, finish, measured, parent, sources
 from triptych.stages.context import StageContext, begin
 from triptych.stages.models import tokenizer_of
@@ -96,9 +97,9 @@ def _train(config: dict[str, Any]) -> None:
                 save(worker, recorder, step)
     worker.writer.wait()
     metrics = evaluate(worker, "after") if worker.heldout else {}
-    weights = worker.learner.weights(POLICY)
+    probes, weights = probes_of(ctx, worker.learner, POLICY), worker.learner.weights(POLICY)
     if worker.learner.group.rank == 0:
-        commit_adapter(ctx, adapter_of(worker.policy_method, weights, stage.output), metrics)
+        commit_adapter(ctx, adapter_of(worker.policy_method, weights, stage.output), metrics, probes)
 
 
 def _encode(ctx: StageContext[Rl], source: Source) -> Table:

@@ -82,7 +82,8 @@ class Zero:
         """`compute()` with the parameters at hand."""
         if role not in self._engines and not self._whole_model:
             return compute()  # nothing of it is sharded: it is not trained
-        found: T = self._engines[role](compute)
+        engine = self._engines.get(role) or next(iter(self._engines.values()))  # any of them gathers the whole model
+        found: T = engine(compute)
         return found
 
     def backward(self, role: str, loss: Tensor, *, last: bool) -> None:
