@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.support.scraping import free_port
 from triptych import storage
 from triptych.cli import main
 from triptych.models.base import fingerprint
@@ -316,3 +317,24 @@ def test_a_model_card_has_the_figures_of_evaluations(run: Run, noted: Path, tmp_
 def exported_card(run: Run, ref: str, folder: Path) -> str:
     assert run("adapters", "export", ref, str(folder)).code == 0
     return (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_verify_measures_what_came_without_values_and_says_what_it_cannot_ask(
+    run: Run, write_lora: Write, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    folder = write_lora(tmp_path / "made-elsewhere", hidden=128)
+    assert run("adapters", "register", "reviews", folder, "--base", tiny_model_dir).code == 0
+    nowhere = ("--endpoint", f"http://127.0.0.1:{free_port()}")
+    refused = run("adapters", "verify", "reviews", *nowhere)
+    assert (refused.code, "reviews@1 came without measured values: give its base" in refused.err) == (2, True)
+    measured = run("adapters", "verify", "reviews", "--base", tiny_model_dir)
+    assert (measured.code, f"reviews@1 was measured on {tiny_model_dir}" in measured.err) == (0, True)
+    unreachable = run("adapters", "verify", "reviews", *nowhere)
+    assert (unreachable.code, f"{nowhere[1]} cannot be reached" in unreachable.err) == (2, True)
+    assert run("adapters", "verify", "revews", *nowhere).code == 2
+
+
+def test_verify_measures_on_no_other_base(run: Run, noted: Path, tiny_model_dir: Path, tmp_path: Path) -> None:
+    assert run("adapters", "register", "reviews", noted).code == 0
+    refused = run("adapters", "verify", "reviews", "--base", tiny_model_dir)
+    assert (refused.code, "reviews@1 was trained on tiny, another base" in refused.err) == (2, True)

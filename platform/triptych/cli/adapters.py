@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from triptych.cli.on_cluster import on_cluster
-from triptych.cli.registry import DEFAULT, AsJson, RegistryUrl, open_registry, print_table
-from triptych.errors import UserError
+from triptych.cli.registry import DEFAULT, AsJson, RegistryUrl, is_endpoint, open_registry, print_table
+from triptych.errors import RunError, UserError
 
 if TYPE_CHECKING:
+    from triptych.models.adapter_effect import Report
     from triptych.registry import AdapterVersion, RegisteredAdapter, Registry
     from triptych.serve.capabilities import Capabilities
 
 app = typer.Typer(help="Trained adapters: versions, aliases, lineage.", no_args_is_help=True)
 
 Ref = Annotated[str, typer.Argument(metavar="REF", help="NAME, NAME@VERSION or NAME@ALIAS.")]
+_ENDPOINT = "http://127.0.0.1:8000/v1"
 AdapterName = Annotated[str, typer.Argument(metavar="NAME", help="Name of an adapter.")]
 
 
@@ -104,6 +106,43 @@ def register(
     typer.echo(version.ref)
     if (why_not := _why_not(known, version, engine)) is not None:
         typer.echo(f"{version.ref} is kept, but cannot be served: {why_not}", err=True)
+
+
+@app.command()
+def verify(
+    ref: Ref,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Triptych's or a plain vLLM's; its key in TRIPTYCH_KEY_PATH or TRIPTYCH_KEY. Default: the registry's "
+            f"endpoint, else {_ENDPOINT}; with --base: none is asked.",
+        ),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Measure the adapter on this base model first, in float32, and keep the values.")
+    ] = None,
+    registry: RegistryUrl = DEFAULT,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that what answers as REF is what was trained; exit code 1 if it is not.
+
+    The log-probabilities that the learner measured are compared with the endpoint's, for the adapter and for its base.
+    """
+    known = open_registry(registry)
+    version = known.get(ref)
+    if base is not None:
+        _measure(known, version, base)
+        typer.echo(f"{version.ref} was measured on {base}", err=True)
+    url = endpoint or (registry if is_endpoint(registry) else None if base else _ENDPOINT)
+    if url is not None:
+        report = _compared(known, version, ref, url)
+        if as_json:
+            typer.echo(json.dumps({"ref": version.ref, "model": ref, "endpoint": url} | asdict(report), indent=2))
+        elif report.looks_like == "right":
+            typer.echo(f"{ref} is {version.ref}: {report.sentence}")
+        if report.looks_like != "right":
+            raise RunError(f"{url}: {ref} is not proved to be {version.ref}: {report.sentence}")
 
 
 @app.command()
@@ -273,6 +312,42 @@ def _exported(known: "Registry", ref: str, folder: Path, drop_layers: int | None
     return version
 
 
+def _measure(known: "Registry", version: "AdapterVersion", base: str) -> None:
+    """Measure a version's effect on a base model that is loaded here, and keep it in the registry."""
+    from triptych.models.adapter_probes import probes_by_peft
+    from triptych.models.base import fingerprint, resolve_base
+    from triptych.models.identity import difference
+    from triptych.recipe.model import Model
+    from triptych.registry.artifacts import read_note
+
+    adapter, folder = known.fetch(version.ref), resolve_base(Model(base=base))
+    template = _template(read_note(str(adapter)))
+    if reason := difference(version.base_fingerprint, fingerprint(folder, template)):
+        raise UserError(f"--base {base}: {version.ref} was trained on {version.base}, {reason}")
+    known.add_probes(version.ref, probes_by_peft(adapter, folder))
+
+
+def _compared(known: "Registry", version: "AdapterVersion", model: str, url: str) -> "Report":
+    """What an endpoint's answers as a model look like beside the version that it should be."""
+    from triptych.credentials import sends_in_clear
+    from triptych.models.adapter_effect import UnusableError, judge
+    from triptych.serve.adapter_effect import known as known_effects
+    from triptych.serve.endpoint_client import EndpointClient
+
+    effects = known_effects(known, version)
+    if effects.probes is None:
+        raise UserError(f"{version.ref} came without measured values: give its base model once, as --base")
+    client = EndpointClient(url)
+    if client.sends_key and sends_in_clear(url):
+        typer.echo(f"warning: the key travels to {url} in the clear; use https, or a port-forward", err=True)
+    sequences, beside = effects.probes.sequences, client.base_of(model)
+    base = None if beside is None else client.logprobs(beside, sequences)
+    try:
+        return judge(effects.probes, client.logprobs(model, sequences), base, effects.others)
+    except UnusableError as error:
+        raise UserError(f"{url}: its log-probabilities {error}") from None
+
+
 def _list_adapters(known: "Registry", as_json: bool) -> None:
     found = [(adapter, known.get(f"{adapter.name}@{adapter.plain}")) for adapter in known.adapters()]
     if as_json:
@@ -345,8 +420,7 @@ def _base(base: str | None, note: dict[str, object]) -> tuple[str, str, Path | N
     from triptych.models.identity import difference
     from triptych.recipe.model import Model
 
-    noted_template = note.get("chat_template")
-    template = noted_template if isinstance(noted_template, str) else None
+    template = _template(note)
     if base is not None:
         folder = resolve_base(Model(base=base))
         return base, fingerprint(folder, template), folder
@@ -357,6 +431,11 @@ def _base(base: str | None, note: dict[str, object]) -> tuple[str, str, Path | N
     if here is not None and difference(noted, fingerprint(here, template)):
         here = None  # another model of that name
     return name, noted, here
+
+
+def _template(note: dict[str, object]) -> str | None:
+    template = note.get("chat_template")
+    return template if isinstance(template, str) else None
 
 
 def _fits(folder: Path, base: Path) -> None:
