@@ -12,7 +12,16 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from triptych.observe.metrics import METRICS, OTHER, RL_ROW, TRAIN_ROW, GatewayMetrics, RlMetrics, TrainMetrics
+from triptych.observe.metrics import (
+    METRICS,
+    OTHER,
+    RL_ROW,
+    TRAIN_ROW,
+    EngineMetrics,
+    GatewayMetrics,
+    RlMetrics,
+    TrainMetrics,
+)
 
 RL = dict.fromkeys(RL_ROW, 0.5) | {"step": 3, "skipped": 1.0, "seconds_sample": 2.0, "seconds_update": 4.0}
 TRAIN = dict.fromkeys(TRAIN_ROW, 0.25) | {
@@ -69,6 +78,8 @@ def scraped() -> Iterator[dict[str, Family]]:
             self.gateway.started("reviews-sft@2")
             self.gateway.rejected("model_not_found")
             self.gateway.unreadable(1)
+            self.engine = EngineMetrics()
+            self.engine.adapter_effect("reviews-ppo@1", "right", 0.99)
 
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")

@@ -15,12 +15,15 @@ import pytest
 
 from tests.support.panels import assert_shown
 from tests.support.scraping import free_port, prometheus
+from triptych.models.adapter_effect import judge
+from triptych.models.adapter_probes import probes_by_peft
 from triptych.models.base import fingerprint, load_tokenizer, resolve_base
 from triptych.observe.metrics import GATEWAY_FIRST_TOKEN, GATEWAY_REQUESTS, OTHER
 from triptych.recipe.model import Model
 from triptych.recipe.serve import ServeConfig
 from triptych.registry import Registry
 from triptych.serve import run
+from triptych.serve.endpoint_client import EndpointClient
 
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -71,6 +74,7 @@ def endpoint(
     folders = {name: save_lora(base, folder / name, seed=seed, r=8) for seed, name in enumerate(("kind", "harsh"), 1)}
     for name, adapter in folders.items():
         register(registry, name, adapter, base)
+    registry.add_probes("kind@1", probes_by_peft(folders["kind"], base))
     config = ServeConfig.model_validate(
         {
             "model": {"base": BASE, "dtype": "float32"},
@@ -139,6 +143,24 @@ def test_a_mixed_batch_answers_as_transformers_and_peft_do(endpoint: Endpoint) -
         assert answer.choices[0].message.content == text
         assert answer.model == (BASE if name == BASE else f"{name}@1")
         assert answer.usage.completion_tokens == len(expected[name][i])
+
+
+def test_what_answers_is_what_was_measured(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the endpoint's own answers, as `adapters verify` asks for them; the base and another adapter are told."""
+    monkeypatch.setenv("TRIPTYCH_KEY", endpoint.key)
+    client = EndpointClient(endpoint.url)
+    probes = endpoint.registry.facts("kind@1").probes
+    assert probes is not None
+    base = client.base_of("kind@1")
+    assert base == BASE
+    answers = {name: client.logprobs(name, probes.sequences) for name in (base, "kind", "harsh")}
+    reports = {name: judge(probes, answer, answers[base]) for name, answer in answers.items()}
+    assert {name: report.looks_like for name, report in reports.items()} == {
+        base: "base",
+        "kind": "right",
+        "harsh": "changed",
+    }
+    assert reports["kind"].gap < 1e-3
 
 
 def test_the_openai_client_unchanged(endpoint: Endpoint) -> None:

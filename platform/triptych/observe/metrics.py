@@ -68,6 +68,13 @@ GATEWAY_SECONDS = Metric(
     "triptych_gateway_request_seconds", "histogram", "From a request's arrival to its last token.", _MODEL, _SECONDS
 )
 
+SERVE_ADAPTER_EFFECT = Metric(
+    "triptych_serve_adapter_effect",
+    "gauge",
+    "Share of an adapter's effect that an engine showed when it had loaded it (1: right), by what it looks like.",
+    ("model", "looks_like"),
+)
+
 TRAIN_STEP = Metric("triptych_train_step", "gauge", "Optimizer steps done.", _STAGE)
 TRAIN_LOSS = Metric("triptych_train_loss", "gauge", "Loss of the last step.", _STAGE)
 TRAIN_ACCURACY = Metric(
@@ -245,6 +252,17 @@ class GatewayMetrics:
     def _count(self, model: str, change: int) -> None:
         self._in_flight[model] = self._in_flight.get(model, 0) + change
         self._emit.set(GATEWAY_IN_FLIGHT, self._in_flight[model], model=model)
+
+
+class EngineMetrics:
+    """Emits the metrics of an engine's replica."""
+
+    def __init__(self) -> None:
+        self._emit = _Emitter({})
+
+    def adapter_effect(self, model: str, looks_like: str, share: float) -> None:
+        """Record what the first check of an adapter version found."""
+        self._emit.set(SERVE_ADAPTER_EFFECT, share, model=model, looks_like=looks_like)
 
 
 def _seconds(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -38,6 +38,8 @@ class EngineConfig(Closed):
     """Logical CPUs that Ray reserves for each replica."""
     gpus: int = Field(0, ge=0)
     """GPUs of each replica; the weights are split over them (tensor parallel)."""
+    check_adapters: bool = True
+    """Compare what an adapter answers, once it is loaded, with what its learner measured: a metric, and a warning."""
     adapter_timeout_s: Positive = 60.0
     """A request waits this long for its adapter to be fetched and loaded."""
 

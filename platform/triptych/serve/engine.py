@@ -12,9 +12,11 @@ from ray.llm._internal.serve.core.configs.openai_api_models import ErrorInfo, Er
 from ray.llm._internal.serve.core.server.llm_server import LLMServer
 from ray.llm._internal.serve.engines.vllm.vllm_models import VLLMEngineConfig
 from ray.serve.llm import LLMConfig
+from ray.serve.llm.openai_api_models import CompletionRequest
 
 from triptych.data.end_tokens import end_tokens
 from triptych.errors import UserError
+from triptych.models.adapter_effect import UnusableError
 from triptych.models.base import fingerprint, model_tokenizer, resolve_base
 from triptych.models.lora_fit import check_lora_fit
 from triptych.models.weights import without_other_weights
@@ -23,7 +25,9 @@ from triptych.recipe.serve import ServeConfig
 from triptych.registry import Registry
 from triptych.serve import errors
 from triptych.serve.adapter_cache import AdapterLoader, fetch_adapter
+from triptych.serve.adapter_effect import answered_logprobs, completion_fields
 from triptych.serve.capabilities import MisfitError, engine_for, engines_of
+from triptych.serve.effect_checks import EffectChecks
 
 logger = logging.getLogger("ray.serve")
 
@@ -106,6 +110,8 @@ class AdapterServer(LLMServer):
         self._fingerprint = fingerprint(folder, self._config.model.chat_template)
         self._ends = _end_tokens(folder, self._config.model)
         self._registry = Registry(self._config.registry, self._config.artifacts, create=False)
+        checked = self._config.engine.check_adapters
+        self._effects = EffectChecks(self._registry, self._logprobs, self._config.model_id) if checked else None
         self._adapters = AdapterLoader(self._fetch, self._load, self._config.engine.adapter_timeout_s)
         # Ray gives an actor without CPUs one thread; the engine's process takes its own number from here.
         os.environ["OMP_NUM_THREADS"] = str(self._config.engine.threads or len(os.sched_getaffinity(0)))
@@ -161,6 +167,15 @@ class AdapterServer(LLMServer):
         await self.engine.resolve_lora(
             DiskMultiplexConfig(model_id=ref, max_total_tokens=None, local_path=folder, lora_assigned_int_id=1)
         )
+        if self._effects is not None:
+            self._effects.start(ref)
+
+    async def _logprobs(self, model: str, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probabilities of the sequences' tokens but the first, from this replica's own engine."""
+        request = CompletionRequest(**completion_fields(model, sequences))
+        async for answer in self.engine.completions(request):
+            return answered_logprobs(answer.model_dump(), sequences)
+        raise UnusableError("are missing: the engine gave no answer")
 
     def _fetch(self, ref: str) -> str:
         version = self._registry.get(ref)
