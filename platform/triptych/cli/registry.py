@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 DEFAULT = "sqlite:///runs/registry.db"
 
+Ref = Annotated[str, typer.Argument(metavar="REF", help="NAME, NAME@VERSION or NAME@ALIAS.")]
 RegistryUrl = Annotated[
     str,
     typer.Option(
