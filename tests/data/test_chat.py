@@ -202,6 +202,10 @@ def test_a_base_without_an_end_of_turn_is_refused(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": "</s>"}')
     with pytest.raises(UserError, match=r"eos_token_id in .*generation_config.json is '</s>'"):
         end_tokens(tmp_path, tokenizer)
+    for content, told in (("{", "is not JSON"), ("[]", "holds no mapping")):
+        (tmp_path / "generation_config.json").write_text(content)
+        with pytest.raises(UserError, match=f"generation_config.json {told}"):
+            end_tokens(tmp_path, tokenizer)
     tokenizer.chat_template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
     with pytest.raises(UserError, match=r"model.base: its chat template .*without a special token"):
         end_tokens(tmp_path, tokenizer)

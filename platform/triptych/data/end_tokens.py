@@ -63,7 +63,7 @@ def _of_model(folder: Path) -> list[int]:
     for name in ("generation_config.json", "config.json"):
         file = folder / name
         if file.is_file():
-            found: Any = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+            found = _settings(file).get("eos_token_id")
             ids = found if isinstance(found, list) else [] if found is None else [found]
             if not all(isinstance(token, int) for token in ids):
                 raise UserError(
@@ -71,3 +71,13 @@ def _of_model(folder: Path) -> list[int]:
                 )
             return ids
     return []
+
+
+def _settings(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"model.base: {file} is not JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"model.base: {file} holds no mapping")
+    return found
