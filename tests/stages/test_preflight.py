@@ -65,6 +65,25 @@ GOOD: dict[str, list[dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize(("kind", "row"), [("classification", "text"), ("token_classification", "tokens")])
+def test_labels_that_a_stage_does_not_name_are_refused_by_a_plan(
+    recipe_file: Path, tmp_path: Path, kind: str, row: str
+) -> None:
+    def planned(label: Any) -> Recipe:
+        one = {"text": "Hi", "label": label} if row == "text" else {"tokens": ["Hi"], "tags": [label]}
+        (tmp_path / "labels.jsonl").write_text(json.dumps(one))
+        data = f"data: {{train: {{path: {tmp_path}/labels.jsonl}}}}"
+        return load_recipe(
+            recipe_file, [f"stages={{only: {{kind: {kind}, labels: [O, X], {data}, train: {{steps: 1}}}}}}"]
+        )
+
+    for known in ("X", 1, "1"):
+        check_plan(planned(known), ["only"], pytest.fail)
+    for unknown in ("Y", -1, 2):
+        with pytest.raises(UserError, match=rf"stages\.only\.data\.train: (?s:.*)'?{unknown}'? is none of O, X"):
+            check_plan(planned(unknown), ["only"], pytest.fail)
+
+
 @pytest.mark.parametrize("family", ["gpt_neox", "doge"])
 def test_a_family_that_engines_compute_otherwise_is_refused_where_they_sample(
     family: str, recipe_file: Path, tiny_model_copy: Path

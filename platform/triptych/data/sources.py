@@ -62,6 +62,11 @@ PARSERS: dict[RowKind, Parse] = {
     "choices": lambda record: [parse_choice(record)],
     "answers": lambda record: [parse_answered(record)],
 }
+_LABELLED: dict[RowKind, Callable[[Sequence[str]], Parse]] = {
+    "texts": lambda labels: lambda record: [parse_text(record, labels)],
+    "tags": lambda labels: lambda record: [parse_tags(record, labels)],
+}
+"""Parsers of rows whose classes or tags are among those that a stage names."""
 ADDED: dict[str, Any] = {"tools": (), "learned": True, "extra": {}}
 """Fields that rows of earlier versions did not have: they leave a digest as it was where they say nothing."""
 _RIVALS = {"prompt": ("messages",), "response": ("messages",), "chosen": ("answers",), "rejected": ("answers",)}
@@ -148,18 +153,26 @@ def survey(source: "Source", kind: str, parse: Parse) -> Survey:
 
 
 def check_first_rows(
-    source: "Source", kind: RowKind, check: RowCheck | None = None, *, most: int, here: bool = False
+    source: "Source",
+    kind: RowKind,
+    check: RowCheck | None = None,
+    *,
+    most: int,
+    here: bool = False,
+    labels: Sequence[str] | None = None,
 ) -> SourceRows[Any]:
     """Refuse a source whose first `most` rows make a run refuse it, as `load_rows` does; those rows.
 
-    What is not on this disk passes, but with `here` a path of this machine where there is nothing is refused.
+    What is not on this disk passes, but with `here` a path of this machine where there is nothing is refused. Classes
+    and tags must be among `labels`, if these are given.
     """
+    parse = _checked(kind, check, labels)
     bad: list[BadRow] = []
     good: list[DataRow] = []
     used = 0
     for _, origin in source.origins():
         if origin.stage is None and _is_read(origin, here=here) and (source.mix is None or source.limit is None):
-            for rows in itertools.islice(_usable(origin, _checked(kind, check), bad, most=most), origin.limit):
+            for rows in itertools.islice(_usable(origin, parse, bad, most=most), origin.limit):
                 used += 1
                 good += rows
     if len(bad) > source.max_bad_rows:
@@ -177,8 +190,8 @@ def _is_read(origin: "Origin", *, here: bool) -> bool:
     return Path(origin.file).exists() or (here and "://" not in origin.file)
 
 
-def _checked(kind: RowKind, check: RowCheck | None) -> Parse:
-    parse = PARSERS[kind]
+def _checked(kind: RowKind, check: RowCheck | None, labels: Sequence[str] | None = None) -> Parse:
+    parse = PARSERS[kind] if labels is None or kind not in _LABELLED else _LABELLED[kind](labels)
     return parse if check is None else lambda record: [check(row) for row in parse(record)]
 
 

@@ -91,7 +91,8 @@ def check_rows(recipe: Recipe, names: Iterable[str], folder: Path | None, most: 
             end_tokens(folder, tokenizer)
         for split, source in stage.splits().items():
             try:
-                _check_source(source, stage.rows_of(split), tokenizer, stage.longest_prompt(split), most, here=here)
+                longest, labels = stage.longest_prompt(split), getattr(stage, "labels", None)
+                _check_source(source, stage.rows_of(split), tokenizer, longest, labels, most, here=here)
             except UserError as error:
                 raise UserError(f"{_place(recipe, name, split)}: {str(error).removeprefix('data: ')}") from error
 
@@ -101,6 +102,7 @@ def _check_source(
     rows_kind: str | None,
     tokenizer: "PreTrainedTokenizerBase | None",
     longest_prompt: int | None,
+    labels: tuple[str, ...] | None,
     most: int,
     *,
     here: bool,
@@ -109,7 +111,7 @@ def _check_source(
     if kind is None:
         return
     check = None if tokenizer is None else ChatCheck(tokenizer, source.control_tokens)
-    rows = check_first_rows(source, kind, check, most=most, here=here)
+    rows = check_first_rows(source, kind, check, most=most, here=here, labels=labels)
     if longest_prompt is not None and tokenizer is not None and rows.items:
         encode_prompts(rows.items, tokenizer, longest_prompt, source.max_bad_rows - len(rows.bad))
 

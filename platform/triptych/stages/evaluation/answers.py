@@ -19,13 +19,14 @@ from triptych.models.peft_files import largest_rank
 from triptych.models.weights import read_weights
 from triptych.recipe import Evaluation
 from triptych.rollout.pool import RolloutPool
+from triptych.models.adapter_effect import LARGEST_GAP
 from triptych.rollout.sync_check import check_sync
 from triptych.stages.context import StageContext
 from triptych.stages.evaluation.base import RowColumns
 from triptych.stages.evaluation.models import MeasuredModel
 from triptych.stages.evaluation.passes import Passes
 from triptych.stages.models import tokenizer_of
-from triptych.stages.rl.sync import PROBES, TOLERANCE
+from triptych.stages.rl.sync import PROBES
 from triptych.stages.rl.worker import request
 from triptych.train.batch import sample_batch
 from triptych.train.tasks.forward import response_logprobs
@@ -80,7 +81,7 @@ class Answers:
         now = [row[: len(answer)] for row, answer in zip(own, said, strict=True)]
         if model.version is not None or self.merged:
             pool.sync(*weights_for(self.ctx, model, merged=self.merged), self.ctx.stage.models.index(model.ref))
-        check_sync(pool.logprobs(self.probes, halves), now, self.before, TOLERANCE[self.ctx.recipe.model.dtype])
+        check_sync(pool.logprobs(self.probes, halves), now, self.before, LARGEST_GAP[self.ctx.recipe.model.dtype])
         self.runs, self.before = model.ref, now
 
     def _columns(self, records: Sequence[RolloutRecord]) -> dict[str, list[Any]]:
