@@ -11,8 +11,8 @@ from triptych.models.adapter_effect import (
     CANDIDATES,
     LENGTH,
     SEQUENCES,
+    EffectReport,
     Probes,
-    Report,
     UnusableError,
     candidates,
     choose,
@@ -52,7 +52,7 @@ def answers(rows: Rows, noise: float, seed: int) -> Rows:
     return near([rows[place] for place in places], noise, seed)
 
 
-def found(rows: Rows, precision: str, seed: int = 10) -> Report:
+def found(rows: Rows, precision: str, seed: int = 10) -> EffectReport:
     noise = NOISE[precision]
     return judge(PROBES, answers(rows, noise, seed), answers(BASE, noise, seed + 1), {"reviews@1": BEFORE})
 

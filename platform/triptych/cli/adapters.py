@@ -14,7 +14,7 @@ from triptych.cli.registry import DEFAULT, AsJson, Ref, RegistryUrl, is_endpoint
 from triptych.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from triptych.models.adapter_effect import Report
+    from triptych.models.adapter_effect import EffectReport
     from triptych.registry import AdapterVersion, RegisteredAdapter, Registry
     from triptych.serve.capabilities import Capabilities
 
@@ -212,8 +212,8 @@ def _measure(known: "Registry", version: "AdapterVersion", base: str) -> None:
     known.add_probes(version.ref, probes_by_peft(adapter, folder))
 
 
-def _compared(known: "Registry", version: "AdapterVersion", model: str, url: str) -> "Report":
-    """What an endpoint's answers as a model look like beside the version that it should be."""
+def _compared(known: "Registry", version: "AdapterVersion", model: str, url: str) -> "EffectReport":
+    """Comparison of an endpoint's answers as a model with the version that it should be."""
     from triptych.credentials import sends_in_clear
     from triptych.models.adapter_effect import UnusableError, judge
     from triptych.serve.adapter_effect import known as known_effects

@@ -50,7 +50,7 @@ LARGEST_GAP = {"float32": 0.01, "bfloat16": 0.25, "float16": 0.03}
 """Largest mean |engine - learner| of a token, in nats, by precision. Measured on texts 7e-6, 0.045 and 0.006 (float16
 rounds eight times finer than bfloat16), on probes 0.09 in bfloat16. The limit leaves room for deeper models."""
 
-Logprobs = Sequence[Sequence[float]]
+TokenLogprobs = Sequence[Sequence[float]]
 """[sequence][token]: log-probabilities at temperature 1, of all tokens that have one."""
 Looks = Literal["right", "base", "other version", "scaled", "changed", "other base", "undecided"]
 
@@ -89,7 +89,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Report:
+class EffectReport:
     """An engine's adapter compared with the learner's."""
 
     looks_like: Looks
@@ -108,7 +108,7 @@ class Report:
 
     @property
     def sentence(self) -> str:
-        """What was found, for whoever serves the adapter."""
+        """The finding in words, for whoever serves the adapter."""
         found = {
             "right": "it answers as it was trained",
             "base": "the base alone answers: the adapter is not in effect",
@@ -142,7 +142,7 @@ def candidates(tokens: Sequence[int], special: Collection[int], longest: int) ->
     return [draw.choices(plain, k=min(LENGTH, longest)) for _ in range(CANDIDATES)]
 
 
-def choose(asked: Sequence[Sequence[int]], base: Logprobs, adapter: Logprobs, dtype: str) -> Probes:
+def choose(asked: Sequence[Sequence[int]], base: TokenLogprobs, adapter: TokenLogprobs, dtype: str) -> Probes:
     """The `SEQUENCES` of those asked on which base and adapter differ most, in the order in which they were asked."""
     moved = [math.fsum((a - b) ** 2 for a, b in zip(*rows, strict=True)) for rows in zip(adapter, base, strict=True)]
     kept = sorted(sorted(range(len(asked)), key=lambda i: -moved[i])[:SEQUENCES])
@@ -185,7 +185,7 @@ def weights_digest(folder: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def flat(logprobs: Logprobs, sequences: Sequence[Sequence[int]] | None = None) -> list[float]:
+def flat(logprobs: TokenLogprobs, sequences: Sequence[Sequence[int]] | None = None) -> list[float]:
     """All log-probabilities in a row.
 
     Args:
@@ -214,8 +214,11 @@ def fit(seen: Sequence[float], wanted: Sequence[float]) -> Fit | None:
 
 
 def judge(
-    probes: Probes, adapter: Logprobs, base: Logprobs | None = None, others: Mapping[str, Probes] | None = None
-) -> Report:
+    probes: Probes,
+    adapter: TokenLogprobs,
+    base: TokenLogprobs | None = None,
+    others: Mapping[str, Probes] | None = None,
+) -> EffectReport:
     """Compare what an engine answers to the probes with the learner's values.
 
     Args:
@@ -236,7 +239,7 @@ def judge(
     looks, share = _looks(seen, wanted, off, off_base, noise)
     if base is not None and mean_gap(alone, known) > LARGEST_GAP["bfloat16"]:
         looks = "other base"
-    report = Report(looks, mean_gap(found, learned), share, noise, rms(wanted))
+    report = EffectReport(looks, mean_gap(found, learned), share, noise, rms(wanted))
     if looks in ("other base", "undecided", "base"):
         return report
     return _told_apart(report, probes, others or {}, adapter, probes.base if base is None else base)
@@ -267,7 +270,7 @@ def _off(found: Sequence[float], alone: Sequence[float], learned: Sequence[float
 def _looks(
     seen: Sequence[float], wanted: Sequence[float], off: float, off_base: float, noise: float
 ) -> tuple[Looks, float]:
-    """What an engine's effect looks like beside the one that is wanted, and the share of it that is there.
+    """The verdict on an engine's effect beside the one that is wanted, and the share of it that is there.
 
     `off`, `off_base`: rms by which the engine is off the learner with the adapter, and without.
     """
@@ -285,8 +288,8 @@ def _looks(
 
 
 def _told_apart(
-    report: Report, probes: Probes, others: Mapping[str, Probes], adapter: Logprobs, base: Logprobs
-) -> Report:
+    report: EffectReport, probes: Probes, others: Mapping[str, Probes], adapter: TokenLogprobs, base: TokenLogprobs
+) -> EffectReport:
     """The report with the other version that answers, or with those that these numbers do not tell from this one.
 
     As after a weight sync, by the share of the step from the other version to this one. Versions have most sequences in
@@ -310,5 +313,5 @@ def _told_apart(
     return report
 
 
-def _rows(logprobs: Logprobs, at: Sequence[int]) -> list[float]:
+def _rows(logprobs: TokenLogprobs, at: Sequence[int]) -> list[float]:
     return [value for i in at for value in logprobs[i]]

@@ -21,7 +21,7 @@ class Known:
 
 
 def known(registry: Registry, version: AdapterVersion) -> Known:
-    """What the registry knows of the effect of a version."""
+    """The registry's knowledge of the effect of a version."""
     versions = sorted(registry.versions(version.name), key=lambda one: -one.version)
     refs = [one.ref for one in versions if one.ref != version.ref][:MOST_OTHERS]
     found = {ref: probes for ref in refs if (probes := _probes(registry, ref)) is not None}

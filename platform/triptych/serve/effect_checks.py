@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 
-from triptych.models.adapter_effect import Report, judge
+from triptych.models.adapter_effect import EffectReport, judge
 from triptych.observe.metrics import EngineMetrics
 from triptych.registry import Registry
 from triptych.serve.adapter_effect import known
@@ -47,8 +47,8 @@ class EffectChecks:
         level = logging.INFO if report.looks_like in ("right", "undecided") else logging.WARNING
         logger.log(level, "adapter %s: %s", ref, report.sentence)
 
-    async def _report(self, ref: str) -> Report | None:
-        """What the engine's answers look like; None where nobody measured the adapter."""
+    async def _report(self, ref: str) -> EffectReport | None:
+        """The comparison of the engine's answers; None where nobody measured the adapter."""
         found = await asyncio.to_thread(lambda: known(self._registry, self._registry.get(ref)))
         if found.probes is None:
             return None
