@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -155,3 +157,18 @@ def test_a_base_without_its_tokenizer_is_planned(recipe_file: Path, tmp_path: Pa
     shutil.copy(tiny_model_dir / "config.json", tmp_path / "config")
     recipe = changed(recipe_file, "sft.data.train", [CONTROL], f"model.base={tmp_path / 'config'}")
     check_plan(recipe, recipe.stages, pytest.fail)
+
+
+def test_a_plan_without_registered_versions_loads_no_torch(three_stages: Path) -> None:
+    said = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from triptych.recipe import load_recipe; from triptych.stages import preflight; "
+            f"preflight.check_engines(load_recipe({str(three_stages)!r}), []); print('torch' in sys.modules)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.strip() == "False"

@@ -39,17 +39,23 @@ def check_plan(recipe: Recipe, names: Iterable[str], warn: Warn) -> None:
     chosen = _computing(recipe, names)
     check_base(recipe, chosen)
     check_engines(recipe, chosen)
-    here = base_here(recipe.model)
-    weighed = here if here is not None and any(here.glob("*.safetensors")) else None
-    check_versions(recipe, chosen, weighed, warn)
+    if any("@" in reference.ref for name in chosen for reference in recipe.stages[name].references()):
+        _check_versions(recipe, chosen, warn)
     sources = {_place(recipe, n, split): s for n in chosen for split, s in recipe.stages[n].splits().items()}
     absent = {place: path for place, source in sources.items() if (path := absent_path(source))}
     for place, path in absent.items():
         warn(f"{place}: {path} is not here, so its rows are not checked")
     # To load a tokenizer takes seconds, which without rows show nothing.
-    folder = here if len(absent) < len(sources) else None
+    folder = base_here(recipe.model) if len(absent) < len(sources) else None
     known = folder if folder is not None and tokenizer_files(folder) else None
     check_rows(recipe, chosen, known, PLANNED)
+
+
+def _check_versions(recipe: Recipe, names: Iterable[str], warn: Warn) -> None:
+
+    folder = base_here(recipe.model)
+    whole = folder if folder is not None and any(folder.glob("*.safetensors")) else None
+    check_versions(recipe, list(names), whole, warn)
 
 
 def check_run(recipe: Recipe, names: Iterable[str], folder: Path) -> None:

@@ -15,11 +15,11 @@ from triptych.data.end_tokens import answer_texts, end_tokens
 from triptych.engines.base import REPLACED, Logprobs, RolloutRecord
 from triptych.methods.merge import changed_weights
 from triptych.models.adapter import peft_json
+from triptych.models.adapter_effect import LARGEST_GAP
 from triptych.models.peft_files import largest_rank
 from triptych.models.weights import read_weights
 from triptych.recipe import Evaluation
 from triptych.rollout.pool import RolloutPool
-from triptych.models.adapter_effect import LARGEST_GAP
 from triptych.rollout.sync_check import check_sync
 from triptych.stages.context import StageContext
 from triptych.stages.evaluation.base import RowColumns
