@@ -84,19 +84,21 @@ def vllm(model: Path, dtype: str, adapters: dict[str, Path], folder: Path) -> It
         "8",
     ]
     command += ["--max-loras", "2", "--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_API_KEY": KEY}
+    command += ["--distributed-executor-backend", "uni"]  # one process: it starts in half the time
+    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_API_KEY": KEY}
+    environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     with (folder / "vllm.log").open("w") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 400
         while not _answers(url):
             assert server.poll() is None, (folder / "vllm.log").read_text()[-2000:]
             assert time.monotonic() < deadline
             time.sleep(0.5)
         yield url
     finally:
-        server.terminate()
+        server.kill()
         server.wait(30)
 
 
@@ -109,6 +111,7 @@ def _answers(url: str) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.exhaustive)])
 def test_verify_passes_the_right_adapter_alone(
     make_context: Make,
