@@ -71,7 +71,9 @@ def test_from_register_to_export(run: Run, noted: Path, tmp_path: Path) -> None:
         "reviews@2",
     ]
     assert run("adapters", "rollback", "reviews").out == "reviews@default -> reviews@1\n"
-    assert run("adapters", "export", "reviews", "out") == Result(0, "reviews@1 -> out\n", "")
+    exported = run("adapters", "export", "reviews", "out")
+    assert (exported.code, exported.out) == (0, "reviews@1 -> out\n")
+    assert "its files do not name the base: tiny is a name of this machine" in exported.err
     assert storage.verify(str(tmp_path / "out")).files.keys() >= {"adapter_config.json", "triptych.json"}
 
 

@@ -7,15 +7,15 @@ from typing import Any
 from triptych.artifact_kinds import EVALUATION
 from triptych.observe.evaluations import FIGURES, cell
 from triptych.registry import AdapterVersion, Registry
-from triptych.registry.card import Measured
+from triptych.registry.card import EvaluationResults
 
 
-def measured(registry: Registry, version: AdapterVersion) -> tuple[Measured, ...]:
+def measured(registry: Registry, version: AdapterVersion) -> tuple[EvaluationResults, ...]:
     """The figures of every evaluation that measured a version, the earliest evaluation first."""
     made = [one for one in registry.descendants(version.ref) if one.kind == EVALUATION]
     found = {one.ref: json.loads((registry.fetch(one.ref) / FIGURES).read_text(encoding="utf-8")) for one in made}
     return tuple(
-        Measured(ref, tuple(_results(version, ref, figures)), "\n".join(_table(version, figures)) + "\n")
+        EvaluationResults(ref, tuple(_results(version, ref, figures)), "\n".join(_table(version, figures)) + "\n")
         for ref, figures in found.items()
         if version.ref in figures["versions"].values()
     )

@@ -35,7 +35,7 @@ model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")
 
 
 @dataclass(frozen=True)
-class Measured:
+class EvaluationResults:
     """What one evaluation measured of a version."""
 
     evaluation: str
@@ -57,7 +57,7 @@ class Exported:
     """Names of the methods that were trained."""
     base: str | None
     """The base's id on the hub, or its folder; None where it has a name on this machine alone."""
-    evaluations: Sequence[Measured] = ()
+    evaluations: Sequence[EvaluationResults] = ()
     """What evaluations measured of it."""
     merged: str | None = None
     """Precision and losses of the merge, where the folder is the base with the adapter in its weights."""

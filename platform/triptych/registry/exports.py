@@ -10,7 +10,7 @@ from triptych import storage
 from triptych.errors import RunError, UserError
 from triptych.models.identity import difference
 from triptych.models.peft_files import ADAPTER_CONFIG, FACTS
-from triptych.registry.card import Exported, Measured, trained_by, write_card
+from triptych.registry.card import EvaluationResults, Exported, trained_by, write_card
 from triptych.registry.records import AdapterVersion
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -21,7 +21,7 @@ def describe(
     folder: Path,
     version: AdapterVersion,
     ancestors: Sequence[AdapterVersion],
-    evaluations: Sequence[Measured],
+    evaluations: Sequence[EvaluationResults],
     base: str | None = None,
 ) -> str | None:
     """Name the base in peft's files of an exported folder, and write its card; the base's name, None without one.
