@@ -216,10 +216,10 @@ def _compared(known: "Registry", version: "AdapterVersion", model: str, url: str
     """Comparison of an endpoint's answers as a model with the version that it should be."""
     from triptych.credentials import sends_in_clear
     from triptych.models.adapter_effect import UnusableError, judge
-    from triptych.serve.adapter_effect import known as known_effects
+    from triptych.serve.adapter_effect import version_probes
     from triptych.serve.endpoint_client import EndpointClient
 
-    effects = known_effects(known, version)
+    effects = version_probes(known, version)
     if effects.probes is None:
         raise UserError(f"{version.ref} came without measured values: give its base model once, as --base")
     client = EndpointClient(url)

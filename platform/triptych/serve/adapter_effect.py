@@ -13,19 +13,19 @@ MOST_OTHERS = 8
 
 
 @dataclass(frozen=True)
-class Known:
+class VersionProbes:
     """A version's probes, and those of the other versions of its name."""
 
     probes: Probes | None
     others: Mapping[str, Probes]
 
 
-def known(registry: Registry, version: AdapterVersion) -> Known:
-    """The registry's knowledge of the effect of a version."""
+def version_probes(registry: Registry, version: AdapterVersion) -> VersionProbes:
+    """Probes of a version and of the others of its name, as the registry has them."""
     versions = sorted(registry.versions(version.name), key=lambda one: -one.version)
     refs = [one.ref for one in versions if one.ref != version.ref][:MOST_OTHERS]
     found = {ref: probes for ref in refs if (probes := _probes(registry, ref)) is not None}
-    return Known(registry.facts(version.ref).probes, found)
+    return VersionProbes(registry.facts(version.ref).probes, found)
 
 
 def completion_fields(model: str, sequences: Iterable[Sequence[int]]) -> dict[str, Any]:

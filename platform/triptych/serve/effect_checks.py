@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from triptych.models.adapter_effect import EffectReport, judge
 from triptych.observe.metrics import EngineMetrics
 from triptych.registry import Registry
-from triptych.serve.adapter_effect import known
+from triptych.serve.adapter_effect import version_probes
 
 logger = logging.getLogger("ray.serve")
 
@@ -49,7 +49,7 @@ class EffectChecks:
 
     async def _report(self, ref: str) -> EffectReport | None:
         """The comparison of the engine's answers; None where nobody measured the adapter."""
-        found = await asyncio.to_thread(lambda: known(self._registry, self._registry.get(ref)))
+        found = await asyncio.to_thread(lambda: version_probes(self._registry, self._registry.get(ref)))
         if found.probes is None:
             return None
         adapter = await self._ask(ref, found.probes.sequences)
