@@ -88,7 +88,7 @@ def test_a_gate_stops_the_graph_until_it_is_passed(tiny_model_dir: Path, tmp_pat
     assert own["difference"]["high"] < 0, "training lowered the loss"
     trained = json.loads((stages / "sft/summary.json").read_text())["metrics"]["heldout_loss"]
     assert own["value"] == pytest.approx(trained, rel=1e-5), "evaluation sees the tokens that training sees"
-    assert "sft</th><th>" in (page := render(read_run(str(tmp_path / "runs/judged"))))
+    assert "<th>base</th><th>sft</th></tr>" in (page := render(read_run(str(tmp_path / "runs/judged"))))
     assert "the difference from base on the same rows" in page
 
     before = {path: path.stat().st_mtime_ns for path in (stages / "compare/scores").rglob("manifest.json")}
