@@ -127,6 +127,14 @@ SUMS = {"data": {"path": "sums.jsonl"}, "measure": {"name": "verifier"}}
             "sets.sums.measure: pattern '(' is no regular expression",
         ),
         (
+            {"sets": {"sums": SUMS}, "rollout": {"samples_per_prompt": 2}},
+            "rollout: samples_per_prompt 2 with sampling.temperature 0, at which all answers to a prompt are the same",
+        ),
+        (
+            {"sets": {"sums": SUMS}, "rollout": {"sampling": {"temperature": 0.001}}},
+            "rollout.sampling.temperature: vLLM samples at no lower one than 0.01; allowed: 0, or from there to 2",
+        ),
+        (
             {"sets": {"films": {**SUMS, "measure": {"name": "judge", "reward": "sft"}}}},
             "sets.films.measure.reward: `sft` is a stage of kind sft, whose output is a policy; allowed: ",
         ),

@@ -15,6 +15,8 @@ from triptych.models.base import load_causal_lm
 from triptych.recipe import Sampling
 from triptych.rollout.coordinator import SyncReport
 
+GREEDY = 1e-6
+"""A temperature at which the likeliest token is drawn."""
 STOP_TOKENS = range(40)
 """Token ids that end an answer: enough of them that a model with random weights stops now and then."""
 
@@ -71,7 +73,7 @@ class FakePool:
         for _ in range(sampling.max_new_tokens):
             texts = [[*requests[index].prompt_ids, *answers[index]] for index in unfinished]
             for row, text, index in zip(self._logits(texts), texts, unfinished, strict=True):
-                scaled = (row[len(text) - 1] / sampling.temperature).log_softmax(dim=0)
+                scaled = (row[len(text) - 1] / (sampling.temperature or GREEDY)).log_softmax(dim=0)
                 token = _draw(scaled.exp(), streams[index])
                 answers[index].append(token)
                 logprobs[index].append(float(scaled[token]))

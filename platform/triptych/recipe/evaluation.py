@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from triptych.recipe.base import Closed, Count, Name, NoEffect
 from triptych.recipe.data import Source
@@ -11,7 +11,7 @@ from triptych.recipe.errors import Fault
 from triptych.recipe.measures import Better, Measure
 from triptych.recipe.method import names_of
 from triptych.recipe.refusals import as_policy, is_lora
-from triptych.recipe.rollout import Engines, Sampling
+from triptych.recipe.rollout import LEAST_TEMPERATURE, Engines, Sampling
 from triptych.recipe.spec import Path, did_you_mean
 from triptych.recipe.stage import (
     CLASSIFIER,
@@ -70,6 +70,22 @@ class FigureGate(Closed):
         return self
 
 
+class AnswerSampling(Sampling):
+    """Sampling settings of one answer that is measured."""
+
+    max_new_tokens: Count = 256
+    """Tokens after which an answer is cut."""
+    temperature: float = Field(0.0, ge=0, le=2)
+    """0 takes the likeliest token; more divides the logits that tokens are drawn by."""
+
+    @field_validator("temperature")
+    @classmethod
+    def _as_engines_take_it(cls, value: float) -> float:
+        if 0 < value < LEAST_TEMPERATURE:
+            raise ValueError(f"vLLM samples at no lower one than {LEAST_TEMPERATURE}; allowed: 0, or from there to 2")
+        return value
+
+
 class Answering(Engines):
     """The pool of vLLM engines that answers prompts, and how."""
 
@@ -77,8 +93,17 @@ class Answering(Engines):
     """Answers to each prompt; a row's figure is their mean."""
     max_prompt_tokens: Count = 1024
     """Longer prompts are malformed rows."""
-    sampling: Sampling = Sampling(max_new_tokens=256, temperature=0.01)
-    """Sampling of answers; the default takes the likeliest tokens."""
+    sampling: AnswerSampling = AnswerSampling()
+    """Sampling of answers."""
+
+    @model_validator(mode="after")
+    def _differ(self) -> "Answering":
+        if self.samples_per_prompt > 1 and self.sampling.temperature == 0:
+            raise ValueError(
+                f"samples_per_prompt {self.samples_per_prompt} with sampling.temperature 0, at which all answers to a "
+                f"prompt are the same; allowed: 1, or a temperature of at least {LEAST_TEMPERATURE}"
+            )
+        return self
 
 
 class Compute(Closed):

@@ -6,14 +6,17 @@ from pydantic import Field
 
 from triptych.recipe.base import Closed, Count, Fraction, Positive
 
+LEAST_TEMPERATURE = 0.01
+"""vLLM samples at no lower one."""
+
 
 class Sampling(Closed):
     """Sampling settings of one answer."""
 
     max_new_tokens: Count = 48
     """Tokens after which an answer is cut."""
-    temperature: float = Field(1.0, ge=0.01, le=2)
-    """Divides the logits here and in every log-probability of the learner; vLLM samples at no lower one than 0.01."""
+    temperature: float = Field(1.0, ge=LEAST_TEMPERATURE, le=2)
+    """Divides the logits here and in every log-probability of the learner."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Probability mass that tokens are drawn from: the most likely ones that reach it together."""
 

@@ -30,7 +30,7 @@ def asked(
     data = write_rows("sums", [{"prompt": f"{n} + {n}?", "answer": 2 * n} for n in range(3)])
     measures = {"sums": {"name": "verifier"}, "taste": {"name": "judge", "reward": "taste@1"}}
     sets = {name: {"data": data, "measure": one} for name, one in measures.items()}
-    ctx = evaluate(MODELS, sets, rollout={"sampling": {"max_new_tokens": 6, "temperature": 0.01}})
+    ctx = evaluate(MODELS, sets, rollout={"sampling": {"max_new_tokens": 6}})
     register(ctx, "taste", tmp_path, "reward_model")
     models = {
         "tuned@1": register(ctx, "tuned", tmp_path)[1],

@@ -151,7 +151,7 @@ def answered(ctx: StageContext[Any], name: str, ref: str, texts: list[list[str]]
 
 def test_a_verifier_compares_the_last_number(evaluate: Evaluate, write_rows: Write) -> None:
     sums = {"data": write_rows("sums", SUMS), "measure": {"name": "verifier"}}
-    ctx = evaluate(["base"], {"sums": sums}, rollout={"samples_per_prompt": 2})
+    ctx = evaluate(["base"], {"sums": sums}, rollout={"samples_per_prompt": 2, "sampling": {"temperature": 1.0}})
     encoded(ctx)
     answered(ctx, "sums", "base", [["5, no: 4.", "I know not"], ["1,000.0", "1000"], ["3-5 is -2", "2"]], cut=1.0)
     measured_here(ctx)
