@@ -114,7 +114,11 @@ def test_a_run_goes_on_without_its_laptop_and_without_a_node(laptop: Laptop, tmp
     assert laptop.call("runs", "report", "tiny")[:2] == (0, "tiny-report.html\n")
     assert "<html" in (laptop.folder / "tiny-report.html").read_text()
     assert laptop.call("adapters", "export", "tiny-sft", "fetched")[:2] == (0, "tiny-sft@1 -> fetched\n")
-    assert storage.verify(str(laptop.folder / "fetched")).digest == summary["sha256"]
+    (stored,) = (shared / "artifacts" / "tiny-sft").iterdir()
+    kept, fetched = storage.verify(str(stored)), storage.verify(str(laptop.folder / "fetched"))
+    assert kept.digest == summary["sha256"]
+    assert fetched.files["adapter_model.safetensors"] == kept.files["adapter_model.safetensors"]
+    assert {"README.md"} == fetched.files.keys() - kept.files.keys()
     load_adapter(laptop.folder / "fetched", "policy")
     runs = json.loads(laptop.call("runs", "list", "--json")[1])
     [listed] = [run for run in runs if run["name"] == "tiny"]

@@ -26,16 +26,11 @@ from triptych.recipe import load_recipe
 from triptych.registry import Registry
 from triptych.stages.run import run_recipe
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.exhaustive]
 
 WORDS = ("warm", "dull", "slow", "kind", "loud", "thin", "bright", "odd")
 QUESTIONS = ("Film 3?", "What do you think of film 12, and of its ending?", "A film?", "Film 7, is it slow?")
-FIRST = "gemma2"
-"""Runs in the ordinary tests."""
-six = pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[] if n == FIRST else [pytest.mark.exhaustive]) for n, f in FAMILIES.items() if f.ordinary],
-)
+six = pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.ordinary])
 
 
 @pytest.fixture(scope="module")

@@ -91,6 +91,7 @@ def test_a_new_kind_is_planned_and_traced(make_recipe: Make) -> None:
 
 @pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_new_kind_resumes_where_it_failed(make_recipe: Make) -> None:
     undisturbed = run_recipe(make_recipe("undisturbed"), Progress.start())["texts"]

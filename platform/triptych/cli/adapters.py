@@ -96,7 +96,7 @@ def register(
         lineage={"source": storage.absolute(folder), "code": __version__, "parents": parent or []},
         metrics={},
         for_serving=engine.why_not if for_serving else None,
-        fits=None if folder_of_base is None else partial(_fits, base=folder_of_base),
+        prepare=partial(_prepare, base=folder_of_base),
         max_rank=max_rank,
     )
     if as_json:
@@ -323,7 +323,11 @@ def _template(note: dict[str, object]) -> str | None:
     return template if isinstance(template, str) else None
 
 
-def _fits(folder: Path, base: Path) -> None:
+def _prepare(folder: Path, base: Path | None) -> None:
+    """Rewrite an adapter as a plain LoRA where one computes the same; check that it fits the base, if that is here."""
+    from triptych.methods.plain_lora import as_plain_lora
     from triptych.models.lora_fit import check_lora_fit
 
+    if was := as_plain_lora(folder, base):
+        typer.echo(f"{was} is kept as the plain LoRA that computes the same", err=True)
     check_lora_fit(folder, base)

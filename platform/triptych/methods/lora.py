@@ -156,7 +156,7 @@ def _from_weights(
     config.lora_dropout = 0.0
     inject(model, config, start)
     for _, layer in layers:
-        a, b = _factors(method, weight_of(layer), layer.r[role], layer.scaling[role])
+        a, b = start_factors(method, weight_of(layer), layer.r[role], layer.scaling[role])
         for adapter in (role, start):
             layer.lora_A[adapter].weight.data.copy_(a)
             layer.lora_B[adapter].weight.data.copy_(b)
@@ -166,7 +166,7 @@ def _from_weights(
     return FromWeights(layers, role, start)
 
 
-def _factors(method: LowRank, weight: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
+def start_factors(method: LowRank, weight: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
     """A0 [r, in] and B0 [out, r] from a weight [out, in].
 
     PiSSA: s B0 A0 is the weight's best approximation (arXiv 2404.02948, equations 2 and 3). OLoRA: the first columns

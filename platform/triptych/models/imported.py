@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
 from triptych.errors import UserError
+from triptych.models.lora_config import check_lora_config
 from triptych.models.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA_FACTOR, PREFIX, of_module
 from triptych.recipe.matrix import Dora, Lora
 from triptych.recipe.method import Method
@@ -17,45 +17,6 @@ from triptych.recipe.virtual import PrefixTuning, PromptTuning
 
 _PROMPT = "prompt_embeddings"
 _MAGNITUDE = ".lora_magnitude_vector"
-_READ = frozenset(
-    [
-        "r",
-        "lora_alpha",
-        "lora_dropout",
-        "target_modules",
-        "use_rslora",
-        "use_dora",
-        "rank_pattern",
-        "alpha_pattern",
-        "init_lora_weights",
-        "layers_to_transform",
-        "layers_pattern",
-        "exclude_modules",
-    ]
-)
-"""Fields of a LoRA's configuration that are taken over."""
-_IDLE = frozenset(
-    [
-        "peft_type",
-        "task_type",
-        "auto_mapping",
-        "peft_version",
-        "base_model_name_or_path",
-        "revision",
-        "inference_mode",
-        "loftq_config",
-        "eva_config",
-        "corda_config",
-        "lora_ga_config",
-        "megatron_config",
-        "megatron_core",
-        "qalora_group_size",
-        "runtime_config",
-    ]
-)
-"""Fields that change nothing of what the tensors mean."""
-_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
-"""Starts that leave the base as it is; pissa and its like keep a part of the adapter in a base of their own."""
 _TYPES = ("LORA", "PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 
 
@@ -80,7 +41,9 @@ def read_imported(folder: Path) -> tuple[Method, dict[str, Tensor]]:
 
 
 def _lora(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Lora | Dora:
-    _check(config)
+    check_lora_config(config)
+    if config.get("target_parameters"):
+        raise UserError(f"{ADAPTER_CONFIG}: target_parameters is not read from elsewhere; allowed: linear layers")
     modules = _modules(weights)
     values: dict[str, Any] = {
         "r": config["r"],
@@ -92,19 +55,6 @@ def _lora(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Lora | Do
         "alpha_pattern": _matching(config.get("alpha_pattern"), modules),
     }
     return Dora(**values) if config.get("use_dora") else Lora(**values)
-
-
-def _check(config: Mapping[str, Any]) -> None:
-    """UserError at a field that is not taken over and does not have peft's default."""
-    default = LoraConfig().to_dict()
-    for key, value in config.items():
-        if key not in _READ | _IDLE and value != default.get(key) and value not in (None, False, [], {}):
-            raise UserError(f"{ADAPTER_CONFIG}: {key} {value} is not computed here; allowed: {default.get(key)}")
-    if config.get("init_lora_weights", True) not in _STARTS:
-        raise UserError(
-            f"{ADAPTER_CONFIG}: init_lora_weights {config['init_lora_weights']} keeps a part of the adapter in the "
-            "base; allowed: what peft saves as a plain LoRA (path_initial_model_for_weight_conversion)"
-        )
 
 
 def _modules(weights: Mapping[str, Tensor]) -> list[str]:

@@ -18,10 +18,14 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from triptych.errors import UserError
+from triptych.models.lora_config import check_lora_config
 from triptych.models.meta_sizes import model_on_meta
 from triptych.models.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA_FACTOR, PREFIX, of_module
 from triptych.models.sizes import special_float
 from triptych.models.weights import weight_files
+
+_BESIDE = (".base_layer.weight", ".lora_magnitude_vector")
+"""Ends of names of what may stand beside the factors: an embedding of the base, and DoRA's lengths."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,22 @@ class LoraSite:
     """Rows of B."""
 
 
-def check_lora_fit(adapter: Path, base: Path) -> None:
+def check_lora_fit(adapter: Path, base: Path | None) -> None:
     """Check that every tensor of a LoRA has its place in the base, and an effect there. Others than LoRA pass.
+
+    Without a base only its configuration is checked.
 
     Raises:
         UserError: a tensor of `adapter_model.safetensors` that the base has no layer for, of another width, or beside
-            the factors and not the base's own; a scaling of nought; the message names it and what the base has.
+            the factors and not the base's own; a scaling of nought; a field of `adapter_config.json` by which it is
+            more than its factors; the message names it and what the base has.
     """
     file = adapter / ADAPTER_CONFIG
     config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     if config.get("peft_type") != "LORA":
+        return
+    check_lora_config(config)
+    if base is None:
         return
     sites = _sites(base)
     with safe_open(adapter / ADAPTER_WEIGHTS, framework="pt") as tensors:
@@ -80,6 +90,8 @@ def _misplaced(
     """What is wrong with the places of the factors, the first of each kind of fault."""
     for name, shape in shapes.items():
         if (match := LORA_FACTOR.fullmatch(name)) is None:
+            if not name.endswith(_BESIDE):
+                yield f"{ADAPTER_WEIGHTS}: {name} is no part of a LoRA, and engines would do without it"
             continue
         module = match["module"].removeprefix(PREFIX).replace(".base_layer", "")
         if module not in sites or not name.startswith(PREFIX):

@@ -20,12 +20,12 @@ def store(
     kind: str,
     base_fingerprint: str,
     for_serving: ServingCheck | None,
-    fits: Callable[[Path], None] | None,
+    prepare: Callable[[Path], None] | None,
 ) -> Facts:
     """Commit a copy of `source` at `target`, and return its facts.
 
     The copy is what is inspected, so nothing can be exchanged in between. UserError, and no copy: broken, unsafe, at
-    odds with its own triptych.json, or refused by `for_serving` or `fits`.
+    odds with its own triptych.json, or refused by `for_serving` or `prepare`, which may rewrite the copy's files.
     """
     if not storage.exists(source):
         raise UserError(f"there is no folder {source}")
@@ -37,13 +37,14 @@ def store(
             _copy_files(folder, staging)
             _check_note(staging, kind, base_fingerprint)
             facts = validation.check_content(staging, kind)
+            if prepare is not None:
+                prepare(staging)
+                facts = validation.check_content(staging, kind)
         except validation.ArtifactError as error:
             raise validation.ArtifactError(f"{source}: {error}") from error
         why_not = None if for_serving is None else for_serving(kind, facts)
         if why_not is not None:
             raise UserError(f"{source} cannot be served: {why_not}")
-        if fits is not None:
-            fits(staging)
     return facts
 
 

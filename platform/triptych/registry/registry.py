@@ -70,7 +70,7 @@ class Registry:
         lineage: Mapping[str, Any],
         metrics: Mapping[str, Any],
         for_serving: ServingCheck | None = None,
-        fits: Callable[[Path], None] | None = None,
+        prepare: Callable[[Path], None] | None = None,
         max_rank: int = compat.MAX_RANK,
     ) -> AdapterVersion:
         """Copy a folder into the artifacts and give it the next version number of `name`.
@@ -84,7 +84,8 @@ class Registry:
                 mapping by ref), and all must be known.
             metrics: plain JSON with finite numbers.
             for_serving: refuses what the caller could not serve; None: everything sound is accepted.
-            fits: raises UserError where the folder it is given, a sound one, does not fit its base; None: not checked.
+            prepare: given the copy, a sound one: may rewrite its files to others that compute the same, and raises
+                UserError where it does not fit its base; None: it is kept as it is.
             max_rank: the largest rank that processes of the version before take as servable.
 
         Raises:
@@ -106,7 +107,7 @@ class Registry:
             found = [queries.version(session, ref) for ref in lineage.get("parents") or ()]
             parents = {(parent.name, parent.version) for parent in found}
         url = storage.join(self._artifact_root(), name, uuid.uuid4().hex)
-        facts = artifacts.store(str(folder), url, kind, base_fingerprint, for_serving, fits)
+        facts = artifacts.store(str(folder), url, kind, base_fingerprint, for_serving, prepare)
         row.facts, row.why_not = facts.record(), compat.why_not(kind, facts, max_rank)
         try:
             row.location, row.sha256 = self._relative(url), storage.verify(url).digest
