@@ -69,7 +69,7 @@ GATEWAY_SECONDS = Metric(
 )
 
 SERVE_ADAPTER_EFFECT = Metric(
-    "triptych_serve_adapter_effect",
+    "triptych_gateway_adapter_effect",
     "gauge",
     "Share of an adapter's effect that an engine showed when it had loaded it (1: right), by what it looks like.",
     ("model", "looks_like"),

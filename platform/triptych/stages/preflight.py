@@ -17,7 +17,6 @@ from triptych.models.identity import tokenizer_files
 from triptych.models.sizes import read_config
 from triptych.recipe import Recipe, Source
 from triptych.recipe.spec import dotted
-from triptych.stages.versions import check_versions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
