@@ -51,6 +51,7 @@ def check_plan(recipe: Recipe, names: Iterable[str], warn: Warn) -> None:
 
 
 def _check_versions(recipe: Recipe, names: Iterable[str], warn: Warn) -> None:
+    from triptych.stages.versions import check_versions  # loads torch, which a plan without versions does not need
 
     folder = base_here(recipe.model)
     whole = folder if folder is not None and any(folder.glob("*.safetensors")) else None
