@@ -43,7 +43,7 @@ def test_names_follow_the_conventions(metric: Any) -> None:
     assert bool(metric.buckets) == (metric.kind == "histogram")
     assert list(metric.buckets) == sorted(set(metric.buckets))
     assert metric.help.endswith(".")
-    assert set(metric.labels) <= {"model", "outcome", "code", "run", "stage", "part", "phase", "worker"}
+    assert set(metric.labels) <= {"model", "outcome", "code", "run", "stage", "part", "phase", "worker", "looks_like"}
 
 
 def test_every_name_is_defined_once() -> None:

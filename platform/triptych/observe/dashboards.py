@@ -159,7 +159,7 @@ SERVING = Dashboard(
         ),
         Panel(
             "Share of an adapter's effect at its first load",
-            {"{{model}}: {{looks_like}}": f"min by (model, looks_like) ({m.SERVE_ADAPTER_EFFECT.exported}{_MODEL})"},
+            {"{{model}}: {{looks_like}}": f"min by (model, looks_like) ({m.GATEWAY_ADAPTER_EFFECT.exported}{_MODEL})"},
         ),
         Panel(
             "Requests in the engines",

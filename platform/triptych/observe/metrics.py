@@ -68,7 +68,7 @@ GATEWAY_SECONDS = Metric(
     "triptych_gateway_request_seconds", "histogram", "From a request's arrival to its last token.", _MODEL, _SECONDS
 )
 
-SERVE_ADAPTER_EFFECT = Metric(
+GATEWAY_ADAPTER_EFFECT = Metric(
     "triptych_gateway_adapter_effect",
     "gauge",
     "Share of an adapter's effect that an engine showed when it had loaded it (1: right), by what it looks like.",
@@ -262,7 +262,7 @@ class EngineMetrics:
 
     def adapter_effect(self, model: str, looks_like: str, share: float) -> None:
         """Record what the first check of an adapter version found."""
-        self._emit.set(SERVE_ADAPTER_EFFECT, share, model=model, looks_like=looks_like)
+        self._emit.set(GATEWAY_ADAPTER_EFFECT, share, model=model, looks_like=looks_like)
 
 
 def _seconds(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
