@@ -32,7 +32,7 @@ _ONLY_ADALORA = (
     "orth_reg_weight",
     "total_step",
 )
-Tensors = dict[str, Tensor]
+AdapterTensors = dict[str, Tensor]
 
 
 def as_plain_lora(folder: Path, base: Path | None) -> str | None:
@@ -60,9 +60,9 @@ def as_plain_lora(folder: Path, base: Path | None) -> str | None:
     return was
 
 
-def _from_adalora(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], Tensors]:
+def _from_adalora(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], AdapterTensors]:
     """B diag(E) A alpha / (init_r + 1e-5), as peft computes it, with E in A; modules without any rank are left out."""
-    found: Tensors = {}
+    found: AdapterTensors = {}
     ranks: dict[str, int] = {}
     scaling = (config["lora_alpha"] or config["init_r"]) / (config["init_r"] + 1e-5)
     for name in (name.removesuffix(".lora_E") for name in tensors if name.endswith(".lora_E")):
@@ -87,7 +87,9 @@ def _from_adalora(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> t
     }, found
 
 
-def _from_start(config: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Path) -> tuple[dict[str, Any], Tensors]:
+def _from_start(
+    config: Mapping[str, Any], tensors: Mapping[str, Tensor], base: Path
+) -> tuple[dict[str, Any], AdapterTensors]:
     """W - s B0 A0 + s B A as W + s [B, -B0] [A; A0]: twice the rank, and the same scaling."""
     if config.get("fan_in_fan_out"):
         raise UserError(f"{ADAPTER_CONFIG}: fan_in_fan_out with init_lora_weights; allowed: a base of linear layers")
