@@ -207,6 +207,10 @@ class Classification(LabellingStage):
     def classes(self) -> tuple[str, ...]:
         return self.labels
 
+    def row_labels(self) -> tuple[str, ...]:
+        """The classes."""
+        return self.labels
+
     def reports(self) -> tuple[str, ...]:
         """Loss, accuracy and F1, by class and averaged."""
         return ("loss", "accuracy", "macro_f1", *(f"f1_{label}" for label in self.labels))
@@ -243,6 +247,10 @@ class TokenClassification(LabellingStage):
 
     @property
     def classes(self) -> tuple[str, ...]:
+        return self.labels
+
+    def row_labels(self) -> tuple[str, ...]:
+        """The classes."""
         return self.labels
 
     def reports(self) -> tuple[str, ...]:

@@ -234,6 +234,10 @@ class StageBase(Closed):
         """Kind of a table's rows (data/sources.py, PARSERS); None: they are of no kind that is parsed there."""
         return None
 
+    def row_labels(self) -> tuple[str, ...] | None:
+        """Labels that rows may have; None: they have none, or any."""
+        return None
+
     def longest_prompt(self, split: str) -> int | None:
         """Tokens of the longest prompt of a table that engines answer; None: they answer none of it."""
         return None

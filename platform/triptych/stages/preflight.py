@@ -97,7 +97,7 @@ def check_rows(recipe: Recipe, names: Iterable[str], folder: Path | None, most: 
             end_tokens(folder, tokenizer)
         for split, source in stage.splits().items():
             try:
-                longest, labels = stage.longest_prompt(split), getattr(stage, "labels", None)
+                longest, labels = stage.longest_prompt(split), stage.row_labels()
                 _check_source(source, stage.rows_of(split), tokenizer, longest, labels, most, here=here)
             except UserError as error:
                 raise UserError(f"{_place(recipe, name, split)}: {str(error).removeprefix('data: ')}") from error
