@@ -61,15 +61,19 @@ def built(config: Mapping[str, Any]) -> Any:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Totals, LoRA's tensors and partial tuning's against the model itself."""
-    found, model = sizes_of(config, "some"), built(config)
+    """Totals, LoRA's tensors and partial tuning's against the model itself; or a refusal where it has no decoder."""
+    model = built(config)
+    if not hasattr(model, model.base_model_prefix):
+        with pytest.raises(UserError, match=f"a {type(model).__name__} has no decoder called"):
+            sizes_of(config, "some")
+        return
+    found = sizes_of(config, "some")
     parameters = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert found.total == sum(torch.Size(shape).numel() for shape in parameters.values())
     assert found.vocab == model.get_input_embeddings().weight.shape[0]
-    if hasattr(model, model.base_model_prefix):  # methods find no layers otherwise
-        linear = sum(R * sum(shape_of(layer)) for layer in linear_layers(model).values())
-        experts = sum(R * count * (inputs + outputs) for count, inputs, outputs in experts_of(model).values())
-        assert sum(tensors.numel for tensors in trained(Lora(r=R), found)) == linear + experts
+    linear = sum(R * sum(shape_of(layer)) for layer in linear_layers(model).values())
+    experts = sum(R * count * (inputs + outputs) for count, inputs, outputs in experts_of(model).values())
+    assert sum(tensors.numel for tensors in trained(Lora(r=R), found)) == linear + experts
     counted: Counter[tuple[int, ...]] = Counter()
     for tensors in trained(Full(), found):
         counted[tensors.shape] += tensors.count

@@ -143,9 +143,10 @@ def keys_and_values(model: PreTrainedModel, ids: list[int]) -> Tensor:
         (getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in cache.layers
     ]
     shapes = {() if x is None else tuple(x.shape) for pair in found for x in pair}
-    # Latent keys and values are kept with fewer heads than attention is given.
-    heads = getattr(model.config, "num_key_value_heads", None) or model.config.num_attention_heads
-    alike = len(shapes) == 1 and {shape[1:2] for shape in shapes} == {(heads,)}
+    # Latent keys and values are kept with fewer heads than attention is given. Some families have no shared keys, and
+    # overlook the field that counts them.
+    heads = (getattr(model.config, "num_key_value_heads", None), model.config.num_attention_heads)
+    alike = len(shapes) == 1 and all(shape[1:2] and shape[1] in heads for shape in shapes)
     if len(found) != model.config.num_hidden_layers or not alike:
         raise UserError(
             f"method.name: a prefix needs layers with keys and values of one shape, and those of a "
