@@ -1,9 +1,5 @@
 """A real engine with the plugin: each row of a mixed batch answers as transformers + peft do, every slot filled."""
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +8,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.support.lora_engine import EngineJob, Row, answering, read_answers
 from triptych.models.base import resolve_base
 from triptych.recipe.model import Model
 
@@ -32,7 +29,6 @@ ADAPTERS = {
         init_lora_weights=False,
     ),
 }
-Row = tuple[str | None, list[int]]
 
 
 @dataclass(frozen=True)
@@ -82,27 +78,12 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Answers:
         ids = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
         batch += [(name, ids) for name in (None, "a", "b", "c")]
     base = [row for row in batch if row[0] is None]
-    job = {
-        "model": str(model),
-        "adapters": adapters,
-        "batches": [batch, base],
-        "new_tokens": NEW_TOKENS,
-        "out": str(folder / "out.json"),
-    }
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    environment.pop("VLLM_PLUGINS", None)
-    script = Path(__file__).with_name("generate.py")
-    with subprocess.Popen([sys.executable, script], stdin=subprocess.PIPE, text=True, env=environment) as engine:
-        assert engine.stdin is not None
-        engine.stdin.write(json.dumps(job))
-        engine.stdin.close()
-        try:
-            expected = continue_with_peft(model, adapters, batch)  # while the engine starts
-            assert engine.wait(240) == 0
-        finally:
-            engine.kill()
-    mixed, base_alone = json.loads((folder / "out.json").read_text())
-    return Answers(batch, mixed, base_alone, expected)
+    settings = {"enable_prefix_caching": False}
+    job = EngineJob(str(model), adapters, [batch, base], NEW_TOKENS, settings)
+    with answering(job, folder / "out.json") as engine:
+        expected = continue_with_peft(model, adapters, batch)  # while the engine starts
+        mixed, base_alone = read_answers(engine, folder / "out.json").tokens
+    return Answers(batch, list(mixed), list(base_alone), expected)
 
 
 def test_each_row_of_a_mixed_batch_answers_as_peft_does(answers: Answers) -> None:

@@ -1,9 +1,5 @@
 """Log-probabilities of prompts in a real engine, beside transformers + peft: adapters of the head, in mixed batches."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +7,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from tests.support.lora_engine import EngineJob, Row, ask
+
 pytestmark = [pytest.mark.slow, pytest.mark.cluster]
 
-Row = tuple[str | None, list[int]]
+CHUNK = 64
+"""Tokens of a prompt that are computed at once."""
 ADAPTERS = {
     "head": LoraConfig(r=8, target_modules=["q_proj", "lm_head"], init_lora_weights=False),
     "other head": LoraConfig(r=4, target_modules=["up_proj", "lm_head"], init_lora_weights=False),
@@ -52,13 +51,10 @@ def by_peft(model: Path, adapter: str | None, ids: list[int]) -> list[float]:
 
 def test_every_row_of_a_batch_is_scored_under_its_own_adapter(tiny_model_dir: Path, tmp_path: Path) -> None:
     adapters = save_adapters(tiny_model_dir, tmp_path)
-    out = tmp_path / "out.json"
-    job = {"model": str(tiny_model_dir), "adapters": adapters, "batches": list(BATCHES.values()), "out": str(out)}
-    environment = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    environment.pop("VLLM_PLUGINS", None)
-    script = Path(__file__).with_name("score.py")
-    subprocess.run([sys.executable, script], input=json.dumps(job), text=True, env=environment, check=True, timeout=240)
-    for (kind, batch), scores in zip(BATCHES.items(), json.loads(out.read_text()), strict=True):
+    settings = {"max_num_batched_tokens": CHUNK}
+    job = EngineJob(str(tiny_model_dir), adapters, list(BATCHES.values()), 2, settings)
+    found = ask(job, tmp_path / "out.json")
+    for (kind, batch), scores in zip(BATCHES.items(), found.scores, strict=True):
         for (name, ids), got in zip(batch, scores, strict=True):
             expected = by_peft(tiny_model_dir, adapters[name] if name else None, ids)
             assert got == pytest.approx(expected, abs=1e-3), (kind, name)
