@@ -77,7 +77,7 @@ def test_what_is_not_computed_here_is_refused(
     saved(tiny_model_dir, tmp_path / "adapter", CONFIGS["plain"])
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
-    with pytest.raises(UserError, match=f"adapter: .*{message}"):
+    with pytest.raises(UserError, match=message):
         load_adapter(tmp_path / "adapter", "policy")
 
 

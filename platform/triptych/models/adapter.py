@@ -209,9 +209,7 @@ def _imported(folder: Path, facts: Mapping[str, Any]) -> Adapter:
     try:
         method, weights = read_imported(folder)
     except ValidationError as error:
-        raise UserError(f"{folder.name}: {ADAPTER_CONFIG} asks for what no method has: {error}") from error
-    except UserError as error:
-        raise UserError(f"{folder.name}: {error}") from error
+        raise UserError(f"{ADAPTER_CONFIG} asks for what no method has: {error}") from error
     config = PeftConfig.from_pretrained(str(folder))
     return Adapter(method, weights, kind_in(facts) or "policy", {parts_of(method)[0].name: config})
 

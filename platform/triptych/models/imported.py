@@ -64,7 +64,10 @@ def _modules(weights: Mapping[str, Tensor]) -> list[str]:
         match = LORA_FACTOR.fullmatch(name)
         module = match["module"] if match and not match["embedding"] else name.removesuffix(_MAGNITUDE)
         if module == name or not name.startswith(PREFIX):
-            raise UserError(f"{ADAPTER_WEIGHTS}: {name} is no part of a LoRA of linear layers")
+            raise UserError(
+                f"{ADAPTER_WEIGHTS}: {name} is no part of a LoRA of linear layers, beyond which no training goes on; "
+                "allowed: merge it into the base (`adapters merge`) first"
+            )
         found[module.removeprefix(PREFIX)] = None
     return list(found)
 

@@ -180,7 +180,15 @@ def parent(ctx: StageContext[Any], ref: str, kind: str) -> tuple[Adapter, Adapte
     version = registered(ctx, ref)
     check_same_base(version, ctx.base_fingerprint, ctx.recipe.model.base)
     storage.verify(version.url)
-    return load_adapter(storage.local_copy(version.url), kind), version
+    return read_adapter(version, kind), version
+
+
+def read_adapter(version: AdapterVersion, kind: str, *, to_go_on: bool = False) -> Adapter:
+    """A registered adapter's files; see `load_adapter`. UserError: one that names the version."""
+    try:
+        return load_adapter(storage.local_copy(version.url), kind, to_go_on=to_go_on)
+    except UserError as error:
+        raise UserError(f"{version.ref}: {error}") from error
 
 
 def check_same_base(version: AdapterVersion, fingerprint: str, base: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from triptych import storage
 from triptych.errors import RunError, UserError
-from triptych.models.adapter import Adapter, adapter_facts, load_adapter
+from triptych.models.adapter import Adapter, adapter_facts
 from triptych.models.base import fingerprint
 from triptych.recipe import ADAPTERS, Full, Recipe
 from triptych.recipe.recipe import inheriting
@@ -13,7 +13,7 @@ from triptych.recipe.spec import Path as FieldPath
 from triptych.recipe.spec import dotted
 from triptych.recipe.stage import Known, Reference
 from triptych.registry import AdapterVersion, Registry, registry_url
-from triptych.stages.artifact import check_same_base
+from triptych.stages.artifact import check_same_base, read_adapter
 
 START: FieldPath = ("from",)
 """The field that names what training goes on from."""
@@ -22,13 +22,9 @@ START: FieldPath = ("from",)
 def read_known(version: AdapterVersion) -> tuple[Adapter, Known]:
     """An adapter to go on from, and what its files say of it. UserError: it is whole or damaged, or none at all."""
     storage.verify(version.url)
-    folder = storage.local_copy(version.url)
-    try:
-        adapter = load_adapter(folder, version.kind, to_go_on=True)
-    except UserError as error:
-        raise UserError(f"{version.ref}: {error}") from error
+    adapter = read_adapter(version, version.kind, to_go_on=True)
     method, members = adapter.to_go_on[0], 1 + len(adapter.others)
-    made = adapter_facts(folder).get("stage_kind")
+    made = adapter_facts(storage.local_copy(version.url)).get("stage_kind")
     return adapter, Known(version.ref, version.kind, method, made, adapter.labels, members)
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from triptych import storage
 from triptych.errors import UserError
-from triptych.models.adapter import Adapter, load_adapter
+from triptych.models.adapter import Adapter
 from triptych.models.peft_files import FACTS
 from triptych.recipe import Evaluation
 from triptych.recipe.evaluation import BASE
 from triptych.registry import AdapterVersion
-from triptych.stages.artifact import check_same_base, registered
+from triptych.stages.artifact import check_same_base, read_adapter, registered
 from triptych.stages.context import StageContext
 
 
@@ -42,7 +42,7 @@ def measured_models(ctx: StageContext[Evaluation]) -> list[MeasuredModel]:
 def judge(ctx: StageContext[Evaluation], ref: str) -> MeasuredModel:
     """A reward model that scores answers. UserError: it is none, or sits on another base."""
     version = _verified(ctx, ref)
-    return MeasuredModel(ref, version, load_adapter(storage.local_copy(version.url), "reward_model"))
+    return MeasuredModel(ref, version, read_adapter(version, "reward_model"))
 
 
 def _measured(ctx: StageContext[Evaluation], ref: str, field: str) -> MeasuredModel:
@@ -57,7 +57,7 @@ def _measured(ctx: StageContext[Evaluation], ref: str, field: str) -> MeasuredMo
         return MeasuredModel(ref, version, folder=folder)
     if ctx.stage.reads_classes and (kind := _stage_kind(folder)) not in (None, "classification"):
         raise UserError(f"{field}: {version.ref} was trained by a stage of kind {kind}; allowed: classification")
-    return MeasuredModel(ref, version, load_adapter(folder, version.kind))
+    return MeasuredModel(ref, version, read_adapter(version, version.kind))
 
 
 def _verified(ctx: StageContext[Evaluation], ref: str) -> AdapterVersion:
