@@ -14,7 +14,7 @@ from tests.support.mixtures import each_mixture, saved
 from triptych.errors import UserError
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import BASE, RoleModel
-from triptych.methods.merge import merged_model
+from triptych.methods.merged import merged_model
 from triptych.methods.parameters.total import trained
 from triptych.models.adapter import load_adapter, save_adapter
 from triptych.models.full import save_model

@@ -11,7 +11,8 @@ from tests.support.gradient_cases import language
 from triptych.errors import UserError
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import BASE, RoleModel
-from triptych.methods.merge import divergence, log_probabilities, merged_model
+from triptych.methods.merge import divergence, log_probabilities
+from triptych.methods.merged import merged_model
 from triptych.methods.parameters.total import trained
 from triptych.models.base import load_causal_lm
 from triptych.models.sizes import model_sizes

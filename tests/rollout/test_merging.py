@@ -17,7 +17,7 @@ from triptych.engines.merging import merged_weights
 from triptych.errors import RunError
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
-from triptych.methods.merge import changed_weights
+from triptych.methods.merged import changed_weights
 from triptych.models.base import load_causal_lm
 from triptych.models.weights import weight_files
 from triptych.recipe.matrix import Dora, Ia3

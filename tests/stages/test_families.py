@@ -18,7 +18,7 @@ from tests.support.family_engine import Trials, as_lora, judged, lively, plan
 from tests.support.tiny_model import tiny_tokenizer
 from triptych.engines.base import REPLACED, SyncMode
 from triptych.engines.vllm import VllmEngine
-from triptych.methods.merge import changed_weights
+from triptych.methods.merged import changed_weights
 from triptych.models.adapter import load_adapter
 from triptych.models.families import EQUAL, tried_families
 from triptych.observe.progress import Progress

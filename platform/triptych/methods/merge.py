@@ -9,27 +9,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.lora.layer import ParamWrapper
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
 from triptych.errors import UserError
-from triptych.methods import bitfit
-from triptych.methods.apply import apply_method, without_prefix
-from triptych.methods.base import Attachment
 from triptych.methods.kept import LEAST, Kept, chosen_dtype, kept_in
-from triptych.methods.peft_family import PeftAttachment
-from triptych.methods.targets import linear_layers, weight_of
+from triptych.methods.merged import Merged, merged_model
+from triptych.methods.merged_by_peft import merged_by_peft
 from triptych.models.adapter import adapter_facts, load_adapter
 from triptych.models.base import fingerprint, load_causal_lm, plain_tokenizer, resolve_base
 from triptych.models.full import save_model
 from triptych.models.identity import difference
-from triptych.models.quantize import Int8Linear
-from triptych.models.stored import as_stored
-from triptych.models.weights import read_weights
-from triptych.recipe.method import MERGING, BitFit, Method, names_of, parts_of
-from triptych.recipe.model import Dtype, Model, Quantization
+from triptych.recipe.model import Dtype, Model
 
 TEXTS = (
     "The film is a warm and funny story about a family that learns to listen.",
@@ -40,9 +31,6 @@ TEXTS = (
 """Texts on which `divergence` compares a merged model with its adapter."""
 _KEPT = ("base", "base_fingerprint", "chat_template", "hub_base", "recipe")
 """Facts of an adapter that its merged model keeps."""
-_ROLE = "merged"
-_ROWS = 1024
-"""Unit vectors that a layer is given at once."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +63,7 @@ def merge_adapter(
         raise UserError(f"{target} exists already: name a new folder")
     facts = dict(trained_on) | adapter_facts(adapter)
     folder = _base_of(facts, base)
-    found, quantization = load_adapter(adapter, "policy"), facts.get("quantization")
-    merged = merged_model(folder, found.method, found.weights, quantization)
+    merged, quantization = _merged(adapter, folder, facts), facts.get("quantization")
     kept, trained = _kept(merged, folder, dtype), log_probabilities(merged.model, folder)
     about = {key: facts[key] for key in _KEPT if key in facts}
     target.mkdir(parents=True)
@@ -93,6 +80,13 @@ def merge_adapter(
     return MergeReport(kept, changed)
 
 
+def _merged(adapter: Path, base: Path, facts: Mapping[str, Any]) -> Merged:
+    if not adapter_facts(adapter):
+        return merged_by_peft(base, adapter)
+    found = load_adapter(adapter, "policy")
+    return merged_model(base, found.method, found.weights, facts.get("quantization"))
+
+
 def _base_of(facts: Mapping[str, Any], base: str) -> Path:
     folder = resolve_base(Model(base=base))
     if reason := difference(facts["base_fingerprint"], fingerprint(folder, facts.get("chat_template"))):
@@ -102,7 +96,7 @@ def _base_of(facts: Mapping[str, Any], base: str) -> Path:
     return folder
 
 
-def _kept(merged: "Merged", base: Path, dtype: Dtype | None) -> Kept:
+def _kept(merged: Merged, base: Path, dtype: Dtype | None) -> Kept:
     """Share of the change that the precision keeps. UserError: a part of it is lost."""
     after = {name: merged.weights[name] for name in merged.before}
     if dtype is None:
@@ -122,106 +116,6 @@ def _kept(merged: "Merged", base: Path, dtype: Dtype | None) -> Kept:
     raise UserError(f"--dtype: {dtype} {lost}; allowed: what keeps {LEAST} of it: {', '.join(allowed)}")
 
 
-def changed_weights(
-    base: Path, method: Method, weights: Mapping[str, Tensor], quantization: Quantization | None = None
-) -> dict[str, Tensor]:
-    """Every weight and bias of the base that differs under the method: name -> new value, float32, on the CPU.
-
-    `quantization`: that of the base it was trained on, whose rounded weights are then among those that differ.
-
-    Raises:
-        UserError: the method does not merge, or the weights are another model's.
-    """
-    check_merges(method)
-    model = load_causal_lm(base, torch.float32, quantization=quantization)
-    biases = {name: parameter for name, parameter in model.named_parameters() if name.endswith(".bias")}
-    parts = _attached(model, method, weights)
-    found = _linear_changes(model, parts)
-    for change in (part for part in parts.values() if not isinstance(part, PeftAttachment)):
-        for name, value in change.parameters().items():
-            if name not in biases:
-                raise UserError(f"the base has no {name}, which was trained")
-            found[name] = found.get(name, biases[name].detach()) + value.detach()
-    return as_stored(model, found, base)
-
-
-@dataclass(frozen=True)
-class Merged:
-    """A merged model."""
-
-    config: dict[str, Any]
-    """Fields of config.json that differ from the base's."""
-    weights: dict[str, Tensor]
-    before: dict[str, Tensor]
-    """The base's own of the weights that changed, as it was trained on."""
-    model: PreTrainedModel
-    """The base with the adapter beside its weights."""
-
-
-def merged_model(
-    base: Path, method: Method, weights: Mapping[str, Tensor], quantization: Quantization | None = None
-) -> Merged:
-    """The base with the method's change in its weights.
-
-    Raises:
-        UserError: the method does not merge, or the architecture has no place for what it trained.
-    """
-    plain = read_weights(base)
-    check_merges(method)
-    model = load_causal_lm(base, torch.float32, quantization=quantization)
-    attached = _attached(model, method, weights)
-    changes = as_stored(model, _linear_changes(model, attached), base)
-    for part in attached.values():
-        part.activate(True)
-    own = plain | as_stored(model, _rounded(model), base)
-    before = {name: own[name] for name in changes if name in own}
-    found = Merged({}, plain | changes, before, model)
-    biases = [part for part in parts_of(method) if isinstance(part, BitFit)]
-    return _with_biases(base, found, _of_part(method, weights, biases[0])) if biases else found
-
-
-def _of_part(method: Method, weights: Mapping[str, Tensor], part: BitFit) -> Mapping[str, Tensor]:
-    return without_prefix(weights, f"{part.name}.") if len(parts_of(method)) > 1 else weights
-
-
-def _with_biases(base: Path, found: Merged, trained: Mapping[str, Tensor]) -> Merged:
-    """A merged model with changed biases, for which its architecture may need other fields of config.json."""
-    plain = AutoConfig.from_pretrained(base)
-    merged = bitfit.merged(plain, found.weights, trained)
-    if merged is None:
-        raise UserError("the architecture of this base has no place for the biases that were trained")
-    config, weights = merged
-    ours = plain.to_dict()
-    differing = {key: value for key, value in config.to_dict().items() if ours.get(key) != value}
-    own = {name: found.weights.get(name, torch.zeros_like(weights[name])) for name in trained}
-    return Merged(differing, weights, own | found.before, found.model)
-
-
-def _linear_changes(model: PreTrainedModel, parts: Mapping[str, Attachment]) -> dict[str, Tensor]:
-    """New values of what peft's layers change, and of all weights that the base keeps rounded."""
-    found = _rounded(model)
-    for part in parts.values():
-        if isinstance(part, PeftAttachment):
-            part.activate(True)
-            for name, layer in part.layers:
-                if isinstance(layer, ParamWrapper):
-                    change = sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
-                    found[name.replace(".base_layer", "")] = layer.get_param() + change
-                else:
-                    found |= {f"{name}.{own}": value for own, value in layer_weights(layer).items()}
-    return found
-
-
-def _rounded(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights that the base keeps rounded, as it computes with them."""
-    layers = {name: layer for name, layer in linear_layers(model).items() if isinstance(_inner(layer), Int8Linear)}
-    return {f"{name}.weight": weight_of(layer) for name, layer in layers.items()}
-
-
-def _inner(layer: Any) -> Any:
-    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
-
-
 @torch.no_grad()
 def log_probabilities(model: PreTrainedModel, base: Path) -> list[Tensor]:
     """Log-probabilities of the next token, [T, V], in each of `TEXTS` as the base's tokenizer cuts it."""
@@ -235,36 +129,3 @@ def divergence(trained: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     pairs = zip(trained, found, strict=True)
     total = sum(float(F.kl_div(other, one, log_target=True, reduction="sum")) for one, other in pairs)
     return max(total, 0.0) / sum(map(len, trained))  # rounding gives equal models something below zero
-
-
-def check_merges(method: Method) -> None:
-    """UserError where a part of the method cannot become a part of the base's weights."""
-    stuck = [part.name for part in parts_of(method) if part.name not in MERGING]
-    if stuck:
-        raise UserError(f"{names_of(method)}: {stuck[0]} does not merge; methods that do: {', '.join(MERGING)}")
-
-
-@torch.no_grad()
-def layer_weights(layer: Any) -> dict[str, Tensor]:
-    """Weight [out, in], and bias if it has one, of a layer as it computes; found from its answers to unit vectors."""
-    if hasattr(layer, "ln_tuning_layers"):
-        return {"weight": layer.ln_tuning_layers[layer.active_adapters[0]].weight.detach()}
-    inputs = weight_of(layer).shape[1]
-    unit = torch.eye(inputs)
-    still = layer(torch.zeros(1, inputs))
-    found = {"weight": (torch.cat([layer(rows) for rows in unit.split(_ROWS)]) - still).T.contiguous()}
-    return found if layer.get_base_layer().bias is None else found | {"bias": still[0]}
-
-
-def _attached(model: PreTrainedModel, method: Method, weights: Mapping[str, Tensor]) -> dict[str, Attachment]:
-    """Attach the method to a model and load its weights: part's name -> attachment."""
-    parts = apply_method(model.eval(), method, _ROLE)
-    for name, part in parts.items():
-        own = without_prefix(weights, f"{name}.") if len(parts) > 1 else weights
-        held = {key: tensor.detach() for key, tensor in (part.parameters() | part.buffers()).items()}
-        odd = sorted(held.keys() ^ own.keys())
-        if odd:
-            raise UserError(f"{name}: its tensors are not those of this model, e.g. {odd[:3]}")
-        for key, tensor in held.items():
-            tensor.copy_(own[key])
-    return parts

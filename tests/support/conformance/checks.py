@@ -28,7 +28,7 @@ from tests.support.gradient_cases import gradients, in_float64, worst_error
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import HEAD, RoleModel
 from triptych.methods import freeze
-from triptych.methods.merge import merged_model
+from triptych.methods.merged import merged_model
 from triptych.models.adapter import load_adapter, save_adapter
 from triptych.models.base import load_causal_lm
 from triptych.models.full import save_model

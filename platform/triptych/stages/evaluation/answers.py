@@ -13,7 +13,7 @@ from safetensors.torch import save
 from triptych import storage
 from triptych.data.end_tokens import answer_texts, end_tokens
 from triptych.engines.base import REPLACED, Logprobs, RolloutRecord
-from triptych.methods.merge import changed_weights
+from triptych.methods.merged import changed_weights
 from triptych.models.adapter import peft_json
 from triptych.models.adapter_effect import LARGEST_GAP
 from triptych.models.peft_files import largest_rank

@@ -10,7 +10,7 @@ from torch import Tensor
 from triptych.engines.base import REPLACED, Logprobs, RolloutRecord
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import BASE, RoleModel
-from triptych.methods.merge import changed_weights
+from triptych.methods.merged import changed_weights
 from triptych.models.adapter import peft_json
 from triptych.models.adapter_effect import LARGEST_GAP
 from triptych.recipe import POLICY
