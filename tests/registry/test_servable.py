@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from triptych.errors import UserError
+from triptych.models.vllm_lora import unserved_module
 from triptych.registry import ArtifactError, Registry, compat
 from triptych.registry.validation import check_content, check_files
 from triptych.serve.capabilities import Capabilities
@@ -353,3 +354,17 @@ def test_merging_is_what_else_can_be_done(tmp_path: Path, write_lora: Write) -> 
     folder = write_lora(tmp_path / "a", peft_type="IA3")
     (folder / "triptych.json").write_text(json.dumps({"kind": "lora", "method": {"name": "ia3"}}))
     assert str(reason(folder)).endswith("vLLM serves LORA only; merge it into the base (`adapters merge`)")
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (
+            "While loading /a/b, expected target modules in {'q_proj'} but received ['lm_head', 'lm_head']. Please",
+            "vLLM has no LoRA for lm_head in this base; merge it into the base (`adapters merge`)",
+        ),
+        ("Call to add_lora method failed: no such file", None),
+    ],
+)
+def test_what_vllm_refuses_as_it_loads_is_said_to_the_client(message: str, said: str | None) -> None:
+    assert unserved_module(message) == said

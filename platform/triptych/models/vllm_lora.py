@@ -11,6 +11,8 @@ _PLAIN_INITS = {"gaussian", "eva", "orthogonal", "mica", "lora_ga"}
 _SERVED_WHOLE = {"classifier", "score"}
 _ENTIRE = re.compile(r"\.(embed_tokens|lm_head)\.base_layer\.weight$|\.(score|classifier)\.(weight|bias)$")
 """Entire matrices that vLLM takes, or skips, beside the factors."""
+_UNEXPECTED = re.compile(r"expected target modules in .* but received (\[.*?\])", re.DOTALL)
+_QUOTED = re.compile(r"'([^']+)'")
 
 
 def unserved_setting(config: Mapping[str, Any]) -> str | None:
@@ -40,3 +42,15 @@ def unserved_tensor(names: Iterable[str]) -> str | None:
     """The first tensor of a LoRA that vLLM has no place for, as a sentence about the adapter."""
     stray = (name for name in names if not LORA_FACTOR.fullmatch(name) and not _ENTIRE.search(name))
     return next((f"vLLM has no place for its tensor {name}" for name in stray), None)
+
+
+def unserved_module(message: str) -> str | None:
+    """What vLLM says as it loads a LoRA for a layer that it adapts in other families only, as a sentence; else None.
+
+    Heads and embeddings are such layers: Llama's are adapted, and Qwen2's are not.
+    """
+    match = _UNEXPECTED.search(message)
+    if match is None:
+        return None
+    modules = ", ".join(sorted(set(_QUOTED.findall(match[1]))))
+    return f"vLLM has no LoRA for {modules} in this base; merge it into the base (`adapters merge`)"

@@ -19,6 +19,7 @@ from triptych.errors import UserError
 from triptych.models.adapter_effect import UnusableError
 from triptych.models.base import fingerprint, model_tokenizer, resolve_base
 from triptych.models.lora_fit import check_lora_fit
+from triptych.models.vllm_lora import unserved_module
 from triptych.models.weights import without_other_weights
 from triptych.recipe.model import Model
 from triptych.recipe.serve import ServeConfig
@@ -164,9 +165,13 @@ class AdapterServer(LLMServer):
 
     async def _load(self, ref: str, folder: str) -> None:
         # vLLM numbers adapters itself; the path is new for new content, so no cached prefix of other weights is reused.
-        await self.engine.resolve_lora(
-            DiskMultiplexConfig(model_id=ref, max_total_tokens=None, local_path=folder, lora_assigned_int_id=1)
-        )
+        place = DiskMultiplexConfig(model_id=ref, max_total_tokens=None, local_path=folder, lora_assigned_int_id=1)
+        try:
+            await self.engine.resolve_lora(place)
+        except Exception as error:
+            if (stray := unserved_module(str(error))) is None:
+                raise
+            raise MisfitError(stray) from error
         if self._effects is not None:
             self._effects.start(ref)
 
