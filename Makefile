@@ -6,7 +6,7 @@ PROFILE ?= full
 # cpu or gpu
 LOCK ?= cpu
 BIN := .venv/bin
-BENCHMARKS := multilora rollout memory sft reward readers
+BENCHMARKS := multilora rollout sync memory sft reward readers
 LOCKFILE := requirements/$(LOCK).lock
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
