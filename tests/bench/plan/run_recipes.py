@@ -3,13 +3,13 @@
 from typing import Any
 
 Json = dict[str, Any]
-STEPS = 12
+STEPS = 6
 
 
 def stage(kind: str, rows: str, method: Json, batch: Json, **more: Any) -> Json:
-    """A supervised stage of twelve steps that is measured twice and writes checkpoints."""
+    """A supervised stage of six steps that is measured twice and writes checkpoints."""
     data = {part: {"path": f"{rows}.{part}.jsonl"} for part in ("train", "heldout")}
-    train = {"steps": STEPS, "batch": batch, "evaluate_every": 6, "checkpoint_every": 5} | more.pop("train", {})
+    train = {"steps": STEPS, "batch": batch, "evaluate_every": 3, "checkpoint_every": 2} | more.pop("train", {})
     return {"kind": kind, "method": method, "data": data, "train": train, **more}
 
 
@@ -21,7 +21,7 @@ def batch(rows: int, micro_tokens: int, max_length: int) -> Json:
     return {"rows": rows, "micro_tokens": micro_tokens, "max_length": max_length}
 
 
-LORA16, SMALL, WIDE = lora(16), batch(8, 512, 256), batch(16, 2048, 512)
+LORA16, SMALL, WIDE = lora(16), batch(8, 512, 256), batch(12, 2048, 512)
 QUESTIONS = ("question_answering", "questions")
 LABELS = {"texts": {"labels": ["small", "large"]}, "tags": {"labels": ["WORD", "NUM"]}}
 

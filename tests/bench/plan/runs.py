@@ -1,6 +1,6 @@
 """What `plan` predicts of whole runs beside what they take: memory of a worker and tokens a second, stage by stage.
 
-    PYTHONPATH=tests/bench .venv/bin/python -m plan.runs [--minutes 90] [--runs NAME ...] [--out FILE]
+    PYTHONPATH=tests/bench .venv/bin/python -m plan.runs [--minutes 90] [--jobs 1] [--runs NAME ...] [--out FILE]
 
 Each is a `triptych run` with a registry of its own, so that no run corrects the next one's prediction. Targets: mean
 error of memory 7%, worst 15%, every peak inside its interval, no interval wider than 20% to either side. It goes on
@@ -12,8 +12,10 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,19 +36,27 @@ Stages = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=90.0, help="no run starts later")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; their speeds are then of a shared machine")
     parser.add_argument("--runs", nargs="+", default=list(RUNS), choices=list(RUNS), metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("build/bench/plan-runs.json"))
     given = parser.parse_args()
     end = time.monotonic() + 60 * given.minutes
     done: dict[str, Stages] = json.loads(given.out.read_text())["runs"] if given.out.is_file() else {}
-    for name in given.runs:
+
+    def make(name: str) -> None:
         if name in done or time.monotonic() > end:
-            continue
+            return
         started = time.monotonic()
-        done[name] = whole_run(name)
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps({"machine": machine(), "runs": done}, indent=1) + "\n")
-        print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        found = whole_run(name)
+        with writing:
+            done[name] = found
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+            given.out.write_text(json.dumps({"machine": machine(), "jobs": given.jobs, "runs": done}, indent=1) + "\n")
+            print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+    writing = threading.Lock()
+    with ThreadPoolExecutor(given.jobs) as pool:
+        list(pool.map(make, given.runs))
     show({name: done[name] for name in RUNS if name in done})
 
 
