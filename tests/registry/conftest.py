@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.support.hub import Hub, hub_server
 from triptych.registry import AdapterVersion, Registry
 
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
@@ -109,3 +110,15 @@ def postgres() -> Iterator[str]:
         yield f"postgresql+psycopg://tri:secret-word@127.0.0.1:{port}/postgres"
         server.terminate()
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with hub_server() as server:
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        yield server

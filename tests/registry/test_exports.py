@@ -1,7 +1,6 @@
 """Exports: the base named in peft's files, a model card, and both pushed to a hub as one commit."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from safetensors.torch import load
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
-from tests.support.hub import Hub, hub_server
+from tests.support.hub import Hub
 from triptych.cli import app
 from triptych.errors import RunError, UserError
 from triptych.forward.export import adapter_of
@@ -156,16 +155,6 @@ def test_a_merged_model_has_a_card(registry: str, tmp_path: Path) -> None:
     assert "of the change kept, KL" in card
     assert "| first@1 |" in card
     assert "| more@1 |" in card
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    with hub_server() as server:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", "hf_secret")
-        yield server
 
 
 def test_a_version_is_pushed_as_one_commit(registry: str, tmp_path: Path, hub: Hub) -> None:

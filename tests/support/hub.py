@@ -1,4 +1,4 @@
-"""A server that speaks the hub's protocol for data sets (revisions, trees, files) and for uploads of models."""
+"""A server that speaks the hub's protocol: revisions, trees and files of data sets and models, uploads of models."""
 
 import hashlib
 import json
@@ -15,13 +15,13 @@ from urllib.parse import unquote
 from tests.support.hub_uploads import Uploads
 
 Files = dict[str, bytes]
-_API = re.compile(r"/api/datasets/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/?]+)(?:/([^?]*))?)?")
-_FILE = re.compile(r"/datasets/([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)")
+_API = re.compile(r"/api/(?:datasets|models)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/?]+)(?:/([^?]*))?)?")
+_FILE = re.compile(r"(?:/datasets)?/([^/]+/[^/]+)/resolve/([^/]+)/([^?]+)")
 
 
 @dataclass
 class Hub:
-    """Data sets by name: the files of each commit, and the commits of branches and tags."""
+    """Data sets and models by name: the files of each commit, and the commits of branches and tags."""
 
     commits: dict[str, dict[str, Files]] = field(default_factory=dict)
     refs: dict[str, dict[str, str]] = field(default_factory=dict)

@@ -62,7 +62,9 @@ def show(ref: Ref, registry: RegistryUrl = DEFAULT, as_json: AsJson = False) -> 
 @on_cluster(sends="folder")
 def register(
     name: AdapterName,
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="adapter_config.json, adapter_model.safetensors.")],
+    folder: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Adapter files: a folder, a URL, or hf://owner/name[@revision].")
+    ],
     kind: Annotated[
         str | None,
         typer.Option(help="policy, reward_model, classifier, ...; default: by triptych.json."),
@@ -78,27 +80,29 @@ def register(
     as_json: AsJson = False,
 ) -> None:
     """Add a folder as the next version of NAME."""
-    from triptych import __version__, storage
+    from triptych import __version__
     from triptych.artifact_kinds import current_kind, kind_in
     from triptych.registry.artifacts import read_note
+    from triptych.registry.from_hub import local_folder
     from triptych.serve.capabilities import Capabilities
 
-    note = read_note(folder)
-    base, fingerprint, folder_of_base = _base(base, note)
     engine = Capabilities(max_rank)
-    known = open_registry(registry, artifacts, create=True)
-    version = known.register(
-        name,
-        folder,
-        kind=current_kind(kind) if kind else kind_in(note) or "policy",
-        base=base,
-        base_fingerprint=fingerprint,
-        lineage={"source": storage.absolute(folder), "code": __version__, "parents": parent or []},
-        metrics={},
-        for_serving=engine.why_not if for_serving else None,
-        prepare=partial(_prepare, base=folder_of_base),
-        max_rank=max_rank,
-    )
+    with local_folder(folder) as (place, source):
+        note = read_note(place)
+        base, fingerprint, folder_of_base = _base(base, note)
+        known = open_registry(registry, artifacts, create=True)
+        version = known.register(
+            name,
+            place,
+            kind=current_kind(kind) if kind else kind_in(note) or "policy",
+            base=base,
+            base_fingerprint=fingerprint,
+            lineage={"source": source, "code": __version__, "parents": parent or []},
+            metrics={},
+            for_serving=engine.why_not if for_serving else None,
+            prepare=partial(_prepare, base=folder_of_base),
+            max_rank=max_rank,
+        )
     if as_json:
         typer.echo(json.dumps(_fields(known, version, engine), indent=2))
         return

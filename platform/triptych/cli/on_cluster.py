@@ -65,7 +65,7 @@ def forward(
 
     Args:
         values: the verb's parameters.
-        sends: name of a parameter that is a folder here, which is sent with the call.
+        sends: name of a parameter that is a folder here, which is sent with the call; a URL is read there.
         brings: name of a parameter that is a folder here, which comes back.
         brings_file: the verb prints the URL of a file, which comes back as `<run>-<file>`.
         of_endpoint: the registry, if not given, is that of the endpoint there.
@@ -85,12 +85,13 @@ def forward(
     sent = dict(values) | ({"runs": job.runs} if own_runs and job else {})
     if of_endpoint and not given(ctx, "registry"):
         sent |= _registry_of_endpoint(client)
-    for name in (sends, brings if target else None):
+    carried = sends if sends and "://" not in str(values[sends]) else None
+    for name in (carried, brings if target else None):
         sent |= {name: FOLDER} if name else {}
     words = (*_names(ctx), *_words(ctx, sent))
     run = job.url if job and "registry" in values else None
     call = RemoteCall(words, terminal_width(), run=run, brings=brings_file)
-    bundle = bundle_folder(values[sends], call) if sends else Bundle(call)
+    bundle = bundle_folder(values[carried], call) if carried else Bundle(call)
     result, output = send(client, bundle, job.environment if job else Environment())
     _pass_on(result, output)
     if target is not None:
