@@ -18,6 +18,23 @@ def epoch_order(n: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(torch.randperm(n, generator=generator).tolist())
 
 
+TokenRows = Sequence[Sequence[Sequence[int]]]
+"""A row is one sequence of tokens, or several that must stay together."""
+
+
+def cut(rows: TokenRows, budget: int, world_size: int, *, packing: bool) -> list[list[list[int]]]:
+    """The micro-batches of a step, packed or padded: [rank][micro-batch][row index]."""
+    if packing:
+        return packed_micro_batches(rows, budget, world_size)
+    return micro_batches([len(row) * max(map(len, row)) for row in rows], budget, world_size)
+
+
+def computed_tokens(rows: TokenRows, *, packing: bool) -> int:
+    """Tokens that a pass over a micro-batch of these rows computes, padding included; 0 for none."""
+    sequences = [sequence for row in rows for sequence in row]
+    return distinct_tokens(sequences) if packing else len(sequences) * max(map(len, sequences), default=0)
+
+
 def micro_batches(lengths: Sequence[int], budget: int, world_size: int) -> list[list[list[int]]]:
     """Cut the rows of a step into micro-batches to be padded: [rank][micro-batch][row index].
 
@@ -30,10 +47,8 @@ def micro_batches(lengths: Sequence[int], budget: int, world_size: int) -> list[
     return _dealt([(_padded(micro, lengths), micro) for micro in micros], world_size)
 
 
-def packed_micro_batches(
-    rows: Sequence[Sequence[Sequence[int]]], budget: int, world_size: int
-) -> list[list[list[int]]]:
-    """`micro_batches` without padding; a row is one sequence of tokens, or several that must stay together.
+def packed_micro_batches(rows: TokenRows, budget: int, world_size: int) -> list[list[list[int]]]:
+    """`micro_batches` without padding.
 
     Sequences that begin alike go together, and what they share is computed, and counted, once.
     """

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from triptych.data.batches import micro_batches, packed_micro_batches
+from triptych.data.batches import cut
 from triptych.forward.roles import RoleModel
 from triptych.train.batch import Batch
 from triptych.train.learner import Learner
@@ -49,8 +49,5 @@ class Passes:
     def _cut(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
         """This rank's micro-batches, as numbers of rows."""
         group = self.learner.group
-        if self.learner.model.packing:
-            cut = packed_micro_batches([[row] for row in sequences], self.micro_tokens, group.size)
-        else:
-            cut = micro_batches([len(row) for row in sequences], self.micro_tokens, group.size)
-        return [rows for rows in cut[group.rank] if rows]
+        found = cut([[row] for row in sequences], self.micro_tokens, group.size, packing=self.learner.model.packing)
+        return [rows for rows in found[group.rank] if rows]

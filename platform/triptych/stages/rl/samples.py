@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from triptych.data.batches import micro_batches, packed_micro_batches
+from triptych.data.batches import cut
 from triptych.data.encode import PromptExample
 from triptych.engines.base import RolloutRecord
 from triptych.forward.roles import RoleModel
@@ -68,10 +68,8 @@ class Samples:
         """
         chosen = list(range(len(self.records))) if rows is None else list(rows)
         sequences = [[*self.records[row].prompt_ids, *self.records[row].response_ids] for row in chosen]
-        if learner.model.packing:
-            ranks = packed_micro_batches([[sequence] for sequence in sequences], self.micro_tokens, learner.group.size)
-        else:
-            ranks = micro_batches([len(sequence) for sequence in sequences], self.micro_tokens, learner.group.size)
+        rows_of_one = [[sequence] for sequence in sequences]
+        ranks = cut(rows_of_one, self.micro_tokens, learner.group.size, packing=learner.model.packing)
         mine = ranks[learner.group.rank]
         numbers = [[chosen[index] for index in micro] for micro in mine]
         return [(rows, self._batch(rows, columns or {}) if rows else None) for rows in numbers]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from triptych import storage
-from triptych.data.batches import epoch_order, micro_batches, packed_micro_batches
+from triptych.data.batches import cut, epoch_order
 from triptych.observe.metrics import TrainMetrics
 from triptych.stages.context import StageContext
 from triptych.stages.recorder import Recorder
@@ -30,21 +30,17 @@ class Rows:
 
     def micro_batches(self, rows: Sequence[int], budget: int, learner: Learner) -> list[Batch | None]:
         """This rank's micro-batches of the given rows."""
-        own = self._cut(rows, budget, learner.group.size, packing=learner.model.packing)[learner.group.rank]
+        own = self.cut(rows, budget, learner.group.size, packing=learner.model.packing)[learner.group.rank]
         return [self.batch(micro) if micro else None for micro in own]
 
     def all_batches(self, rows: Sequence[int], budget: int, *, packing: bool) -> Iterator[Batch]:
         """The micro-batches of the given rows, all on one rank."""
-        return (self.batch(micro) for micro in self._cut(rows, budget, 1, packing=packing)[0] if micro)
+        return (self.batch(micro) for micro in self.cut(rows, budget, 1, packing=packing)[0] if micro)
 
-    def _cut(self, rows: Sequence[int], budget: int, ranks: int, *, packing: bool) -> list[list[list[int]]]:
+    def cut(self, rows: Sequence[int], budget: int, ranks: int, *, packing: bool) -> list[list[list[int]]]:
         """Rank -> its micro-batches -> their rows."""
-        chosen = [self.sequences[row] for row in rows]
-        if packing:
-            cut = packed_micro_batches(chosen, budget, ranks)
-        else:
-            cut = micro_batches([len(row) * max(map(len, row)) for row in chosen], budget, ranks)
-        return [[[rows[place] for place in micro] for micro in own] for own in cut]
+        found = cut([self.sequences[row] for row in rows], budget, ranks, packing=packing)
+        return [[[rows[place] for place in micro] for micro in own] for own in found]
 
 
 def fit(ctx: StageContext[Any], learner: Learner, objective: Objective, train: Rows, heldout: Rows | None) -> None:
