@@ -2,7 +2,7 @@
 
     python tests/bench/sync.py [--rounds 1] [--out build/bench/sync.json]
 
-SmolLM2-135M-Instruct, LoRA of rank 16 on all linear layers, eight steps of 16 prompts x 4 answers of 48 tokens, all
+SmolLM2-135M-Instruct, LoRA of rank 16 on all linear layers, four steps of 4 prompts x 4 answers of 32 tokens, all
 arms from one SFT policy and one reward model, with one seed. In bfloat16, merged weights lose what is too small to move
 a weight, and an adapter beside them does not.
 """
@@ -23,7 +23,7 @@ from harness import Arm, Comparison, emit, run_benchmark
 from plan.run_data import write_data
 from plan.run_recipes import LORA16, SMALL, stage
 
-STEPS = 8
+STEPS = 4
 DTYPES, MODES = ("bfloat16", "float32"), ("merged", "adapter")
 FIGURES = {
     "gap of a log-probability": "logprob_gap",
@@ -59,10 +59,16 @@ def measure(folder: Path, dtype: str, mode: str) -> None:
         "kind": "rl",
         "policy": "start-sft@1",
         "rewards": [{"name": "model", "stage": "start-reward@1"}],
-        "data": {part: {"path": f"prompts.{part}.jsonl"} for part in ("train", "heldout")},
+        "data": {part: {"path": f"prompts.{part}.jsonl", "limit": 16} for part in ("train", "heldout")},
         "train": {"steps": STEPS, "optimizer": {"lr": 3e-4}, "batch": {"minibatches": 2, "micro_tokens": 1024}},
-        "rollout": {"max_prompt_tokens": 192, "engines": 2, "sync": mode, "sampling": {"max_new_tokens": 48}},
-        "evaluation": {"max_new_tokens": 48},
+        "rollout": {
+            "prompts_per_step": 4,
+            "max_prompt_tokens": 192,
+            "engines": 2,
+            "sync": mode,
+            "sampling": {"max_new_tokens": 32},
+        },
+        "evaluation": {"max_new_tokens": 32},
     }
     name = f"{dtype}-{mode}-{os.getpid()}"
     run(folder, name, dtype, {"ppo": ppo})

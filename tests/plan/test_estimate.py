@@ -10,7 +10,7 @@ import pytest
 from triptych.errors import UserError
 from triptych.plan import Machine, Node, RoleEstimate, estimate, machine
 from triptych.plan.machines import GIB
-from triptych.recipe import Recipe
+from triptych.recipe import Full, Lora, Method, Recipe
 
 Reviews = Callable[..., Recipe]
 LAPTOP = Machine("laptop", (Node(cpus=2, gpus=0, memory=24 * GIB),))
@@ -98,10 +98,22 @@ def test_what_is_offloaded_lies_in_the_memory_of_the_node(reviews: Reviews) -> N
     found = estimate(reviews(f"stages.sft.train.workers={workers}"), machine="2xl4-24", stage="sft").stages["sft"]
     role = found.roles["policy"]
     moved = [part for part in role.parts if part.startswith("cpu_")]
-    assert moved == ["cpu_weights", "cpu_adapter", "cpu_gradients", "cpu_optimizer"]
+    assert moved == ["cpu_weights", "cpu_adapter", "cpu_gradients", "cpu_optimizer", "cpu_snapshot"]
     assert list(found.devices) == ["node 0", "node 0 GPU 0", "node 0 GPU 1"]
     assert found.devices["node 0"].peak.expected == 2 * sum(role.parts[part].expected for part in moved)
     assert found.devices["node 0 GPU 0"].peak == role.peak
+
+
+@pytest.mark.parametrize("method", [Full(), Lora()])
+def test_a_checkpoint_of_a_whole_model_is_copied_beside_the_next_step(reviews: Reviews, method: Method) -> None:
+    recipe = reviews("stages.sft.train.batch.micro_tokens=512")
+    sft = recipe.trained["sft"].model_copy(update={"method": method})
+    alone = recipe.model_copy(update={"stages": {"sft": sft}})
+    parts = estimate(alone, machine=LAPTOP, stage="sft").stages["sft"].roles["policy"].parts
+    assert ("snapshot" in parts) == isinstance(method, Full)
+    if isinstance(method, Full):
+        copied = parts["weights"].expected + parts["optimizer"].expected
+        assert copied / 3 < parts["snapshot"].expected < parts["snapshot"].high < copied
 
 
 def test_checkpointing_costs_time(reviews: Reviews) -> None:
@@ -172,7 +184,7 @@ def test_gpus_are_faster_and_hold_their_own_processes(reviews: Reviews) -> None:
         "stages.ppo.train.workers.gpus=1", "stages.ppo.rollout.gpus=0.5", "stages.ppo.rollout.gpu_memory=0.3"
     )
     found = estimate(recipe, machine="8xh100-80", stage="ppo").stages["ppo"]
-    assert list(found.devices) == ["node 0 GPU 0", "node 0 GPU 1"]
+    assert list(found.devices) == ["node 0", "node 0 GPU 0", "node 0 GPU 1"]
     gpu = machine("8xh100-80").gpu
     assert gpu is not None
     assert found.devices["node 0 GPU 1"].peak.expected == 2 * int(0.3 * gpu.memory)

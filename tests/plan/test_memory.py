@@ -16,6 +16,7 @@ from triptych.models.sizes import Sizes, Tensors, sizes_of
 from triptych.plan.activations import RolePass
 from triptych.plan.worker import optimizer_bytes
 from triptych.recipe import Full, Lora, Memory, Method, Optimizer
+from triptych.recipe.matrix import Dora
 from triptych.train.optimizer import build_optimizer
 from triptych.train.tasks.language import LanguageModeling
 
@@ -74,6 +75,12 @@ def test_what_a_block_keeps(dtype: str, checkpointing: Any, method: Method) -> N
     without = 2 * 96 + 4 * 6 if dtype == "bfloat16" and checkpointing == "none" else 0
     tokens = ROWS * LENGTH - 3
     assert three.kept - two.kept == pytest.approx((work.checkpoint() - without) * tokens + copies, rel=0.03)
+
+
+def test_dora_keeps_what_its_lengths_scale() -> None:
+    two, three = (measured(config(layers), Dora(r=8), "float32", Memory()) for layers in (2, 3))
+    work = RolePass(shapes(config(1)), Dora(r=8), "float32", True, Memory(), LENGTH)
+    assert three.kept - two.kept == pytest.approx(work.checkpoint() * (ROWS * LENGTH - 3), rel=0.08)
 
 
 def test_padded_rows_keep_a_mask_and_keys_and_values_for_every_head() -> None:

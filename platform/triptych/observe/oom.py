@@ -17,6 +17,7 @@ _ADVICE = {
     "optimizer": "use optimizer adamw_8bit or lion, or a strategy that shards it (zero1, fsdp)",
     "gradients": "use a method that trains less, or a strategy that shards gradients (zero2, fsdp)",
     "adapter": "use a lower rank, or fewer targets",
+    "snapshot": "use a method that trains less, or more workers, each of which copies its share of a checkpoint",
     "message": "use strategy fsdp in place of ddp",
     "bucket": "use ddp or fsdp in place of zero",
 }

@@ -6,9 +6,10 @@ The bytes of a block were counted on the learner: the tensors that are alive aft
 from dataclasses import dataclass
 
 from triptych.methods.parameters.base_weights import reached
-from triptych.methods.parameters.total import adapted
+from triptych.methods.parameters.total import adapted, trained
 from triptych.models.sizes import Sizes
 from triptych.recipe import Memory, Method
+from triptych.recipe.matrix import Dora
 from triptych.recipe.method import parts_of, trains_base
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -70,21 +71,23 @@ class RolePass:
         Inputs of the norms (float32), and outputs before the weight where that is trained; queries, keys, values,
         output and log-sum-exp of attention (16 bits on a CPU do without these two), with a mask and keys and values for
         every head where rows are padded; gate, its activation and the up projection; the input of every trained or
-        adapted layer and A's output.
+        adapted layer and A's output; of a layer with DoRA, what the base and the adapter give.
         """
         sizes, size, full = self.sizes, BYTES[self.dtype], trains_base(self.method)
         normed = 2 * sizes.hidden + sizes.qk_norm * sizes.head_dim * (sizes.heads + sizes.kv_heads)
         queries, keys = sizes.heads * sizes.head_dim, sizes.kv_heads * sizes.head_dim
         attention = 2 * queries + 2 * keys if self.packing else 4 * queries + self.length
         norms = FP32 * (normed * (2 if full else 1) + 2)
-        return norms + FP32 * sizes.heads + size * (attention + 3 * sizes.intermediate + self._inputs())
+        return (
+            norms + FP32 * sizes.heads + size * (attention + 3 * sizes.intermediate + self._inputs() + self._scaled())
+        )
 
     def logits(self, learned: float) -> int:
         """Bytes at the peak of the loss over `learned` tokens: a chunk's logits and the gradients left."""
         sizes = self.sizes
         at_once = min(learned, self.memory.loss_chunk or learned)
         chunk = LOGIT_BYTES[self.dtype] * at_once * sizes.vocab
-        if trains_base(self.method):
+        if any(tensor.shape == (sizes.vocab, sizes.hidden) for tensor in trained(self.method, sizes)):
             # A gradient of the embeddings' size exists beside the logits, and two when they are gone.
             table = FP32 * sizes.embedding
             return int(max(chunk + table, 2 * table))
@@ -102,6 +105,12 @@ class RolePass:
                 continue  # attention's output itself; packed rows are joined anew
             total += sum(widths) if alone else max(widths, default=0)
         return int(total + sum(reading.values()))
+
+    def _scaled(self) -> int:
+        """Elements per token that lengths multiply, by which the gradients of the lengths come."""
+        doras = [part for part in parts_of(self.method) if isinstance(part, Dora)]
+        names = [name for part in doras for name in adapted(part, self.sizes)]
+        return int(2 * sum(self.sizes.share(name) * self.sizes.linears[name][1] for name in names))
 
     def _products(self) -> list[int]:
         """Width of every frozen or trained layer of a block, in order; what adapters multiply is not counted."""

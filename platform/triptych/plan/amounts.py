@@ -42,9 +42,9 @@ def total(amounts: Iterable[Bytes]) -> Bytes:
 
 Parts = dict[str, Bytes]
 """Memory of a role by part: weights as they are read, masters (what float32 adds to those that are trained), adapter,
-gradients, optimizer, gathered, casts, message, bucket, activations, logits, kernels, kv_cache, runtime; those with
-`cpu_` before lie in CPU memory where the process is on a GPU."""
+gradients, optimizer, gathered, casts, message, bucket, activations, logits, snapshot (of a checkpoint), kernels,
+kv_cache, runtime; those with `cpu_` before lie in CPU memory where the process is on a GPU."""
 
-TRANSIENT = ("gathered", "casts", "message", "activations", "logits")
+TRANSIENT = ("gathered", "casts", "message", "activations", "logits", "snapshot")
 """Parts that exist while a role is at work; roles of one process take turns."""
 ON_CPU = "cpu_"

@@ -12,6 +12,7 @@ from triptych.plan.calibration import MemoryRecord, allocator, calibrate, machin
 from triptych.plan.machines import Machine
 from triptych.plan.placement import PlacedProcess, pack, requests
 from triptych.plan.sharding import Sharding, sharding
+from triptych.plan.worker import MicroBatch
 from triptych.recipe import Recipe
 from triptych.recipe.amount import bytes_of
 from triptych.recipe.training import StrategyName
@@ -66,6 +67,7 @@ def on_devices(
     *,
     trace: Tracer | None = None,
     records: Sequence[MemoryRecord] = (),
+    batch: MicroBatch | None = None,
 ) -> tuple[dict[str, RoleEstimate], dict[str, DeviceEstimate]]:
     """Memory of a stage's roles, and of each device of a machine that has room for its processes.
 
@@ -74,10 +76,11 @@ def on_devices(
         strategy: what `workers.strategy` resolves to.
         trace: traces the learner's step in place of the closed form.
         records: earlier runs that calibrate the prediction.
+        batch: the largest micro-batch of the stage's data; None: the largest that the recipe allows.
     """
     stage = recipe.trained[name]
     engine_gpu = machine.gpu if stage.engines is not None and stage.engines.gpus > 0 else None
-    roles = memory.roles(recipe, stage, sizes, strategy, engine_gpu)
+    roles = memory.roles(recipe, stage, sizes, strategy, engine_gpu, batch)
     workers = stage.workers
     if trace is not None:
         on_gpu = workers.gpus > 0 and machine.gpu is not None

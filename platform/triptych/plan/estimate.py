@@ -19,6 +19,7 @@ from triptych.plan.machines import machine as machine_named
 from triptych.plan.placement import place
 from triptych.plan.settings import resolve_strategy
 from triptych.plan.speed import Speed, stage_speed
+from triptych.plan.worker import MicroBatch
 from triptych.recipe import Method, Recipe
 from triptych.recipe.method import parts_of
 from triptych.recipe.refusals import NO_EXPERTS, NOT_GATHERED
@@ -114,6 +115,7 @@ def estimate(
     exact: bool = False,
     trace: Tracer | None = None,
     profile: MachineProfile = NO_PROFILE,
+    batch: MicroBatch | None = None,
     advise: bool = True,
 ) -> Estimate:
     """Peak memory per device and tokens per second, from the recipe and the base's config.json.
@@ -121,7 +123,7 @@ def estimate(
     `machine` takes the place of the recipe's. Memory comes from a closed form; with `exact` what a step works with
     comes from `trace`, as `triptych.measure.traced`, which takes seconds. Given without `exact`, it is asked only
     of settings left to `auto` where none fits for sure. `profile` calibrates memory and speed by what was measured on
-    the machine.
+    the machine. `batch`: the largest micro-batch of the data of `stage`, where it was read.
     `advise`: a refusal names the nearest setting that fits, which takes a second to find.
 
     Raises:
@@ -138,7 +140,7 @@ def estimate(
     recipe = recipe.model_copy(update={"stages": {**recipe.stages, **chosen}})
     for name in names:
         _refuse_what_the_base_cannot(recipe, name, sizes)
-    trained = {name: _stage(recipe, name, sizes, on, profile, trace if exact else None) for name in names}
+    trained = {name: _stage(recipe, name, sizes, on, profile, trace if exact else None, batch) for name in names}
     found = {name: one for name in placed if (one := trained.get(name) or _measuring(recipe, name, sizes, on, profile))}
     for name, planned in found.items():
         if too_little := _shortage(planned):
@@ -154,9 +156,11 @@ def _stage(
     machine: Machine,
     profile: MachineProfile,
     trace: Tracer | None,
+    batch: MicroBatch | None,
 ) -> StageEstimate:
     strategy = resolve_strategy(recipe, name, machine, sizes)
-    roles, devices = on_devices(recipe, name, sizes, machine, strategy, trace=trace, records=profile.records)
+    records = profile.records
+    roles, devices = on_devices(recipe, name, sizes, machine, strategy, trace=trace, records=records, batch=batch)
     return StageEstimate(strategy, roles, devices, stage_speed(recipe, name, sizes, machine, strategy, profile.rates))
 
 

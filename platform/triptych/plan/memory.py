@@ -15,15 +15,31 @@ ENGINE_WEIGHTS = (1.0, 1.2, 2.0)
 
 
 def roles(
-    recipe: Recipe, stage: TrainedStage, sizes: Sizes, strategy: StrategyName, gpu: Gpu | None
+    recipe: Recipe,
+    stage: TrainedStage,
+    sizes: Sizes,
+    strategy: StrategyName,
+    gpu: Gpu | None,
+    batch: MicroBatch | None = None,
 ) -> dict[str, Parts]:
     """Memory of each role of a stage in one process; the base is shared, and counted with the first role.
 
-    `gpu` is the kind of GPU that an engine gets a share of; None: engines run on CPU.
+    Args:
+        recipe: the recipe.
+        stage: one of its stages.
+        sizes: of the base.
+        strategy: what the stage's resolves to.
+        gpu: the kind of GPU that an engine gets a share of; None: engines run on CPU.
+        batch: the largest micro-batch of the stage's data; None: the largest that the recipe allows.
     """
     workers, engines = stage.workers, stage.engines
     learner = Worker(
-        recipe.model, stage.train.memory, micro_batch(stage), sizes, sharding(workers, strategy), workers.gpus == 0
+        recipe.model,
+        stage.train.memory,
+        batch or micro_batch(stage),
+        sizes,
+        sharding(workers, strategy),
+        workers.gpus == 0,
     )
     specs = stage.roles(recipe.stages)
     found = {spec.name: _role(learner, spec, sizes) for spec in specs}

@@ -11,6 +11,8 @@ from triptych.recipe.training import StrategyName
 class Sharding:
     """The number of workers that each kind of state is spread over; 1: every worker has all of it."""
 
+    workers: int
+    """Number of workers, each of which writes its share of a checkpoint."""
     weights: int
     """Weights of the frozen base and of what is trained."""
     gradients: int
@@ -39,6 +41,7 @@ def sharding(workers: Workers, strategy: StrategyName) -> Sharding:
     if workers.offload and workers.gpus:
         offloaded = ("gradients", "optimizer") + (("weights", "masters", "adapter") if whole else ())
     return Sharding(
+        workers=count,
         weights=count if whole else 1,
         gradients=count if whole or zero == 2 else 1,
         optimizer=count if whole or zero else 1,

@@ -12,26 +12,29 @@ from triptych.methods.parameters.matrix import reached_experts
 from triptych.methods.parameters.total import adapted, added, trained
 from triptych.models.sizes import Sizes, Tensors
 from triptych.plan.activations import BYTES, FP32, RolePass
-from triptych.plan.amounts import ON_CPU, ZERO, Bytes, Parts
+from triptych.plan.amounts import ON_CPU, ZERO, Bytes, Parts, total
 from triptych.plan.machines import GIB
 from triptych.plan.sharding import Sharding
 from triptych.recipe import Memory, Method, Model, Optimizer
 from triptych.recipe.method import Freeze, Full, parts_of, trains_base
 
-ACTIVATIONS = (0.4, 1.0, 1.4)
-"""Low, expected, high factors on a full micro-batch."""
-ANSWER_SHARE = (0.1, 0.5, 1.0)
-"""Low, expected, high share of a micro-batch's tokens that are learned, and so have logits."""
+Shares = tuple[float, float, float]
+ACTIVATIONS: Shares = (0.4, 1.0, 1.4)
+"""Of a micro-batch that no data has been seen of: it may be half empty."""
+ANSWER_SHARE: Shares = (0.1, 0.5, 1.0)
+"""Of a micro-batch that no data has been seen of."""
 QUANTIZED = {"int8": (1.0, 1.0, 1.05), "nf4": (0.52, 0.54, 0.57)}
 """Low, expected and high bytes per weight of a quantized base, scales included."""
 ZERO_BUCKET = 500_000_000 * FP32
 """Bytes of DeepSpeed's communication bucket at its default size."""
 ZERO3_LIVE = 1_000_000_000
 """Weights that DeepSpeed keeps gathered where they are soon used again: its default."""
-RUNTIME = (int(0.4 * GIB), int(0.6 * GIB), int(0.85 * GIB))
-"""Interpreter, libraries and Ray: 0.44 GiB without Ray, 0.63 GiB in a worker of Ray Train."""
+RUNTIME = (int(0.57 * GIB), int(0.625 * GIB), int(0.7 * GIB))
+"""Interpreter, libraries and Ray, as a worker of Ray Train has them; 0.44 GiB without Ray."""
 GPU_RUNTIME = (int(0.5 * GIB), int(0.9 * GIB), int(1.5 * GIB))
 """The CUDA context and libraries, in a GPU's memory."""
+MEANWHILE = (0.9, 0.6, 0.3)
+"""Low, expected and high: how much of a step's work is over, or not there yet, while a checkpoint is written."""
 KERNELS = {2: (0.04, 0.065, 0.09), 4: (0.025, 0.037, 0.06)}
 """GB that a first step adds on a CPU, by bytes of a number: what torch loads then, and what it compiles for 16 bits."""
 GPU_KERNELS = (0.01, 0.07, 0.1)
@@ -48,6 +51,10 @@ class MicroBatch:
     """Tokens of the micro-batch, padding included."""
     length: int
     """Tokens of its longest row."""
+    fill: Shares = ACTIVATIONS
+    """Low, expected and high share of the tokens' activations that there are at once."""
+    learned: Shares = ANSWER_SHARE
+    """Low, expected and high share of the tokens that are learned, and so have logits."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,8 @@ class Worker:
         }
         if trains_base(method):
             del parts["adapter"]  # it is the base
-        return self._placed(parts) | self._transient(method, values, logits=logits)
+        work = self._transient(method, values, logits=logits)
+        return self._placed(parts) | work | self._snapshot((values + state) // spread.workers, total(work.values()))
 
     def frozen(self, method: Method, head: Sequence[Tensors], members: int = 1) -> Parts:
         """Memory of a frozen role, in `members` copies."""
@@ -95,16 +103,23 @@ class Worker:
         sizes, batch, spread = self.sizes, self.batch, self.spread
         float32 = isinstance(method, Full) or spread.float32_base
         work = RolePass(sizes, method, self.model.dtype, self.model.packing, self.memory, batch.length, float32)
-        parts = {"activations": Bytes.scaled(work.activations() * batch.tokens, ACTIVATIONS)}
+        parts = {"activations": Bytes.scaled(work.activations() * batch.tokens, batch.fill)}
         parts["casts"] = self._casts(method, float32_base=float32) + self._folded(method)
         if spread.whole_model:
             parts["gathered"] = self._gathered(method, values)
         if spread.message:
             parts["message"] = Bytes.exactly(values)
         if logits:
-            low, expected, high = (work.logits(share * batch.tokens) for share in ANSWER_SHARE)
+            low, expected, high = (work.logits(share * batch.tokens) for share in batch.learned)
             parts["logits"] = Bytes(low, expected, high)
         return parts
+
+    def _snapshot(self, copied: int, work: Bytes) -> Parts:
+        """The copy of a checkpoint, which is written while the next step begins; on a CPU, beyond that step's work."""
+        if not self.on_cpu:
+            return {f"{ON_CPU}snapshot": Bytes.exactly(copied)}
+        low, expected, high = (max(0, int(copied - share * work.expected)) for share in MEANWHILE)
+        return {"snapshot": Bytes(low, expected, high)} if high else {}
 
     def _casts(self, method: Method, *, float32_base: bool) -> Bytes:
         """Copies of weights in the precision of the computation, made by a pass and kept for its backward pass."""

@@ -1,19 +1,25 @@
 """What the plan says of a stage is written down before it begins, and beside it afterwards what it came to."""
 
 import json
+from dataclasses import asdict
 from typing import Any
+
+import ray
 
 from triptych import storage
 from triptych.models.sizes import has_known_sizes
 from triptych.observe.log import read_metrics
 from triptych.observe.planned import FILE, actual_figures
-from triptych.plan import Machine, estimate, grown, machine_kind, profile_here, worker_parts
+from triptych.plan import Machine, cluster, estimate, grown, machine_kind, profile_here, worker_parts
 from triptych.plan.amounts import total
+from triptych.plan.worker import MicroBatch
 from triptych.recipe.method import names_of
 from triptych.stages.context import StageContext
 
 ALLOCATOR = "allocator"
 """The part by which records of earlier runs correct a prediction."""
+BEFORE = "before_data"
+"""In `plan.json`, beside `predicted`: what was predicted of the recipe alone."""
 
 
 def predict(ctx: StageContext[Any], machine: Machine) -> None:
@@ -23,17 +29,34 @@ def predict(ctx: StageContext[Any], machine: Machine) -> None:
         UserError: the machine cannot hold the stage.
     """
     url = storage.join(ctx.folder, FILE)
-    if storage.exists(url) or not has_known_sizes(ctx.recipe.model):
-        return
+    if not storage.exists(url) and has_known_sizes(ctx.recipe.model):
+        _write(url, {"predicted": _predicted(ctx, machine, None)})
+
+
+def predict_of_data(ctx: StageContext[Any], batch: MicroBatch) -> None:
+    """Predict a stage anew, once, now that its data have been read; the plan of the recipe alone stays beside it.
+
+    Raises:
+        UserError: the machine cannot hold the stage.
+    """
+    url = storage.join(ctx.folder, FILE)
+    plan: dict[str, Any] = json.loads(storage.read_bytes(url)) if storage.exists(url) else {BEFORE: None}
+    if BEFORE not in plan:
+        predicted = _predicted(ctx, cluster(ray.nodes()), batch)
+        _write(url, plan | {BEFORE: plan["predicted"], "predicted": predicted, "batch": asdict(batch)})
+
+
+def _predicted(ctx: StageContext[Any], machine: Machine, batch: MicroBatch | None) -> dict[str, Any]:
     settled = ctx.recipe.model_copy(update={"stages": {**ctx.recipe.stages, ctx.name: ctx.stage}})
     found = estimate(
         settled,
         machine=machine,
         stage=ctx.name,
         profile=profile_here(ctx.registry().calibrations()),
+        batch=batch,
     ).stages[ctx.name]
     parts, stage = worker_parts(found), ctx.stage
-    predicted = {
+    return {
         "machine": machine_kind(machine),
         "kind": stage.kind,
         "method": names_of(stage.roles(settled.stages)[0].method),
@@ -45,7 +68,6 @@ def predict(ctx: StageContext[Any], machine: Machine) -> None:
         "grown_bytes": grown({name: amount for name, amount in parts.items() if name != ALLOCATOR}).expected,
         "tokens_per_second": found.tokens_per_second,
     }
-    _write(url, {"predicted": predicted})
 
 
 def settle(ctx: StageContext[Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from training import GSM8K
 
-TRAIN, HELDOUT = 256, 24
+TRAIN, HELDOUT = 256, 12
 """Rows of each file."""
 Row = Mapping[str, Any]
 

@@ -3,19 +3,23 @@
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from ray.train.torch import get_device
 
 from triptych import storage
 from triptych.data.sources import survey
-from triptych.data.table import StoredTable
+from triptych.data.table import Lazy, StoredTable
 from triptych.errors import UserError
 from triptych.forward.roles import RoleModel
+from triptych.plan.worker import MicroBatch
 from triptych.stages.artifact import data_parents, sources
 from triptych.stages.context import StageContext, remember
 from triptych.stages.models import role_model, tokenizer_of
+from triptych.stages.prediction import predict_of_data
 from triptych.stages.supervised.encoding import Examples, encode
+from triptych.stages.supervised.largest_batch import largest_batch
 from triptych.stages.supervised.loop import Rows, evaluate, fitting, step_rows
 from triptych.train import checkpoint
 from triptych.train.batch import Batch
@@ -59,7 +63,16 @@ def prepare(ctx: StageContext[Any], examples: Examples) -> Prepared:
     for split in placed:
         lengths = examples.length(StoredTable(storage.join(ctx.folder, "data", split)))
         check_budget(ctx, split, int(lengths.max()))
+    predict_of_data(ctx, _largest(ctx, examples))
     return Prepared(inputs, data)
+
+
+def _largest(ctx: StageContext[Any], examples: Examples) -> MicroBatch:
+    url = storage.join(ctx.folder, "data", "train")
+    table = StoredTable(url)
+    labelled = "labels" in examples.schema.names and ctx.stage.shape().logits
+    labels = Lazy(len(table), partial(table.cell, "labels")) if labelled else None
+    return largest_batch(ctx, examples.rows(url, pad=0), labels)
 
 
 def check_budget(ctx: StageContext[Any], split: str, longest: int) -> None:

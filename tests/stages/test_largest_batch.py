@@ -1,0 +1,78 @@
+"""The largest micro-batch of a stage's data is that of its steps, packed and padded, and its prediction is narrow."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from triptych.data.batches import computed_tokens
+from triptych.objectives import IGNORE
+from triptych.plan import estimate
+from triptych.plan.memory import micro_batch
+from triptych.plan.worker import MicroBatch
+from triptych.recipe import Recipe, load_recipe
+from triptych.stages.rl.largest_batch import largest_batch as largest_of_samples
+from triptych.stages.supervised.largest_batch import largest_batch
+from triptych.stages.supervised.loop import Rows, step_rows
+
+LENGTHS = [5, 60, 20, 33, 8, 41, 12, 27, 55, 3]
+
+
+class Context:
+    """What a stage of a recipe is given, as far as its data's shape is asked for."""
+
+    def __init__(self, recipe: Recipe, name: str) -> None:
+        self.recipe, self.stage, self.name = recipe, recipe.stages[name], name
+
+
+def rows_of(lengths: list[int]) -> Rows:
+    sequences = [[[100 * number + place for place in range(length)]] for number, length in enumerate(lengths)]
+    return Rows(sequences, lambda rows: {})
+
+
+def context(path: Path, name: str, *changes: str) -> Any:
+    return Context(load_recipe(path, list(changes)), name)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_the_largest_micro_batch_is_that_of_all_steps(three_stages: Path, packing: bool) -> None:
+    sets = ("batch.rows=4", "batch.micro_tokens=96", "batch.max_length=64")
+    ctx = context(three_stages, "sft", f"model.packing={packing}", *(f"stages.sft.train.{one}" for one in sets))
+    rows = rows_of(LENGTHS)
+    labels = [[IGNORE] * (length // 2) + [1] * (length - length // 2) for length in LENGTHS]
+    found = largest_batch(ctx, rows, labels)
+    tokens, learned = [], []
+    for step in range(ctx.stage.train.total_steps(len(LENGTHS))):
+        for [*micros] in rows.cut(step_rows(len(LENGTHS), 4, ctx.recipe.seed, step), 96, 1, packing=packing):
+            tokens += [computed_tokens([rows.sequences[row] for row in micro], packing=packing) for micro in micros]
+            learned += [sum(LENGTHS[row] - LENGTHS[row] // 2 for row in micro) for micro in micros]
+    assert found.tokens == max(tokens) <= 96
+    assert found.length == max(LENGTHS)
+    assert found.learned == pytest.approx((max(learned) / max(tokens),) * 3)
+
+
+def test_answers_of_any_length_are_within_the_shares(three_stages: Path) -> None:
+    sets = ("train.batch.micro_tokens=512", "rollout.sampling.max_new_tokens=64", "rollout.max_prompt_tokens=40")
+    ctx = context(three_stages, "ppo", *(f"stages.ppo.{one}" for one in sets))
+    prompts = [list(range(1, 2 + length)) for length in (10, 30, 21, 17)]
+    found = largest_of_samples(ctx, prompts)
+    low, expected, high = found.fill
+    assert 0 < low <= expected <= 1 <= high
+    assert found.tokens <= 512
+    assert found.length == 31 + 64
+    assert found.learned[0] < found.learned[1] <= found.learned[2] <= 1
+
+
+def test_data_narrow_a_prediction(three_stages: Path) -> None:
+    recipe = load_recipe(three_stages, ["stages.sft.train.batch.micro_tokens=2048"])
+    alone = estimate(recipe, machine="8xh100-80", stage="sft").stages["sft"].peak
+    whole = micro_batch(recipe.trained["sft"])
+    half = MicroBatch(whole.tokens // 2, whole.length, (0.9, 1.0, 1.1), (0.5, 0.5, 0.5))
+    seen = estimate(recipe, machine="8xh100-80", stage="sft", batch=half).stages["sft"].peak
+    assert seen.expected < alone.expected
+    assert (seen.high - seen.low) / seen.expected < (alone.high - alone.low) / alone.expected / 2
+    full = (
+        estimate(recipe, machine="8xh100-80", stage="sft", batch=replace(half, tokens=whole.tokens)).stages["sft"].peak
+    )
+    assert full.expected == pytest.approx(alone.expected, rel=0.01)
