@@ -1,10 +1,11 @@
-"""What `plan` predicts of whole runs beside what they take: memory of a worker and tokens a second, stage by stage.
+"""What is predicted of whole runs beside what they take: memory of a worker and tokens a second, stage by stage.
 
     PYTHONPATH=tests/bench .venv/bin/python -m plan.runs [--minutes 90] [--jobs 1] [--runs NAME ...] [--out FILE]
 
-Each is a `triptych run` with a registry of its own, so that no run corrects the next one's prediction. Targets: mean
-error of memory 7%, worst 15%, every peak inside its interval, no interval wider than 20% to either side. It goes on
-where it was stopped; a run whose entry is removed from the file is made again.
+Each is a `triptych run` with a registry of its own, so that no run corrects the next one's prediction. Targets, once a
+run has read its data: mean error of memory 7%, worst 15%, every peak inside its interval, no interval wider than 20% to
+either side. What `plan` says of the recipe alone is printed too. It goes on where it was stopped; a run whose entry is
+removed from the file is made again.
 """
 
 import argparse
@@ -76,14 +77,17 @@ def whole_run(name: str) -> Stages:
 
 def show(runs: dict[str, Stages]) -> None:
     """One line a stage, and whether the targets are met."""
-    table = Table("run", "stage", "predicted", "interval", "used", "ratio", "inside", "tokens/s", "made", "ratio")
+    headings = ("run", "stage", "recipe", "data", "interval", "used", "ratio", "inside", "tokens/s", "made", "ratio")
+    table = Table(*headings)
     memories: list[Compared] = []
     for name, stages in runs.items():
         for stage, found in stages.items():
             memory, speed = compare(found["predicted"], found["actual"])
             memories.append(memory)
             _, predicted, interval, used, ratio = memory.cells()
-            table.add_row(name, stage, predicted, interval, used, ratio, yes(inside(memory)), *speed_cells(speed))
+            before = f"{found['before_data']['peak_bytes']['expected'] / 2**20:,.0f} MiB"
+            cells = (before, predicted, interval, used, ratio, yes(inside(memory)))
+            table.add_row(name, stage, *cells, *speed_cells(speed))
     Console(width=150).print(table, verdict(memories))
 
 
