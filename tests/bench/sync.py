@@ -2,9 +2,9 @@
 
     python tests/bench/sync.py [--rounds 1] [--out build/bench/sync.json]
 
-SmolLM2-135M-Instruct, LoRA of rank 16 on all linear layers, four steps of 4 prompts x 4 answers of 32 tokens, all
-arms from one SFT policy and one reward model, with one seed. In bfloat16, merged weights lose what is too small to move
-a weight, and an adapter beside them does not.
+SmolLM2-135M-Instruct, LoRA of rank 16 on all linear layers, steps of 4 prompts x 2 answers of 32 tokens, all arms from
+one SFT policy and one reward model, with one seed. In bfloat16, merged weights lose what is too small to move a weight,
+and an adapter beside them does not. The first step's gap is that of the SFT policy.
 """
 
 import argparse
@@ -23,8 +23,9 @@ from harness import Arm, Comparison, emit, run_benchmark
 from plan.run_data import write_data
 from plan.run_recipes import LORA16, SMALL, stage
 
-STEPS = 4
-DTYPES, MODES = ("bfloat16", "float32"), ("merged", "adapter")
+STEPS = {"bfloat16": 1, "float32": 4}
+"""Fewer in bfloat16, which a processor without instructions for it emulates eighteen times as slowly."""
+MODES = ("merged", "adapter")
 FIGURES = {
     "gap of a log-probability": "logprob_gap",
     "largest gap": "logprob_gap_max",
@@ -59,27 +60,27 @@ def measure(folder: Path, dtype: str, mode: str) -> None:
         "kind": "rl",
         "policy": "start-sft@1",
         "rewards": [{"name": "model", "stage": "start-reward@1"}],
-        "data": {part: {"path": f"prompts.{part}.jsonl", "limit": 16} for part in ("train", "heldout")},
-        "train": {"steps": STEPS, "optimizer": {"lr": 3e-4}, "batch": {"minibatches": 2, "micro_tokens": 1024}},
+        "data": {"train": {"path": "prompts.train.jsonl", "limit": 16}},
+        "train": {"steps": STEPS[dtype], "optimizer": {"lr": 3e-4}, "batch": {"minibatches": 2, "micro_tokens": 1024}},
         "rollout": {
             "prompts_per_step": 4,
+            "samples_per_prompt": 2,
             "max_prompt_tokens": 192,
-            "engines": 2,
+            "engines": 1,
             "sync": mode,
             "sampling": {"max_new_tokens": 32},
         },
-        "evaluation": {"max_new_tokens": 32},
     }
     name = f"{dtype}-{mode}-{os.getpid()}"
     run(folder, name, dtype, {"ppo": ppo})
     ended = folder / "runs" / name / "stages" / "ppo"
     steps = [json.loads(line) for file in sorted((ended / "metrics").glob("*.jsonl")) for line in file.open()]
-    assert len(steps) == STEPS
-    heldout = json.loads((ended / "artifact/metrics.json").read_text())
+    assert len(steps) == STEPS[dtype]
     figures = {name: statistics.fmean(step[metric] for step in steps) for name, metric in FIGURES.items()}
     seconds = [sum(value for key, value in step.items() if key.startswith("seconds_")) for step in steps]
-    figures |= {"seconds a step": statistics.fmean(seconds[1:]), "reward, last step": steps[-1]["reward"]}
-    emit(figures | {"held-out reward": heldout["heldout_reward"], "held-out KL": heldout["heldout_kl"]})
+    emit(
+        figures | {"seconds a step": statistics.fmean(seconds), "reward": statistics.fmean(s["reward"] for s in steps)}
+    )
 
 
 def main() -> None:
@@ -95,13 +96,13 @@ def main() -> None:
         prepare(Path(place))
         arms = [
             Arm(f"{dtype}, {mode}", [sys.executable, __file__, "--arm", place, dtype, mode], timeout_s=1200)
-            for dtype in DTYPES
+            for dtype in STEPS
             for mode in MODES
         ]
         comparisons = [
             Comparison(figure, f"{dtype}, adapter", f"{dtype}, merged", less_is_better=True)
             for figure in ("gap of a log-probability", "seconds a step")
-            for dtype in DTYPES
+            for dtype in STEPS
         ]
         run_benchmark("Weight sync in PPO on CPU", "see the figure", arms, comparisons, options.rounds, options.out)
     return None
