@@ -25,7 +25,7 @@ def test_seventy_billion_weights_are_planned_from_a_config_alone() -> None:
     found, kibibytes = json.loads(done.stdout.splitlines()[-1])
     stage = found["stages"]["sft"]
     assert stage["strategy"] == "fsdp"
-    assert len(stage["devices"]) == 8
+    assert len([device for device in stage["devices"] if "GPU" in device]) == 8
     weights = stage["roles"]["policy"]["parts"]["weights"]["expected"]
     assert weights * 8 / 2 == 70_553_706_496
     assert weights < stage["peak_bytes"] < min(device["capacity_bytes"] for device in stage["devices"].values())

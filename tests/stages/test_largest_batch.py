@@ -10,8 +10,8 @@ from triptych.data.batches import computed_tokens
 from triptych.objectives import IGNORE
 from triptych.plan import estimate
 from triptych.plan.memory import micro_batch
-from triptych.plan.worker import MicroBatch
 from triptych.recipe import Recipe, load_recipe
+from triptych.recipe.stage import MicroBatch
 from triptych.stages.rl.largest_batch import largest_batch as largest_of_samples
 from triptych.stages.supervised.largest_batch import largest_batch
 from triptych.stages.supervised.loop import Rows, step_rows

@@ -12,7 +12,6 @@ from triptych.models.heads import ClassHead, ScalarHead
 from triptych.models.quantize import quantize_linears
 from triptych.models.sizes import read_config
 from triptych.plan.memory import micro_batch
-from triptych.plan.worker import ANSWER_SHARE, MicroBatch
 from triptych.recipe import (
     Method,
     Model,
@@ -22,6 +21,7 @@ from triptych.recipe import (
     member_roles,
 )
 from triptych.recipe.method import Mam, Unipelt
+from triptych.recipe.stage import ANSWER_SHARE, MicroBatch
 from triptych.recipe.training import StrategyName
 from triptych.train.batch import Batch
 from triptych.train.group import Group

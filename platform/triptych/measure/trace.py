@@ -20,9 +20,9 @@ from triptych.models.sizes import Sizes
 from triptych.plan.amounts import Bytes, Parts
 from triptych.plan.memory import micro_batch
 from triptych.plan.sharding import Sharding
-from triptych.plan.worker import MicroBatch
 from triptych.recipe import Recipe, TrainedStage
 from triptych.recipe.method import Freeze, parts_of
+from triptych.recipe.stage import MicroBatch
 from triptych.train.strategies.base import LOSS_SCALE, VALUE
 
 UNTRACED = ("vblora", "shira")

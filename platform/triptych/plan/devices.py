@@ -12,9 +12,9 @@ from triptych.plan.calibration import MemoryRecord, allocator, calibrate, machin
 from triptych.plan.machines import Machine
 from triptych.plan.placement import PlacedProcess, pack, requests
 from triptych.plan.sharding import Sharding, sharding
-from triptych.plan.worker import MicroBatch
 from triptych.recipe import Recipe
 from triptych.recipe.amount import bytes_of
+from triptych.recipe.stage import MicroBatch
 from triptych.recipe.training import StrategyName
 
 

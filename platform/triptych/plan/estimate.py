@@ -19,10 +19,10 @@ from triptych.plan.machines import machine as machine_named
 from triptych.plan.placement import place
 from triptych.plan.settings import resolve_strategy
 from triptych.plan.speed import Speed, stage_speed
-from triptych.plan.worker import MicroBatch
 from triptych.recipe import Method, Recipe
 from triptych.recipe.method import parts_of
 from triptych.recipe.refusals import NO_EXPERTS, NOT_GATHERED
+from triptych.recipe.stage import MicroBatch
 from triptych.recipe.training import StrategyName
 
 

@@ -12,10 +12,10 @@ from triptych.plan.placement import pack, requests
 from triptych.plan.rates import CPU, Rates
 from triptych.plan.sharding import sharding
 from triptych.plan.speed import FILL, Speed, compute_rates, sampling_rate
-from triptych.plan.worker import ACTIVATIONS, MicroBatch, Worker
+from triptych.plan.worker import Worker
 from triptych.plan.workload import Computation, Micro, Workload
 from triptych.recipe import Memory, Recipe, StageBase, Workers
-from triptych.recipe.stage import DEFAULT_METHOD, MeasuringShape
+from triptych.recipe.stage import ACTIVATIONS, DEFAULT_METHOD, MeasuringShape, MicroBatch
 from triptych.recipe.training import StrategyName
 
 BASE = "base"

@@ -4,9 +4,10 @@ from triptych.models.sizes import Sizes, Tensors
 from triptych.plan.activations import BYTES
 from triptych.plan.amounts import Bytes, Parts
 from triptych.plan.machines import GIB, Gpu
-from triptych.plan.sharding import fewest, sharding
-from triptych.plan.worker import GPU_RUNTIME, MicroBatch, Worker
+from triptych.plan.sharding import sharding
+from triptych.plan.worker import GPU_RUNTIME, Worker
 from triptych.recipe import Engines, Recipe, RoleSpec, TrainedStage
+from triptych.recipe.stage import MicroBatch
 from triptych.recipe.training import StrategyName
 
 ENGINE_RUNTIME = (int(0.8 * GIB), int(1.4 * GIB), int(2.2 * GIB))
@@ -67,7 +68,7 @@ def head_of(sizes: Sizes, spec: RoleSpec) -> list[Tensors]:
 def micro_batch(stage: TrainedStage) -> MicroBatch:
     """The largest micro-batch that the recipe's limits allow."""
     shape, budget = stage.shape(), stage.train.batch.micro_tokens
-    sequences = -(-shape.sequences_per_update // fewest(stage.workers))
+    sequences = -(-shape.sequences_per_update // stage.workers.fewest)
     return MicroBatch(max(shape.row_tokens, min(budget, sequences * shape.longest)), shape.longest)
 
 

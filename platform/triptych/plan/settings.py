@@ -9,7 +9,7 @@ from triptych.errors import UserError
 from triptych.models.sizes import Sizes, model_sizes
 from triptych.plan.devices import on_devices
 from triptych.plan.machines import Machine
-from triptych.plan.sharding import fewest, may_shard, with_strategy
+from triptych.plan.sharding import may_shard, with_strategy
 from triptych.recipe import Recipe, TrainedStage
 from triptych.recipe.training import AutoSetting, Checkpointing, StrategyName
 
@@ -65,7 +65,7 @@ def all_settings(recipe: Recipe, name: str, own: Settings, vary: Collection[Sett
 def _micro_tokens(stage: TrainedStage) -> list[int]:
     """Micro-batch sizes to try: one longest row or pair, doubled up to all rows of a worker's step."""
     shape = stage.shape()
-    most = max(1, -(-shape.rows_per_update // fewest(stage.workers))) * shape.row_tokens
+    most = max(1, -(-shape.rows_per_update // stage.workers.fewest)) * shape.row_tokens
     found = [shape.row_tokens]
     while found[-1] < most:
         found.append(min(2 * found[-1], most))

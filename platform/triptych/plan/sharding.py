@@ -34,7 +34,7 @@ class Sharding:
 
 def sharding(workers: Workers, strategy: StrategyName) -> Sharding:
     """The sharding of a group of workers at its smallest."""
-    count = fewest(workers)
+    count = workers.fewest
     zero = int(strategy[-1]) if strategy.startswith("zero") else 0
     whole = strategy in ("fsdp", "zero3")
     offloaded: tuple[str, ...] = ()
@@ -52,11 +52,6 @@ def sharding(workers: Workers, strategy: StrategyName) -> Sharding:
         message=strategy == "ddp" and count > 1,
         offloaded=offloaded,
     )
-
-
-def fewest(workers: Workers) -> int:
-    """Number of workers of a group at its smallest."""
-    return workers.min_count or workers.count
 
 
 def may_shard(stage: TrainedStage) -> bool:

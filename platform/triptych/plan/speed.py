@@ -12,11 +12,10 @@ from triptych.plan.memory import head_of
 from triptych.plan.placement import Request, cores, requests
 from triptych.plan.rates import CPU, Rates, of_gpu
 from triptych.plan.sharding import sharding
-from triptych.plan.worker import ANSWER_SHARE
 from triptych.plan.workload import Computation, Micro, Workload
 from triptych.recipe import Engines, Method, Recipe, RoleSpec, TrainedStage, Workers
 from triptych.recipe.method import trains_base
-from triptych.recipe.stage import SamplingShape
+from triptych.recipe.stage import ANSWER_SHARE, SamplingShape
 from triptych.recipe.training import StrategyName
 
 FILL = 0.5

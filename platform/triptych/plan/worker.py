@@ -17,12 +17,8 @@ from triptych.plan.machines import GIB
 from triptych.plan.sharding import Sharding
 from triptych.recipe import Memory, Method, Model, Optimizer
 from triptych.recipe.method import Freeze, Full, parts_of, trains_base
+from triptych.recipe.stage import MicroBatch
 
-Shares = tuple[float, float, float]
-ACTIVATIONS: Shares = (0.4, 1.0, 1.4)
-"""Of a micro-batch that no data has been seen of: it may be half empty."""
-ANSWER_SHARE: Shares = (0.1, 0.5, 1.0)
-"""Of a micro-batch that no data has been seen of."""
 QUANTIZED = {"int8": (1.0, 1.0, 1.05), "nf4": (0.52, 0.54, 0.57)}
 """Low, expected and high bytes per weight of a quantized base, scales included."""
 ZERO_BUCKET = 500_000_000 * FP32
@@ -41,20 +37,6 @@ GPU_KERNELS = (0.01, 0.07, 0.1)
 """GB that a first step adds on a GPU: the workspaces of cuBLAS, most on Hopper."""
 _CODE_BLOCK, _SMALL = 64, 4096
 """8-bit AdamW: values that share a scale, and elements from which on a parameter's state is in 8 bits."""
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """The largest micro-batch of one worker."""
-
-    tokens: int
-    """Tokens of the micro-batch, padding included."""
-    length: int
-    """Tokens of its longest row."""
-    fill: Shares = ACTIVATIONS
-    """Low, expected and high share of the tokens' activations that there are at once."""
-    learned: Shares = ANSWER_SHARE
-    """Low, expected and high share of the tokens that are learned, and so have logits."""
 
 
 @dataclass(frozen=True)

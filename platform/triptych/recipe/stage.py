@@ -26,6 +26,11 @@ Output = ArtifactKind | Literal["none"]
 POLICY, REFERENCE, CRITIC, REWARD, CLASSIFIER = "policy", "reference", "critic", "reward", "classifier"
 """Names of the roles that stages put on the base model."""
 
+Shares = tuple[float, float, float]
+ACTIVATIONS: Shares = (0.4, 1.0, 1.4)
+"""Low, expected and high share of the activations of a micro-batch whose data are not known: it may be half empty."""
+ANSWER_SHARE: Shares = (0.1, 0.5, 1.0)
+"""Low, expected and high share of its tokens that are learned where the data are not known."""
 DEFAULT_METHOD = Lora()
 """Method assumed for a registered version: a recipe does not say by which one it was trained."""
 
@@ -140,6 +145,20 @@ class WorkShape:
     def row_tokens(self) -> int:
         """Tokens of the longest row: the least that a micro-batch must hold."""
         return self.longest * self.sequences_per_row
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The largest micro-batch of one worker."""
+
+    tokens: int
+    """Tokens of the micro-batch, padding included."""
+    length: int
+    """Tokens of its longest row."""
+    fill: Shares = ACTIVATIONS
+    """Low, expected and high share of the tokens' activations that there are at once."""
+    learned: Shares = ANSWER_SHARE
+    """Low, expected and high share of the tokens that are learned, and so have logits."""
 
 
 @dataclass(frozen=True)

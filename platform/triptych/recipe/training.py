@@ -116,6 +116,11 @@ class Workers(Closed):
     offload: bool = False
     """Keep what fsdp or zero shard in CPU memory."""
 
+    @property
+    def fewest(self) -> int:
+        """Number of workers of the group at its smallest."""
+        return self.min_count or self.count
+
     @model_validator(mode="after")
     def _at_most_all(self) -> "Workers":
         if self.min_count is not None and self.min_count > self.count:

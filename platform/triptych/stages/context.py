@@ -14,6 +14,7 @@ from triptych.models.identity import difference
 from triptych.observe.progress import Progress
 from triptych.recipe import KINDS, Recipe, StageBase, with_effect
 from triptych.recipe.changes import differences
+from triptych.recipe.stage import MicroBatch
 from triptych.recipe.upgrade import is_old, upgraded_stage
 from triptych.registry import Registry
 
@@ -73,12 +74,23 @@ class StageContext(Generic[StageT]):
     """Who trains the stage in place of a Ray Train group of its own."""
     start: Start | None = None
     """Adapter that the stage's method, and its head, go on from; None: they are new."""
+    on_data: "Callable[[StageContext[Any], MicroBatch], None] | None" = None
+    """Called on the driver once the stage's data are read, with the largest micro-batch that they make."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Workers are not the driver: theirs has nobody to tell."""
+        return self.__dict__ | {"on_data": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Nodes have folders of their own: one that does not have the base yet gets it."""
         if not state["base_dir"].is_dir():
             state = state | {"base_dir": resolve_base(state["recipe"].model)}
         self.__dict__.update(state)
+
+    def tell_of_data(self, batch: MicroBatch) -> None:
+        """Call `on_data`, if there is one."""
+        if self.on_data is not None:
+            self.on_data(self, batch)
 
     @property
     def folder(self) -> str:

@@ -4,16 +4,14 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-import ray
-
 from triptych import storage
 from triptych.models.sizes import has_known_sizes
 from triptych.observe.log import read_metrics
 from triptych.observe.planned import FILE, actual_figures
-from triptych.plan import Machine, cluster, estimate, grown, machine_kind, profile_here, worker_parts
+from triptych.plan import Machine, estimate, grown, machine_kind, profile_here, worker_parts
 from triptych.plan.amounts import total
-from triptych.plan.worker import MicroBatch
 from triptych.recipe.method import names_of
+from triptych.recipe.stage import MicroBatch
 from triptych.stages.context import StageContext
 
 ALLOCATOR = "allocator"
@@ -33,7 +31,7 @@ def predict(ctx: StageContext[Any], machine: Machine) -> None:
         _write(url, {"predicted": _predicted(ctx, machine, None)})
 
 
-def predict_of_data(ctx: StageContext[Any], batch: MicroBatch) -> None:
+def predict_of_data(ctx: StageContext[Any], batch: MicroBatch, machine: Machine) -> None:
     """Predict a stage anew, once, now that its data have been read; the plan of the recipe alone stays beside it.
 
     Raises:
@@ -42,7 +40,7 @@ def predict_of_data(ctx: StageContext[Any], batch: MicroBatch) -> None:
     url = storage.join(ctx.folder, FILE)
     plan: dict[str, Any] = json.loads(storage.read_bytes(url)) if storage.exists(url) else {BEFORE: None}
     if BEFORE not in plan:
-        predicted = _predicted(ctx, cluster(ray.nodes()), batch)
+        predicted = _predicted(ctx, machine, batch)
         _write(url, plan | {BEFORE: plan["predicted"], "predicted": predicted, "batch": asdict(batch)})
 
 

@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pkgutil import resolve_name
 from typing import Any
 
@@ -25,7 +26,7 @@ from triptych.recipe import Recipe, dump_recipe, ready, stage_order
 from triptych.registry import registry_url
 from triptych.stages.artifact import summary
 from triptych.stages.context import StageContext
-from triptych.stages.prediction import fail, predict, settle
+from triptych.stages.prediction import fail, predict, predict_of_data, settle
 from triptych.stages.preflight import check_run
 from triptych.stages.versions import check_versions, with_versions
 
@@ -67,6 +68,7 @@ def run_recipe(
             if name in recipe.trained:
                 contexts[name] = chosen(contexts[name], machine)
                 predict(contexts[name], machine)
+                contexts[name] = dataclasses.replace(contexts[name], on_data=partial(predict_of_data, machine=machine))
             elif has_known_sizes(recipe.model):
                 estimate(recipe, machine=machine, stage=name)  # refuses what the machine cannot hold
     storage.write_bytes(storage.join(run, "recipe.yaml"), dump_recipe(recipe).encode())

@@ -20,8 +20,8 @@ from triptych.forward.process_memory import resident_memory
 from triptych.measure.dry_run import accumulated, dry_run, random_base
 from triptych.models.base import load_causal_lm, resolve_base
 from triptych.plan.memory import micro_batch
-from triptych.plan.worker import MicroBatch
 from triptych.recipe import Recipe
+from triptych.recipe.stage import MicroBatch
 
 WARM = MicroBatch(tokens=64, length=32)
 CPU = torch.device("cpu")

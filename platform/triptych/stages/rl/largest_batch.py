@@ -4,9 +4,8 @@ import random
 from collections.abc import Iterator, Sequence
 
 from triptych.data.batches import computed_tokens, cut
-from triptych.plan.sharding import fewest
-from triptych.plan.worker import MicroBatch
 from triptych.recipe import Rl
+from triptych.recipe.stage import MicroBatch
 from triptych.stages.context import StageContext
 
 SEEN = 8
@@ -36,7 +35,7 @@ def _largest(ctx: StageContext[Rl], prompts: Prompts, answer: int) -> tuple[int,
     train, packing = ctx.stage.train, ctx.recipe.model.packing
     tokens = learned = 1
     for samples in _updates(ctx, prompts, answer):
-        for own in cut(samples, train.batch.micro_tokens, fewest(train.workers), packing=packing):
+        for own in cut(samples, train.batch.micro_tokens, train.workers.fewest, packing=packing):
             for micro in own:
                 tokens = max(tokens, computed_tokens([samples[place] for place in micro], packing=packing))
                 learned = max(learned, answer * len(micro))

@@ -25,7 +25,6 @@ from triptych.stages.adapter_probes import probes_of
 from triptych.stages.artifact import check_gate, commit_adapter, data_parents, finish, measured, parent, sources
 from triptych.stages.context import StageContext, begin
 from triptych.stages.models import tokenizer_of
-from triptych.stages.prediction import predict_of_data
 from triptych.stages.recorder import Recorder
 from triptych.stages.rl.evaluation import evaluate
 from triptych.stages.rl.largest_batch import largest_batch
@@ -50,7 +49,7 @@ def run(ctx: StageContext[Rl]) -> AdapterVersion:
     tables = {split: _encode(ctx, source) for split, source in sources(ctx).items()}
     parents = {policy_version.ref: policy_version.sha256, reward_version.ref: reward_version.sha256}
     inputs = begin(ctx, tables, parents | data_parents(ctx))
-    predict_of_data(ctx, largest_batch(ctx, tables["train"].columns["prompt_ids"]))
+    ctx.tell_of_data(largest_batch(ctx, tables["train"].columns["prompt_ids"]))
     if storage.read_manifest(ctx.artifact) is None:
         pool = start_pool(ctx, policy)
         try:

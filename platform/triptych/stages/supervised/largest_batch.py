@@ -5,8 +5,7 @@ from typing import Any
 
 from triptych.data.batches import computed_tokens
 from triptych.objectives import IGNORE
-from triptych.plan.sharding import fewest
-from triptych.plan.worker import MicroBatch
+from triptych.recipe.stage import MicroBatch
 from triptych.stages.context import StageContext
 from triptych.stages.supervised.loop import Rows, step_rows
 
@@ -26,7 +25,7 @@ def largest_batch(ctx: StageContext[Any], rows: Rows, labels: Sequence[Sequence[
     tokens = length = learned = 1
     for step in range(min(SEEN, train.total_steps(count))):
         chosen = step_rows(count, train.batch.rows, ctx.recipe.seed, step)
-        for own in rows.cut(chosen, train.batch.micro_tokens, fewest(train.workers), packing=packing):
+        for own in rows.cut(chosen, train.batch.micro_tokens, train.workers.fewest, packing=packing):
             for micro in own:
                 chosen_rows = [rows.sequences[row] for row in micro]
                 tokens = max(tokens, computed_tokens(chosen_rows, packing=packing))

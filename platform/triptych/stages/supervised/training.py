@@ -13,11 +13,10 @@ from triptych.data.sources import survey
 from triptych.data.table import Lazy, StoredTable
 from triptych.errors import UserError
 from triptych.forward.roles import RoleModel
-from triptych.plan.worker import MicroBatch
+from triptych.recipe.stage import MicroBatch
 from triptych.stages.artifact import data_parents, sources
 from triptych.stages.context import StageContext, remember
 from triptych.stages.models import role_model, tokenizer_of
-from triptych.stages.prediction import predict_of_data
 from triptych.stages.supervised.encoding import Examples, encode
 from triptych.stages.supervised.largest_batch import largest_batch
 from triptych.stages.supervised.loop import Rows, evaluate, fitting, step_rows
@@ -63,7 +62,7 @@ def prepare(ctx: StageContext[Any], examples: Examples) -> Prepared:
     for split in placed:
         lengths = examples.length(StoredTable(storage.join(ctx.folder, "data", split)))
         check_budget(ctx, split, int(lengths.max()))
-    predict_of_data(ctx, _largest(ctx, examples))
+    ctx.tell_of_data(_largest(ctx, examples))
     return Prepared(inputs, data)
 
 
