@@ -10,8 +10,8 @@ from triptych.stages.context import StageContext
 
 SEEN = 8
 """Steps whose samples are drawn."""
-SHARES = (0.1, 0.25, 0.5, 0.75, 0.9, 1.0)
-"""Lengths of answers that are tried, as shares of the most that sampling writes."""
+SHARES = (0.25, 0.5, 0.75, 0.9, 1.0)
+"""Lengths of answers that are tried, as shares of the most that sampling writes: some of a step are that long."""
 Prompts = Sequence[Sequence[int]]
 
 
