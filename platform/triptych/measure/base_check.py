@@ -65,11 +65,14 @@ def _attach(model: Model, role: RoleSpec) -> None:
     from triptych.measure.dry_run import add_role, random_base
     from triptych.measure.fake_memory import LiveMemory, converting
     from triptych.methods.prefix import keys_and_values
+    from triptych.models.families import tried_families
 
     with converting(), LiveMemory(), torch.random.fork_rng(devices=[]):
         base = random_base(model if model.quantization == "int8" else model.model_copy(update={"quantization": None}))
         base.set_experts_implementation("batched_mm")  # whose shapes do not depend on numbers
-        packed, reason = False, padded_because(base)
+        # Some families cannot be looked at without numbers: what the table found of theirs stands.
+        tried = tried_families().get(base.config.model_type)
+        packed, reason = False, padded_because(base) or (tried.padded_because if tried else None)
         with _unless_numbers_decide():
             reason = reason or refused_by_layers(base)
             packed = model.packing and reason is None
