@@ -11,10 +11,10 @@ from triptych.errors import RunError, UserError
 from triptych.models.identity import difference
 from triptych.models.peft_files import ADAPTER_CONFIG, FACTS
 from triptych.registry.card import EvaluationResults, Exported, trained_by, write_card
+from triptych.registry.from_hub import HUB_ID
 from triptych.registry.records import AdapterVersion
 
-_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_HUB = re.compile(rf"hf://({_ID.pattern})")
+_HUB = re.compile(rf"hf://({HUB_ID.pattern})")
 
 
 def describe(
@@ -52,7 +52,7 @@ def check_base_name(base: str, version: AdapterVersion) -> str:
 
     folder = Path(base).expanduser()
     if not folder.is_dir():
-        if not _ID.fullmatch(base):
+        if not HUB_ID.fullmatch(base):
             raise UserError(
                 f"--base: {base}: no folder; allowed: a folder, or an id of the Hugging Face hub, owner/name"
             )

@@ -12,7 +12,9 @@ from triptych.errors import RunError, UserError
 from triptych.models.peft_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, FACTS
 
 SCHEME = "hf://"
-_PLACE = re.compile(r"hf://([A-Za-z0-9][\w.-]*/[\w.-]+)(?:@([\w./-]+))?")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+"""Id of a repository, owner/name."""
+_PLACE = re.compile(rf"{SCHEME}({HUB_ID.pattern})(?:@([\w./-]+))?")
 _SUFFIXES = (".json", ".safetensors")
 
 
