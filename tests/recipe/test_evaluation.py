@@ -68,6 +68,15 @@ def test_a_set_may_be_the_data_set_of_a_stage(tmp_path: Path) -> None:
             "sets.a.measure.name: classification measures classifiers, and other sets",
         ),
         (
+            {"sets": {"chats": {"measure": {"name": "loss"}}}},
+            "sets.chats: no `data`, and loss measures rows; give `data`",
+        ),
+        (
+            {"sets": {"arc": {**CHATS, "measure": {"name": "lm_eval", "tasks": ["arc_easy"]}}}},
+            "sets.arc: `data`, and the tasks of lm_eval bring their own rows; allowed: no `data`",
+        ),
+        ({"sets": {"arc": {"measure": {"name": "lm_eval", "tasks": []}}}}, "sets.arc.measure.tasks: "),
+        (
             {"gate": [{"set": "chat", "model": "sft", "at_most": 1}]},
             "gate.0.set: `chat` is none of this stage; did you mean `chats`?; allowed: chats",
         ),

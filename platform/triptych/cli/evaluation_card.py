@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from triptych.artifact_kinds import EVALUATION
-from triptych.observe.evaluations import FIGURES, cell
+from triptych.observe.evaluations import FIGURES, cell, rows_of
 from triptych.registry import AdapterVersion, Registry
 from triptych.registry.card import EvaluationResults
 
@@ -32,7 +32,7 @@ def _table(version: AdapterVersion, figures: Mapping[str, Any]) -> Iterator[str]
         for metric, one in found["figures"].items():
             own = one["models"].get(_name(version, figures))
             shown = (cell(one["models"].get(first)), cell(own), cell((own or {}).get("difference"), sign="+"))
-            yield f"| {name} | {found['rows']} | {metric} | {' | '.join(shown)} |"
+            yield f"| {name} | {rows_of(found, one)} | {metric} | {' | '.join(shown)} |"
 
 
 def _results(version: AdapterVersion, ref: str, figures: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -128,7 +128,7 @@ def _rows(stage: "StageBase") -> int | None:
     """Number of rows that a stage passes over; None where one of its tables is not known."""
     from triptych.data.sources import quick_count
 
-    counts = [quick_count(source) for source in stage.passes_over()]
+    counts = [None if source is None else quick_count(source) for source in stage.passes_over()]
     return None if None in counts else sum(filter(None, counts))
 
 

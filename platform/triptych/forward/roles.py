@@ -286,6 +286,11 @@ class RoleModel(nn.Module):
         logprobs, entropies = zip(*found, strict=True)
         return torch.cat(logprobs).detach(), torch.cat(entropies).detach()
 
+    def likeliest(self, hidden: Tensor) -> Tensor:
+        """The token [n] that each hidden state [n, d] finds most probable."""
+        size = self._loss_chunk or max(len(hidden), 1)
+        return torch.cat([self.logits(states).argmax(dim=-1) for states in hidden.split(size)])
+
     def scores(self, hidden: Tensor) -> Tensor:
         """The active role's scalar at each hidden state: [..., d] -> [...], float32."""
         return self.heads[self._current](hidden)

@@ -14,7 +14,13 @@ def cells(comparison: Mapping[str, Any]) -> Iterator[tuple[str, str, str, list[l
     for name, found in comparison["sets"].items():
         for figure, one in found["figures"].items():
             values = [_lines(one["models"].get(ref)) for ref in comparison["models"]]
-            yield name, str(found["rows"]), f"{figure} {ARROWS[one['better']]}", values
+            yield name, str(rows_of(found, one)), f"{figure} {ARROWS[one['better']]}", values
+
+
+def rows_of(found: Mapping[str, Any], figure: Mapping[str, Any]) -> int:
+    """Rows of a set that a figure is of; earlier versions wrote down those of the set alone."""
+    rows: int = figure.get("rows", found["rows"])
+    return rows
 
 
 def _lines(found: Mapping[str, Any] | None) -> list[str]:

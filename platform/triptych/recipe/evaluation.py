@@ -36,10 +36,18 @@ STRATEGIES = ("auto", "single", "ddp")
 class EvaluationSet(Closed):
     """Rows, and what is measured on them."""
 
-    data: Source
-    """The rows."""
+    data: Source | None = None
+    """The rows; None with a measure whose tasks bring them."""
     measure: Measure
     """What is measured."""
+
+    @model_validator(mode="after")
+    def _rows_where_they_are_read(self) -> "EvaluationSet":
+        if self.data is None and self.measure.rows is not None:
+            raise ValueError(f"no `data`, and {self.measure.name} measures rows; give `data`")
+        if self.data is not None and self.measure.rows is None:
+            raise ValueError(f"`data`, and the tasks of {self.measure.name} bring their own rows; allowed: no `data`")
+        return self
 
 
 class FigureGate(Closed):
@@ -124,6 +132,7 @@ class Evaluation(StageBase):
 
     runner = "triptych.stages.evaluation.stage:run"
     workers_field = "compute.workers"
+    checker = "triptych.stages.evaluation.harness_tasks:check"
 
     kind: Literal["evaluation"]
     models: tuple[str, ...] = Field(min_length=1)
@@ -165,8 +174,8 @@ class Evaluation(StageBase):
         return MeasuringShape(batch.micro_tokens, longest, field, rows, share, sampling if share else None)
 
     def splits(self) -> dict[str, Source]:
-        """The rows of each set."""
-        return {name: one.data for name, one in self.sets.items()}
+        """The rows of each set that has `data`."""
+        return {name: one.data for name, one in self.sets.items() if one.data is not None}
 
     def split_field(self, split: str) -> Path:
         return ("sets", split, "data")
@@ -177,9 +186,9 @@ class Evaluation(StageBase):
     def longest_prompt(self, split: str) -> int | None:
         return self.rollout.max_prompt_tokens if self.sets[split].measure.generates else None
 
-    def passes_over(self) -> tuple[Source, ...]:
+    def passes_over(self) -> tuple[Source | None, ...]:
         """The rows of all sets."""
-        return tuple(self.splits().values())
+        return tuple(one.data for one in self.sets.values())
 
     def steps(self, rows: int) -> int:
         """Micro-batches of all models."""
@@ -212,10 +221,6 @@ class Evaluation(StageBase):
             members = len(stages[ref].roles(stages)) if ref in stages else 1
             found.append(RoleSpec(REWARD, method_of(stages, ref), None, head=HeadSpec(1, bias=True), copies=members))
         return tuple(found)
-
-    def metric_of(self, gate: FigureGate) -> str:
-        """The figure that a gate judges."""
-        return gate.metric or next(iter(self.sets[gate.set].measure.figures()))
 
     def faults(self, stages: Mapping[str, StageBase]) -> Iterator[Fault]:
         """Models that a measure or engines cannot read, gates on what is not measured, workers that shard."""
@@ -278,7 +283,7 @@ class Evaluation(StageBase):
         if gate.set not in self.sets:
             return
         figures: dict[str, Better] = self.sets[gate.set].measure.figures()
-        if gate.metric is not None:
+        if gate.metric is not None and figures:
             yield from _unknown((*path, "metric"), gate.metric, tuple(figures))
         if gate.metric == "wins" and (gate.better_than or gate.model == self.models[0]):
             yield Fault(

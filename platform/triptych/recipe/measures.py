@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from triptych.recipe.base import Closed
+from triptych.recipe.base import Closed, Count
 
 Better = Literal["lower", "higher"]
 """Direction in which a figure is better."""
@@ -14,8 +14,8 @@ Better = Literal["lower", "higher"]
 class MeasureBase(Closed):
     """What all measures say of themselves."""
 
-    rows: ClassVar[str]
-    """Kind of the rows (data/sources.py, PARSERS)."""
+    rows: ClassVar[str | None]
+    """Kind of the rows (data/sources.py, PARSERS); None: it brings its own."""
     generates: ClassVar[bool] = False
     """True if engines answer the rows."""
     reads_classes: ClassVar[bool] = False
@@ -25,7 +25,10 @@ class MeasureBase(Closed):
     """Name of the measure."""
 
     def figures(self) -> dict[str, Better]:
-        """Figures that it gives, the foremost first, and the direction in which each is better."""
+        """Figures that it gives, the foremost first, and the direction in which each is better.
+
+        None are named by a measure whose library knows them; see `MeasureTask.figures`.
+        """
         return {}
 
     @property
@@ -132,8 +135,29 @@ class JudgeMeasure(MeasureBase):
         return {"score": "higher", "wins": "higher", "truncated": "lower"}
 
 
+class LmEvalMeasure(MeasureBase):
+    """Tasks of lm-evaluation-harness that compare log-probabilities, with the harness's own prompts and metrics.
+
+    The extra `lm-eval` has the harness. Figures are named `<task>_<metric>`; a task brings its rows, so the set has no
+    `data`. Longer requests than `compute.batch.max_length` lose tokens on the left, as in the harness, and are counted.
+    """
+
+    rows = None
+
+    name: Literal["lm_eval"]
+    tasks: tuple[str, ...] = Field(min_length=1)
+    """Names of tasks, or tags, which stand for several; `output_type` is `multiple_choice`, `loglikelihood` or
+    `loglikelihood_rolling`."""
+    limit: Count | None = None
+    """Use only the first rows of each task."""
+    num_fewshot: int | None = Field(None, ge=0)
+    """Examples before each question; None: as many as the task says."""
+    include_path: str | None = Field(None, min_length=1)
+    """Folder of own tasks, as YAML; they go before the harness's of the same name."""
+
+
 Measure = Annotated[
-    LossMeasure | MultipleChoiceMeasure | ClassificationMeasure | VerifierMeasure | JudgeMeasure,
+    LossMeasure | MultipleChoiceMeasure | ClassificationMeasure | VerifierMeasure | JudgeMeasure | LmEvalMeasure,
     Field(discriminator="name"),
 ]
 """A measure, told by its name."""

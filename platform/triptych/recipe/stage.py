@@ -193,6 +193,10 @@ class StageBase(Closed):
     workers_field: ClassVar[str] = "train.workers"
     """Field below the stage that sets its workers."""
 
+    checker: ClassVar[str | None] = None
+    """Name of a function (stages) of recipe and stage that refuses, before anything starts, what only an optional
+    library knows, as `module:function`; None: there is nothing of that kind."""
+
     kind: str
     """Kind of the stage, which decides its other fields."""
     needs: NoEffect[tuple[str, ...]] = ()
@@ -261,8 +265,8 @@ class StageBase(Closed):
         """Tokens of the longest prompt of a table that engines answer; None: they answer none of it."""
         return None
 
-    def passes_over(self) -> tuple[Source, ...]:
-        """Tables whose rows the steps of the stage are made of."""
+    def passes_over(self) -> tuple[Source | None, ...]:
+        """Tables whose rows the steps of the stage are made of; None: one that cannot be counted beforehand."""
         return ()
 
     def steps(self, rows: int) -> int:
@@ -329,7 +333,7 @@ class TrainedStage(StageBase):
     def rows_of(self, split: str) -> str | None:
         return self.rows
 
-    def passes_over(self) -> tuple[Source, ...]:
+    def passes_over(self) -> tuple[Source | None, ...]:
         """The training rows."""
         return (self.data.train,)
 

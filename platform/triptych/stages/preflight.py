@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from triptych.data.checked import ChatCheck
@@ -38,6 +39,7 @@ def check_plan(recipe: Recipe, names: Iterable[str], warn: Warn) -> None:
     chosen = _computing(recipe, names)
     check_base(recipe, chosen)
     check_engines(recipe, chosen)
+    check_libraries(recipe, chosen)
     if any("@" in reference.ref for name in chosen for reference in recipe.stages[name].references()):
         _check_versions(recipe, chosen, warn)
     sources = {_place(recipe, n, split): s for n in chosen for split, s in recipe.stages[n].splits().items()}
@@ -67,6 +69,7 @@ def check_run(recipe: Recipe, names: Iterable[str], folder: Path) -> None:
     chosen = _computing(recipe, names)
     check_base(recipe, chosen)
     check_engines(recipe, chosen)
+    check_libraries(recipe, chosen)
     check_rows(recipe, chosen, folder, STARTED, here=True)
 
 
@@ -75,6 +78,13 @@ def check_engines(recipe: Recipe, names: Iterable[str]) -> None:
     for name in names:
         if engines := recipe.stages[name].engines:
             check_sampled(read_config(recipe.model), engines.gpus)
+
+
+def check_libraries(recipe: Recipe, names: Iterable[str]) -> None:
+    """Refuse stages by what an optional library knows of them, or because it is not there; see `StageBase.checker`."""
+    for name in names:
+        if checker := recipe.stages[name].checker:
+            resolve_name(checker)(recipe, name)
 
 
 def check_rows(recipe: Recipe, names: Iterable[str], folder: Path | None, most: int, *, here: bool = False) -> None:

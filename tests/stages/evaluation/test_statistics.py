@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from triptych.stages.evaluation.statistics import Z, exponential, macro_f1, mean, ratio
+from triptych.stages.evaluation.statistics import Z, exponential, jackknife, macro_f1, mean, ratio
 
 
 def test_a_mean_has_the_error_of_the_textbook() -> None:
@@ -75,3 +75,15 @@ def test_macro_f1_and_its_error() -> None:
     drawn = [macro_f1(list(true[at]), list(said[at]), 3).value for at in rng.integers(0, 400, (300, 400))]
     assert found.high is not None
     assert (found.high - found.value) / Z == pytest.approx(np.std(drawn), rel=0.15), "as by resampling"
+
+
+def test_the_jackknife_has_the_error_of_a_mean_and_nearly_that_of_a_ratio() -> None:
+    values = [1.0, 2.0, 4.0, 9.0]
+    assert jackknife(values, np.mean).influence == pytest.approx(mean(values).influence)
+    rng = np.random.default_rng(0)
+    weights = rng.integers(5, 15, 200).astype(float)
+    totals = weights * rng.normal(2.0, 0.5, 200)
+    found = jackknife(list(zip(totals, weights, strict=True)), lambda rows: float(np.divide(*np.sum(rows, axis=0))))
+    assert found.value == pytest.approx(ratio(list(totals), list(weights)).value)
+    assert found.influence == pytest.approx(ratio(list(totals), list(weights)).influence, rel=0.05, abs=1e-5)
+    assert jackknife([3.0], np.mean).interval().as_dict() == {"value": 3.0, "low": None, "high": None}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from triptych.recipe import Evaluation
+from triptych.recipe.measures import Better, MeasureBase
 from triptych.stages.context import StageContext
 from triptych.stages.evaluation.models import MeasuredModel
 from triptych.stages.evaluation.passes import Passes
@@ -37,6 +38,10 @@ class Figures:
     """The rows as tokens."""
 
 
+def _named_by_recipe(measure: MeasureBase) -> dict[str, Better]:
+    return measure.figures()
+
+
 @dataclass(frozen=True)
 class MeasureTask:
     """One measure."""
@@ -48,3 +53,5 @@ class MeasureTask:
     row. Every rank calls it alike."""
     estimates: Callable[[Figures, Any], dict[str, Statistic]]
     """RowColumns, and the measure's settings -> figures by name."""
+    figures: Callable[[Any], Mapping[str, Better]] = _named_by_recipe
+    """The measure's settings -> the figures that it gives, as of `MeasureBase.figures`, from whoever knows them."""

@@ -7,6 +7,7 @@ from triptych import storage
 from triptych.data.table import read_table
 from triptych.errors import RunError
 from triptych.recipe import Evaluation, FigureGate
+from triptych.recipe.measures import Better
 from triptych.stages.context import StageContext
 from triptych.stages.evaluation.base import Figures, RowColumns
 from triptych.stages.evaluation.models import MeasuredModel
@@ -40,16 +41,26 @@ def comparison(stage: Evaluation, models: Sequence[MeasuredModel], found: Estima
     """
     sets = {}
     for name, one in stage.sets.items():
-        figures = one.measure.figures()
+        figures = MEASURES[one.measure.name].figures(one.measure)
         sets[name] = {
             "measure": one.measure.name,
             "rows": len(next(iter(found[name][stage.models[0]].values())).influence),
             "figures": {
-                metric: {"better": figures[metric], "models": _beside(found[name], metric)} for metric in figures
+                metric: {
+                    "better": figures[metric],
+                    "rows": _rows(found[name], metric),
+                    "models": _beside(found[name], metric),
+                }
+                for metric in figures
             },
         }
     versions = {model.ref: model.version.ref for model in models if model.version is not None}
     return {"models": list(stage.models), "versions": versions, "sets": sets}
+
+
+def _rows(models: Mapping[str, Mapping[str, Statistic]], metric: str) -> int:
+    """Rows that a figure is of: tasks of one set have rows of their own."""
+    return next((len(own[metric].influence) for own in models.values() if metric in own), 0)
 
 
 def _beside(models: Mapping[str, Mapping[str, Statistic]], metric: str) -> dict[str, Any]:
@@ -85,7 +96,7 @@ def check_gates(ctx: StageContext[Evaluation], found: Estimates) -> None:
 
 def _failure(stage: Evaluation, number: int, gate: FigureGate, found: Estimates) -> str | None:
     """The reason why a gate is not passed; None: it is."""
-    metric = stage.metric_of(gate)
+    metric, _ = _judged(stage, gate)
     own = found[gate.set][gate.model][metric]
     what = f"gate.{number}: {metric} of {gate.model} on {gate.set}"
     if gate.better_than is not None:
@@ -102,9 +113,18 @@ def _failure(stage: Evaluation, number: int, gate: FigureGate, found: Estimates)
     return None
 
 
+def _judged(stage: Evaluation, gate: FigureGate) -> tuple[str, Better]:
+    """The figure that a gate judges, and the direction in which it is better."""
+    measure = stage.sets[gate.set].measure
+    figures = MEASURES[measure.name].figures(measure)
+    metric = gate.metric or next(iter(figures))
+    return metric, figures[metric]
+
+
 def _gain(stage: Evaluation, gate: FigureGate, difference: Interval) -> Interval:
     """The difference, such that more is better."""
-    if stage.sets[gate.set].measure.figures()[stage.metric_of(gate)] == "higher":
+    _, better = _judged(stage, gate)
+    if better == "higher":
         return difference
     low, high = (None if end is None else -end for end in (difference.high, difference.low))
     return Interval(-difference.value, low, high)

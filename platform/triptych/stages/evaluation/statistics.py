@@ -8,9 +8,9 @@ have intervals that hold for few rows and near 0 and 1: Wilson's (1927), and for
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ Z = 1.959963984540054
 """Standard deviations that 95 % of a normal distribution lie within."""
 
 Numbers = NDArray[np.float64]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,15 @@ def exponential(estimate: Statistic) -> Statistic:
     """e to the power of a figure: perplexity of a loss."""
     value = math.exp(min(estimate.value, 700.0))
     return Statistic(value, value * estimate.influence)
+
+
+def jackknife(values: Sequence[T], figure: Callable[[list[T]], float]) -> Statistic:
+    """Any figure of rows, with the jackknife's error: each row is left out once."""
+    rows = list(values)
+    if len(rows) < 2:
+        return Statistic(figure(rows), np.zeros(len(rows)))
+    without = np.array([figure(rows[:row] + rows[row + 1 :]) for row in range(len(rows))], np.float64)
+    return Statistic(float(figure(rows)), (without.mean() - without) * (len(rows) - 1) / len(rows))
 
 
 def macro_f1(truth: Sequence[int], predicted: Sequence[int], classes: int) -> Statistic:

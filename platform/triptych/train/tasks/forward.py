@@ -76,3 +76,11 @@ def row_nats(model: RoleModel, batch: Batch) -> Tensor:
 def answer_logprob(model: RoleModel, batch: Batch) -> Tensor:
     """[B, 1], float64: the log-probability of each whole answer."""
     return response_logprobs(model, batch, temperature=1.0).double().sum(dim=1, keepdim=True)
+
+
+def answer_logprob_and_greedy(model: RoleModel, batch: Batch) -> Tensor:
+    """[B, 2], float64: the log-probability of each whole answer, and 1 where each of its tokens is the likeliest."""
+    hidden, labels = _response(model, batch)
+    logprobs = _spread(model.logprobs(hidden, labels).double(), batch)
+    misses = _spread((model.likeliest(hidden) != labels).double(), batch)
+    return torch.stack([logprobs.sum(dim=1), (misses.sum(dim=1) == 0).double()], dim=1)
