@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -21,6 +22,7 @@ from triptych.recipe.measures import LmEvalMeasure
 from triptych.stages.context import StageContext, begin
 from triptych.stages.evaluation.comparison import check_gates, comparison, estimates, flat
 from triptych.stages.evaluation.harness_tasks import figures
+from triptych.stages.evaluation.stage import run
 from triptych.stages.evaluation.table import MEASURES
 from triptych.stages.evaluation.worker import commit_scores
 from triptych.stages.preflight import check_plan, check_run
@@ -201,6 +203,23 @@ def test_figures_have_rows_and_intervals_of_their_own_task(evaluate: Evaluate, w
     brier = found["films_brier_score"]["models"]["base"]
     assert brier["low"] < brier["value"] < brier["high"]
     check_gates(ctx, estimates(ctx))
+
+
+@pytest.mark.usefixtures("harness")
+def test_a_stage_of_tasks_is_registered_with_the_numbers_of_each_request(
+    evaluate: Evaluate, write_tasks: Callable[..., str]
+) -> None:
+    gate = [{"set": "harness", "model": "base", "at_least": 0}]
+    ctx = evaluate(["base"], measure(write_tasks(CHOICE, TEXT), "films", "texts", limit=2), gate=gate)
+    encoded(ctx)
+    measured_here(ctx)
+    version = run(ctx)
+    assert version.metrics == pytest.approx(flat(ctx.stage, estimates(ctx)))
+    rows = pq.read_table(Path(version.url) / "harness.parquet").to_pylist()
+    assert [row["logprob"] for row in rows] == numbers(ctx, "harness", "base")["logprob"]
+    summary = json.loads((Path(ctx.folder) / "summary.json").read_text())
+    assert summary["data"] == {"harness": {"rows": 4, "requests": len(rows), "truncated": 0}}
+    assert run(ctx) == version, "the second time from what is there"
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
