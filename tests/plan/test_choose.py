@@ -11,7 +11,8 @@ from triptych.measure import traced
 from triptych.plan import Machine, Node, choose, estimate, machine, nearest_that_fits, options
 from triptych.plan.plot import draw
 from triptych.plan.settings import ALL, Settings
-from triptych.recipe import Recipe, Sft, load_recipe
+from triptych.recipe import Recipe, load_recipe
+from triptych.recipe.kinds import Sft
 
 Reviews = Callable[..., Recipe]
 LAPTOP = Machine("laptop", (Node(cpus=2, gpus=0, memory=24 * 2**30),))

@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from triptych.errors import UserError
-from triptych.recipe import Full, Lora, Recipe, RecipeError, Reward, Rl, Sft, dump_recipe, load_recipe, load_yaml
+from triptych.recipe import Full, Lora, Recipe, RecipeError, Rl, dump_recipe, load_recipe, load_yaml
 from triptych.recipe.base import Closed
 from triptych.recipe.document import parse, write
+from triptych.recipe.kinds import Reward, Sft
 
 REVIEWS = """\
 name: reviews

@@ -23,7 +23,6 @@ from triptych.registry import AdapterVersion
 from triptych.stages.artifact import commit_rows, sources, summary
 from triptych.stages.context import StageContext
 from triptych.stages.run import run_recipe, run_stage, stage_context
-from triptych.stages.supervised.sft import chats
 from triptych.stages.supervised.training import prepare
 from triptych.tune.sweep import check_sweep
 
@@ -96,13 +95,13 @@ def test_a_stage_reads_the_data_set_of_another(recipe: Recipe) -> None:
     ctx = context(recipe, "sft")
     assert [version.ref for version in ctx.registry().ancestors(shorter.ref)] == [short.ref]
 
-    prepared = prepare(ctx, chats(ctx.stage))
+    prepared = prepare(ctx)
     assert prepared.inputs["parents"] == {shorter.ref: shorter.sha256}
     assert prepared.data["train"]["rows"] == 5
     source: Any = recipe.stages["short"]
     from_file = recipe.stages["sft"].model_copy(update={"data": source.data})
     whole = context(recipe.model_copy(update={"name": "whole", "stages": {"sft": from_file}}), "sft")
-    assert prepare(whole, chats(whole.stage)).inputs["parents"] == {}
+    assert prepare(whole).inputs["parents"] == {}
     tables = [read_table(storage.join(one.folder, "data", "train")) for one in (ctx, whole)]
     assert tables[0]["input_ids"] == tables[1]["input_ids"][:5], "the same tokens as of the file's rows"
 
@@ -120,7 +119,7 @@ def test_a_mixture_reads_files_and_data_sets(recipe_file: Path) -> None:
     recipe = load_recipe(recipe_file, ["stages.sft.data.train.stage=null", f"stages.sft.data.train.mix={mix}"])
     short, shorter = made(recipe, "short"), made(recipe, "shorter")
     ctx = context(recipe, "sft")
-    prepared = prepare(ctx, chats(ctx.stage))
+    prepared = prepare(ctx)
     assert prepared.inputs["parents"] == {shorter.ref: shorter.sha256}
     assert prepared.data["train"]["rows"] == 2 * 5 + 3
     assert short.ref not in prepared.inputs["parents"]

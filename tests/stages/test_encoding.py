@@ -14,8 +14,8 @@ from triptych.errors import UserError
 from triptych.models.base import load_tokenizer
 from triptych.stages.context import StageContext
 from triptych.stages.supervised import encoding
-from triptych.stages.supervised.sft import chats
-from triptych.stages.supervised.training import prepare
+from triptych.stages.supervised.sft import batch_of_chats
+from triptych.stages.supervised.training import open_rows, prepare
 
 MakeContext = Callable[[dict[str, Any]], StageContext[Any]]
 
@@ -46,20 +46,20 @@ def test_long_rows_are_counted(
 ) -> None:
     stage["train"]["batch"]["overlength"] = overlength
     ctx = make_context(stage)
-    prepared = prepare(ctx, chats(ctx.stage))
+    prepared = prepare(ctx)
     assert prepared.data == {"train": counts}
     table = storage.join(ctx.folder, "data", "train")
     assert len(StoredTable(table)) == counts["rows"]
     assert StoredTable(table).lengths("input_ids").max() <= 128
     before = storage.verify(table)
-    assert prepare(ctx, chats(ctx.stage)) == prepared, "the second time from what is there"
+    assert prepare(ctx) == prepared, "the second time from what is there"
     assert storage.verify(table) == before
 
 
 def test_rows_for_the_loop(make_context: MakeContext, stage: dict[str, Any]) -> None:
     ctx = make_context(stage)
-    prepare(ctx, chats(ctx.stage))
-    rows = chats(ctx.stage).rows(storage.join(ctx.folder, "data", "train"), pad=0)
+    prepare(ctx)
+    rows = open_rows(ctx, batch_of_chats)["train"]
     batch = rows.batch([5, 7])
     table = read_table(storage.join(ctx.folder, "data", "train"))
     assert len(rows.sequences) == 40
@@ -78,7 +78,7 @@ def test_a_budget_below_the_longest_row_is_refused(make_context: MakeContext, st
         UserError,
         match=r"stages.only.train.batch.micro_tokens: 127 has no room for .*data.train, 128 tokens; allowed: 128",
     ):
-        prepare(ctx, chats(ctx.stage))
+        prepare(ctx)
 
 
 def test_nothing_to_learn_is_refused(make_context: MakeContext, stage: dict[str, Any], tiny_model_dir: Path) -> None:
@@ -87,17 +87,17 @@ def test_nothing_to_learn_is_refused(make_context: MakeContext, stage: dict[str,
     stage["train"]["batch"]["max_length"] = len(prompt["input_ids"]) - 2
     ctx = make_context(stage)
     with pytest.raises(UserError, match=r"stages.only.data.train: no row is left .*40 unlearnable.*max_length"):
-        prepare(ctx, chats(ctx.stage))
+        prepare(ctx)
     assert storage.list_committed(storage.join(ctx.folder, "data")) == []
 
 
 def test_other_rows_in_the_same_folder_are_refused(make_context: MakeContext, stage: dict[str, Any]) -> None:
     ctx = make_context(stage)
-    prepare(ctx, chats(ctx.stage))
+    prepare(ctx)
     stage["data"]["train"]["limit"] = 39
     ctx = make_context(stage)
     with pytest.raises(UserError, match=r"data.train: .* -> "):
-        prepare(ctx, chats(ctx.stage))
+        prepare(ctx)
 
 
 def test_chats_that_the_template_refuses_are_malformed_rows(
@@ -113,11 +113,11 @@ def test_chats_that_the_template_refuses_are_malformed_rows(
     with pytest.raises(
         UserError, match=r"2 of 3 rows are malformed.*\n  line 2: .*speaks first.*\n  line 3: .*control"
     ):
-        prepare(ctx, chats(ctx.stage))
+        prepare(ctx)
     assert not Path(ctx.folder, "data").exists()
     stage["data"]["train"] |= {"max_bad_rows": 1, "control_tokens": "escape"}
     ctx = make_context(stage)
-    assert prepare(ctx, chats(ctx.stage)).data["train"]["rows"] == 2
+    assert prepare(ctx).data["train"]["rows"] == 2
 
 
 class _Busy:
@@ -138,7 +138,7 @@ def test_ray_data_gives_the_same_table(
     monkeypatch.chdir(tmp_path)
     stage["data"] = {"train": {"path": "many.jsonl", "limit": 2900, "max_bad_rows": 1}}
     ctx = make_context(stage)
-    small = prepare(ctx, chats(ctx.stage))
+    small = prepare(ctx)
     table = storage.join(ctx.folder, "data", "train")
     expected = storage.verify(table)
     storage.remove(ctx.folder)
@@ -147,5 +147,5 @@ def test_ray_data_gives_the_same_table(
     other = busy.options(num_cpus=1).remote()
     assert ray.get(other.ready.remote())
     monkeypatch.setattr(encoding, "_LARGE", 0)
-    assert prepare(ctx, chats(ctx.stage)) == small
+    assert prepare(ctx) == small
     assert storage.verify(table) == expected, "the same file to the byte"

@@ -15,7 +15,7 @@ import os, signal, sys, threading
 import ray
 from ray._private.worker import Worker
 from triptych import cli
-from triptych.recipe import Sft
+from triptych.recipe.kinds import Sft
 
 class Pool:
     def interrupt(self, driver):

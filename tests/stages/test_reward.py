@@ -16,7 +16,8 @@ from triptych.models.adapter import load_adapter
 from triptych.models.base import load_causal_lm
 from triptych.observe.progress import Progress
 from triptych.observe.report import write_report
-from triptych.recipe import REWARD, RecipeError, Reward, load_recipe, member_roles
+from triptych.recipe import REWARD, RecipeError, load_recipe, member_roles
+from triptych.recipe.kinds import Reward
 from triptych.registry import Registry
 from triptych.stages.artifact import check_gate
 from triptych.stages.run import run_recipe

@@ -40,7 +40,7 @@ class Trial:
     def elsewhere(self, run: str) -> "Trial":
         """The same trial in another folder, its rows prepared."""
         ctx = replace(self.ctx, run=str(Path(self.ctx.run).parent / run))
-        prepare(ctx, sft.chats(ctx.stage) if ctx.stage.kind == "sft" else classification.texts(ctx.stage))
+        prepare(ctx)
         return Trial(ctx, self.learn)
 
     def model(self) -> RoleModel:

@@ -26,7 +26,7 @@ class Silent(Progress):
 
 def trial(recipe: Recipe, name: str) -> StageContext[Any]:
     ctx = stage_context(recipe.model_copy(update={"name": name}), "sft", Silent(None))
-    prepare(ctx, sft.chats(ctx.stage))
+    prepare(ctx)
     return ctx
 
 

@@ -18,6 +18,12 @@ def epoch_order(n: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(torch.randperm(n, generator=generator).tolist())
 
 
+def step_rows(rows: int, batch: int, seed: int, step: int) -> Sequence[int]:
+    """The rows of one optimiser step: each epoch visits every row once, in an order of its own."""
+    epoch, position = divmod(step, ceil(rows / batch))
+    return epoch_order(rows, seed, epoch)[position * batch : (position + 1) * batch]
+
+
 TokenRows = Sequence[Sequence[Sequence[int]]]
 """A row is one sequence of tokens, or several that must stay together."""
 

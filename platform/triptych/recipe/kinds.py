@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -41,6 +41,10 @@ _WHOLE = "a whole model is a base: name its folder in model.base"
 
 class SupervisedStage(TrainedStage):
     """A stage that trains one method on rows."""
+
+    largest_batch = "triptych.stages.supervised.largest_batch:of_rows"
+    examples: ClassVar[str]
+    """Name of the function (data/examples.py) of a stage that says how its rows become tokens, as `module:function`."""
 
     method: Method = Lora()
     """Parameters that are trained: one method, or a list of parts that train together."""
@@ -117,6 +121,7 @@ class Sft(SupervisedStage):
 
     runner = "triptych.stages.supervised.sft:run"
     task = "triptych.train.tasks.language:TASK"
+    examples = "triptych.data.examples:chats"
     rows = "sft"
 
     kind: Literal["sft"]
@@ -197,6 +202,7 @@ class Classification(LabellingStage):
 
     runner = "triptych.stages.supervised.classification:run"
     task = "triptych.train.tasks.classification:TASK"
+    examples = "triptych.data.examples:texts"
     rows = "texts"
 
     kind: Literal["classification"]
@@ -221,6 +227,7 @@ class TokenClassification(LabellingStage):
 
     runner = "triptych.stages.supervised.token_classification:run"
     task = "triptych.train.tasks.token_classification:TASK"
+    examples = "triptych.data.examples:words"
     rows = "tags"
 
     kind: Literal["token_classification"]
@@ -267,6 +274,7 @@ class QuestionAnswering(LabellingStage):
 
     runner = "triptych.stages.supervised.question_answering:run"
     task = "triptych.train.tasks.question_answering:TASK"
+    examples = "triptych.data.examples:questions"
     rows = "questions"
 
     kind: Literal["question_answering"]
@@ -287,6 +295,7 @@ class Reward(HeadedStage):
 
     runner = "triptych.stages.supervised.reward:run"
     task = "triptych.train.tasks.reward:TASK"
+    examples = "triptych.data.examples:pairs"
     rows = "pairs"
 
     kind: Literal["reward"]

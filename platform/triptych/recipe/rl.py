@@ -88,6 +88,7 @@ class Rl(TrainedStage):
 
     runner = "triptych.stages.rl.stage:run"
     task = "triptych.train.tasks.rl:TASK"
+    largest_batch = "triptych.stages.rl.largest_batch:of_rows"
     rows = "prompts"
 
     kind: Literal["rl"]

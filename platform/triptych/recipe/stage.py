@@ -159,6 +159,8 @@ class MicroBatch:
     """Low, expected and high share of the tokens' activations that there are at once."""
     learned: Shares = ANSWER_SHARE
     """Low, expected and high share of the tokens that are learned, and so have logits."""
+    usual: float | None = None
+    """Mean tokens of the data's sequences, or of prompts where a stage samples its rows; None: they are not known."""
 
 
 @dataclass(frozen=True)
@@ -310,6 +312,9 @@ class TrainedStage(StageBase):
     """Name of the kind's `Task` (train/tasks), as `module:object`: its objectives and full micro-batches."""
     rows: ClassVar[str | None] = None
     """Kind of its rows (data/sources.py, PARSERS); None: its rows are of no kind that is parsed there."""
+    largest_batch: ClassVar[str]
+    """Name of the function (stages) of recipe, stage, training rows and tokenizer that finds the largest micro-batch
+    of the rows, as `module:function`."""
 
     data: Data
     """Rows that it learns from, and rows that it is measured on."""

@@ -13,6 +13,7 @@ class Pretraining(SupervisedStage):
 
     runner = "tests.support.toy_kind.stage:run"
     task = "tests.support.toy_kind.task:TASK"
+    examples = "tests.support.toy_kind.rows:texts"
 
     kind: Literal["pretraining"]
     fails_once: bool = False

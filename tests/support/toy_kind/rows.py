@@ -2,11 +2,15 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from triptych.data.encode import Encoded
+from triptych.data.examples import TOKENS, Examples
+from triptych.recipe import SupervisedStage
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +25,12 @@ class PlainExample:
     """Tokens of a text, the end token last."""
 
     input_ids: list[int]
+
+
+def texts(stage: SupervisedStage) -> Examples:
+    """Texts as tokens."""
+    encode = partial(encode_plain, max_length=stage.train.batch.max_length)
+    return Examples("plain texts", parse_plain, encode, pa.schema({"input_ids": TOKENS}))
 
 
 def parse_plain(record: dict[str, Any]) -> list[Any]:

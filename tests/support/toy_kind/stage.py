@@ -1,22 +1,16 @@
 """Run of the kind: texts -> tables -> training -> registered policy."""
 
-from functools import partial
 from typing import Any
 
-import pyarrow as pa
-
 from tests.support.toy_kind.recipe import Pretraining
-from tests.support.toy_kind.rows import encode_plain, parse_plain
 from tests.support.toy_kind.task import AllTokens
 from triptych.data.batches import pad_right
-from triptych.data.table import StoredTable
 from triptych.forward.roles import RoleModel
 from triptych.recipe import POLICY
 from triptych.registry import AdapterVersion
 from triptych.stages.artifact import commit_role, finish, measured
 from triptych.stages.context import StageContext
 from triptych.stages.start import add_role, going_on
-from triptych.stages.supervised.encoding import TOKENS, Examples
 from triptych.stages.supervised.training import fit_and_evaluate, learner_for, open_rows, prepare, train
 from triptych.train import checkpoint
 from triptych.train.batch import Batch
@@ -27,22 +21,9 @@ from triptych.train.stepping import TrainingSteps
 def run(ctx: StageContext[Pretraining]) -> AdapterVersion:
     """Texts -> tables -> training -> registered policy. Goes on from where an earlier call stopped."""
     ctx = going_on(ctx)
-    prepared = prepare(ctx, texts(ctx.stage))
+    prepared = prepare(ctx)
     train(ctx, learn)
     return finish(ctx, prepared.inputs, measured(ctx), prepared.data)
-
-
-def texts(stage: Pretraining) -> Examples:
-    """Texts as tokens."""
-    return Examples(
-        kind="plain texts",
-        parse=parse_plain,
-        encode=partial(encode_plain, max_length=stage.train.batch.max_length),
-        schema=pa.schema({"input_ids": TOKENS}),
-        sequences=("input_ids",),
-        length=partial(StoredTable.lengths, column="input_ids"),
-        batch=_batch,
-    )
 
 
 def _batch(rows: list[dict[str, Any]], pad: int) -> Batch:
@@ -64,7 +45,7 @@ class FailsOnce(AllTokens):
 
 def learn(ctx: StageContext[Pretraining], model: RoleModel, role: str = POLICY) -> TrainingSteps[None]:
     """On every worker: an adapter trained, measured and committed."""
-    rows = open_rows(ctx, texts(ctx.stage))
+    rows = open_rows(ctx, _batch)
     add_role(ctx, model, role)
     learner = learner_for(ctx, model, {role: POLICY}, rows)
     first = checkpoint.latest(ctx.checkpoints) is None

@@ -49,7 +49,7 @@ def run(ctx: StageContext[Rl]) -> AdapterVersion:
     tables = {split: _encode(ctx, source) for split, source in sources(ctx).items()}
     parents = {policy_version.ref: policy_version.sha256, reward_version.ref: reward_version.sha256}
     inputs = begin(ctx, tables, parents | data_parents(ctx))
-    ctx.tell_of_data(largest_batch(ctx, tables["train"].columns["prompt_ids"]))
+    ctx.tell_of_data(largest_batch(ctx.recipe, stage, tables["train"].columns["prompt_ids"]))
     if storage.read_manifest(ctx.artifact) is None:
         pool = start_pool(ctx, policy)
         try:

@@ -9,12 +9,11 @@ import json
 import logging
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -25,20 +24,16 @@ from transformers import PreTrainedTokenizerBase
 from triptych import storage
 from triptych.data.chat import Control
 from triptych.data.checked import ChatCheck
-from triptych.data.encode import Encoded
+from triptych.data.examples import Examples
 from triptych.data.files import absolute
 from triptych.data.rows import BadRow, DataRow
 from triptych.data.sources import Parse, Survey, iterate_rows
-from triptych.data.table import Lazy, StoredTable, write_blocks
+from triptych.data.table import write_blocks
 from triptych.errors import UserError
 from triptych.models.base import model_tokenizer
 from triptych.recipe import Source, Workers
 from triptych.recipe.model import Model
 from triptych.stages.context import StageContext
-from triptych.stages.supervised.loop import Rows
-from triptych.train.batch import Batch
-
-TOKENS = pa.list_(pa.int32())
 
 _BLOCK_ROWS = 512
 _LARGE = 64 * 2**20
@@ -48,34 +43,15 @@ _REPORTED = ("truncated", "split", "dropped", "unlearnable")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Examples:
-    """How the rows of a stage become tokens, and those a batch. Picklable: Ray's tasks and workers get the same."""
+def examples_of(ctx: StageContext[Any]) -> Examples:
+    """How the stage's rows become tokens."""
+    found: Examples = resolve_name(ctx.stage.examples)(ctx.stage)
+    return found
 
-    kind: str
-    """What a message calls the rows."""
-    parse: Parse
-    encode: Callable[[Sequence[Any], PreTrainedTokenizerBase], Encoded[Any]]
-    schema: pa.Schema
-    """Columns of the table: attributes of what `encode` gives."""
-    sequences: tuple[str, ...]
-    """The columns that hold the tokens of a row."""
-    length: Callable[[StoredTable], NDArray[np.int64]]
-    """What each row takes of `micro_tokens`."""
-    batch: Callable[[list[dict[str, Any]], int], Batch]
-    """Rows of the table, and the padding token -> a micro-batch."""
 
-    def parser(self, ctx: StageContext[Any], source: Source) -> Parse:
-        """`parse`, and the check of each chat by the base's template. Picklable too."""
-        return functools.partial(_parse_checked, parse=self.parse, ctx=ctx, control=source.control_tokens)
-
-    def rows(self, url: str, pad: int) -> Rows:
-        """A committed table as what the loop iterates."""
-        table = StoredTable(url)
-        return Rows(
-            Lazy(len(table), lambda row: [table.cell(name, row) for name in self.sequences]),
-            lambda rows: self.batch([{c: table.cell(c, row) for c in self.schema.names} for row in rows], pad),
-        )
+def checked_parser(ctx: StageContext[Any], source: Source, examples: Examples) -> Parse:
+    """The rows' parser, and the check of each chat by the base's template. Picklable too."""
+    return functools.partial(_parse_checked, parse=examples.parse, ctx=ctx, control=source.control_tokens)
 
 
 def _parse_checked(
@@ -123,7 +99,7 @@ def _counted(
 
 def _here(ctx: StageContext[Any], source: Source, examples: Examples) -> Iterator[tuple[pa.Table, Mapping[str, int]]]:
     tokenizer = _tokenizer(ctx.base_dir, ctx.recipe.model)
-    for rows in _blocks(source, examples.parser(ctx, source)):
+    for rows in _blocks(source, checked_parser(ctx, source, examples)):
         yield _encoded(rows, examples, tokenizer)
 
 
@@ -176,7 +152,7 @@ def _in_tasks(
     workers: Workers = ctx.stage.train.workers
     local = source.changed(absolute)  # tasks have another working directory
     blocks = ray.data.read_datasource(
-        _RowBlocks(local, examples.parser(ctx, source)),
+        _RowBlocks(local, checked_parser(ctx, source, examples)),
         num_cpus=0,  # else it could hold the only CPU that the tasks behind it wait for
         label_selector={"ray.io/node-id": ray.get_runtime_context().get_node_id()},  # where the file is
     )

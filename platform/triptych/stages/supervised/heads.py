@@ -10,17 +10,16 @@ from triptych.registry import AdapterVersion
 from triptych.stages.artifact import commit_role, finish, measured
 from triptych.stages.context import StageContext
 from triptych.stages.start import add_role, going_on
-from triptych.stages.supervised.encoding import Examples
 from triptych.stages.supervised.loop import Rows
 from triptych.stages.supervised.training import Learn, fit_and_evaluate, learner_for, prepare, train
 from triptych.train.learner import Objective
 from triptych.train.stepping import TrainingSteps
 
 
-def label(ctx: StageContext[Any], examples: Examples, learn: Learn) -> AdapterVersion:
+def label(ctx: StageContext[Any], learn: Learn) -> AdapterVersion:
     """Rows -> tables -> training by `learn` -> registered classifier."""
     ctx = going_on(ctx)
-    prepared = prepare(ctx, examples)
+    prepared = prepare(ctx)
     train(ctx, learn)
     return finish(ctx, prepared.inputs, measured(ctx), prepared.data)
 

@@ -1,39 +1,65 @@
 """The largest micro-batch that a stage's rows make, by which its memory is predicted."""
 
 from collections.abc import Sequence
-from typing import Any
+from pkgutil import resolve_name
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
-from triptych.data.batches import computed_tokens
+from triptych.data.batches import TokenRows, computed_tokens, cut, step_rows
+from triptych.data.examples import Examples
 from triptych.objectives import IGNORE
+from triptych.recipe import Recipe, SupervisedStage
 from triptych.recipe.stage import MicroBatch
-from triptych.stages.context import StageContext
-from triptych.stages.supervised.loop import Rows, step_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 SEEN = 64
 """Steps whose micro-batches are looked at: the largest of later ones are no larger but by chance."""
+SAMPLED = 1000
+"""Rows, at least, whose mean length is taken."""
 FILL = (0.9, 1.0, 1.1)
 """The micro-batch is full; what an allocator keeps of others is not known."""
 
 
-def largest_batch(ctx: StageContext[Any], rows: Rows, labels: Sequence[Sequence[int]] | None) -> MicroBatch:
+def of_rows(
+    recipe: Recipe, stage: SupervisedStage, rows: Sequence[Any], tokenizer: "PreTrainedTokenizerBase"
+) -> MicroBatch | None:
+    """The largest micro-batch of rows that are not encoded yet; None: none of them is left to learn from."""
+    examples: Examples = resolve_name(stage.examples)(stage)
+    items = examples.encode(rows, tokenizer).items
+    labels = [item.labels for item in items] if "labels" in examples.schema.names else None
+    sequences = [[getattr(item, name) for name in examples.sequences] for item in items]
+    return largest_batch(recipe, stage, sequences, labels) if items else None
+
+
+def largest_batch(
+    recipe: Recipe, stage: SupervisedStage, sequences: TokenRows, labels: Sequence[Sequence[int]] | None
+) -> MicroBatch:
     """Tokens of the largest micro-batch of the first steps, of its longest row, and the most that one learns.
 
     `labels`: of each row's tokens, where they have logits.
     """
-    train, packing = ctx.stage.train, ctx.recipe.model.packing
-    count = len(rows.sequences)
+    train, packing, count = stage.train, recipe.model.packing, len(sequences)
     tokens = length = learned = 1
     for step in range(min(SEEN, train.total_steps(count))):
-        chosen = step_rows(count, train.batch.rows, ctx.recipe.seed, step)
-        for own in rows.cut(chosen, train.batch.micro_tokens, train.workers.fewest, packing=packing):
+        chosen = step_rows(count, train.batch.rows, recipe.seed, step)
+        rows = [sequences[row] for row in chosen]
+        for own in cut(rows, train.batch.micro_tokens, train.workers.fewest, packing=packing):
             for micro in own:
-                chosen_rows = [rows.sequences[row] for row in micro]
-                tokens = max(tokens, computed_tokens(chosen_rows, packing=packing))
-                length = max([length, *(len(sequence) for row in chosen_rows for sequence in row)])
+                batch = [rows[place] for place in micro]
+                tokens = max(tokens, computed_tokens(batch, packing=packing))
+                length = max([length, *(len(sequence) for row in batch for sequence in row)])
                 if labels is not None:
-                    learned = max(learned, sum(_learned(labels[row]) for row in micro))
-    share = min(1.0, learned / tokens)
-    return MicroBatch(tokens, length, FILL, (share, share, share))
+                    learned = max(learned, sum(_learned(labels[chosen[place]]) for place in micro))
+    share = 1.0 if labels is None else min(1.0, learned / tokens)
+    return MicroBatch(tokens, length, FILL, (share, share, share), _mean_length(sequences))
+
+
+def _mean_length(sequences: TokenRows) -> float:
+    """Mean tokens of a sequence of some rows from the whole table."""
+    rows = sequences[:: max(1, len(sequences) // SAMPLED)]
+    return fmean(len(sequence) for row in rows for sequence in row)
 
 
 def _learned(labels: Sequence[int]) -> int:

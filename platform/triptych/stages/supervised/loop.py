@@ -1,6 +1,5 @@
 """The loop that supervised stages share: rows -> micro-batches -> optimiser steps, with checkpoints."""
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 
 from triptych import storage
-from triptych.data.batches import cut, epoch_order
+from triptych.data.batches import cut, step_rows
 from triptych.observe.metrics import TrainMetrics
 from triptych.stages.context import StageContext
 from triptych.stages.recorder import Recorder
@@ -97,12 +96,6 @@ def evaluate(ctx: StageContext[Any], learner: Learner, objective: Objective, hel
     scores = [value for name, value in metrics.items() if name.startswith("f1_")]
     metrics |= {"macro_f1": sum(scores) / len(scores)} if scores else {}
     return {f"heldout_{name}": value for name, value in metrics.items()}
-
-
-def step_rows(rows: int, batch: int, seed: int, step: int) -> Sequence[int]:
-    """The rows of one optimiser step: each epoch visits every row once, in an order of its own."""
-    epoch, position = divmod(step, math.ceil(rows / batch))
-    return epoch_order(rows, seed, epoch)[position * batch : (position + 1) * batch]
 
 
 def _step(

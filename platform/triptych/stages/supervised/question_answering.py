@@ -7,23 +7,20 @@ answer in its context; those without one are malformed rows.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import pyarrow as pa
 import torch
 
 from triptych import storage
 from triptych.data.batches import pad_right
-from triptych.data.labelled import encode_questions
-from triptych.data.sources import PARSERS
+from triptych.data.examples import POSITIONS
 from triptych.data.table import StoredTable
 from triptych.data.text_scores import answer_scores
 from triptych.forward.roles import RoleModel
-from triptych.recipe import CLASSIFIER, QuestionAnswering
+from triptych.recipe import CLASSIFIER
+from triptych.recipe.kinds import QuestionAnswering
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext
-from triptych.stages.supervised.encoding import TOKENS, Examples
 from triptych.stages.supervised.heads import label, learn_labels
 from triptych.stages.supervised.loop import Rows
 from triptych.stages.supervised.training import open_rows
@@ -31,36 +28,16 @@ from triptych.train.batch import Batch
 from triptych.train.stepping import TrainingSteps
 from triptych.train.tasks.question_answering import SpanSelection
 
-_NUMBERS = ("context_start", "start", "end")
-
 
 def run(ctx: StageContext[QuestionAnswering]) -> AdapterVersion:
     """Questions -> tables -> training -> registered classifier. Goes on from where an earlier call stopped."""
-    return label(ctx, questions(ctx.stage), learn)
-
-
-def questions(stage: QuestionAnswering) -> Examples:
-    """Questions as tokens, with the tokens where the answer starts and ends, and what its text is judged by."""
-    batch = stage.train.batch
-    return Examples(
-        kind="questions",
-        parse=PARSERS["questions"],
-        encode=partial(encode_questions, max_length=batch.max_length, drop=batch.overlength == "drop"),
-        schema=pa.schema(
-            {"input_ids": TOKENS}
-            | {name: pa.int32() for name in _NUMBERS}
-            | {"context": pa.string(), "offsets": TOKENS, "answers": pa.string()}
-        ),
-        sequences=("input_ids",),
-        length=partial(StoredTable.lengths, column="input_ids"),
-        batch=batch_of_questions,
-    )
+    return label(ctx, learn)
 
 
 def batch_of_questions(rows: list[dict[str, Any]], pad: int) -> Batch:
     """ids, mask [B, T], and `context_start`, `start`, `end` [B]."""
     ids, mask = pad_right([row["input_ids"] for row in rows], pad)
-    numbers = {name: torch.tensor([row[name] for row in rows]) for name in _NUMBERS}
+    numbers = {name: torch.tensor([row[name] for row in rows]) for name in POSITIONS}
     return {"ids": ids, "mask": mask} | numbers
 
 
@@ -87,7 +64,7 @@ def numbered(rows: Rows) -> Rows:
 
 def learn(ctx: StageContext[QuestionAnswering], model: RoleModel, role: str = CLASSIFIER) -> TrainingSteps[None]:
     """On every worker."""
-    rows, judge = open_rows(ctx, questions(ctx.stage)), None
+    rows, judge = open_rows(ctx, batch_of_questions), None
     if "heldout" in rows:
         rows["heldout"] = numbered(rows["heldout"])
         judge = Judge(StoredTable(storage.join(ctx.folder, "data", "heldout")))

@@ -4,30 +4,23 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from triptych import storage
-from triptych.data.encode import encode_pairs
-from triptych.data.rows import RowKind
-from triptych.data.sources import PARSERS
-from triptych.data.table import StoredTable, read_table
+from triptych.data.table import read_table
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
 from triptych.models.adapter import Adapter, Normalization
 from triptych.models.heads import ScalarHead
-from triptych.recipe import REWARD, Reward, member_roles
+from triptych.recipe import REWARD, member_roles
+from triptych.recipe.kinds import Reward
 from triptych.registry import AdapterVersion
 from triptych.stages.artifact import check_gate, commit_adapter, finish, measured, write_ranks
 from triptych.stages.context import StageContext
 from triptych.stages.start import add_role, going_on
-from triptych.stages.supervised.encoding import TOKENS, Examples
 from triptych.stages.supervised.loop import fitting
 from triptych.stages.supervised.reward_evaluation import (
     Pairs,
@@ -51,32 +44,12 @@ log = logging.getLogger(__name__)
 def run(ctx: StageContext[Reward]) -> AdapterVersion:
     """Pairs -> tables -> training -> gate -> registered reward model. Goes on from where an earlier call stopped."""
     ctx = going_on(ctx)
-    prepared = prepare(ctx, pairs(ctx.stage))
+    prepared = prepare(ctx)
     _warn_of_shared_prompts(ctx)
     train(ctx, learn)
     metrics = measured(ctx)
     check_gate(ctx.name, ctx.stage, metrics)
     return finish(ctx, prepared.inputs, metrics, prepared.data)
-
-
-def pairs(stage: Reward) -> Examples:
-    """Pairs as tokens, with their margins where the stage asks for them."""
-    kind: RowKind = "pairs_with_margin" if stage.margin else "pairs"
-    columns = {"chosen": TOKENS, "rejected": TOKENS, "start": pa.int32()}
-    return Examples(
-        kind=kind,
-        parse=PARSERS[kind],
-        encode=partial(encode_pairs, max_length=stage.train.batch.max_length),
-        schema=pa.schema(columns | ({"margin": pa.float32()} if stage.margin else {})),
-        sequences=("chosen", "rejected"),
-        length=_lengths,
-        batch=batch_of_pairs,
-    )
-
-
-def _lengths(table: StoredTable) -> NDArray[np.int64]:
-    lengths: NDArray[np.int64] = table.lengths("chosen") + table.lengths("rejected")
-    return lengths
 
 
 def batch_of_pairs(rows: list[dict[str, Any]], pad: int) -> Batch:
@@ -118,7 +91,7 @@ class Ensemble(Learner):
 def learn(ctx: StageContext[Reward], model: RoleModel, role: str = REWARD) -> TrainingSteps[None]:
     """On every worker."""
     stage = ctx.stage
-    rows = open_rows(ctx, pairs(stage))
+    rows = open_rows(ctx, batch_of_pairs)
     roles = dict(zip(member_roles(role, stage.members), member_roles(REWARD, stage.members), strict=True))
     for number, member in enumerate(roles):  # each draws its own adapter and head, if it does not go on from one
         add_role(ctx, model, member, ScalarHead(model.hidden_size), number)

@@ -4,21 +4,15 @@ A causal model sees what stands before a word, never what follows it: an entity 
 is out of its reach.
 """
 
-from functools import partial
 from typing import Any
 
-import pyarrow as pa
-
 from triptych.data.batches import pad_right
-from triptych.data.labelled import encode_tags
-from triptych.data.rows import DataRow, parse_tags
-from triptych.data.table import StoredTable
 from triptych.forward.roles import RoleModel
 from triptych.objectives import IGNORE
-from triptych.recipe import CLASSIFIER, TokenClassification
+from triptych.recipe import CLASSIFIER
+from triptych.recipe.kinds import TokenClassification
 from triptych.registry import AdapterVersion
 from triptych.stages.context import StageContext
-from triptych.stages.supervised.encoding import TOKENS, Examples
 from triptych.stages.supervised.heads import label, learn_labels
 from triptych.stages.supervised.training import open_rows
 from triptych.train.batch import Batch
@@ -28,31 +22,7 @@ from triptych.train.tasks.token_classification import TokenTagging
 
 def run(ctx: StageContext[TokenClassification]) -> AdapterVersion:
     """Words -> tables -> training -> registered classifier. Goes on from where an earlier call stopped."""
-    return label(ctx, words(ctx.stage), learn)
-
-
-def words(stage: TokenClassification) -> Examples:
-    """Words as tokens, with the index of each word's tag."""
-    batch = stage.train.batch
-    return Examples(
-        kind="tags",
-        parse=partial(_parse, labels=stage.labels),
-        encode=partial(
-            encode_tags,
-            max_length=batch.max_length,
-            labels=stage.labels,
-            separator=stage.separator,
-            drop=batch.overlength == "drop",
-        ),
-        schema=pa.schema({"input_ids": TOKENS, "tags": TOKENS}),
-        sequences=("input_ids",),
-        length=partial(StoredTable.lengths, column="input_ids"),
-        batch=batch_of_tags,
-    )
-
-
-def _parse(record: dict[str, Any], labels: tuple[str, ...]) -> list[DataRow]:
-    return [parse_tags(record, labels)]
+    return label(ctx, learn)
 
 
 def batch_of_tags(rows: list[dict[str, Any]], pad: int) -> Batch:
@@ -65,4 +35,4 @@ def batch_of_tags(rows: list[dict[str, Any]], pad: int) -> Batch:
 def learn(ctx: StageContext[TokenClassification], model: RoleModel, role: str = CLASSIFIER) -> TrainingSteps[None]:
     """On every worker."""
     objective = TokenTagging(role, ctx.stage.labels, ctx.stage.mark_entities)
-    yield from learn_labels(ctx, model, objective, open_rows(ctx, words(ctx.stage)))
+    yield from learn_labels(ctx, model, objective, open_rows(ctx, batch_of_tags))

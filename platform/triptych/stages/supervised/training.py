@@ -1,14 +1,17 @@
 """Training that the kinds share: prepared rows, workers, a learner, its loop."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 from ray.train.torch import get_device
 
 from triptych import storage
+from triptych.data.batches import step_rows
+from triptych.data.examples import Examples
 from triptych.data.sources import survey
 from triptych.data.table import Lazy, StoredTable
 from triptych.errors import UserError
@@ -17,9 +20,9 @@ from triptych.recipe.stage import MicroBatch
 from triptych.stages.artifact import data_parents, sources
 from triptych.stages.context import StageContext, remember
 from triptych.stages.models import role_model, tokenizer_of
-from triptych.stages.supervised.encoding import Examples, encode
+from triptych.stages.supervised.encoding import checked_parser, encode, examples_of
 from triptych.stages.supervised.largest_batch import largest_batch
-from triptych.stages.supervised.loop import Rows, evaluate, fitting, step_rows
+from triptych.stages.supervised.loop import Rows, evaluate, fitting
 from triptych.train import checkpoint
 from triptych.train.batch import Batch
 from triptych.train.eva import reads_inputs, start_from_inputs
@@ -45,7 +48,7 @@ class Prepared:
     """By split: `rows` of the table, and how many of the source's were truncated, split, dropped, unlearnable."""
 
 
-def prepare(ctx: StageContext[Any], examples: Examples) -> Prepared:
+def prepare(ctx: StageContext[Any]) -> Prepared:
     """The stage's sources as committed tables.
 
     Raises:
@@ -54,24 +57,36 @@ def prepare(ctx: StageContext[Any], examples: Examples) -> Prepared:
     """
     if ctx.stage.start is not None and ctx.start is None:
         raise ValueError(f"stage {ctx.name}: a kind whose runner does not read what it goes on from")
-    placed = sources(ctx)
-    surveys = {split: survey(source, examples.kind, examples.parser(ctx, source)) for split, source in placed.items()}
+    placed, examples = sources(ctx), examples_of(ctx)
+    surveys = {
+        split: survey(source, examples.kind, checked_parser(ctx, source, examples)) for split, source in placed.items()
+    }
     start = {} if ctx.start is None else {ctx.start.ref: ctx.start.sha256}
     inputs = remember(ctx, {split: found.digest for split, found in surveys.items()}, data_parents(ctx) | start)
     data = {split: encode(ctx, split, placed[split], found, examples) for split, found in surveys.items()}
     for split in placed:
-        lengths = examples.length(StoredTable(storage.join(ctx.folder, "data", split)))
-        check_budget(ctx, split, int(lengths.max()))
+        lengths = [_table(ctx, split).lengths(name) for name in examples.sequences]
+        check_budget(ctx, split, int(np.sum(lengths, axis=0).max()))
     ctx.tell_of_data(_largest(ctx, examples))
     return Prepared(inputs, data)
 
 
 def _largest(ctx: StageContext[Any], examples: Examples) -> MicroBatch:
-    url = storage.join(ctx.folder, "data", "train")
-    table = StoredTable(url)
-    labelled = "labels" in examples.schema.names and ctx.stage.shape().logits
-    labels = Lazy(len(table), partial(table.cell, "labels")) if labelled else None
-    return largest_batch(ctx, examples.rows(url, pad=0), labels)
+    table = _table(ctx, "train")
+
+    def column(name: str) -> Lazy[Any]:
+        return Lazy(len(table), partial(table.cell, name))
+
+    labels = column("labels") if "labels" in examples.schema.names else None
+    return largest_batch(ctx.recipe, ctx.stage, _sequences(table, examples), labels)
+
+
+def _table(ctx: StageContext[Any], split: str) -> StoredTable:
+    return StoredTable(storage.join(ctx.folder, "data", split))
+
+
+def _sequences(table: StoredTable, examples: Examples) -> Lazy[list[list[int]]]:
+    return Lazy(len(table), lambda row: [table.cell(name, row) for name in examples.sequences])
 
 
 def check_budget(ctx: StageContext[Any], split: str, longest: int) -> None:
@@ -101,10 +116,17 @@ def _work(config: dict[str, Any]) -> None:
     run_training(config["learn"](ctx, role_model(ctx, ctx.stage.train.memory, get_device())))
 
 
-def open_rows(ctx: StageContext[Any], examples: Examples) -> dict[str, Rows]:
-    """The prepared tables, by split. On a worker."""
-    pad = tokenizer_of(ctx).pad_token_id
-    return {split: examples.rows(storage.join(ctx.folder, "data", split), pad) for split in ctx.stage.data.splits()}
+def open_rows(ctx: StageContext[Any], batch: Callable[[list[dict[str, Any]], int], Batch]) -> dict[str, Rows]:
+    """The prepared tables, by split. On a worker. `batch`: rows of a table, and the padding token -> a micro-batch."""
+    pad, examples = tokenizer_of(ctx).pad_token_id, examples_of(ctx)
+
+    def opened(table: StoredTable) -> Rows:
+        def batch_of(rows: Sequence[int]) -> Batch:
+            return batch([{name: table.cell(name, row) for name in examples.schema.names} for row in rows], pad)
+
+        return Rows(_sequences(table, examples), batch_of)
+
+    return {split: opened(_table(ctx, split)) for split in ctx.stage.data.splits()}
 
 
 def learner_for(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from triptych.forward.roles import RoleModel
-from triptych.recipe import Classification
+from triptych.recipe.kinds import Classification
 from triptych.train.batch import Batch
 from triptych.train.learner import Metrics, Sums
 from triptych.train.tasks.forward import sequence_scores

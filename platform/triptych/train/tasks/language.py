@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from triptych.forward.roles import RoleModel
 from triptych.objectives import IGNORE
-from triptych.recipe import Sft
+from triptych.recipe.kinds import Sft
 from triptych.train.batch import Batch
 from triptych.train.learner import Metrics, Sums
 from triptych.train.tasks.task import Limits, Task

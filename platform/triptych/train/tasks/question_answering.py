@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from triptych.forward.roles import RoleModel
-from triptych.recipe import QuestionAnswering
+from triptych.recipe.kinds import QuestionAnswering
 from triptych.train.batch import Batch
 from triptych.train.learner import Metrics, Sums
 from triptych.train.tasks.task import Limits, Task

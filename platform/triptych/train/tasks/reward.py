@@ -8,7 +8,7 @@ from torch import Tensor
 
 from triptych.forward.roles import RoleModel
 from triptych.objectives.preference import bradley_terry_loss, centering_loss
-from triptych.recipe import Reward
+from triptych.recipe.kinds import Reward
 from triptych.train.batch import Batch, pair_batch
 from triptych.train.learner import Metrics, Sums
 from triptych.train.tasks.forward import member_scores
@@ -58,9 +58,10 @@ def _objectives(stage: Reward, roles: Sequence[str]) -> list[PairwiseReward]:
 
 
 def _full_batch(stage: Reward, limits: Limits) -> Batch:
-    """Pairs of the longest rows."""
-    pairs = -(-(limits.tokens // limits.length) // 2)
-    return pair_batch([(limits.row(limits.length), limits.row(limits.length)) for _ in range(pairs)], 0)
+    """Pairs of the longest rows, and a last one of the tokens that are left."""
+    count, rest = divmod(limits.tokens // 2, limits.length)
+    lengths = [limits.length] * count + ([rest] if rest > 1 else [])
+    return pair_batch([(limits.row(length), limits.row(length)) for length in lengths], 0)
 
 
 TASK = Task(_objectives, _full_batch)

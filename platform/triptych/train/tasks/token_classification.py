@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from triptych.forward.roles import RoleModel
 from triptych.objectives import IGNORE
 from triptych.objectives.spans import EntityCounts
-from triptych.recipe import TokenClassification
+from triptych.recipe.kinds import TokenClassification
 from triptych.train.batch import Batch
 from triptych.train.learner import Metrics, Sums
 from triptych.train.tasks.task import Limits, Task

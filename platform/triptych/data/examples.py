@@ -1,0 +1,89 @@
+"""How the rows of each supervised kind become tokens, and the columns that a table keeps of them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from triptych.data.encode import Encoded, encode_pairs, encode_sft, encode_texts
+from triptych.data.labelled import encode_questions, encode_tags
+from triptych.data.rows import RowKind, parse_tags, parse_text
+from triptych.data.sources import PARSERS, Parse
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from triptych.recipe.kinds import Classification, QuestionAnswering, Reward, Sft, TokenClassification
+
+TOKENS = pa.list_(pa.int32())
+POSITIONS = ("context_start", "start", "end")
+"""Columns of a question: the token where its second context starts, and the answer's first and last, from there."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """How the rows of a stage become tokens. Picklable: Ray's tasks and workers get the same."""
+
+    kind: str
+    """What a message calls the rows."""
+    parse: Parse
+    encode: Callable[[Sequence[Any], "PreTrainedTokenizerBase"], Encoded[Any]]
+    schema: pa.Schema
+    """Columns of the table: attributes of what `encode` gives."""
+    sequences: tuple[str, ...] = ("input_ids",)
+    """The columns that hold the tokens of a row."""
+
+
+def chats(stage: "Sft") -> Examples:
+    """Chats as tokens with labels."""
+    batch = stage.train.batch
+    encode = partial(encode_sft, max_length=batch.max_length, overlength=batch.overlength)
+    return Examples("sft", PARSERS["sft"], encode, pa.schema({"input_ids": TOKENS, "labels": TOKENS}))
+
+
+def pairs(stage: "Reward") -> Examples:
+    """Pairs as tokens, with their margins where the stage asks for them."""
+    kind: RowKind = "pairs_with_margin" if stage.margin else "pairs"
+    columns = {"chosen": TOKENS, "rejected": TOKENS, "start": pa.int32()}
+    schema = pa.schema(columns | ({"margin": pa.float32()} if stage.margin else {}))
+    encode = partial(encode_pairs, max_length=stage.train.batch.max_length)
+    return Examples(kind, PARSERS[kind], encode, schema, ("chosen", "rejected"))
+
+
+def texts(stage: "Classification") -> Examples:
+    """Texts as tokens, with the index of their class."""
+    batch = stage.train.batch
+    drop = batch.overlength == "drop"
+    encode = partial(encode_texts, max_length=batch.max_length, labels=stage.labels, drop=drop)
+    parse = partial(_one, parse=parse_text, labels=stage.labels)
+    return Examples("texts", parse, encode, pa.schema({"input_ids": TOKENS, "label": pa.int32()}))
+
+
+def words(stage: "TokenClassification") -> Examples:
+    """Words as tokens, with the index of each word's tag."""
+    batch = stage.train.batch
+    encode = partial(
+        encode_tags,
+        max_length=batch.max_length,
+        labels=stage.labels,
+        separator=stage.separator,
+        drop=batch.overlength == "drop",
+    )
+    parse = partial(_one, parse=parse_tags, labels=stage.labels)
+    return Examples("tags", parse, encode, pa.schema({"input_ids": TOKENS, "tags": TOKENS}))
+
+
+def questions(stage: "QuestionAnswering") -> Examples:
+    """Questions as tokens, with the tokens where the answer starts and ends, and what its text is judged by."""
+    batch = stage.train.batch
+    encode = partial(encode_questions, max_length=batch.max_length, drop=batch.overlength == "drop")
+    columns = {"input_ids": TOKENS} | {name: pa.int32() for name in POSITIONS}
+    judged = {"context": pa.string(), "offsets": TOKENS, "answers": pa.string()}
+    return Examples("questions", PARSERS["questions"], encode, pa.schema(columns | judged))
+
+
+def _one(record: dict[str, Any], parse: Callable[..., Any], labels: tuple[str, ...]) -> list[Any]:
+    """The one row of a record, its labels among those that the stage names."""
+    return [parse(record, labels)]
