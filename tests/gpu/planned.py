@@ -31,10 +31,10 @@ def measure(configuration: Configuration, device: torch.device, steps: int = STE
     reserved, allocated = _held(device)
     run = dry_run(recipe, "stage", base, configuration.strategy)
     run.step(WARM)
-    seconds = []
+    limit, seconds = micro_batch(stage), []
     for _ in range(steps):
         started = now(device)
-        run.step(micro_batch(stage), accumulated(stage))
+        run.step(limit, accumulated(stage, limit))
         seconds.append(now(device) - started)
     figures: Figures = {"key": configuration.key, "seconds": min(seconds[1:] or seconds)}
     if device.type == "cuda":

@@ -42,7 +42,7 @@ def real(planned: Recipe) -> int:
     held += [piece.values for piece in run.learner.strategy.slices()]
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in held}
     with Alive(held) as alive:
-        run.step(micro_batch(stage), accumulated(stage))
+        run.step(micro_batch(stage), accumulated(stage, micro_batch(stage)))
     return sum(storages.values()) + alive.peak
 
 

@@ -52,7 +52,7 @@ def test_json(plan: Cli, recipe_file: Path) -> None:
     code, out, err = plan(recipe_file, "--json", "--stage", "ppo", "--set", "machine=1xh100-80")
     found = json.loads(out)
     assert (code, err) == (0, "")
-    assert set(found) == {"recipe", "placement", "estimate", "duration"}
+    assert set(found) == {"recipe", "placement", "estimate", "duration", "batches"}
     assert found["duration"]["stages"]["ppo"]["steps"] == 8
     assert found["recipe"]["stages"]["sft"]["train"]["batch"]["rows"] == 16
     assert found["placement"]["waves"] == [["ppo"]]

@@ -10,7 +10,7 @@ from triptych.data.sources import quick_count
 from triptych.models.sizes import model_sizes
 from triptych.plan import Machine, MachineProfile, Node, Rates, duration, estimate, place
 from triptych.plan.rates import CPU, keep_rates, kept_rates
-from triptych.plan.speed import usual_micro
+from triptych.plan.speed import UsualRow, usual_micro
 from triptych.plan.workload import AMOUNTS, Computation, Micro
 from triptych.recipe import Full, Lora, Memory, Recipe, Source
 from triptych.recipe.method import Freeze
@@ -57,9 +57,9 @@ def test_blocks_below_all_that_train_have_no_backward_pass(reviews: Reviews) -> 
 
 def test_micro_batches_of_usual_rows(reviews: Reviews) -> None:
     stage = reviews("stages.sft.train.batch={rows: 16, max_length: 512, micro_tokens: 1024}").stages["sft"]
-    micro = usual_micro(stage)  # type: ignore[arg-type]
+    micro = usual_micro(stage, UsualRow())  # type: ignore[arg-type]
     assert (micro.count, micro.tokens, micro.length) == (4, 1024, 256)
-    whole = usual_micro(stage, fill=1.0)  # type: ignore[arg-type]
+    whole = usual_micro(stage, UsualRow(1.0))  # type: ignore[arg-type]
     assert (whole.count, whole.tokens) == (8, 1024)
 
 

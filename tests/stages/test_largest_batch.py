@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from triptych.data.batches import computed_tokens
+from triptych.data.batches import computed_tokens, step_rows
 from triptych.objectives import IGNORE
 from triptych.plan import estimate
 from triptych.plan.memory import micro_batch
@@ -14,7 +14,7 @@ from triptych.recipe import Recipe, load_recipe
 from triptych.recipe.stage import MicroBatch
 from triptych.stages.rl.largest_batch import largest_batch as largest_of_samples
 from triptych.stages.supervised.largest_batch import largest_batch
-from triptych.stages.supervised.loop import Rows, step_rows
+from triptych.stages.supervised.loop import Rows
 
 LENGTHS = [5, 60, 20, 33, 8, 41, 12, 27, 55, 3]
 
@@ -41,7 +41,7 @@ def test_the_largest_micro_batch_is_that_of_all_steps(three_stages: Path, packin
     ctx = context(three_stages, "sft", f"model.packing={packing}", *(f"stages.sft.train.{one}" for one in sets))
     rows = rows_of(LENGTHS)
     labels = [[IGNORE] * (length // 2) + [1] * (length - length // 2) for length in LENGTHS]
-    found = largest_batch(ctx, rows, labels)
+    found = largest_batch(ctx.recipe, ctx.stage, rows.sequences, labels)
     tokens, learned = [], []
     for step in range(ctx.stage.train.total_steps(len(LENGTHS))):
         for [*micros] in rows.cut(step_rows(len(LENGTHS), 4, ctx.recipe.seed, step), 96, 1, packing=packing):
@@ -56,7 +56,7 @@ def test_answers_of_any_length_are_within_the_shares(three_stages: Path) -> None
     sets = ("train.batch.micro_tokens=512", "rollout.sampling.max_new_tokens=64", "rollout.max_prompt_tokens=40")
     ctx = context(three_stages, "ppo", *(f"stages.ppo.{one}" for one in sets))
     prompts = [list(range(1, 2 + length)) for length in (10, 30, 21, 17)]
-    found = largest_of_samples(ctx, prompts)
+    found = largest_of_samples(ctx.recipe, ctx.stage, prompts)
     low, expected, high = found.fill
     assert 0 < low <= expected <= 1 <= high
     assert found.tokens <= 512
@@ -69,10 +69,9 @@ def test_data_narrow_a_prediction(three_stages: Path) -> None:
     alone = estimate(recipe, machine="8xh100-80", stage="sft").stages["sft"].peak
     whole = micro_batch(recipe.trained["sft"])
     half = MicroBatch(whole.tokens // 2, whole.length, (0.9, 1.0, 1.1), (0.5, 0.5, 0.5))
-    seen = estimate(recipe, machine="8xh100-80", stage="sft", batch=half).stages["sft"].peak
+    seen = estimate(recipe, machine="8xh100-80", stage="sft", batches={"sft": half}).stages["sft"].peak
     assert seen.expected < alone.expected
     assert (seen.high - seen.low) / seen.expected < (alone.high - alone.low) / alone.expected / 2
-    full = (
-        estimate(recipe, machine="8xh100-80", stage="sft", batch=replace(half, tokens=whole.tokens)).stages["sft"].peak
-    )
+    filled = {"sft": replace(half, tokens=whole.tokens)}
+    full = estimate(recipe, machine="8xh100-80", stage="sft", batches=filled).stages["sft"].peak
     assert full.expected == pytest.approx(alone.expected, rel=0.01)

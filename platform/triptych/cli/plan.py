@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Iterable
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ from triptych.errors import UserError
 if TYPE_CHECKING:
     from triptych.plan import Machine, MachineProfile, Rates
     from triptych.recipe import Recipe, StageBase
+    from triptych.stages.first_rows import FirstRows
 
 WORKER_MODULES = ("triptych.stages.supervised.training",)
 """Modules that a worker of Ray Train loads in addition to the learner: 0.15 GB."""
@@ -93,7 +95,7 @@ def _plan(
     from triptych.recipe import dump_recipe
 
     placement = place(recipe, machine, stage)
-    _check(recipe, placement.requests)
+    first_rows = _check(recipe, placement.requests)
     choices = {
         name: choose(recipe, name, machine, profile=profile, exact=exact, trace=traced)
         for name in placement.requests
@@ -101,7 +103,10 @@ def _plan(
     }
     settled = {name: choice.best.settings.on(recipe.trained[name]) for name, choice in choices.items()}
     settled_recipe = recipe.model_copy(update={"stages": {**recipe.stages, **settled}})
-    predicted = estimate(settled_recipe, machine=machine, stage=stage, exact=exact, trace=traced, profile=profile)
+    batches = first_rows.largest_batches(settled_recipe)
+    predicted = estimate(
+        settled_recipe, machine=machine, stage=stage, exact=exact, trace=traced, profile=profile, batches=batches
+    )
     rows = {name: _rows(recipe.stages[name]) for name in predicted.stages}
     lasts = duration(recipe, predicted, placement, rows, price)
     if as_json:
@@ -110,6 +115,7 @@ def _plan(
             "placement": placement.as_dict(),
             "estimate": predicted.as_dict(),
             "duration": lasts.as_dict(),
+            "batches": {name: asdict(batch) for name, batch in batches.items()},
         }
         chosen = {name: choice.as_dict() for name, choice in choices.items()}
         typer.echo(json.dumps(found | ({"choices": chosen} if chosen else {}), indent=2))
@@ -117,7 +123,7 @@ def _plan(
     typer.echo(dump_recipe(recipe))
     console = Console()
     console.print(tables.placement_table(placement))
-    console.print(tables.memory_table(predicted))
+    console.print(tables.memory_table(predicted, batches))
     if choices:
         console.print(tables.choice_table(choices))
     console.print(tables.totals_table(predicted, measured=profile.rates is not None or machine.gpu is not None))
@@ -132,12 +138,12 @@ def _rows(stage: "StageBase") -> int | None:
     return None if None in counts else sum(filter(None, counts))
 
 
-def _check(recipe: "Recipe", names: Iterable[str]) -> None:
+def _check(recipe: "Recipe", names: Iterable[str]) -> "FirstRows":
     """Refuse what a run of these stages would refuse. Files that are not here are named, if this machine is planned."""
     from triptych.stages.preflight import check_plan
 
     planned_here = recipe.machine == "local" and not os.environ.get("RAY_ADDRESS")
-    check_plan(recipe, names, partial(typer.echo, err=True) if planned_here else lambda _: None)
+    return check_plan(recipe, names, partial(typer.echo, err=True) if planned_here else lambda _: None)
 
 
 def _grid(

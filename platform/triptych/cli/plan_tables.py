@@ -8,6 +8,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from triptych.observe.oom import OomDiagnosis
     from triptych.plan import Bytes, Choice, Duration, Estimate, Option, Placement
+    from triptych.recipe.stage import MicroBatch
 
 _SHOWN = 5
 """Number of settings shown that were not chosen."""
@@ -35,9 +36,14 @@ def placement_table(placement: "Placement") -> Table:
     return table
 
 
-def memory_table(predicted: "Estimate") -> Table:
-    """Table of a process's memory by role and part."""
-    table = Table(title="Memory of one process, MiB (estimates)")
+def memory_table(predicted: "Estimate", batches: Mapping[str, "MicroBatch"]) -> Table:
+    """Table of a process's memory by role and part, and the largest micro-batches of data that were read for it."""
+    read = [
+        f"{name}: the first rows of data.train make micro-batches of up to {batch.tokens} tokens, "
+        f"rows of up to {batch.length}"
+        for name, batch in batches.items()
+    ]
+    table = Table(title="Memory of one process, MiB (estimates)", caption="\n".join(read) or None)
     for column in ("stage", "role", "part"):
         table.add_column(column)
     table.add_column("expected", justify="right")

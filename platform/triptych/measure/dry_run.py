@@ -11,7 +11,6 @@ from triptych.forward.roles import RoleModel
 from triptych.models.heads import ClassHead, ScalarHead
 from triptych.models.quantize import quantize_linears
 from triptych.models.sizes import read_config
-from triptych.plan.memory import micro_batch
 from triptych.recipe import (
     Method,
     Model,
@@ -21,7 +20,7 @@ from triptych.recipe import (
     member_roles,
 )
 from triptych.recipe.method import Mam, Unipelt
-from triptych.recipe.stage import ANSWER_SHARE, MicroBatch
+from triptych.recipe.stage import MicroBatch
 from triptych.recipe.training import StrategyName
 from triptych.train.batch import Batch
 from triptych.train.group import Group
@@ -95,14 +94,14 @@ def dry_run(
     vocab = int(base.config.vocab_size)
 
     def batch(limit: MicroBatch) -> Batch:
-        return task.full_batch(stage, Limits(limit.tokens, limit.length, vocab, ANSWER_SHARE[1]))
+        return task.full_batch(stage, Limits(limit.tokens, limit.length, vocab, limit.learned[1]))
 
     return DryRun(learner, task.objectives(stage, list(optimizers)), batch)
 
 
-def accumulated(stage: TrainedStage) -> int:
+def accumulated(stage: TrainedStage, limit: MicroBatch) -> int:
     """Number of micro-batches to try in a step: 1, or 2 for any more, as gradients exist from the second on."""
-    limit, sequences = micro_batch(stage), stage.shape().sequences_per_update
+    sequences = stage.shape().sequences_per_update
     return 2 if -(-sequences // stage.workers.count) * limit.length > limit.tokens else 1
 
 

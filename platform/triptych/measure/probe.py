@@ -212,7 +212,8 @@ def _rank(job: dict[str, Any], rank: int) -> None:
         backend = "nccl" if workers.gpus else "gloo"
         dist.init_process_group(backend, init_method=meeting, rank=rank, world_size=workers.count)
     run = dry_run(recipe, name, random_base(recipe.model), job["strategy"], device)
-    limits, count = micro_batch(stage), accumulated(stage)
+    limits = micro_batch(stage)
+    count = accumulated(stage, limits)
     run.step(limits, count)
     started = time.perf_counter()
     run.step(limits, count)

@@ -22,7 +22,7 @@ from triptych.plan.memory import micro_batch
 from triptych.plan.sharding import Sharding
 from triptych.recipe import Recipe, TrainedStage
 from triptych.recipe.method import Freeze, parts_of
-from triptych.recipe.stage import MicroBatch
+from triptych.recipe.stage import MicroBatch, Shares
 from triptych.train.strategies.base import LOSS_SCALE, VALUE
 
 UNTRACED = ("vblora", "shira")
@@ -35,27 +35,43 @@ FULL = (0.9, 1.0, 1.1)
 
 
 def traced(
-    recipe: Recipe, name: str, roles: dict[str, Parts], sizes: Sizes, spread: Sharding, *, on_gpu: bool
+    recipe: Recipe,
+    name: str,
+    roles: dict[str, Parts],
+    sizes: Sizes,
+    spread: Sharding,
+    batch: MicroBatch | None = None,
+    *,
+    on_gpu: bool,
 ) -> dict[str, Parts]:
-    """The roles with traced activations, casts, logits and gradients; other parts stay as they are."""
+    """The roles with traced activations, casts, logits and gradients; other parts stay as they are.
+
+    `batch`: the largest micro-batch of the stage's data; None: the largest that the recipe allows.
+    """
     if spread.float32_base or any(part.name in UNTRACED for part in _parts(recipe, recipe.trained[name])):
         return roles  # another model than the one that is traced, or numbers decide what a step works with
-    found = trace(recipe, name, sizes.layers, on_gpu=on_gpu)
-    return {role: _replaced(parts, found[role], spread) if role in found else parts for role, parts in roles.items()}
+    found = trace(recipe, name, sizes.layers, batch, on_gpu=on_gpu)
+    fill = FULL if batch is None else batch.fill
+    return {
+        role: _replaced(parts, found[role], spread, fill) if role in found else parts for role, parts in roles.items()
+    }
 
 
-def trace(recipe: Recipe, name: str, layers: int, *, on_gpu: bool = False) -> dict[str, Counter[str]]:
+def trace(
+    recipe: Recipe, name: str, layers: int, batch: MicroBatch | None = None, *, on_gpu: bool = False
+) -> dict[str, Counter[str]]:
     """Role -> bytes by part at the peak of its step, in one unsharded process.
 
     Args:
         name: the stage.
         layers: blocks of the base.
+        batch: as for `traced`.
         on_gpu: whether to trace attention as on a GPU.
     """
     depths = _depths(recipe, recipe.trained[name], layers)
     # Tensors without numbers need no GPU to attend by its operators.
     with patch.object(attention, "on_gpu", lambda query: True) if on_gpu else nullcontext():
-        found = [_moments(recipe, name, depth) for depth in depths]
+        found = [_moments(recipe, name, depth, batch or micro_batch(recipe.trained[name])) for depth in depths]
     low, high = found[0], found[-1]
     steps = (layers - depths[0]) / max(depths[-1] - depths[0], 1)
     return {role: peak_at(low[role], high[role], steps) for role in low}
@@ -81,10 +97,9 @@ def _names_blocks(part: Any) -> bool:
     return any(getattr(part, field, None) for field in ("layers", "rank_pattern", "alpha_pattern", "drop_layers"))
 
 
-def _moments(recipe: Recipe, name: str, depth: int) -> dict[str, Moments]:
+def _moments(recipe: Recipe, name: str, depth: int, limit: MicroBatch) -> dict[str, Moments]:
     """Moments of each role's step on a base of `depth` blocks."""
-    stage, found = recipe.trained[name], {}
-    limit, count = micro_batch(stage), accumulated(stage)
+    found, count = {}, accumulated(recipe.trained[name], limit)
     live = LiveMemory()
     with converting(), live, _updates_marked(live), torch.random.fork_rng(devices=[]):
         base = random_base(recipe.model, depth)
@@ -123,12 +138,12 @@ def _watch(live: LiveMemory, run: DryRun) -> None:
     live.watch(model.blocks())
 
 
-def _replaced(parts: Parts, peak: Counter[str], spread: Sharding) -> Parts:
+def _replaced(parts: Parts, peak: Counter[str], spread: Sharding, fill: Shares) -> Parts:
     """The parts of a role, with the traced ones in place of the closed form's."""
     found = dict(parts)
-    found["activations"] = Bytes.scaled(peak["activations"], FULL)
+    found["activations"] = Bytes.scaled(peak["activations"], fill)
     if not spread.whole_model:
-        found["casts"] = Bytes.scaled(peak["casts"], FULL)
+        found["casts"] = Bytes.scaled(peak["casts"], fill)
     if "logits" in parts:  # the share of tokens that are learned is not known
         closed = parts["logits"]
         shares = tuple(amount / max(closed.expected, 1) for amount in (closed.low, closed.expected, closed.high))

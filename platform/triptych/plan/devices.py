@@ -47,13 +47,22 @@ class Tracer(Protocol):
     """A function that traces memory on the learner's own step, in place of the closed form; see `measure.traced`."""
 
     def __call__(
-        self, recipe: Recipe, name: str, roles: dict[str, Parts], sizes: Sizes, spread: Sharding, *, on_gpu: bool
+        self,
+        recipe: Recipe,
+        name: str,
+        roles: dict[str, Parts],
+        sizes: Sizes,
+        spread: Sharding,
+        batch: MicroBatch | None = None,
+        *,
+        on_gpu: bool,
     ) -> dict[str, Parts]:
         """The roles of stage `name` with traced parts where tracing is possible.
 
         Args:
             roles: parts of each role by the closed form, in one process.
             spread: how weights, gradients and optimizer state are sharded.
+            batch: the largest micro-batch of the stage's data; None: the largest that the recipe allows.
             on_gpu: whether the workers compute on a GPU.
         """
 
@@ -84,7 +93,7 @@ def on_devices(
     workers = stage.workers
     if trace is not None:
         on_gpu = workers.gpus > 0 and machine.gpu is not None
-        roles = trace(recipe, name, roles, sizes, sharding(workers, strategy), on_gpu=on_gpu)
+        roles = trace(recipe, name, roles, sizes, sharding(workers, strategy), batch, on_gpu=on_gpu)
     known = calibrate(records, machine_kind(machine), recipe.model.dtype, strategy)
     if known.count:
         learned = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from triptych.errors import UserError
@@ -18,7 +19,7 @@ from triptych.plan.machines import GIB, Machine
 from triptych.plan.machines import machine as machine_named
 from triptych.plan.placement import place
 from triptych.plan.settings import resolve_strategy
-from triptych.plan.speed import Speed, stage_speed
+from triptych.plan.speed import Speed, UsualRow, stage_speed
 from triptych.recipe import Method, Recipe
 from triptych.recipe.method import parts_of
 from triptych.recipe.refusals import NO_EXPERTS, NOT_GATHERED
@@ -115,7 +116,7 @@ def estimate(
     exact: bool = False,
     trace: Tracer | None = None,
     profile: MachineProfile = NO_PROFILE,
-    batch: MicroBatch | None = None,
+    batches: Mapping[str, MicroBatch] = MappingProxyType({}),
     advise: bool = True,
 ) -> Estimate:
     """Peak memory per device and tokens per second, from the recipe and the base's config.json.
@@ -123,7 +124,7 @@ def estimate(
     `machine` takes the place of the recipe's. Memory comes from a closed form; with `exact` what a step works with
     comes from `trace`, as `triptych.measure.traced`, which takes seconds. Given without `exact`, it is asked only
     of settings left to `auto` where none fits for sure. `profile` calibrates memory and speed by what was measured on
-    the machine. `batch`: the largest micro-batch of the data of `stage`, where it was read.
+    the machine. `batches`: the largest micro-batch of the data of the stages whose data were read.
     `advise`: a refusal names the nearest setting that fits, which takes a second to find.
 
     Raises:
@@ -140,7 +141,8 @@ def estimate(
     recipe = recipe.model_copy(update={"stages": {**recipe.stages, **chosen}})
     for name in names:
         _refuse_what_the_base_cannot(recipe, name, sizes)
-    trained = {name: _stage(recipe, name, sizes, on, profile, trace if exact else None, batch) for name in names}
+    tracer = trace if exact else None
+    trained = {name: _stage(recipe, name, sizes, on, profile, tracer, batches.get(name)) for name in names}
     found = {name: one for name in placed if (one := trained.get(name) or _measuring(recipe, name, sizes, on, profile))}
     for name, planned in found.items():
         if too_little := _shortage(planned):
@@ -161,7 +163,9 @@ def _stage(
     strategy = resolve_strategy(recipe, name, machine, sizes)
     records = profile.records
     roles, devices = on_devices(recipe, name, sizes, machine, strategy, trace=trace, records=records, batch=batch)
-    return StageEstimate(strategy, roles, devices, stage_speed(recipe, name, sizes, machine, strategy, profile.rates))
+    row = UsualRow.of(recipe.trained[name], batch)
+    speed = stage_speed(recipe, name, sizes, machine, strategy, profile.rates, row)
+    return StageEstimate(strategy, roles, devices, speed)
 
 
 def _measuring(

@@ -15,7 +15,7 @@ from triptych.plan.sharding import sharding
 from triptych.plan.workload import Computation, Micro, Workload
 from triptych.recipe import Engines, Method, Recipe, RoleSpec, TrainedStage, Workers
 from triptych.recipe.method import trains_base
-from triptych.recipe.stage import ANSWER_SHARE, SamplingShape
+from triptych.recipe.stage import ANSWER_SHARE, MicroBatch, SamplingShape
 from triptych.recipe.training import StrategyName
 
 FILL = 0.5
@@ -58,6 +58,25 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class UsualRow:
+    """A sequence of the usual length."""
+
+    fill: float = FILL
+    """Its length as a share of the longest allowed; of prompts, where a stage samples its rows."""
+    learned: float = ANSWER_SHARE[1]
+    """Share of its tokens that are learned."""
+
+    @classmethod
+    def of(cls, stage: TrainedStage, batch: MicroBatch | None) -> "UsualRow":
+        """By the largest micro-batch of the stage's data; assumed where they were not read."""
+        if batch is None or batch.usual is None:
+            return cls()
+        shape = stage.shape()
+        longest = shape.longest if shape.sampling is None else shape.sampling.max_prompt_tokens
+        return cls(batch.usual / longest, batch.learned[1])
+
+
+@dataclass(frozen=True)
 class ComputeRates:
     """The hardware that a stage's workers compute on."""
 
@@ -79,7 +98,7 @@ def stage_speed(
     machine: Machine,
     strategy: StrategyName,
     rates: Rates | None = None,
-    fill: float = FILL,
+    row: UsualRow = UsualRow(),
 ) -> Speed:
     """Predicted time of one step of a stage.
 
@@ -87,7 +106,7 @@ def stage_speed(
         name: the stage.
         strategy: what `workers.strategy` resolves to.
         rates: measured speed of one thread of the machine; None: assumed.
-        fill: usual length of rows as a share of the longest.
+        row: a sequence of the usual length.
     """
     stage = recipe.trained[name]
     workers = compute_rates(recipe, stage.workers, machine, rates or CPU)
@@ -95,8 +114,8 @@ def stage_speed(
     if sampling is not None and engines is not None:
         asked = next(request for request in requests(name, stage) if request.role == "engine")
         rate = sampling_rate(sampling, engines, asked, sizes, machine, workers.rates, recipe.model.dtype)
-        return _sampled_step(recipe, stage, sampling, sizes, workers, rate)
-    micro, roles = usual_micro(stage, fill), stage.trained_roles(recipe.stages)
+        return _sampled_step(recipe, stage, sampling, sizes, workers, rate, row.fill)
+    micro, roles = usual_micro(stage, row), stage.trained_roles(recipe.stages)
     computed = _computation(recipe, stage, sizes, roles[0].method).step(micro) * len(roles)
     sent = sum(_sent(recipe, stage, role, sizes, strategy, micro.count) for role in roles)
     count = stage.workers.count
@@ -107,14 +126,14 @@ def stage_speed(
     )
 
 
-def usual_micro(stage: TrainedStage, fill: float = FILL) -> Micro:
+def usual_micro(stage: TrainedStage, row: UsualRow) -> Micro:
     """The micro-batches of a worker's step where rows are of the usual length."""
     shape = stage.shape()
     rows = shape.sequences_per_update / stage.workers.count
-    length = fill * shape.longest
+    length = row.fill * shape.longest
     count = max(1, math.ceil(rows * length / max(stage.train.batch.micro_tokens, length)))
     tokens = rows * length / count
-    return Micro(count, tokens, length, ANSWER_SHARE[1] * tokens if shape.logits else 0.0)
+    return Micro(count, tokens, length, row.learned * tokens if shape.logits else 0.0)
 
 
 def _computation(recipe: Recipe, stage: TrainedStage, sizes: Sizes, method: Method) -> Computation:
@@ -155,12 +174,21 @@ def _link(stage: TrainedStage, machine: Machine) -> float:
 
 
 def _sampled_step(
-    recipe: Recipe, stage: TrainedStage, sampling: SamplingShape, sizes: Sizes, workers: ComputeRates, rate: float
+    recipe: Recipe,
+    stage: TrainedStage,
+    sampling: SamplingShape,
+    sizes: Sizes,
+    workers: ComputeRates,
+    rate: float,
+    fill: float,
 ) -> Speed:
-    """An RL step: sampling at `rate` tokens per second, a scoring pass of each role, updates of the trained ones."""
+    """An RL step: sampling at `rate` tokens per second, a scoring pass of each role, updates of the trained ones.
+
+    `fill`: usual length of prompts as a share of the longest.
+    """
     samples, ranks = sampling.samples, stage.workers.count
     answers = samples * sampling.max_new_tokens
-    rows = (answers + FILL * samples * sampling.max_prompt_tokens) / ranks
+    rows = (answers + fill * samples * sampling.max_prompt_tokens) / ranks
     count = max(1.0, rows / stage.train.batch.micro_tokens)
     length = rows * ranks / samples
     written = Micro(count, rows / count, length, rows / count * answers / (rows * ranks))

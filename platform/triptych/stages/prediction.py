@@ -51,7 +51,7 @@ def _predicted(ctx: StageContext[Any], machine: Machine, batch: MicroBatch | Non
         machine=machine,
         stage=ctx.name,
         profile=profile_here(ctx.registry().calibrations()),
-        batch=batch,
+        batches={} if batch is None else {ctx.name: batch},
     ).stages[ctx.name]
     parts, stage = worker_parts(found), ctx.stage
     return {

@@ -1,6 +1,6 @@
 """Checks of a recipe before anything starts: refusals that stages would come to, perhaps after hours of others."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from triptych.data.checked import ChatCheck
 from triptych.data.encode import encode_prompts
 from triptych.data.end_tokens import end_tokens
-from triptych.data.rows import RowKind
+from triptych.data.rows import DataRow, RowKind
 from triptych.data.sources import PARSERS, absent_path, check_first_rows
 from triptych.errors import UserError
 from triptych.measure.base_check import check_base
@@ -18,6 +18,7 @@ from triptych.models.identity import tokenizer_files
 from triptych.models.sizes import read_config
 from triptych.recipe import Recipe, Source
 from triptych.recipe.spec import dotted
+from triptych.stages.first_rows import FirstRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,10 +29,11 @@ PLANNED, STARTED = 1000, 100_000
 """Rows of each table that are checked for a plan, and before a run."""
 
 
-def check_plan(recipe: Recipe, names: Iterable[str], warn: Warn) -> None:
+def check_plan(recipe: Recipe, names: Iterable[str], warn: Warn) -> FirstRows:
     """Refuse what a run of these stages would refuse of base, tokenizer and rows, as far as they are on this machine.
 
-    Rows are rendered as the run renders them. `warn` is told which files are not here.
+    Rows are rendered as the run renders them; those that stages train on are the result. `warn` is told which files
+    are not here.
 
     Raises:
         UserError: what the run would say.
@@ -49,7 +51,9 @@ def check_plan(recipe: Recipe, names: Iterable[str], warn: Warn) -> None:
     # To load a tokenizer takes seconds, which without rows show nothing.
     folder = base_here(recipe.model) if len(absent) < len(sources) else None
     known = folder if folder is not None and tokenizer_files(folder) else None
-    check_rows(recipe, chosen, known, PLANNED)
+    tokenizer = None if known is None else model_tokenizer(known, recipe.model)
+    checked = _checked(recipe, chosen, known, tokenizer, PLANNED, here=False)
+    return FirstRows({name: rows for name, split, rows in checked if split == "train"}, tokenizer)
 
 
 def _check_versions(recipe: Recipe, names: Iterable[str], warn: Warn) -> None:
@@ -101,6 +105,20 @@ def check_rows(recipe: Recipe, names: Iterable[str], folder: Path | None, most: 
         UserError: the stage, the file, and what is wrong.
     """
     tokenizer = None if folder is None else model_tokenizer(folder, recipe.model)
+    for _ in _checked(recipe, names, folder, tokenizer, most, here=here):
+        pass
+
+
+def _checked(
+    recipe: Recipe,
+    names: Iterable[str],
+    folder: Path | None,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    most: int,
+    *,
+    here: bool,
+) -> Iterator[tuple[str, str, Sequence[DataRow]]]:
+    """Stage, table, and its rows that were checked."""
     for name in names:
         stage = recipe.stages[name]
         if stage.engines is not None and folder is not None and tokenizer is not None:
@@ -108,9 +126,10 @@ def check_rows(recipe: Recipe, names: Iterable[str], folder: Path | None, most: 
         for split, source in stage.splits().items():
             try:
                 longest, labels = stage.longest_prompt(split), stage.row_labels()
-                _check_source(source, stage.rows_of(split), tokenizer, longest, labels, most, here=here)
+                rows = _check_source(source, stage.rows_of(split), tokenizer, longest, labels, most, here=here)
             except UserError as error:
                 raise UserError(f"{_place(recipe, name, split)}: {str(error).removeprefix('data: ')}") from error
+            yield name, split, rows
 
 
 def _check_source(
@@ -122,14 +141,15 @@ def _check_source(
     most: int,
     *,
     here: bool,
-) -> None:
+) -> Sequence[DataRow]:
     kind: RowKind | None = next((kind for kind in PARSERS if kind == rows_kind), None)
     if kind is None:
-        return
+        return ()
     check = None if tokenizer is None else ChatCheck(tokenizer, source.control_tokens)
     rows = check_first_rows(source, kind, check, most=most, here=here, labels=labels)
     if longest_prompt is not None and tokenizer is not None and rows.items:
         encode_prompts(rows.items, tokenizer, longest_prompt, source.max_bad_rows - len(rows.bad))
+    return rows.items
 
 
 def _computing(recipe: Recipe, names: Iterable[str]) -> list[str]:

@@ -22,7 +22,7 @@ from plan.run_speed import rank_correlation
 from triptych.models.sizes import model_sizes
 from triptych.plan.activations import BYTES
 from triptych.plan.machines import GPUS, Machine, machine
-from triptych.plan.speed import stage_speed
+from triptych.plan.speed import UsualRow, stage_speed
 
 MEASURED = Path(__file__).parents[2] / "gpu" / "h200.json"
 
@@ -70,7 +70,7 @@ def show_speed(console: Console, measured: list[tuple[Configuration, dict[str, A
     for one, figures in measured:
         recipe = one.recipe()
         sizes = model_sizes(recipe.model)
-        expected = stage_speed(recipe, "stage", sizes, on, "single", fill=1.0).step_seconds
+        expected = stage_speed(recipe, "stage", sizes, on, "single", row=UsualRow(fill=1.0)).step_seconds
         pairs.append((expected, figures["seconds"]))
         table.add_row(
             one.name, f"{expected:.3f}", f"{figures['seconds']:.3f}", f"{expected / figures['seconds'] - 1:+.1%}"

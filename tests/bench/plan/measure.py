@@ -55,7 +55,8 @@ def grown(configuration: Configuration) -> dict[str, float]:
     before, attached = run.learner.model.loaded_bytes, resident_memory(CPU)
     run.step(WARM)
     warm = _peak()
-    run.step(micro_batch(recipe.trained["stage"]), accumulated(recipe.trained["stage"]))
+    limit = micro_batch(recipe.trained["stage"])
+    run.step(limit, accumulated(recipe.trained["stage"], limit))
     return {"loaded": before, "attached": attached - before, "warm": warm - before, "grown": _peak() - before}
 
 

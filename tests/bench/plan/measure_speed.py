@@ -35,10 +35,10 @@ def timed(configuration: Configuration) -> dict[str, float]:
     recipe = configuration.recipe()
     stage = recipe.trained["stage"]
     run = dry_run(recipe, "stage", random_base(recipe.model), "single")
-    walls, cpus = [], []
+    limit, walls, cpus = micro_batch(stage), [], []
     for _ in range(STEPS + 1):  # the first one makes buffers
         wall, cpu = time.perf_counter(), time.process_time()
-        run.step(micro_batch(stage), accumulated(stage))
+        run.step(limit, accumulated(stage, limit))
         walls.append(time.perf_counter() - wall)
         cpus.append((time.process_time() - cpu) / torch.get_num_threads())
     return {"wall_seconds": min(walls[1:]), "cpu_seconds": min(cpus[1:])}

@@ -28,7 +28,7 @@ from triptych.measure.machine_speed import measure_apart
 from triptych.models.sizes import model_sizes
 from triptych.plan import local
 from triptych.plan.rates import Rates, kept_rates
-from triptych.plan.speed import stage_speed
+from triptych.plan.speed import UsualRow, stage_speed
 from triptych.train.allocator import allocator_variables
 
 TARGET_ERROR, TARGET_RANK = 0.15, 0.95
@@ -55,7 +55,7 @@ def predicted(configuration: Configuration, rates: Rates) -> float:
     """Seconds of a step of full rows."""
     recipe = configuration.recipe()
     sizes = model_sizes(recipe.model)
-    return stage_speed(recipe, "stage", sizes, local(), "single", rates, fill=1.0).step_seconds
+    return stage_speed(recipe, "stage", sizes, local(), "single", rates, row=UsualRow(fill=1.0)).step_seconds
 
 
 def measured(configuration: Configuration) -> dict[str, float]:
