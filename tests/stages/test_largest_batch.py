@@ -1,20 +1,26 @@
 """The largest micro-batch of a stage's data is that of its steps, packed and padded, and its prediction is narrow."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tests.support.families import tiny
 from triptych.data.batches import computed_tokens, step_rows
 from triptych.objectives import IGNORE
 from triptych.plan import estimate
 from triptych.plan.memory import micro_batch
 from triptych.recipe import Recipe, load_recipe
 from triptych.recipe.stage import MicroBatch
+from triptych.stages.context import StageContext
 from triptych.stages.rl.largest_batch import largest_batch as largest_of_samples
 from triptych.stages.supervised.largest_batch import largest_batch
 from triptych.stages.supervised.loop import Rows
+
+MakeContext = Callable[[dict[str, Any]], StageContext[Any]]
 
 LENGTHS = [5, 60, 20, 33, 8, 41, 12, 27, 55, 3]
 
@@ -75,3 +81,13 @@ def test_data_narrow_a_prediction(three_stages: Path) -> None:
     filled = {"sft": replace(half, tokens=whole.tokens)}
     full = estimate(recipe, machine="8xh100-80", stage="sft", batches=filled).stages["sft"].peak
     assert full.expected == pytest.approx(alone.expected, rel=0.01)
+
+
+def test_families_whose_rows_are_padded_are_planned_so(make_context: MakeContext, tmp_path: Path) -> None:
+    folder = tmp_path / "padded"
+    tiny("falcon_h1", torch.float32).config.save_pretrained(folder)
+    ctx = make_context({"kind": "sft", "data": {"train": {"path": "rows.jsonl"}}, "train": {"steps": 3}})
+    padded = ctx.recipe.model_copy(update={"model": ctx.recipe.model.model_copy(update={"base": str(folder)})})
+    asked = padded.model_copy(update={"model": padded.model.model_copy(update={"packing": False})})
+    found = [largest_batch(one, ctx.stage, rows_of(LENGTHS).sequences, None) for one in (padded, asked, ctx.recipe)]
+    assert found[0] == found[1] != found[2]

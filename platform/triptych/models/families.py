@@ -11,6 +11,8 @@ from importlib import resources
 from typing import Any
 
 from triptych.errors import UserError
+from triptych.models.sizes import read_config
+from triptych.recipe.model import Model
 
 TABLE = "families.json"
 EQUAL = "equal"
@@ -56,6 +58,12 @@ def check_sampled(config: Mapping[str, Any], gpus: float) -> None:
             f"model.base: vLLM's CPU engine computes {config['model_type']} otherwise than transformers "
             f"({family.engine}); allowed: another family for stages that sample, see `triptych models`"
         )
+
+
+def packs_rows(model: Model) -> bool:
+    """Whether rows are laid end to end: the recipe asks for it, and nothing in the family's layers hinders it."""
+    family = tried_families().get(str(read_config(model).get("model_type")))
+    return model.packing and (family is None or family.padded_because is None)
 
 
 @cache

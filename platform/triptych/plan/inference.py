@@ -2,6 +2,7 @@
 
 from triptych.errors import UserError
 from triptych.methods.parameters.virtual import positions
+from triptych.models.families import packs_rows
 from triptych.models.sizes import Sizes
 from triptych.plan.activations import RolePass
 from triptych.plan.amounts import Bytes, Parts, total
@@ -59,7 +60,7 @@ def _free(name: str, taken: dict[str, Parts]) -> str:
 def _transient(recipe: Recipe, sizes: Sizes, batch: MicroBatch) -> Parts:
     """What a pass without gradients holds: one block's tensors, and a chunk of logits."""
     settings = Memory()
-    work = RolePass(sizes, DEFAULT_METHOD, recipe.model.dtype, recipe.model.packing, settings, batch.length)
+    work = RolePass(sizes, DEFAULT_METHOD, recipe.model.dtype, packs_rows(recipe.model), settings, batch.length)
     return {
         "activations": Bytes.scaled(work.forward() * batch.tokens, ACTIVATIONS),
         "logits": Bytes.scaled(work.logits(settings.loss_chunk or batch.tokens), (0.5, 1.0, 1.0)),

@@ -1,5 +1,6 @@
 """Memory of each role of a stage, by a closed form."""
 
+from triptych.models.families import packs_rows
 from triptych.models.sizes import Sizes, Tensors
 from triptych.plan.activations import BYTES
 from triptych.plan.amounts import Bytes, Parts
@@ -35,7 +36,7 @@ def roles(
     """
     workers, engines = stage.workers, stage.engines
     learner = Worker(
-        recipe.model,
+        recipe.model.model_copy(update={"packing": packs_rows(recipe.model)}),
         stage.train.memory,
         batch or micro_batch(stage),
         sizes,

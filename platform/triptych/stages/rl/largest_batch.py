@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.data.batches import computed_tokens, cut
 from triptych.data.encode import encode_prompts
+from triptych.models.families import packs_rows
 from triptych.recipe import Recipe, Rl
 from triptych.recipe.stage import MicroBatch
 
@@ -44,7 +45,7 @@ def largest_batch(recipe: Recipe, stage: Rl, prompts: Prompts) -> MicroBatch:
 
 def _largest(recipe: Recipe, stage: Rl, prompts: Prompts, answer: int) -> tuple[int, int]:
     """Tokens of the largest micro-batch where each answer has `answer` of them, and the most answers' tokens of one."""
-    train, packing = stage.train, recipe.model.packing
+    train, packing = stage.train, packs_rows(recipe.model)
     tokens = learned = 1
     for samples in _updates(stage, recipe.seed, prompts, answer):
         for own in cut(samples, train.batch.micro_tokens, train.workers.fewest, packing=packing):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from triptych.data.batches import TokenRows, computed_tokens, cut, step_rows
 from triptych.data.examples import Examples
+from triptych.models.families import packs_rows
 from triptych.objectives import IGNORE
 from triptych.recipe import Recipe, SupervisedStage
 from triptych.recipe.stage import MicroBatch
@@ -40,7 +41,7 @@ def largest_batch(
 
     `labels`: of each row's tokens, where they have logits.
     """
-    train, packing, count = stage.train, recipe.model.packing, len(sequences)
+    train, packing, count = stage.train, packs_rows(recipe.model), len(sequences)
     tokens = length = learned = 1
     for step in range(min(SEEN, train.total_steps(count))):
         chosen = step_rows(count, train.batch.rows, recipe.seed, step)
