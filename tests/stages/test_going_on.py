@@ -279,6 +279,7 @@ def test_a_plan_without_the_registry_says_what_it_did_not_check(tmp_path: Path, 
         check_recipe(loaded)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_a_real_run_goes_on(tmp_path: Path, tiny_model_dir: Path) -> None:

@@ -296,6 +296,7 @@ def test_without_the_harness_a_plan_says_how_to_install_it(
         check_run(ctx.recipe, ["only"], ctx.base_dir)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.usefixtures("harness")
 def test_tasks_of_the_harness_itself_are_known_without_their_rows() -> None:

@@ -1,4 +1,4 @@
-"""A real run: an evaluation beside training, a gate that stops the graph, and the same command that goes on."""
+"""A real run: an evaluation beside training, a gate that stops the graph, and training that goes on from an adapter."""
 
 import json
 from pathlib import Path
@@ -14,6 +14,7 @@ from triptych.data.end_tokens import end_tokens
 from triptych.data.table import read_table
 from triptych.errors import RunError
 from triptych.models.base import load_causal_lm
+from triptych.observe.log import read_metrics
 from triptych.observe.progress import Progress
 from triptych.observe.report.page import render
 from triptych.observe.runs import read_run
@@ -30,7 +31,7 @@ BATCH = {"rows": 8, "micro_tokens": 512, "max_length": 128}
 
 
 def recipe_file(model: Path, folder: Path) -> Path:
-    """SFT, compared with the base on chats and on questions, and an SFT stage that waits for that."""
+    """SFT, compared with the base on chats and on questions, and SFT that waits for that and goes on from the first."""
     chats = [{"prompt": f"Film {i}?", "response": f"The film is {WORDS[i % 8]}."} for i in range(32)]
     asked = [
         {"prompt": f"Film {i}?", "choices": [f"The film is {WORDS[j % 8]}." for j in (i, i + 1)], "answer": i % 2}
@@ -63,7 +64,13 @@ def recipe_file(model: Path, folder: Path) -> Path:
                 ],
                 "compute": {"batch": {"max_length": 128}},
             },
-            "after": sft | {"train": train | {"steps": 1}, "needs": ["compare"]},
+            "after": {
+                "kind": "sft",
+                "from": "sft",
+                "needs": ["compare"],
+                "data": {"train": heldout},
+                "train": train | {"steps": 1, "batch": BATCH | {"rows": 12, "micro_tokens": 2048}},
+            },
         },
     }
     path = folder / "recipe.yaml"
@@ -98,7 +105,10 @@ def test_a_gate_stops_the_graph_until_it_is_passed(tiny_model_dir: Path, tmp_pat
     assert set(summaries) == {"sft", "compare", "after"}
     assert summaries["compare"]["comparison"] == beside
     assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing is measured twice"
+    first = read_metrics(str(stages / "after"))[0]["loss"]
+    assert first == pytest.approx(trained, abs=1e-5), "training goes on where it ended"
     registry = Registry(f"sqlite:///{tmp_path}/runs/registry.db", str(tmp_path / "runs/artifacts"))
+    assert [one.ref for one in registry.ancestors("judged-after@1")] == ["judged-sft@1"]
     version = registry.get("judged-compare@1")
     assert (version.kind, list(version.lineage["parents"])) == ("evaluation", ["judged-sft@1"])
     rows = pq.read_table(Path(version.url) / "chats.parquet").to_pylist()
