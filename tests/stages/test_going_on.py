@@ -1,6 +1,7 @@
 """`from`: training goes on from an adapter, by its method, with its head, exactly where it ended."""
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from triptych.recipe import Recipe, load_recipe
 from triptych.registry import Registry, registry_url
 from triptych.stages.preflight import check_plan
 from triptych.stages.run import check_recipe, run_folder, run_recipe
+from triptych.stages.stored_adapter import StoredAdapter
 from triptych.stages.versions import with_versions
 
 WORDS = ("warm", "dull", "funny", "flat")
@@ -277,6 +279,18 @@ def test_a_plan_without_the_registry_says_what_it_did_not_check(tmp_path: Path, 
     assert [line.partition(" is not checked")[0] for line in said] == ["stages.more.from: elsewhere@1"]
     with pytest.raises(UserError, match="registry"):
         check_recipe(loaded)
+
+
+def test_workers_get_the_place_of_an_adapter_and_read_it_themselves(ended: Recipe) -> None:
+    version = Registry(registry_url(ended)).get("tiny-sft@1")
+    stored = StoredAdapter.read(version, "policy", to_go_on=True)
+    packed = pickle.dumps(stored)
+    assert len(packed) < 4096 < sum(tensor.nbytes for tensor in stored.adapter.weights.values())
+    again = pickle.loads(packed)
+    assert again == stored
+    assert all(torch.equal(again.adapter.weights[name], tensor) for name, tensor in stored.adapter.weights.items())
+    with pytest.raises(UserError, match="tiny-sft@1: "):
+        StoredAdapter.read(version, "reward_model")
 
 
 @pytest.mark.exhaustive

@@ -20,7 +20,7 @@ from triptych.models.base import load_causal_lm
 from triptych.models.vllm_lora import unserved_module
 from triptych.registry import Registry
 from triptych.serve.capabilities import Capabilities
-from triptych.stages.artifact import read_adapter
+from triptych.stages.stored_adapter import StoredAdapter
 
 USES = ("served", "merged", "continued", "exported")
 ROWS = [torch.randint(5, 300, (count,), generator=torch.Generator().manual_seed(count)).tolist() for count in (9, 23)]
@@ -102,7 +102,7 @@ class AdapterMatrix:
 
     def _continued(self, name: str) -> list[Tensor]:
         known = Registry(self._registry)
-        method, weights = read_adapter(known.get(_slug(name)), "policy", to_go_on=True).to_go_on
+        method, weights = StoredAdapter(known.get(_slug(name)), "policy", to_go_on=True).adapter.to_go_on
         model = RoleModel(load_causal_lm(self._bases[CASES[name].base], torch.float32))
         model.add("policy", method, trainable=True, weights=weights)
         with torch.no_grad(), model.use("policy"):

@@ -30,7 +30,7 @@ from triptych.forward.export import adapter_of
 from triptych.methods.adalora import ranks
 from triptych.methods.freeze import ROWS as TRAINED_ROWS
 from triptych.methods.freeze import whole
-from triptych.models.adapter import Adapter, load_adapter, save_adapter
+from triptych.models.adapter import Adapter, save_adapter
 from triptych.models.adapter_effect import Probes, write_probes
 from triptych.models.full import save_model, write_ends
 from triptych.models.identity import difference
@@ -43,6 +43,7 @@ from triptych.registry import AdapterVersion, Registry
 from triptych.stages.adapter_probes import probes_of
 from triptych.stages.context import StageContext
 from triptych.stages.models import tokenizer_of
+from triptych.stages.stored_adapter import StoredAdapter
 from triptych.train.learner import Learner
 
 METRICS = "metrics.json"
@@ -171,7 +172,7 @@ def check_gate(name: str, stage: StageBase, metrics: Mapping[str, float]) -> Non
         raise RunError(f"stage {name}: {reason}: its model is not registered, and PPO may not learn from it")
 
 
-def parent(ctx: StageContext[Any], ref: str, kind: str) -> tuple[Adapter, AdapterVersion]:
+def parent(ctx: StageContext[Any], ref: str, kind: str) -> StoredAdapter:
     """The adapter that `ref` names: a stage of this run, or `name@version` in the registry.
 
     Raises:
@@ -180,15 +181,7 @@ def parent(ctx: StageContext[Any], ref: str, kind: str) -> tuple[Adapter, Adapte
     version = registered(ctx, ref)
     check_same_base(version, ctx.base_fingerprint, ctx.recipe.model.base)
     storage.verify(version.url)
-    return read_adapter(version, kind), version
-
-
-def read_adapter(version: AdapterVersion, kind: str, *, to_go_on: bool = False) -> Adapter:
-    """A registered adapter's files; see `load_adapter`. UserError: one that names the version."""
-    try:
-        return load_adapter(storage.local_copy(version.url), kind, to_go_on=to_go_on)
-    except UserError as error:
-        raise UserError(f"{version.ref}: {error}") from error
+    return StoredAdapter.read(version, kind)
 
 
 def check_same_base(version: AdapterVersion, fingerprint: str, base: str) -> None:

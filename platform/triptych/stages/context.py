@@ -19,7 +19,7 @@ from triptych.recipe.upgrade import is_old, upgraded_stage
 from triptych.registry import Registry
 
 if TYPE_CHECKING:
-    from triptych.models.adapter import Adapter
+    from triptych.stages.stored_adapter import StoredAdapter
 
 StageT = TypeVar("StageT", bound=StageBase)
 
@@ -39,15 +39,6 @@ class Trainer(Protocol):
 
     def train(self, ctx: "StageContext[Any]", learn: Callable[..., Any]) -> None:
         """Run a stage's `learn` (stages/supervised) to its end; as `launch` raises what it raised."""
-
-
-@dataclass(frozen=True)
-class Start:
-    """An adapter that training goes on from, and its version in the registry."""
-
-    adapter: "Adapter"
-    ref: str
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,7 @@ class StageContext(Generic[StageT]):
     """What the lineage says beside the inputs: the sweep that chose them."""
     trainer: Trainer | None = None
     """Who trains the stage in place of a Ray Train group of its own."""
-    start: Start | None = None
+    start: "StoredAdapter | None" = None
     """Adapter that the stage's method, and its head, go on from; None: they are new."""
     on_data: "Callable[[StageContext[Any], MicroBatch], None] | None" = None
     """Called on the driver once the stage's data are read, with the largest micro-batch that they make."""

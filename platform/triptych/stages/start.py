@@ -9,7 +9,7 @@ from triptych.models.heads import ClassHead, ScalarHead
 from triptych.recipe import SupervisedStage
 from triptych.recipe.spec import dotted
 from triptych.stages.artifact import check_same_base, registered
-from triptych.stages.context import StageContext, Start
+from triptych.stages.context import StageContext
 from triptych.stages.versions import START, check_quantization, read_known
 
 StageT = TypeVar("StageT", bound=SupervisedStage)
@@ -25,12 +25,12 @@ def going_on(ctx: StageContext[StageT]) -> StageContext[StageT]:
         return ctx
     version = registered(ctx, ctx.stage.start)
     check_same_base(version, ctx.base_fingerprint, ctx.recipe.model.base)
-    adapter, known = read_known(version)
+    stored, known = read_known(version)
     if fault := ctx.stage.refusal(START, known):
         raise UserError(f"{dotted(('stages', ctx.name, *fault.path))}: {fault.message}")
     check_quantization(version, ctx.recipe.model.quantization)
     stage: Any = ctx.stage.inheriting(known)
-    return replace(ctx, stage=stage, start=Start(adapter, version.ref, version.sha256))
+    return replace(ctx, stage=stage, start=stored)
 
 
 def add_role(

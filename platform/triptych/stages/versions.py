@@ -5,7 +5,7 @@ from pathlib import Path
 
 from triptych import storage
 from triptych.errors import RunError, UserError
-from triptych.models.adapter import Adapter, adapter_facts
+from triptych.models.adapter import adapter_facts
 from triptych.models.base import fingerprint
 from triptych.recipe import ADAPTERS, Full, Recipe
 from triptych.recipe.recipe import inheriting
@@ -13,19 +13,21 @@ from triptych.recipe.spec import Path as FieldPath
 from triptych.recipe.spec import dotted
 from triptych.recipe.stage import Known, Reference
 from triptych.registry import AdapterVersion, Registry, registry_url
-from triptych.stages.artifact import check_same_base, read_adapter
+from triptych.stages.artifact import check_same_base
+from triptych.stages.stored_adapter import StoredAdapter
 
 START: FieldPath = ("from",)
 """The field that names what training goes on from."""
 
 
-def read_known(version: AdapterVersion) -> tuple[Adapter, Known]:
+def read_known(version: AdapterVersion) -> tuple[StoredAdapter, Known]:
     """An adapter to go on from, and what its files say of it. UserError: it is whole or damaged, or none at all."""
     storage.verify(version.url)
-    adapter = read_adapter(version, version.kind, to_go_on=True)
+    stored = StoredAdapter.read(version, version.kind, to_go_on=True)
+    adapter = stored.adapter
     method, members = adapter.to_go_on[0], 1 + len(adapter.others)
     made = adapter_facts(storage.local_copy(version.url)).get("stage_kind")
-    return adapter, Known(version.ref, version.kind, method, made, adapter.labels, members)
+    return stored, Known(version.ref, version.kind, method, made, adapter.labels, members)
 
 
 def check_quantization(version: AdapterVersion, quantization: str | None) -> None:

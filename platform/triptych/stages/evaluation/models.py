@@ -12,8 +12,9 @@ from triptych.models.peft_files import FACTS
 from triptych.recipe import Evaluation
 from triptych.recipe.evaluation import BASE
 from triptych.registry import AdapterVersion
-from triptych.stages.artifact import check_same_base, read_adapter, registered
+from triptych.stages.artifact import check_same_base, registered
 from triptych.stages.context import StageContext
+from triptych.stages.stored_adapter import StoredAdapter
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,15 @@ class MeasuredModel:
     """As the recipe names it."""
     version: AdapterVersion | None = None
     """None: the base."""
-    adapter: Adapter | None = None
+    stored: StoredAdapter | None = None
     """None: the base, or a whole model."""
     folder: Path | None = None
     """Hugging Face folder of a whole model."""
+
+    @property
+    def adapter(self) -> Adapter | None:
+        """None: the base, or a whole model."""
+        return None if self.stored is None else self.stored.adapter
 
 
 def measured_models(ctx: StageContext[Evaluation]) -> list[MeasuredModel]:
@@ -42,7 +48,7 @@ def measured_models(ctx: StageContext[Evaluation]) -> list[MeasuredModel]:
 def judge(ctx: StageContext[Evaluation], ref: str) -> MeasuredModel:
     """A reward model that scores answers. UserError: it is none, or sits on another base."""
     version = _verified(ctx, ref)
-    return MeasuredModel(ref, version, read_adapter(version, "reward_model"))
+    return MeasuredModel(ref, version, StoredAdapter.read(version, "reward_model"))
 
 
 def _measured(ctx: StageContext[Evaluation], ref: str, field: str) -> MeasuredModel:
@@ -57,7 +63,7 @@ def _measured(ctx: StageContext[Evaluation], ref: str, field: str) -> MeasuredMo
         return MeasuredModel(ref, version, folder=folder)
     if ctx.stage.reads_classes and (kind := _stage_kind(folder)) not in (None, "classification"):
         raise UserError(f"{field}: {version.ref} was trained by a stage of kind {kind}; allowed: classification")
-    return MeasuredModel(ref, version, read_adapter(version, version.kind))
+    return MeasuredModel(ref, version, StoredAdapter.read(version, version.kind))
 
 
 def _verified(ctx: StageContext[Evaluation], ref: str) -> AdapterVersion:

@@ -38,22 +38,22 @@ from triptych.train.on_ray import launch
 def run(ctx: StageContext[Rl]) -> AdapterVersion:
     """Prompts -> rollouts and updates -> registered policy. Goes on from where an earlier call stopped."""
     stage = ctx.stage
-    reward, reward_version = parent(ctx, stage.reward, "reward_model")
+    rewarding, initial = parent(ctx, stage.reward, "reward_model"), parent(ctx, stage.policy, "policy")
     if gate := ctx.recipe.stages.get(stage.reward):
-        check_gate(stage.reward, gate, reward_version.metrics)  # it may have been raised since
-    policy, policy_version = parent(ctx, stage.policy, "policy")
+        check_gate(stage.reward, gate, rewarding.version.metrics)  # it may have been raised since
+    policy = initial.adapter
     if reason := as_policy(policy.method):
-        raise UserError(f"stages.{ctx.name}.policy: {policy_version.ref}: {reason}")
+        raise UserError(f"stages.{ctx.name}.policy: {initial.version.ref}: {reason}")
     if stage.rollout.sync == "adapter" and is_lora(policy.method) and not policy.is_lora:
-        raise UserError(f"stages.{ctx.name}.rollout.sync: {policy_version.ref}: {NO_EXPERTS}")
+        raise UserError(f"stages.{ctx.name}.rollout.sync: {initial.version.ref}: {NO_EXPERTS}")
     tables = {split: _encode(ctx, source) for split, source in sources(ctx).items()}
-    parents = {policy_version.ref: policy_version.sha256, reward_version.ref: reward_version.sha256}
+    parents = {one.version.ref: one.version.sha256 for one in (initial, rewarding)}
     inputs = begin(ctx, tables, parents | data_parents(ctx))
     ctx.tell_of_data(largest_batch(ctx.recipe, stage, tables["train"].columns["prompt_ids"]))
     if storage.read_manifest(ctx.artifact) is None:
         pool = start_pool(ctx, policy)
         try:
-            config = {"ctx": ctx, "pool": pool, "policy": policy, "reward": reward}
+            config = {"ctx": ctx, "pool": pool, "policy": initial, "reward": rewarding}
             launch(ctx.name, _train, config, stage.train.workers, storage.join(ctx.folder, "ray"))
         finally:
             pool.close()

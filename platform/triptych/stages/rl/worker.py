@@ -28,6 +28,7 @@ from triptych.stages.models import role_model, tokenizer_of
 from triptych.stages.recorder import Recorder
 from triptych.stages.rl.prompts import read_prompts
 from triptych.stages.rl.samples import Samples
+from triptych.stages.stored_adapter import StoredAdapter
 from triptych.train import checkpoint
 from triptych.train.learner import Learner, Objective
 from triptych.train.tasks.forward import (
@@ -144,10 +145,12 @@ def start(config: dict[str, Any]) -> RlWorker:
     """The four roles on one base, and what surrounds them."""
     ctx: StageContext[Rl] = config["ctx"]
     stage = ctx.stage
-    policy: Adapter = config["policy"]
-    reward: Adapter = config["reward"]
     model = role_model(ctx, stage.train.memory, get_device())
-    reward_roles = add_roles(model, policy, reward)
+    # Taken out of what this process was given, whose copies would stay beside those on the model.
+    initial: StoredAdapter = config.pop("policy")
+    rewarding: StoredAdapter = config.pop("reward")
+    policy = initial.adapter
+    reward_roles = add_roles(model, policy, rewarding.adapter)
     updates = stage.train.steps * stage.train.batch.epochs * stage.train.batch.minibatches
     optimizers = {POLICY: stage.train.optimizer, CRITIC: stage.algorithm.critic.optimizer}
     kl = stage.kl

@@ -61,7 +61,7 @@ def prepare(ctx: StageContext[Any]) -> Prepared:
     surveys = {
         split: survey(source, examples.kind, checked_parser(ctx, source, examples)) for split, source in placed.items()
     }
-    start = {} if ctx.start is None else {ctx.start.ref: ctx.start.sha256}
+    start = {} if ctx.start is None else {ctx.start.version.ref: ctx.start.version.sha256}
     inputs = remember(ctx, {split: found.digest for split, found in surveys.items()}, data_parents(ctx) | start)
     data = {split: encode(ctx, split, placed[split], found, examples) for split, found in surveys.items()}
     for split in placed:
