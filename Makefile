@@ -18,7 +18,7 @@ PYTEST := $(BIN)/pytest -n 2 --dist loadscope --no-loadscope-reorder
 help:
 	@echo "make demo [PROFILE=full|quick]  the film-review example, from data to served adapters"
 	@echo "make test                       every mechanism once for real"
-	@echo "make test-fast                  the tests that take seconds"
+	@echo "make test-fast                  the tests of less than a second each"
 	@echo "make test-all                   all tests, folder by folder; called again, it goes on"
 	@echo "make conformance                every method under every strategy, as a table"
 	@echo "make bench                      speed against peers, as tables and as JSON in build/bench"

@@ -58,6 +58,7 @@ def test_command_is_well_formed(line: str, monkeypatch: pytest.MonkeyPatch) -> N
             assert (ROOT / name).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("triptych plan ")])
 def test_plan_runs(line: str) -> None:
     done = subprocess.run(

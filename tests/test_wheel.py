@@ -44,6 +44,7 @@ def test_says_what_it_is(wheel: zipfile.ZipFile) -> None:
     assert "triptych_cpu_lora = triptych.vllm_plugin:register" in entries
 
 
+@pytest.mark.slow
 def test_works_by_itself(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
     wheel.extractall(tmp_path)
     code = (

@@ -28,6 +28,7 @@ def test_unknown_verb_is_a_wrong_request() -> None:
     assert "no-such-verb" in done.stderr
 
 
+@pytest.mark.slow
 def test_help_imports_nothing_heavy() -> None:
     assert call("--help").returncode == 0
     code = "import sys, triptych.cli; print([m for m in ('torch', 'ray', 'vllm', 'transformers') if m in sys.modules])"

@@ -60,6 +60,7 @@ def test_an_unknown_method_is_refused(capsys: pytest.CaptureFixture[str], monkey
     assert "there is no method 'loraa'; did you mean lora? allowed: lora, " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_table_loads_no_torch() -> None:
     code = "import sys, triptych.methods, triptych.plan; sys.exit(any(m in sys.modules for m in ('torch', 'peft')))"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -94,6 +94,7 @@ def shadow(folder: Path, package: str, text: str) -> None:
     (folder / package / "__init__.py").write_text(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "found", "advice"),
     [
@@ -113,6 +114,7 @@ def test_a_torch_that_will_not_do(tmp_path: Path, text: str, found: str, advice:
     assert advice in check["advice"]
 
 
+@pytest.mark.slow
 def test_a_torchvision_that_does_not_fit(tmp_path: Path) -> None:
     shadow(tmp_path, "torchvision", "raise RuntimeError('operator torchvision::nms does not exist')")
     found = {check["name"]: check for check in looked(tmp_path, "compute._companions()")}
@@ -121,6 +123,7 @@ def test_a_torchvision_that_does_not_fit(tmp_path: Path) -> None:
     assert found["torchvision"]["advice"].startswith("pip uninstall torchvision")
 
 
+@pytest.mark.slow
 def test_no_ray(tmp_path: Path) -> None:
     shadow(tmp_path, "ray", "raise ModuleNotFoundError(\"No module named 'ray'\")")
     [check] = looked(tmp_path, "[doctor._ray()]")
@@ -128,6 +131,7 @@ def test_no_ray(tmp_path: Path) -> None:
     assert check["advice"]
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path: Path) -> None:
     """A real one, of a megabyte, in a name space of its own."""
     folder = tmp_path / "disk"

@@ -83,6 +83,7 @@ def test_a_token_in_the_clear_is_known() -> None:
     assert not sends_in_clear("http://127.0.0.1:8265")
 
 
+@pytest.mark.slow
 def test_versions_that_differ_are_both_named() -> None:
     class Unconnected(JobSubmissionClient):
         def __init__(self) -> None:

@@ -96,6 +96,7 @@ def _check(row: Any) -> None:
 SLOWER = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.slow
 @SLOWER
 @given(st.lists(records(), min_size=1, max_size=4))
 @example([{"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": 10**400}])
@@ -108,6 +109,7 @@ def test_any_json(tmp_path: Path, rows: list[Any]) -> None:
     _read(tmp_path / "a.json")
 
 
+@pytest.mark.slow
 @SLOWER
 @given(records(), st.dictionaries(st.sampled_from(["prompt", "response", "chosen", "text"]), st.sampled_from(COLUMNS)))
 def test_any_renaming(tmp_path: Path, row: dict[str, Any], columns: dict[str, str]) -> None:
@@ -115,6 +117,7 @@ def test_any_renaming(tmp_path: Path, row: dict[str, Any], columns: dict[str, st
     _read(tmp_path / "a.jsonl", columns)
 
 
+@pytest.mark.slow
 @SLOWER
 @given(st.lists(records(), min_size=1, max_size=4))
 def test_any_cell_of_csv_and_tsv(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
@@ -171,6 +174,7 @@ ARRAYS: dict[str, Callable[[], pa.Array]] = {
 }
 
 
+@pytest.mark.slow
 @SLOWER
 @given(SHAPED, st.data())
 def test_any_column_of_parquet_and_arrow(tmp_path: Path, shaped: tuple[str, Any], data: st.DataObject) -> None:

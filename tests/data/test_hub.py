@@ -49,6 +49,7 @@ def _texts(**fields: Any) -> list[str]:
     return [row.messages[0].content for row in load_rows(Source(path=f"hf://{NAME}", **fields), "prompts").items]
 
 
+@pytest.mark.slow
 def test_splits_are_read_whole_or_in_slices(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "owner" / "name").mkdir(parents=True)
     (tmp_path / "owner" / "name" / "train.jsonl").write_bytes(_jsonl("a folder of that name"))
@@ -86,6 +87,7 @@ def test_classes_of_parquet_files_have_their_names(hub: Hub) -> None:
     assert [row.label for row in rows] == ["neg", "pos"]
 
 
+@pytest.mark.slow
 def test_a_stage_goes_on_at_the_commit_that_it_began_with(hub: Hub, tmp_path: Path) -> None:
     first = hub.push(NAME, {"train.jsonl": _jsonl("old")})
     hub.push(NAME, {"train.jsonl": _jsonl("tagged")}, ref="v1")

@@ -17,6 +17,7 @@ def _shape(source: Source, kind: RowKind) -> str:
     return found_shapes(source, kind).shapes[0][0][0]
 
 
+@pytest.mark.slow
 def test_gsm8k_is_chats_and_prompts(shared_data: Path) -> None:
     source = Source(path=f"{shared_data}/gsm8k/train.jsonl")
     rows = load_rows(source, "sft")
@@ -35,6 +36,7 @@ def test_graded_answers_of_gsm8k_are_refused_with_their_columns(shared_data: Pat
     assert "perhaps columns: {prompt: question, response: ground_truth}" in str(error.value)
 
 
+@pytest.mark.slow
 def test_dialogues_of_hh_are_chats_and_pairs(shared_data: Path) -> None:
     """Four of its rows have a dialogue whose last turn is empty."""
     source = Source(path=f"{shared_data}/hh-harmless/test.jsonl.gz", max_bad_rows=4)
@@ -54,6 +56,7 @@ def test_dialogues_of_hh_are_chats_and_pairs(shared_data: Path) -> None:
         load_rows(source.model_copy(update={"max_bad_rows": 0}), "pairs")
 
 
+@pytest.mark.slow
 def test_sst2_is_texts(shared_data: Path) -> None:
     source = Source(path=f"{shared_data}/sst2/train.tsv")
     rows = load_rows(source, "texts")
@@ -62,6 +65,7 @@ def test_sst2_is_texts(shared_data: Path) -> None:
     assert {row.label for row in rows.items} == {"0", "1"}
 
 
+@pytest.mark.slow
 def test_the_message_names_the_columns_of_chnsenticorp(shared_data: Path) -> None:
     source = Source(path=f"{shared_data}/chnsenticorp-hotel/ChnSentiCorp_htl_all.csv", max_bad_rows=1)
     with pytest.raises(UserError) as error:
@@ -77,6 +81,7 @@ def test_the_message_names_the_columns_of_chnsenticorp(shared_data: Path) -> Non
     assert 300 < sum(row.label == "1" for row in drawn) < 380, "5322 of 7766 are 1"
 
 
+@pytest.mark.slow
 def test_msra_is_tagged_words(shared_data: Path) -> None:
     rows = load_rows(Source(path=f"{shared_data}/msra-ner/dh_msra.zip"), "tags").items
     assert rows[0].tokens[:5] == ("当", "希", "望", "工", "程")
@@ -85,6 +90,7 @@ def test_msra_is_tagged_words(shared_data: Path) -> None:
     assert tags == {"O"} | {f"{place}-{kind}" for place in "BI" for kind in ("PER", "ORG", "LOC")}
 
 
+@pytest.mark.slow
 def test_alpaca_sharegpt_and_trl_files_made_of_them_are_the_same_rows(shared_data: Path, tmp_path: Path) -> None:
     rows = load_rows(Source(path=f"{shared_data}/gsm8k/test.jsonl"), "sft")
     chats = [[message.content for message in row.messages] for row in rows.items]

@@ -16,6 +16,7 @@ SCHEMA = pa.schema({"ids": pa.list_(pa.int32()), "label": pa.int32()})
 BLOCKS = st.lists(st.lists(st.lists(st.integers(0, 9), max_size=4), max_size=4), min_size=1, max_size=5)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(blocks=BLOCKS)
 def test_rows_in_blocks(tmp_path_factory: pytest.TempPathFactory, blocks: list[list[list[int]]]) -> None:

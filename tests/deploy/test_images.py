@@ -29,6 +29,7 @@ def pins(*locks: Path) -> dict[str, str]:
     return dict(line.split(" ")[0].split("==") for line in lines)
 
 
+@pytest.mark.slow
 def test_image_holds_all_that_is_needed() -> None:
     lock = runpy.run_path(str(ROOT / "requirements" / "lock.py"))
     needed, wrong = lock["closure"](

@@ -128,6 +128,7 @@ def test_lock_belongs_to_the_dependencies(tmp_path: Path) -> None:
     assert "out of sync" not in str(fails.value)
 
 
+@pytest.mark.slow
 def test_made_files_are_up_to_date() -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "deploy" / "render.py", "--check"], capture_output=True, text=True, check=False

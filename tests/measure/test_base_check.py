@@ -31,6 +31,7 @@ def recipe(three_stages: Path, family: str, *sets: str, **fields: Any) -> Recipe
     return load_recipe(three_stages, [f"model.base={folder}", *sets])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "sets", "fields", "told"),
     [
@@ -49,6 +50,7 @@ def test_what_workers_would_refuse_is_refused(
         base_check.check_base(recipe(three_stages, family, *sets, **fields), ["sft", "reward"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family",
     [pytest.param(name, marks=[] if name in ("doge", "lfm2") else pytest.mark.exhaustive) for name in FAMILIES],

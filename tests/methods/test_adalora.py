@@ -128,6 +128,7 @@ def test_a_layer_without_rank_is_left_out(tiny_model_dir: Path) -> None:
     assert len(found.method.targets) == SITES - 1
 
 
+@pytest.mark.slow
 def test_training_that_goes_on_keeps_the_ranks_that_the_budget_left(tiny_model_dir: Path) -> None:
     batch = [language(list(range(8)), torch.float32)]
     first = learner_of(tiny_model_dir)

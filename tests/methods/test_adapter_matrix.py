@@ -35,6 +35,7 @@ def documented(name: str, use: str) -> str:
     return text.split(f"\n{number}. ")[1].partition("\n")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KEPT)
 def test_an_adapter_computes_the_same_in_every_use_without_an_engine(matrix: AdapterMatrix, name: str) -> None:
     matrix.register(name)

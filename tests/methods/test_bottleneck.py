@@ -164,6 +164,7 @@ def test_a_learner_draws_what_is_left_out_anew_in_each_step(tiny_model_dir: Path
     assert len(set(moved)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [Pfeiffer(), (Lora(r=2), Pfeiffer())], ids=["alone", "hybrid"])
 def test_an_export_without_the_adapters_of_first_layers(tiny_model_dir: Path, tmp_path: Path, method: Any) -> None:
     """The same as with zero in their place; and it can be taken back."""

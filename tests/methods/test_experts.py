@@ -85,6 +85,7 @@ def assert_close(found: list[Tensor], wanted: list[Tensor], allowed: float) -> N
         assert (got - right).abs().max() <= allowed * max(1.0, float(right.abs().max()))
 
 
+@pytest.mark.slow
 @each_mixture
 def test_logits_and_gradients_are_those_of_peft_reading_the_saved_adapter(tmp_path: Path, name: str) -> None:
     base = saved(tmp_path, name)
@@ -139,6 +140,7 @@ def test_the_plan_counts_what_is_trained(tmp_path: Path, name: str) -> None:
         assert found == sorted(tensors.shape for tensors in counted for _ in range(tensors.count))
 
 
+@pytest.mark.slow
 def test_roles_with_and_without_experts_share_a_base(tmp_path: Path) -> None:
     """Each computes what it computes by itself, also while another waits for its backward pass."""
     base = saved(tmp_path, "qwen3_moe")
@@ -200,6 +202,7 @@ def test_an_adapter_from_before_experts_were_reached_is_read_as_it_was(tmp_path:
     assert_close(ours(again), ours(model), 1e-8)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_experts_is_registered_and_served_merged_only(tmp_path: Path) -> None:
     model = with_experts(saved(tmp_path, "qwen3_moe"))
     adapter = adapter_of(LORA, model.adapter(ROLE), "policy")

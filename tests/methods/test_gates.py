@@ -40,6 +40,7 @@ METHODS_HERE: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", METHODS_HERE)
 def test_every_layout_gives_the_same_states_and_gradients(tiny_model_dir: Path, kind: str) -> None:
     first, *others = (states_and_gradients(tiny_model_dir, METHODS_HERE[kind], layout) for layout in LAYOUTS.values())

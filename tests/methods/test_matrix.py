@@ -71,6 +71,7 @@ def test_a_method_adds_what_the_plan_counts_and_starts_as_the_base(tiny_model_di
         assert (logits(model, "policy") - logits(model, BASE)).abs().max() < 5e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*METHODS, (m.Lora(r=4), BitFit(missing="add"))], ids=str)
 def test_merged_into_the_weights_it_computes_the_same(tiny_model_dir: Path, method: Method) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -94,6 +95,7 @@ def test_merged_into_the_weights_it_computes_the_same(tiny_model_dir: Path, meth
     assert (expected - logits(model, BASE)).abs().max() > 1e-2
 
 
+@pytest.mark.slow
 def test_roles_of_several_methods_share_a_base(tiny_model_dir: Path) -> None:
     """Each answers as if it were alone, before and after one of them is trained."""
     kinds: list[Method] = [m.Lora(r=4), m.Ia3(), m.Pissa(r=4), m.AdaLora(), m.Vera(r=8), m.Vera(r=4)]

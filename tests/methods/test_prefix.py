@@ -61,6 +61,7 @@ def windowed_dir(_tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "encoder"])
 @pytest.mark.parametrize("folder", ["tiny_model_dir", "windowed_dir"])
 def test_every_layout_gives_the_same_states_and_gradients(

@@ -34,6 +34,7 @@ METHODS_HERE: dict[str, Any] = {
 each = pytest.mark.parametrize("method", METHODS_HERE.values(), ids=METHODS_HERE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["vocabulary", "mlp", "lstm"])
 def test_every_layout_gives_the_same_states_and_gradients(tiny_model_dir: Path, kind: str) -> None:
     first, *others = (states_and_gradients(tiny_model_dir, METHODS_HERE[kind], layout) for layout in LAYOUTS.values())

@@ -136,6 +136,7 @@ def largest(tensor: Tensor) -> float:
     return float(tensor.detach().abs().max())
 
 
+@pytest.mark.slow
 @each_family
 def test_packed_and_padded_are_each_row_alone(name: str) -> None:
     """Hidden states, logits and LoRA's gradients in float64, kept and computed again."""

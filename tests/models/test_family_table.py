@@ -17,6 +17,7 @@ def test_the_table_has_every_family() -> None:
     assert list(tried_families()) == list(FAMILIES)
 
 
+@pytest.mark.slow
 @each_family
 def test_a_family_is_packed_or_padded_and_planned_as_the_table_says(name: str) -> None:
     tried = tried_families()[name]
@@ -24,6 +25,7 @@ def test_a_family_is_packed_or_padded_and_planned_as_the_table_says(name: str) -
     assert unplanned(name) == tried.plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "deepseek_v3"])
 def test_methods_refuse_as_the_table_says(name: str) -> None:
     assert tuple(refused_methods(name)) == tried_families()[name].refused_methods

@@ -112,6 +112,7 @@ def test_embeddings_beside_the_factors_are_those_of_the_base(tiny_model_dir: Pat
         check_lora_fit(folder, tiny_model_dir)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "lora"),
     [

@@ -41,6 +41,7 @@ def starts(before: str, part: str, kind_before: str, kind: str) -> bool:
 TAGS = ["O", *(f"{part}-{kind}" for part in "BIES" for kind in ("PER", "LOC"))]
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from(TAGS), max_size=12))
 def test_entities_are_those_of_conlleval(tags: list[str]) -> None:
     assert entities(tags) == conlleval(tags)

@@ -243,6 +243,7 @@ def test_long_series_are_averaged() -> None:
     assert points[0] == (25, 13)
 
 
+@pytest.mark.slow
 @given(low=st.floats(-1e6, 1e6), span=st.floats(1e-3, 1e7), count=st.integers(3, 8))
 def test_ticks_are_within_and_about_as_many(low: float, span: float, count: int) -> None:
     found = ticks(low, low + span, count)

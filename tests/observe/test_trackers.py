@@ -95,6 +95,7 @@ def test_mlflow_has_each_step_once(stage: str, monkeypatch: pytest.MonkeyPatch) 
     assert run.data.params["storage.registry"] == "postgresql://***@host/db"
 
 
+@pytest.mark.slow
 def test_a_failed_stage_is_a_failed_run(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="needs triptych[mlflow]")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

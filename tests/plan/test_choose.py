@@ -37,6 +37,7 @@ def test_auto_in_the_place_of_a_value(reviews: Reviews, recipe_file: Path) -> No
     assert loaded.trained["ppo"].train.auto == ("micro_tokens", "checkpointing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["2.5GB", "4GB", "9GB", "20GB"])
 def test_nothing_that_fits_is_faster(reviews: Reviews, memory: str) -> None:
     recipe = reviews(*AUTO, f"memory={memory}")
@@ -48,6 +49,7 @@ def test_nothing_that_fits_is_faster(reviews: Reviews, memory: str) -> None:
     assert all(option.peak.high > option.room and "may need" in option.why_not for option in choice.refused)
 
 
+@pytest.mark.slow
 def test_more_memory_is_never_slower(reviews: Reviews) -> None:
     speeds = [
         choose(reviews(*AUTO, f"memory={gb}GB"), "sft", LAPTOP).best.tokens_per_second
@@ -77,6 +79,7 @@ def test_only_what_is_left_to_auto_changes(reviews: Reviews) -> None:
     assert [o.settings.micro_tokens for o in found] == [512, 1024, 2048, 4096, 8192]
 
 
+@pytest.mark.slow
 def test_the_estimate_is_that_of_the_choice_and_the_batch_stays(reviews: Reviews) -> None:
     recipe = reviews(*AUTO, "memory=4GB")
     best = choose(recipe, "sft", LAPTOP).best
@@ -96,6 +99,7 @@ def test_workers_that_do_not_fit_by_themselves_are_sharded(reviews: Reviews) -> 
     assert choose(recipe, "sft", machine("4xl4-24")).best.settings.strategy == "fsdp"
 
 
+@pytest.mark.slow
 def test_what_cannot_fit_names_what_does(reviews: Reviews) -> None:
     # 32,768 tokens at once do not fit; other settings do.
     large = reviews("stages.sft.train.batch={rows: 64, micro_tokens: 32768}", "memory=6GB")

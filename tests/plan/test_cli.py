@@ -110,6 +110,7 @@ def test_what_auto_comes_to_and_what_it_costs(plan: Cli, recipe_file: Path) -> N
     assert choice["best"]["peak_bytes"]["high"] <= 4 * 10**9
 
 
+@pytest.mark.slow
 def test_grid_and_plot(plan: Cli, recipe_file: Path, tmp_path: Path) -> None:
     at = ("--stage", "sft", "--set", "machine=1xl4-24", "--grid")
     code, out, _ = plan(recipe_file, *at, "--json", "--plot", tmp_path / "grid.svg")

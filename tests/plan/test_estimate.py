@@ -239,6 +239,7 @@ def test_prompt_and_answer_may_fill_the_context(reviews: Reviews) -> None:
     estimate(full, machine="8xh100-80", stage="ppo")
 
 
+@pytest.mark.slow
 def test_plan_needs_no_ray_vllm_or_torch() -> None:
     code = "import sys, triptych.plan, triptych.cli.plan; print({'ray', 'vllm', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -63,6 +63,7 @@ def casts(settings: LlamaConfig, method: Method, dtype: str) -> int:
     return 0 if dtype == "float32" else 2 * sum(i * o for i, o, _ in sizes.linears.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
 @pytest.mark.parametrize("method", [Lora(r=8), Lora(r=8, targets=("down_proj",)), FULL], ids=["all", "down", "full"])

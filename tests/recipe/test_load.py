@@ -149,6 +149,7 @@ MALFORMED = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("old", "new", "message"), MALFORMED)
 def test_malformed_recipe(tmp_path: Path, old: str, new: str, message: str | None) -> None:
     assert old in REVIEWS
@@ -203,6 +204,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         load_recipe(tmp_path)
 
 
+@pytest.mark.slow
 def test_nested_aliases_are_refused_before_they_fill_memory(tmp_path: Path) -> None:
     levels = [f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]" for i in range(1, 12)]
     text = "\n".join(["l0: &l0 [x]", *levels, REVIEWS])
@@ -343,6 +345,7 @@ def test_written_data_reads_back_equal(data: object) -> None:
     assert type(back) is type(data)
 
 
+@pytest.mark.slow
 @given(
     path=words, column=words, lr=st.floats(1e-12, 1e12), limit=st.none() | st.integers(1, 2**63), seed=st.integers(0)
 )

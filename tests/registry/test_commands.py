@@ -273,6 +273,7 @@ def test_a_verb_is_absent_until_it_works(run: Run, verb: str) -> None:
     assert verb not in run("adapters", "--help").out
 
 
+@pytest.mark.slow
 def test_looking_at_the_registry_loads_no_torch(run: Run, noted: Path, tmp_path: Path) -> None:
     run("adapters", "register", "reviews", noted)
     script = (

@@ -123,6 +123,7 @@ def test_a_registry_that_takes_no_writes_still_lets_its_users_in(registry: Regis
     assert registry.check_key(key) is not None
 
 
+@pytest.mark.slow
 def test_another_process_sees_a_revocation_at_once(registry: Registry, url: str) -> None:
     script = (
         "import sys; from triptych.registry import Registry; registry = Registry(sys.argv[1])\n"

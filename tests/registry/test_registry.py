@@ -413,6 +413,7 @@ def test_a_newer_registry_on_postgresql(postgres: str) -> None:
             connection.execute(text(f"UPDATE meta SET value = '{SCHEMA_VERSION}' WHERE key = 'schema_version'"))
 
 
+@pytest.mark.slow
 def test_many_open_at_once(tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

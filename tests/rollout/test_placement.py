@@ -58,6 +58,7 @@ def test_adapter_rank_is_one_that_vllm_has() -> None:
     assert "enable_lora" not in vllm_arguments(plan())
 
 
+@pytest.mark.slow
 def test_a_pool_is_scheduled_without_torch_and_vllm() -> None:
     """The coordinator is a process of its own: they would cost it seconds and hundreds of megabytes."""
     loaded = "import sys, triptych.rollout.pool; print([name for name in ('torch', 'vllm') if name in sys.modules])"

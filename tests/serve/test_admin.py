@@ -199,6 +199,7 @@ def test_the_verbs_by_key(
     assert admin_key not in err
 
 
+@pytest.mark.slow
 def test_a_revoked_admin_key_stops(registry: Registry, endpoint: str, admin_key: str) -> None:
     remote = Registry(endpoint)
     remote.adapters()

@@ -204,6 +204,7 @@ def test_plan_shows_a_stage_without_a_learner(
     assert "allowed: sft" in err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_process")
 def test_a_recipe_runs_from_a_file_by_data_sets_to_a_policy(recipe: Recipe) -> None:
     found = run_recipe(recipe, Silent())

@@ -116,6 +116,7 @@ def test_without_any_number_the_last_weights_stay(
     assert same(learner.weights("policy"), measured.weights[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dies_at", [3, 4])
 def test_a_restart_waits_no_longer_and_forgets_no_best(
     context: Callable[..., StageContext[Any]], monkeypatch: pytest.MonkeyPatch, dies_at: int

@@ -105,6 +105,7 @@ MORE = [*(("sft", name) for name in FURTHER), ("token_classification", "lora"), 
 ALL = [*CASES, *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in MORE)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), ALL)
 @pytest.mark.usefixtures("one_process")
 def test_the_first_loss_is_the_last_held_out_loss(kind: str, name: str, tmp_path: Path, tiny_model_dir: Path) -> None:
@@ -177,6 +178,7 @@ def test_an_adapter_from_elsewhere_is_gone_on_from(ended: Recipe, tmp_path: Path
     assert registry.ancestors(version.ref)[0].ref == "plain@1"
 
 
+@pytest.mark.slow
 def test_members_of_an_ensemble_go_on_each_from_its_own(ended: Recipe, tmp_path: Path) -> None:
     """Adapters, ranks and heads: steps that change nothing leave the score as it was."""
     still = stage(tmp_path, "reward")["train"] | {"optimizer": {"lr": 1e-30}}

@@ -80,6 +80,7 @@ def test_rows_add_up(context: Callable[[str], StageContext[Any]]) -> None:
     assert 0.8 * most < spent <= most  # rows that begin alike share their beginning
 
 
+@pytest.mark.slow
 def test_a_start_from_the_first_batches(context: Callable[[str], StageContext[Any]]) -> None:
     """EVA sees the first epoch's rows, gives the same at every call, and is not asked where a checkpoint is."""
     plain = context("eva")
@@ -113,6 +114,7 @@ def test_ranks_of_adalora_are_written_for_the_report(context: Callable[[str], St
     assert written == {"policy": {f"model.layers.{layer}.self_attn.q_proj": 3 for layer in (0, 1)}}
 
 
+@pytest.mark.slow
 def test_a_killed_stage_repeats_no_row(context: Callable[[str], StageContext[Any]]) -> None:
     whole, killed = context("whole"), context("killed")
     trained(whole)

@@ -78,6 +78,7 @@ def test_a_kind_is_refused_before_it_is_in_the_table_and_after(make_recipe: Make
     importlib.import_module("tests.support.toy_kind.recipe").add()
 
 
+@pytest.mark.slow
 def test_a_new_kind_is_planned_and_traced(make_recipe: Make) -> None:
     recipe = make_recipe("planned")
     closed = estimate(recipe, machine=local()).stages["texts"]

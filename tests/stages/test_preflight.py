@@ -159,6 +159,7 @@ def test_a_base_without_its_tokenizer_is_planned(recipe_file: Path, tmp_path: Pa
     check_plan(recipe, recipe.stages, pytest.fail)
 
 
+@pytest.mark.slow
 def test_a_plan_without_registered_versions_loads_no_torch(three_stages: Path) -> None:
     said = subprocess.run(
         [

@@ -453,6 +453,7 @@ def test_the_strategies_tested_are_those_that_the_recipe_allows(three_stages: Pa
     assert allowed == {"auto", "single", *ON_TWO_RANKS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_a_step_runs_in_half_precision(tiny_model_dir: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     run = make_run(tiny_model_dir, tmp_path, dtype=dtype, epochs=4)

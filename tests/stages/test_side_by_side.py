@@ -140,6 +140,7 @@ def test_each_goes_on_alone_and_joins_others_again(trials: dict[str, Trial]) -> 
     assert together({name: beside[name] for name in ("two", "three")}) == dict.fromkeys(("two", "three"))
 
 
+@pytest.mark.slow
 def test_a_failure_is_its_own_alone(trials: dict[str, Trial]) -> None:
     alone = trials["one"].elsewhere("alone")
     run_training(alone.learn(alone.ctx, alone.model()))

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 CONFTEST = 'pytest_plugins = ["tests.support.no_skips", "tests.support.schedule", "tests.support.times"]\n'
 TESTS = """
@@ -48,6 +50,7 @@ def outcome(folder: Path, *options: str, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_skip_for_want_of_a_service_fails_in_ci(tmp_path: Path) -> None:
     said = outcome(tmp_path, "-n", "2", "--dist", "loadscope", CI="true")
     assert "1 failed, 1 passed, 1 skipped, 1 xfailed, 1 error" in said
@@ -55,6 +58,7 @@ def test_a_skip_for_want_of_a_service_fails_in_ci(tmp_path: Path) -> None:
     assert "was skipped, which CI does not allow: no server" in said
 
 
+@pytest.mark.slow
 def test_elsewhere_a_skip_is_a_skip_and_seconds_stand_by_folder(tmp_path: Path) -> None:
     said = outcome(tmp_path, CI="")
     assert "1 passed, 3 skipped, 1 xfailed" in said

@@ -143,6 +143,7 @@ def test_the_fields_of_every_stage_kind_are_reached() -> None:
     assert {kind.type_name for kind in kinds_of(Package(CHECKOUT))} <= reached
 
 
+@pytest.mark.slow
 def test_this_checkout_keeps_the_limits(capsys: pytest.CaptureFixture[str]) -> None:
     counts = measure(CHECKOUT)
     over = [count.key for count in counts if count.value > LIMITS[count.key]]

@@ -67,6 +67,7 @@ def test_one_batch_gives_its_principal_components(tiny_model_dir: Path, packing:
         assert (expected[name] @ a.T).square().sum() > 0.95 * most, name
 
 
+@pytest.mark.slow
 def test_it_is_what_peft_finds(tiny_model_dir: Path) -> None:
     """Over the same batches until its directions have settled; peft sees rows padded, so these are of one length."""
     rows = [torch.randint(5, 300, (6, 9), generator=torch.Generator().manual_seed(n)) for n in range(3)]

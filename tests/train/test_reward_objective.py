@@ -84,6 +84,7 @@ def test_the_loss_is_the_formula(tiny_model_dir: Path) -> None:
     assert found["accuracy"] == (chosen > rejected).double().mean().item()
 
 
+@pytest.mark.slow
 def test_members_train_as_if_alone(tiny_model_dir: Path) -> None:
     batches: list[Batch | None] = [make_batch([row, row + 1], torch.float32) for row in range(0, PAIRS, 2)]
     optimizer = Optimizer(lr=1e-2)

@@ -86,6 +86,7 @@ def assert_alike(found: Sequence[StepReport], expected: Sequence[StepReport]) ->
         assert one.metrics == pytest.approx(other.metrics, abs=1e-4, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{}, {"packing": False}, {"checkpointing": "full"}, {"checkpointing": "selective"}],
@@ -118,6 +119,7 @@ def test_gradients_are_those_alone(tiny_model_dir: Path, settings: dict[str, Any
         assert_equal(learner(model, role).gradients(role), expected[role], 1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pass_tokens", [4096, 40], ids=["one pass", "many passes"])
 def test_losses_and_weights_are_those_alone(tiny_model_dir: Path, pass_tokens: int) -> None:
     expected = {role: alone(tiny_model_dir, role) for role in METHODS}
@@ -133,6 +135,7 @@ def test_losses_and_weights_are_those_alone(tiny_model_dir: Path, pass_tokens: i
             assert torch.allclose(tensor, weights[name], atol=1e-4), name
 
 
+@pytest.mark.slow
 def test_trials_come_and_go(tiny_model_dir: Path) -> None:
     """One stops at step 5, one joins then, one diverges at step 8: the last does not notice."""
     expected = {role: alone(tiny_model_dir, role)[0] for role in ("wide", "last")}

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from ray import tune
 
 from triptych.tune.driver import POINTER, resumed
@@ -26,6 +27,7 @@ def test_a_paused_trial_goes_on_where_it_was(tmp_path: Path) -> None:
     assert resumed(ASSIGNED, paused(tmp_path, "trial-001")) == ASSIGNED
 
 
+@pytest.mark.slow
 def test_a_driver_brings_no_more_than_its_executor_needs() -> None:
     heavy = "[name for name in ('torch', 'transformers', 'peft', 'optuna') if name in sys.modules]"
     code = f"import sys, triptych.tune.driver; print({heavy})"

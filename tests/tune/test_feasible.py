@@ -49,6 +49,7 @@ def test_points_without_room_are_counted_and_never_given_out(make_recipe: Make) 
     assert all("does not fit" in trial.reason for trial in left_out)
 
 
+@pytest.mark.slow
 def test_a_space_without_room_shows_the_nearest_that_has(make_recipe: Make) -> None:
     large = with_rows(make_recipe(space={"stages.sft.method.r": {"choice": [2, 4]}}), micro_tokens=4_000_000)
     with pytest.raises(UserError, match=r"none of 2 points can be launched: .* the nearest that fits: .*micro_tokens="):

@@ -90,6 +90,7 @@ def test_rungs_are_where_asha_compares(grace: int, reduction: float) -> None:
     assert {step for step in range(1, 2000) if asha.has_rung(step)} == {at for at in milestones if at < 2000}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["asha", "median"])
 def test_a_later_sitting_decides_as_the_same_one_would(make_recipe: Make, scheduler: str) -> None:
     recipe = make_recipe(**ASHA | {"scheduler": scheduler, "median": {"min_trials": 2}})

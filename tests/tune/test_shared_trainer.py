@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from triptych import storage
 from triptych.errors import UserError
 from triptych.observe.progress import Progress
@@ -30,6 +32,7 @@ def trial(recipe: Recipe, name: str) -> StageContext[Any]:
     return ctx
 
 
+@pytest.mark.slow
 def test_trials_end_each_in_its_own_way(make_recipe: Make) -> None:
     whole, dropped, broken = (trial(make_recipe(), name) for name in ("whole", "dropped", "broken"))
     storage.remove(storage.join(broken.folder, "data"))

@@ -20,6 +20,7 @@ def _stock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm.platforms, "current_platform", CpuPlatform())
 
 
+@pytest.mark.slow
 def test_on_cpu_with_the_checked_version() -> None:
     register()
     register()

@@ -47,6 +47,7 @@ def measured_by(ctx: StageContext[Any], pool: Any) -> None:
     measure(ctx, measured_models(ctx), [judge(ctx, "taste@1")], answers, torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_each_model_answers_for_itself_and_is_asked_once(asked: tuple[StageContext[Any], Any]) -> None:
     ctx, models = asked
     pool = FakePool(ctx.base_dir, torch.float32)

@@ -107,6 +107,7 @@ def test_a_choice_is_the_likeliest_answer(evaluate: Evaluate, write_rows: Write)
     assert figures == {"q.base.accuracy": sum(hits) / 3, "q.base.accuracy_norm": sum(hits_norm) / 3}
 
 
+@pytest.mark.slow
 def test_a_classifier_names_classes_in_its_own_order(evaluate: Evaluate, write_rows: Write, tmp_path: Path) -> None:
     texts = [{"text": f"The film is {word}.", "label": ("good", "bad")[i % 2]} for i, word in enumerate(WORDS)]
     sets = {"texts": {"data": write_rows("texts", texts), "measure": {"name": "classification"}}}
@@ -187,6 +188,7 @@ def test_an_answer_without_a_number_is_a_malformed_row(evaluate: Evaluate, write
         encoded(ctx)
 
 
+@pytest.mark.slow
 def test_a_judge_scores_answers_and_counts_wins(evaluate: Evaluate, write_rows: Write, tmp_path: Path) -> None:
     films = [{"prompt": f"Film {i}?"} for i in range(3)]
     sets = {"films": {"data": write_rows("films", films), "measure": {"name": "judge", "reward": "taste@1"}}}
