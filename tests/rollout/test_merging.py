@@ -20,6 +20,7 @@ from triptych.forward.roles import RoleModel
 from triptych.methods.merged import changed_weights
 from triptych.models.base import load_causal_lm
 from triptych.models.weights import weight_files
+from triptych.recipe import Rollout
 from triptych.recipe.matrix import Dora, Ia3
 
 MakeAdapter = Callable[..., Any]
@@ -80,9 +81,24 @@ def test_digest_covers_bytes_and_config() -> None:
     assert digest not in (adapter_digest(b"weight", config), adapter_digest(b"weights", config | {"r": 5}))
 
 
-def test_auto_mode_follows_the_device() -> None:
-    assert (resolve_mode("auto", on_gpu=False), resolve_mode("auto", on_gpu=True)) == ("merged", "adapter")
-    assert resolve_mode("adapter", on_gpu=False) == "adapter"
+@pytest.mark.parametrize(
+    ("settings", "dtype", "family", "mode"),
+    [
+        ({}, "float32", "llama", "merged"),
+        ({}, "float16", "llama", "merged"),
+        ({}, "bfloat16", "llama", "adapter"),
+        ({}, "bfloat16", "falcon", "merged"),
+        ({}, "bfloat16", "of tomorrow", "merged"),
+        ({"gpus": 1}, "float32", "llama", "adapter"),
+        ({"sync": "adapter"}, "float32", "llama", "adapter"),
+        ({"sync": "merged"}, "bfloat16", "llama", "merged"),
+    ],
+)
+def test_auto_mode_loses_no_small_change(
+    settings: dict[str, Any], dtype: str, family: str, mode: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    assert resolve_mode(Rollout.model_validate(settings), dtype, str(tmp_path)) == mode
 
 
 @pytest.mark.parametrize("method", [Dora(r=4), Ia3()], ids=lambda method: method.name)

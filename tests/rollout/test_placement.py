@@ -29,7 +29,7 @@ def test_too_few_cores_means_no_pinning() -> None:
 
 def plan(**settings: object) -> EnginePlan:
     rollout = Rollout.model_validate(settings)
-    return EnginePlan("model", "bfloat16", rollout, resolve_mode(rollout.sync, on_gpu=False), 128, 12, (2,))
+    return EnginePlan("model", "bfloat16", rollout, resolve_mode(rollout, "bfloat16", "model"), 128, 12, (2,))
 
 
 def test_threads_reach_openmp() -> None:

@@ -98,6 +98,18 @@ def test_a_family_that_engines_compute_otherwise_is_refused_where_they_sample(
     check_engines(load_recipe(recipe_file, [f"model.base={tiny_model_copy}", "stages.ppo.rollout.gpus=1"]), ["ppo"])
 
 
+def test_adapters_are_refused_for_engines_that_apply_none_to_the_family(
+    recipe_file: Path, tiny_model_copy: Path
+) -> None:
+    tiny("falcon", torch.float32).config.save_pretrained(tiny_model_copy)
+    sets = [f"model.base={tiny_model_copy}", "stages.ppo.rollout.sync=adapter"]
+    with pytest.raises(
+        UserError, match=r"rollout\.sync: adapter: vLLM's CPU engine applies no LoRA to falcon .* merged"
+    ):
+        check_engines(load_recipe(recipe_file, sets), ["ppo"])
+    check_engines(load_recipe(recipe_file, sets[:1]), ["ppo"])
+
+
 def test_a_template_that_ends_no_turn_is_refused(recipe_file: Path, tiny_model_copy: Path) -> None:
     (tiny_model_copy / "chat_template.jinja").unlink(missing_ok=True)
     template = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}{% endfor %}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from triptych.models.base import resolve_base
+from triptych.models.families import takes_adapters
 from triptych.recipe.model import Model
 from triptych.recipe.rollout import Engines, Sampling
 
@@ -125,14 +126,17 @@ class Engine(ABC):
         """
 
 
-def resolve_mode(sync: Literal["auto", "merged", "adapter"], on_gpu: bool) -> SyncMode:
-    """The way in which new weights reach an engine; `auto` takes the one that samples faster.
+def resolve_mode(engines: Engines, dtype: str, model_dir: str) -> SyncMode:
+    """The way in which new weights reach an engine.
 
-    A CPU engine about halves its speed with an adapter on; a GPU engine hardly notices, and merging moves it all.
+    `auto` takes the adapter on a GPU, which hardly notices it where merging moves all weights, and in bfloat16, where
+    merging loses what is too small to move a weight (tests/bench/sync.py), if CPU engines apply LoRA to the base's
+    family; else a CPU samples faster with merged weights.
     """
-    if sync != "auto":
-        return sync
-    return "adapter" if on_gpu else "merged"
+    if engines.sync != "auto":
+        return engines.sync
+    narrow = dtype == "bfloat16" and takes_adapters(Path(model_dir))
+    return "adapter" if engines.gpus or narrow else "merged"
 
 
 def adapter_digest(adapter: bytes, config: dict[str, Any]) -> str:

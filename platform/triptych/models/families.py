@@ -8,11 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from triptych.errors import UserError
 from triptych.models.sizes import read_config
 from triptych.recipe.model import Model
+
+if TYPE_CHECKING:
+    from triptych.recipe import Engines
 
 TABLE = "families.json"
 EQUAL = "equal"
@@ -46,18 +50,34 @@ class TriedFamily:
         return "padded" if self.padded_because else "packed"
 
 
-def check_sampled(config: Mapping[str, Any], gpus: float) -> None:
+def check_sampled(config: Mapping[str, Any], engines: "Engines") -> None:
     """Refuse a base that vLLM's CPU engine runs otherwise than transformers; `config` is that of its config.json.
 
     Raises:
-        UserError: training and sampling would not be of one model.
+        UserError: training and sampling would not be of one model, or engines cannot apply the adapters that they
+            would get.
     """
     family = tried_families().get(str(config.get("model_type")))
-    if family is not None and not gpus and family.engine.startswith(DIFFERS):
+    if family is None or engines.gpus:
+        return
+    if engines.sync == "adapter" and family.adapter != EQUAL:
+        raise UserError(
+            f"rollout.sync: adapter: vLLM's CPU engine applies no LoRA to {config['model_type']} ({family.adapter}); "
+            "allowed: merged, auto"
+        )
+    if family.engine.startswith(DIFFERS):
         raise UserError(
             f"model.base: vLLM's CPU engine computes {config['model_type']} otherwise than transformers "
             f"({family.engine}); allowed: another family for stages that sample, see `triptych models`"
         )
+
+
+def takes_adapters(folder: Path) -> bool:
+    """True if vLLM's CPU engine was seen to apply LoRA to the family of the base in `folder` as it is trained."""
+    config = folder / "config.json"
+    found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    family = tried_families().get(str(found.get("model_type")))
+    return family is not None and family.adapter == EQUAL
 
 
 def packs_rows(model: Model) -> bool:

@@ -37,7 +37,8 @@ class Engines(Closed):
     gpu_memory: Fraction = 0.4
     """Share of the GPU's memory of each engine."""
     sync: Literal["auto", "merged", "adapter"] = "auto"
-    """Form of the weights that engines get: merged, or an adapter. auto: merged on CPU, an adapter on GPU."""
+    """Form of the weights that engines get: merged, or an adapter. auto: an adapter on GPU and in bfloat16, which
+    loses what is too small to move a weight; merged on CPU in other precisions, and of families without LoRA there."""
     timeout_s: Positive = 300.0
     """An engine that answers nothing for this long is replaced."""
 

@@ -61,7 +61,7 @@ class RolloutPool:
             model_dir=model_dir,
             dtype=dtype,
             rollout=rollout,
-            mode=resolve_mode(rollout.sync, on_gpu=rollout.gpus > 0),
+            mode=resolve_mode(rollout, dtype, model_dir),
             max_model_len=max_model_len,
             lora_r=lora_r,
             stop_token_ids=tuple(stop_token_ids),

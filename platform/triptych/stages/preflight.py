@@ -81,7 +81,7 @@ def check_engines(recipe: Recipe, names: Iterable[str]) -> None:
     """Refuse stages whose engines would not compute what is trained; see `check_sampled`."""
     for name in names:
         if engines := recipe.stages[name].engines:
-            check_sampled(read_config(recipe.model), engines.gpus)
+            check_sampled(read_config(recipe.model), engines)
 
 
 def check_libraries(recipe: Recipe, names: Iterable[str]) -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from triptych import storage
 from triptych.data.end_tokens import answer_texts, end_tokens
-from triptych.engines.base import REPLACED, Logprobs, RolloutRecord
+from triptych.engines.base import REPLACED, Logprobs, RolloutRecord, resolve_mode
 from triptych.methods.merged import changed_weights
 from triptych.models.adapter import peft_json
 from triptych.models.adapter_effect import LARGEST_GAP
@@ -112,10 +112,9 @@ def read_answers(ctx: StageContext[Evaluation], name: str, ref: str) -> Mapping[
 
 
 def run_merged(ctx: StageContext[Evaluation], models: Sequence[MeasuredModel]) -> bool:
-    """True if engines get every model as whole weights: some is no plain LoRA, or the recipe or a CPU wants it."""
+    """True if engines get every model as whole weights: some is no plain LoRA, or LoRAs are merged anyway."""
     plain = all(model.folder is None and (model.adapter is None or model.adapter.is_lora) for model in models)
-    sync = ctx.stage.rollout.sync
-    return not plain or sync == "merged" or (sync == "auto" and not ctx.stage.rollout.gpus)
+    return not plain or resolve_mode(ctx.stage.rollout, ctx.recipe.model.dtype, str(ctx.base_dir)) == "merged"
 
 
 def start_pool(ctx: StageContext[Evaluation], models: Sequence[MeasuredModel]) -> RolloutPool:
