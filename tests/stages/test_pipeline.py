@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from tests.support.panels import assert_shown
 from tests.support.scraping import Prometheus, free_port, prometheus
@@ -34,6 +35,8 @@ class Undisturbed:
     """An undisturbed run, and the Prometheus that scraped it, if there is one."""
 
     run: Path
+    before_ppo: Path
+    """A copy of all that there was when SFT and the reward model were done."""
     summary: dict[str, Any]
     prometheus: Prometheus | None
     since: float
@@ -101,14 +104,18 @@ def rollouts(run: Path) -> list[dict[str, list[Any]]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(module_recipe_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
-    """It goes through with Prometheus beside it."""
+    """It goes through with Prometheus beside it: SFT and the reward model, then PPO."""
     folder, port, since = tmp_path_factory.mktemp("straight"), free_port(), time.time()
+    recipe = yaml.safe_load(module_recipe_file.read_text())
+    del recipe["stages"]["ppo"]
+    (folder / "first.yaml").write_text(yaml.safe_dump(recipe))
     with prometheus(folder, port, "1s") as server:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("RAY_metrics_report_interval_ms", "1000")
-            process = start(module_recipe_file, folder / "runs", "--metrics-port", str(port))
-        summary = finish(process)
-        yield Undisturbed(folder / "runs" / "tiny", summary, server, since)
+            finish(start(folder / "first.yaml", folder / "runs", "--metrics-port", str(port)))
+            shutil.copytree(folder / "runs", folder / "before")
+            summary = finish(start(module_recipe_file, folder / "runs", "--metrics-port", str(port)))
+        yield Undisturbed(folder / "runs" / "tiny", folder / "before", summary, server, since)
 
 
 @pytest.mark.timeout(900)
@@ -119,18 +126,22 @@ def test_every_panel_shows_what_a_run_does(undisturbed: Undisturbed) -> None:
 
 
 @pytest.fixture(params=["in ppo", pytest.param("in every stage", marks=pytest.mark.exhaustive)])
-def disturbed(request: pytest.FixtureRequest, module_recipe_file: Path, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
+def disturbed(
+    request: pytest.FixtureRequest, undisturbed: Undisturbed, module_recipe_file: Path, tmp_path: Path
+) -> tuple[Path, dict[str, Any]]:
     """Stopped, and with an engine killed: the run's folder and its summary."""
-    run = tmp_path / "tiny"
-    if request.param == "in every stage":
-        process = start(module_recipe_file, tmp_path)
+    run = tmp_path / "runs" / "tiny"
+    if request.param == "in ppo":
+        shutil.copytree(undisturbed.before_ppo, run.parent)
+    else:
+        process = start(module_recipe_file, run.parent)
         interrupt_when(process, lambda: has_checkpoint(run, "sft") and has_checkpoint(run, "reward"))
         assert not finished(run, "sft")
         assert not finished(run, "reward")
-    process = start(module_recipe_file, tmp_path)
+    process = start(module_recipe_file, run.parent)
     interrupt_when(process, lambda: has_checkpoint(run, "ppo"))
     assert not finished(run, "ppo")
-    process = start(module_recipe_file, tmp_path)
+    process = start(module_recipe_file, run.parent)
     kill_an_engine(process, run)
     return run, finish(process)
 
