@@ -191,3 +191,41 @@ def test_a_disturbed_run_ends_like_an_undisturbed_one(
     assert other.returncode == 2
     assert "stage.train.optimizer.lr: 0.002 -> 0.5" in err
     assert out == ""
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(900)
+def test_base_sft_and_ppo_are_measured_side_by_side_and_a_gate_stops_the_graph(
+    undisturbed: Undisturbed, module_recipe_file: Path, tmp_path: Path
+) -> None:
+    recipe = yaml.safe_load(module_recipe_file.read_text())
+    stages = recipe["stages"]
+    heldout = stages["sft"]["data"]["heldout"]
+    stages["compare"] = {
+        "kind": "evaluation",
+        "models": ["base", "sft", "ppo"],
+        "sets": {
+            "chats": {"data": heldout, "measure": {"name": "loss"}},
+            "prompts": {"data": stages["ppo"]["data"]["train"], "measure": {"name": "judge", "reward": "reward"}},
+        },
+        "gate": [
+            {"set": "chats", "model": "sft", "better_than": "base"},
+            {"set": "prompts", "model": "ppo", "metric": "wins", "at_least": 1.01},
+        ],
+        "compute": {"batch": {"max_length": 128}},
+        "rollout": {"engines": 1, "max_prompt_tokens": 96, "kv_cache_gb": 0.1, "sampling": {"max_new_tokens": 8}},
+    }
+    stages["after"] = stages["sft"] | {"needs": ["compare"]}
+    path, runs = tmp_path / "judged.yaml", tmp_path / "runs"
+    path.write_text(yaml.safe_dump(recipe))
+    shutil.copytree(undisturbed.run.parent, runs)
+    _, err = (process := start(path, runs)).communicate(timeout=600)
+    assert process.returncode == 1, err
+    assert "stage compare: gate.1: wins of ppo on prompts is " in err
+    assert not (runs / "tiny/stages/after/state.json").exists(), "the graph stopped"
+    found = json.loads((runs / "tiny/stages/compare/evaluations/comparison.json").read_text())
+    for name, metric in (("chats", "loss"), ("prompts", "score")):
+        models = found["sets"][name]["figures"][metric]["models"]
+        assert list(models) == ["base", "sft", "ppo"]
+        assert all(model["low"] <= model["value"] <= model["high"] for model in models.values())
+        assert all(models[ref]["difference"]["low"] <= models[ref]["difference"]["high"] for ref in ("sft", "ppo"))
