@@ -1,6 +1,7 @@
 """Tasks of lm-evaluation-harness, against the harness's own model of transformers; all of them are local files."""
 
 import json
+import random
 import re
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from triptych.forward.roles import RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.recipe.measures import LmEvalMeasure
 from triptych.stages.context import StageContext, begin
+from triptych.stages.evaluation import harness as harness_module
 from triptych.stages.evaluation.comparison import check_gates, comparison, estimates, flat
 from triptych.stages.evaluation.harness_tasks import figures
 from triptych.stages.evaluation.stage import run
@@ -270,6 +272,57 @@ def test_a_metric_that_rows_do_not_give_is_refused_before_workers_start(
         UserError, match=r"measure\.tasks: `films` names metrics that it does not give: word_perplexity"
     ):
         encoded(ctx)
+
+
+UNASKED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({}, {"num_fewshot": 40}, r"`films` cannot ask its rows with num_fewshot 40: ValueError: "),
+    (
+        {"doc_to_text": "{{' '}}", "target_delimiter": ""},
+        {},
+        r"`films`: a context has no token before its continuation ' warm",
+    ),
+    (
+        {"metric_list": [{"metric": "mcc", "aggregation": "matthews_corrcoef", "higher_is_better": True}]},
+        {},
+        r"`films` needs a package that is not installed: .*sklearn",
+    ),
+]
+
+
+@pytest.mark.usefixtures("harness")
+@pytest.mark.parametrize(("fields", "settings", "told"), UNASKED, ids=["examples", "context", "package"])
+def test_rows_that_cannot_be_asked_name_their_task_before_workers_start(
+    evaluate: Evaluate,
+    write_tasks: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    fields: dict[str, Any],
+    settings: dict[str, Any],
+    told: str,
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    ctx = evaluate(["base"], measure(write_tasks(CHOICE | fields), "films", **settings))
+    with pytest.raises(UserError, match=r"^stages\.only\.sets\.harness\.measure\.tasks: " + told):
+        encoded(ctx)
+
+
+@pytest.mark.usefixtures("harness")
+def test_a_task_that_draws_draws_the_same_anew(
+    evaluate: Evaluate, write_tasks: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_tasks(CHOICE | {"process_docs": "!function drawn.shuffled"})
+    text = (Path(folder) / "films.yaml").read_text().replace("'!function drawn.shuffled'", "!function drawn.shuffled")
+    (Path(folder) / "films.yaml").write_text(text)
+    code = "import random\n\ndef shuffled(rows):\n    return rows.select(random.sample(range(len(rows)), len(rows)))\n"
+    (Path(folder) / "drawn.py").write_text(code)
+    ctx = evaluate(["base"], measure(folder, "films"))
+    digests = []
+    for seed in (1, 2):
+        random.seed(seed)
+        before = random.getstate()
+        harness_module._loaded.cache_clear()
+        digests.append(MEASURES["lm_eval"].encode(ctx, "harness", []).digest)
+        assert random.getstate() == before
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.usefixtures("harness")

@@ -86,4 +86,7 @@ def test_the_jackknife_has_the_error_of_a_mean_and_nearly_that_of_a_ratio() -> N
     found = jackknife(list(zip(totals, weights, strict=True)), lambda rows: float(np.divide(*np.sum(rows, axis=0))))
     assert found.value == pytest.approx(ratio(list(totals), list(weights)).value)
     assert found.influence == pytest.approx(ratio(list(totals), list(weights)).influence, rel=0.05, abs=1e-5)
+    many = list(rng.normal(2.0, 0.5, 5003))
+    wide = jackknife(many, lambda rows: float(np.mean(rows))).interval()
+    assert (wide.high or 0) - wide.value == pytest.approx(Z * np.std(many) / len(many) ** 0.5, rel=0.1)
     assert jackknife([3.0], np.mean).interval().as_dict() == {"value": 3.0, "low": None, "high": None}

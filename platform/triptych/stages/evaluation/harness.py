@@ -4,9 +4,14 @@ The driver alone needs the harness: it asks the tasks for their requests, which 
 tasks the log-probabilities that the workers found.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
 
 from triptych import storage
 from triptych.errors import UserError
@@ -36,7 +41,8 @@ def _requests(ctx: StageContext[Evaluation], name: str, models: Sequence[Measure
     assert isinstance(settings, LmEvalMeasure)
     asked = Asked(tokenizer_of(ctx), ctx.stage.compute.batch.max_length)
     try:
-        docs = sum(_ask(task, settings, asked) for task in _seeded(settings))
+        with _harness_seeds():
+            docs = sum(_ask(task, settings, asked) for task in _seeded(settings))
     except UserError as error:
         raise UserError(f"{field}.{error}") from error
     columns = asked.columns()
@@ -46,21 +52,37 @@ def _requests(ctx: StageContext[Evaluation], name: str, models: Sequence[Measure
 
 def _ask(task: Any, settings: LmEvalMeasure, model: Any) -> int:
     """Have the task's requests answered by a model of the harness; the number of its rows."""
-    task.build_all_requests(limit=settings.limit)
+    try:
+        task.build_all_requests(limit=settings.limit)
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"tasks: `{task.config.task}` cannot ask its rows with num_fewshot {task.config.num_fewshot}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     _check_metrics(task)
     for kind in {instance.request_type for instance in task.instances}:
-        getattr(model, kind)([instance for instance in task.instances if instance.request_type == kind])
+        try:
+            getattr(model, kind)([instance for instance in task.instances if instance.request_type == kind])
+        except UserError as error:
+            raise UserError(f"tasks: `{task.config.task}`: {error}") from error
     return len({instance.doc_id for instance in task.instances})
 
 
 def _check_metrics(task: Any) -> None:
-    """UserError where a row does not give a metric that the task names."""
+    """UserError where a row does not give a metric that the task names, or a package is missing that makes one."""
     first = [instance for instance in task.instances if instance.doc_id == task.instances[0].doc_id]
     answers = [-1.0 if one.request_type == "loglikelihood_rolling" else (-1.0, False) for one in first]
-    if missing := task.aggregation().keys() - task.process_results(first[0].doc, answers).keys():
-        raise UserError(
-            f"tasks: `{task.config.task}` names metrics that it does not give: {', '.join(sorted(missing))}"
-        )
+    try:
+        values = task.process_results(first[0].doc, answers)
+        if missing := task.aggregation().keys() - values.keys():
+            raise UserError(
+                f"tasks: `{task.config.task}` names metrics that it does not give: {', '.join(sorted(missing))}"
+            )
+        for metric, aggregate in task.aggregation().items():
+            with suppress(ArithmeticError, LookupError, TypeError, ValueError):  # for two rows may not be enough
+                aggregate([values[metric]] * 2)
+    except ImportError as error:
+        raise UserError(f"tasks: `{task.config.task}` needs a package that is not installed: {error}") from error
 
 
 def _seeded(settings: LmEvalMeasure) -> Iterable[Any]:
@@ -68,6 +90,21 @@ def _seeded(settings: LmEvalMeasure) -> Iterable[Any]:
     for task in _loaded(settings).values():
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
         yield task
+
+
+@contextmanager
+def _harness_seeds() -> Iterator[None]:
+    """Random streams as of the harness's own `simple_evaluate`, for tasks that draw; those before come back."""
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(0)
+    np.random.seed(FEWSHOT_SEED)  # noqa: NPY002 - tasks draw from it
+    torch.manual_seed(FEWSHOT_SEED)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        torch.set_rng_state(before[2])
 
 
 @lru_cache(maxsize=8)
@@ -104,7 +141,10 @@ def _metrics(found: Figures, settings: LmEvalMeasure) -> dict[str, Statistic]:
 
     tasks = {task.config.task: task for task in _seeded(settings)}
     model = Answered(_answers(found))
-    results = evaluate(lm=model, task_dict={"tasks": tasks}, limit=settings.limit, bootstrap_iters=0, log_samples=True)
+    with _harness_seeds():
+        results = evaluate(
+            lm=model, task_dict={"tasks": tasks}, limit=settings.limit, bootstrap_iters=0, log_samples=True
+        )
     assert results is not None
     made = {
         figure_name(name, metric): _statistic(task, metric, results["samples"][name])

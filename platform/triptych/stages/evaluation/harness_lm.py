@@ -73,9 +73,11 @@ class Asked(TemplateLM):
 
     def _fit(self, prompt: list[int], answer: list[int]) -> tuple[list[int], list[int]]:
         """The tokens, cut on the left to the longest row. UserError: nothing is left before the answer, or in it."""
+        if not prompt:
+            raise UserError(f"a context has no token before its continuation {self.tokenizer.decode(answer)!r}")
         if not 0 < len(answer) < self.longest:
             raise UserError(
-                f"tasks: a continuation has {len(answer)} tokens, and a row of compute.batch.max_length "
+                f"a continuation has {len(answer)} tokens, and a row of the stage's compute.batch.max_length "
                 f"{self.longest} takes 1 to {self.longest - 1} behind at least one other"
             )
         self.cut += len(prompt) + len(answer) > self.longest
@@ -99,6 +101,8 @@ class Answered(LM):
         raise RunError("tasks that generate are refused before")
 
     def _answer(self, context: str | None, continuation: str) -> tuple[float, bool]:
+        if context is None and not continuation:
+            return 0.0, True  # a text without a token
         if (context, continuation) not in self.answers:
             raise RunError(
                 f"a task asks what was not measured: {continuation[:80]!r}; its rows are drawn anew each time"
