@@ -11,7 +11,9 @@ import pytest
 from triptych.plan import duration, estimate, machine, place
 from triptych.recipe import load_recipe
 from triptych.recipe.stage import MicroBatch
+from triptych.stages import preflight
 from triptych.stages.context import StageContext
+from triptych.stages.first_rows import CUT_FILL
 from triptych.stages.preflight import check_plan
 from triptych.stages.supervised.training import prepare
 
@@ -40,6 +42,7 @@ KINDS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
         {},
     ),
 }
+ENDS = ((0.1, "dull"), (0.5, "fine"), (0.9, "warm"))
 SHORT = [{"prompt": f"{i}?", "response": "warm"} for i in range(64)]
 
 
@@ -55,6 +58,39 @@ def test_a_plan_finds_the_micro_batch_that_a_run_finds(kind: str, make_context: 
     planned = check_plan(ctx.recipe, ["only"], pytest.fail).largest_batches(ctx.recipe)
     assert planned == {"only": told[0]}
     assert 1 < told[0].tokens <= 256
+
+
+def test_rated_answers_and_mixtures_are_read_as_a_run_reads_them(make_context: MakeContext, tmp_path: Path) -> None:
+    rated = [{"prompt": f"Film {i}?", "response": f"It is {w}.", "score": s} for i in range(9) for s, w in ENDS]
+    long = [{"prompt": f"Film {i}?", "chosen": "warm " * 12, "rejected": "dull " * 12} for i in range(50)]
+    for name, rows in (("rated", rated), ("long", long)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    parts = [
+        {"path": str(tmp_path / "rated.jsonl"), "weight": 2},
+        {"path": str(tmp_path / "long.jsonl"), "weight": 0.02},
+    ]
+    train = {"steps": 5, "batch": {"rows": 4, "micro_tokens": 512, "max_length": 128}}
+    ctx = make_context({"kind": "reward", "data": {"train": {"mix": parts}}, "train": train})
+    told: list[MicroBatch] = []
+    prepare(replace(ctx, on_data=lambda _, batch: told.append(batch)))
+    planned = check_plan(ctx.recipe, ["only"], pytest.fail).largest_batches(ctx.recipe)
+    assert planned == {"only": told[0]}
+    (tmp_path / "rated.jsonl").write_text(json.dumps(rated[0]) + "\n")
+    assert check_plan(ctx.recipe, ["only"], pytest.fail).largest_batches(ctx.recipe) == {}
+
+
+def test_a_step_of_more_rows_than_a_plan_reads_is_read_whole(
+    make_context: MakeContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "PLANNED", 8)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in SHORT))
+    train = {"steps": 2, "batch": {"rows": 32, "micro_tokens": 4096, "max_length": 128}}
+    recipe = make_context({"kind": "sft", "data": {"train": {"path": str(path)}}, "train": train}).recipe
+    found = check_plan(recipe, ["only"], pytest.fail)
+    assert len(found.rows["only"]) == 32
+    batch = found.largest_batches(recipe)["only"]
+    assert batch.fill == CUT_FILL
 
 
 def test_prompts_of_rl_are_read_too(recipe_file: Path) -> None:

@@ -19,6 +19,8 @@ from triptych.stages.context import StageContext
 from triptych.stages.rl.largest_batch import largest_batch as largest_of_samples
 from triptych.stages.supervised.largest_batch import largest_batch
 from triptych.stages.supervised.loop import Rows
+from triptych.train.tasks.rl import TASK
+from triptych.train.tasks.task import Limits
 
 MakeContext = Callable[[dict[str, Any]], StageContext[Any]]
 
@@ -68,6 +70,13 @@ def test_answers_of_any_length_are_within_the_shares(three_stages: Path) -> None
     assert found.tokens <= 512
     assert found.length == 31 + 64
     assert found.learned[0] < found.learned[1] <= found.learned[2] <= 1
+
+
+def test_a_full_batch_of_short_prompts_has_whole_answers(three_stages: Path) -> None:
+    sets = ("rollout.sampling.max_new_tokens=64", "rollout.max_prompt_tokens=512")
+    stage = context(three_stages, "ppo", *(f"stages.ppo.{one}" for one in sets)).stage
+    batch = TASK.full_batch(stage, Limits(tokens=10 * 94, length=94, vocab=50, answer_share=0.5))
+    assert batch["length"].tolist() == [64] * 10
 
 
 def test_data_narrow_a_prediction(three_stages: Path) -> None:

@@ -86,6 +86,17 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckedRows:
+    """The first rows of a source."""
+
+    rows: list[Any]
+    """As files have them."""
+    used: list[DataRow]
+    """As a run has them: rated answers in pairs, parts of a mixture by weight; none where not all parts were read."""
+    bad: list[BadRow]
+
+
+@dataclass(frozen=True, slots=True)
 class FoundShapes:
     """What rows look like in files."""
 
@@ -160,7 +171,7 @@ def check_first_rows(
     most: int,
     here: bool = False,
     labels: Sequence[str] | None = None,
-) -> SourceRows[Any]:
+) -> CheckedRows:
     """Refuse a source whose first `most` rows make a run refuse it, as `load_rows` does; those rows.
 
     What is not on this disk passes, but with `here` a path of this machine where there is nothing is refused. Classes
@@ -168,16 +179,29 @@ def check_first_rows(
     """
     parse = _checked(kind, check, labels)
     bad: list[BadRow] = []
-    good: list[DataRow] = []
-    used = 0
-    for _, origin in source.origins():
-        if origin.stage is None and _is_read(origin, here=here) and (source.mix is None or source.limit is None):
-            for rows in itertools.islice(_usable(origin, parse, bad, most=most), origin.limit):
-                used += 1
-                good += rows
+    origins = [origin for _, origin in source.origins()]
+    parts = [
+        (origin, list(itertools.islice(_usable(origin, parse, bad, most=most), origin.limit)))
+        for origin in origins
+        if origin.stage is None and _is_read(origin, here=here) and (source.mix is None or source.limit is None)
+    ]
     if len(bad) > source.max_bad_rows:
-        _judge(source, kind, used, bad)
-    return SourceRows(good, "", bad)
+        _judge(source, kind, sum(len(groups) for _, groups in parts), bad)
+    rows = [row for _, groups in parts for group in groups for row in group]
+    return CheckedRows(rows, _mixture(parts) if len(parts) == len(origins) else [], bad)
+
+
+def _mixture(parts: Iterable[tuple["Origin", Sequence[Sequence[DataRow]]]]) -> list[DataRow]:
+    """Rows as a run has them: of rated answers the pairs, and parts by weight. None where a part has no pair."""
+    mixed: list[DataRow] = []
+    for number, (origin, groups) in enumerate(parts):
+        try:
+            rows = list(paired(iter(groups), origin.file, []))
+        except UserError:  # other rows of the file may answer the same prompts
+            return []
+        seed = number if origin.seed is None else origin.seed
+        mixed += [row for group in weighted(iter(rows), getattr(origin, "weight", 1), seed) for row in group]
+    return mixed
 
 
 def absent_path(source: "Source") -> str | None:

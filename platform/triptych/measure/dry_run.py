@@ -101,8 +101,9 @@ def dry_run(
 
 def accumulated(stage: TrainedStage, limit: MicroBatch) -> int:
     """Number of micro-batches to try in a step: 1, or 2 for any more, as gradients exist from the second on."""
-    sequences = stage.shape().sequences_per_update
-    return 2 if -(-sequences // stage.workers.count) * limit.length > limit.tokens else 1
+    sequences = -(-stage.shape().sequences_per_update // stage.workers.count)
+    usual = limit.length if limit.usual is None or stage.shape().sampling else limit.usual
+    return 2 if sequences * usual > limit.tokens else 1
 
 
 def textless(method: Method) -> Method:

@@ -144,7 +144,7 @@ def _replaced(parts: Parts, peak: Counter[str], spread: Sharding, fill: Shares) 
     found["activations"] = Bytes.scaled(peak["activations"], fill)
     if not spread.whole_model:
         found["casts"] = Bytes.scaled(peak["casts"], fill)
-    if "logits" in parts:  # the share of tokens that are learned is not known
+    if "logits" in parts:  # the share of tokens that are learned is known of data only
         closed = parts["logits"]
         shares = tuple(amount / max(closed.expected, 1) for amount in (closed.low, closed.expected, closed.high))
         found["logits"] = Bytes.scaled(peak["logits"], shares)  # type: ignore[arg-type]

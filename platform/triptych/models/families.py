@@ -50,8 +50,10 @@ class TriedFamily:
         return "padded" if self.padded_because else "packed"
 
 
-def check_sampled(config: Mapping[str, Any], engines: "Engines") -> None:
+def check_sampled(config: Mapping[str, Any], engines: "Engines", field: str) -> None:
     """Refuse a base that vLLM's CPU engine runs otherwise than transformers; `config` is that of its config.json.
+
+    `field`: of the engines.
 
     Raises:
         UserError: training and sampling would not be of one model, or engines cannot apply the adapters that they
@@ -62,7 +64,7 @@ def check_sampled(config: Mapping[str, Any], engines: "Engines") -> None:
         return
     if engines.sync == "adapter" and family.adapter != EQUAL:
         raise UserError(
-            f"rollout.sync: adapter: vLLM's CPU engine applies no LoRA to {config['model_type']} ({family.adapter}); "
+            f"{field}.sync: adapter: vLLM's CPU engine applies no LoRA to {config['model_type']} ({family.adapter}); "
             "allowed: merged, auto"
         )
     if family.engine.startswith(DIFFERS):

@@ -312,9 +312,9 @@ class TrainedStage(StageBase):
     """Name of the kind's `Task` (train/tasks), as `module:object`: its objectives and full micro-batches."""
     rows: ClassVar[str | None] = None
     """Kind of its rows (data/sources.py, PARSERS); None: its rows are of no kind that is parsed there."""
-    largest_batch: ClassVar[str]
+    largest_batch: ClassVar[str | None] = None
     """Name of the function (stages) of recipe, stage, training rows and tokenizer that finds the largest micro-batch
-    of the rows, as `module:function`."""
+    of the rows, as `module:function`; None: a plan goes by the recipe alone."""
 
     data: Data
     """Rows that it learns from, and rows that it is measured on."""

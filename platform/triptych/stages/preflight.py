@@ -52,8 +52,10 @@ def check_plan(recipe: Recipe, names: Iterable[str], warn: Warn) -> FirstRows:
     folder = base_here(recipe.model) if len(absent) < len(sources) else None
     known = folder if folder is not None and tokenizer_files(folder) else None
     tokenizer = None if known is None else model_tokenizer(known, recipe.model)
-    checked = _checked(recipe, chosen, known, tokenizer, PLANNED, here=False)
-    return FirstRows({name: rows for name, split, rows in checked if split == "train"}, tokenizer)
+    trained = {name: recipe.trained[name].shape().rows_per_update for name in chosen if name in recipe.trained}
+    most = max(PLANNED, *trained.values()) if trained else PLANNED
+    checked = _checked(recipe, chosen, known, tokenizer, most, here=False)
+    return FirstRows({name: rows for name, split, rows in checked if split == "train"}, tokenizer, most)
 
 
 def _check_versions(recipe: Recipe, names: Iterable[str], warn: Warn) -> None:
@@ -81,7 +83,7 @@ def check_engines(recipe: Recipe, names: Iterable[str]) -> None:
     """Refuse stages whose engines would not compute what is trained; see `check_sampled`."""
     for name in names:
         if engines := recipe.stages[name].engines:
-            check_sampled(read_config(recipe.model), engines)
+            check_sampled(read_config(recipe.model), engines, f"stages.{name}.rollout")
 
 
 def check_libraries(recipe: Recipe, names: Iterable[str]) -> None:
@@ -147,9 +149,9 @@ def _check_source(
         return ()
     check = None if tokenizer is None else ChatCheck(tokenizer, source.control_tokens)
     rows = check_first_rows(source, kind, check, most=most, here=here, labels=labels)
-    if longest_prompt is not None and tokenizer is not None and rows.items:
-        encode_prompts(rows.items, tokenizer, longest_prompt, source.max_bad_rows - len(rows.bad))
-    return rows.items
+    if longest_prompt is not None and tokenizer is not None and rows.rows:
+        encode_prompts(rows.rows, tokenizer, longest_prompt, source.max_bad_rows - len(rows.bad))
+    return rows.used
 
 
 def _computing(recipe: Recipe, names: Iterable[str]) -> list[str]:

@@ -61,7 +61,7 @@ def objectives(stage: Rl, roles: Sequence[str]) -> list[Objective]:
 
 def _full_batch(stage: Rl, limits: Limits) -> Batch:
     """Prompts and answers of the longest lengths, and what the objectives read of each answer's token."""
-    rows, prompt = limits.rows(), stage.rollout.max_prompt_tokens
+    rows, prompt = limits.rows(), max(1, limits.length - stage.rollout.sampling.max_new_tokens)
     cuts = [min(prompt, len(row) - 1) for row in rows]
     prompts = [row[:cut] for row, cut in zip(rows, cuts, strict=True)]
     batch = sample_batch(prompts, [row[cut:] for row, cut in zip(rows, cuts, strict=True)], 0)
