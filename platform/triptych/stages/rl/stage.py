@@ -38,9 +38,10 @@ from triptych.train.on_ray import launch
 def run(ctx: StageContext[Rl]) -> AdapterVersion:
     """Prompts -> rollouts and updates -> registered policy. Goes on from where an earlier call stopped."""
     stage = ctx.stage
-    rewarding, initial = parent(ctx, stage.reward, "reward_model"), parent(ctx, stage.policy, "policy")
+    rewarding = parent(ctx, stage.reward, "reward_model")
     if gate := ctx.recipe.stages.get(stage.reward):
         check_gate(stage.reward, gate, rewarding.version.metrics)  # it may have been raised since
+    initial = parent(ctx, stage.policy, "policy")
     policy = initial.adapter
     if reason := as_policy(policy.method):
         raise UserError(f"stages.{ctx.name}.policy: {initial.version.ref}: {reason}")
