@@ -59,7 +59,7 @@ def check_sampled(config: Mapping[str, Any], engines: "Engines", field: str) -> 
         UserError: training and sampling would not be of one model, or engines cannot apply the adapters that they
             would get.
     """
-    family = tried_families().get(str(config.get("model_type")))
+    family = _tried(config)
     if family is None or engines.gpus:
         return
     if engines.sync == "adapter" and family.adapter != EQUAL:
@@ -78,13 +78,13 @@ def takes_adapters(folder: Path) -> bool:
     """True if vLLM's CPU engine was seen to apply LoRA to the family of the base in `folder` as it is trained."""
     config = folder / "config.json"
     found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
-    family = tried_families().get(str(found.get("model_type")))
+    family = _tried(found)
     return family is not None and family.adapter == EQUAL
 
 
 def packs_rows(model: Model) -> bool:
     """Whether rows are laid end to end: the recipe asks for it, and nothing in the family's layers hinders it."""
-    family = tried_families().get(str(read_config(model).get("model_type")))
+    family = _tried(read_config(model))
     return model.packing and (family is None or family.padded_because is None)
 
 
@@ -93,6 +93,11 @@ def tried_families() -> dict[str, TriedFamily]:
     """`model_type` -> what was found."""
     text = (resources.files("triptych.models") / TABLE).read_text(encoding="utf-8")
     return {name: _read(facts) for name, facts in json.loads(text).items()}
+
+
+def _tried(config: Mapping[str, Any]) -> TriedFamily | None:
+    """What was found of the family of a config.json; None: it was not tried."""
+    return tried_families().get(str(config.get("model_type")))
 
 
 def _read(facts: dict[str, Any]) -> TriedFamily:
