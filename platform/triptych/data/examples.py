@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from triptych.data.encode import Encoded, encode_pairs, encode_sft, encode_texts
 from triptych.data.labelled import encode_questions, encode_tags
-from triptych.data.rows import RowKind, parse_tags, parse_text
-from triptych.data.sources import PARSERS, Parse
+from triptych.data.rows import RowKind
+from triptych.data.sources import PARSERS, Parse, parser_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -57,8 +57,8 @@ def texts(stage: "Classification") -> Examples:
     batch = stage.train.batch
     drop = batch.overlength == "drop"
     encode = partial(encode_texts, max_length=batch.max_length, labels=stage.labels, drop=drop)
-    parse = partial(_one, parse=parse_text, labels=stage.labels)
-    return Examples("texts", parse, encode, pa.schema({"input_ids": TOKENS, "label": pa.int32()}))
+    schema = pa.schema({"input_ids": TOKENS, "label": pa.int32()})
+    return Examples("texts", parser_of("texts", stage.labels), encode, schema)
 
 
 def words(stage: "TokenClassification") -> Examples:
@@ -71,8 +71,8 @@ def words(stage: "TokenClassification") -> Examples:
         separator=stage.separator,
         drop=batch.overlength == "drop",
     )
-    parse = partial(_one, parse=parse_tags, labels=stage.labels)
-    return Examples("tags", parse, encode, pa.schema({"input_ids": TOKENS, "tags": TOKENS}))
+    schema = pa.schema({"input_ids": TOKENS, "tags": TOKENS})
+    return Examples("tags", parser_of("tags", stage.labels), encode, schema)
 
 
 def questions(stage: "QuestionAnswering") -> Examples:
@@ -82,8 +82,3 @@ def questions(stage: "QuestionAnswering") -> Examples:
     columns = {"input_ids": TOKENS} | {name: pa.int32() for name in POSITIONS}
     judged = {"context": pa.string(), "offsets": TOKENS, "answers": pa.string()}
     return Examples("questions", PARSERS["questions"], encode, pa.schema(columns | judged))
-
-
-def _one(record: dict[str, Any], parse: Callable[..., Any], labels: tuple[str, ...]) -> list[Any]:
-    """The one row of a record, its labels among those that the stage names."""
-    return [parse(record, labels)]

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -62,10 +63,7 @@ PARSERS: dict[RowKind, Parse] = {
     "choices": lambda record: [parse_choice(record)],
     "answers": lambda record: [parse_answered(record)],
 }
-_LABELLED: dict[RowKind, Callable[[Sequence[str]], Parse]] = {
-    "texts": lambda labels: lambda record: [parse_text(record, labels)],
-    "tags": lambda labels: lambda record: [parse_tags(record, labels)],
-}
+_LABELLED: dict[RowKind, Callable[[dict[str, Any], Sequence[str]], DataRow]] = {"texts": parse_text, "tags": parse_tags}
 """Parsers of rows whose classes or tags are among those that a stage names."""
 ADDED: dict[str, Any] = {"tools": (), "learned": True, "extra": {}}
 """Fields that rows of earlier versions did not have: they leave a digest as it was where they say nothing."""
@@ -215,8 +213,21 @@ def _is_read(origin: "Origin", *, here: bool) -> bool:
 
 
 def _checked(kind: RowKind, check: RowCheck | None, labels: Sequence[str] | None = None) -> Parse:
-    parse = PARSERS[kind] if labels is None or kind not in _LABELLED else _LABELLED[kind](labels)
+    parse = parser_of(kind, labels)
     return parse if check is None else lambda record: [check(row) for row in parse(record)]
+
+
+def parser_of(kind: RowKind, labels: Sequence[str] | None = None) -> Parse:
+    """The parser of a kind of rows, picklable for those with labels; `labels`: what a row's own must be among."""
+    if labels is None or kind not in _LABELLED:
+        return PARSERS[kind]
+    return partial(_labelled, parse=_LABELLED[kind], labels=labels)
+
+
+def _labelled(
+    record: dict[str, Any], *, parse: Callable[[dict[str, Any], Sequence[str]], DataRow], labels: Sequence[str]
+) -> list[DataRow]:
+    return [parse(record, labels)]
 
 
 def found_shapes(source: "Source", kind: RowKind) -> FoundShapes:
