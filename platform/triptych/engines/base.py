@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from triptych.models.base import resolve_base
 from triptych.models.families import takes_adapters
+from triptych.models.rounded import rounded_base
 from triptych.recipe.model import Model
 from triptych.recipe.rollout import Engines, Sampling
 
@@ -77,13 +78,15 @@ class EnginePlan:
     """Largest rank of the adapters to come."""
     stop_token_ids: tuple[int, ...]
     base: Model | None = None
-    """The model in `model_dir`, for nodes that do not have that folder."""
+    """The model in `model_dir`: how it is rounded, and where nodes that do not have that folder find it."""
 
     def here(self) -> "EnginePlan":
-        """The plan with the model's folder on this node."""
-        if self.base is None or Path(self.model_dir).is_dir():
+        """The plan with the model's folder on this node, its weights rounded as the learner's are."""
+        if self.base is None:
             return self
-        return replace(self, model_dir=str(resolve_base(self.base)))
+        folder = Path(self.model_dir)
+        found = folder if folder.is_dir() else resolve_base(self.base)
+        return replace(self, model_dir=str(rounded_base(found, self.base.quantization)))
 
 
 class Engine(ABC):

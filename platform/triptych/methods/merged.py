@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from peft.tuners.lora.layer import ParamWrapper
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
@@ -16,9 +15,9 @@ from triptych.methods import bitfit
 from triptych.methods.apply import apply_method, without_prefix
 from triptych.methods.base import Attachment
 from triptych.methods.peft_family import PeftAttachment
-from triptych.methods.targets import linear_layers, weight_of
+from triptych.methods.targets import weight_of
 from triptych.models.base import load_causal_lm
-from triptych.models.quantize import Int8Linear
+from triptych.models.quantize import rounded_weights
 from triptych.models.stored import as_stored
 from triptych.models.weights import read_weights
 from triptych.recipe.method import MERGING, BitFit, Method, names_of, parts_of
@@ -80,7 +79,7 @@ def merged_model(
     changes = as_stored(model, _linear_changes(model, attached), base)
     for part in attached.values():
         part.activate(True)
-    own = plain | as_stored(model, _rounded(model), base)
+    own = plain | as_stored(model, rounded_weights(model), base)
     before = {name: own[name] for name in changes if name in own}
     found = Merged({}, plain | changes, before, model)
     biases = [part for part in parts_of(method) if isinstance(part, BitFit)]
@@ -106,7 +105,7 @@ def _with_biases(base: Path, found: Merged, trained: Mapping[str, Tensor]) -> Me
 
 def _linear_changes(model: PreTrainedModel, parts: Mapping[str, Attachment]) -> dict[str, Tensor]:
     """New values of what peft's layers change, and of all weights that the base keeps rounded."""
-    found = _rounded(model)
+    found = rounded_weights(model)
     for part in parts.values():
         if isinstance(part, PeftAttachment):
             part.activate(True)
@@ -117,16 +116,6 @@ def _linear_changes(model: PreTrainedModel, parts: Mapping[str, Attachment]) -> 
                 else:
                     found |= {f"{name}.{own}": value for own, value in layer_weights(layer).items()}
     return found
-
-
-def _rounded(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights that the base keeps rounded, as it computes with them."""
-    layers = {name: layer for name, layer in linear_layers(model).items() if isinstance(_inner(layer), Int8Linear)}
-    return {f"{name}.weight": weight_of(layer) for name, layer in layers.items()}
-
-
-def _inner(layer: Any) -> Any:
-    return layer.get_base_layer() if isinstance(layer, BaseTunerLayer) else layer
 
 
 def check_merges(method: Method) -> None:

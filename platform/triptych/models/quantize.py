@@ -75,5 +75,14 @@ def quantize_linears(model: nn.Module) -> None:
                 setattr(module, name, Int8Linear(child))
 
 
+def rounded_weights(model: nn.Module) -> dict[str, Tensor]:
+    """The weights [out, in] that a model keeps in 8 bits, as it computes with them, in float32."""
+    return {
+        f"{name.replace('.base_layer', '')}.weight": _widened(module.weight.detach(), module.scale, torch.float32)
+        for name, module in model.named_modules()
+        if isinstance(module, Int8Linear)
+    }
+
+
 def _widened(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype) * scale.to(dtype)

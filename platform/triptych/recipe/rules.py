@@ -73,6 +73,12 @@ def _quantization(recipe: Recipe, stage: StageBase) -> Iterator[Fault]:
             (*stage.workers_field.split("."), "gpus"),
             "0, and model.quantization nf4 needs a GPU; allowed: more than 0, or quantization int8",
         )
+    if recipe.model.quantization == "nf4" and stage.engines is not None:
+        yield Fault(
+            ("rollout",),
+            "engines sample the base unrounded where model.quantization is nf4, and so another model than is trained; "
+            "allowed: quantization int8, or none",
+        )
 
 
 def _method(recipe: Recipe, stage: TrainedStage) -> Iterator[Fault]:

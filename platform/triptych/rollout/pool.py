@@ -51,7 +51,7 @@ class RolloutPool:
             lora_r: rank of the adapters to come.
             stop_token_ids: the only tokens that end an answer.
             placement_timeout_s: longest wait for a place in the cluster.
-            base: the model in `model_dir`, for nodes that do not have that folder.
+            base: the model in `model_dir`: how it is rounded, and where nodes that do not have that folder find it.
             engine: a kind of `engines.table`.
 
         Raises:
