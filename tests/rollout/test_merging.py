@@ -17,7 +17,7 @@ from triptych.engines.merging import merged_weights
 from triptych.errors import RunError
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
-from triptych.methods.merged import changed_weights
+from triptych.methods.merged import WeightChanges, changed_weights
 from triptych.models.base import load_causal_lm
 from triptych.models.weights import weight_files
 from triptych.recipe import Rollout
@@ -120,6 +120,10 @@ def test_other_methods_than_lora_replace_weights(model_dir: Path, method: Dora |
     with torch.no_grad(), policy.use("policy"):
         expected = policy.logits(policy.hidden(ids, torch.ones_like(ids)))
         torch.testing.assert_close(engine(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
+    changes = WeightChanges(model_dir, adapter.method)
+    changes.of({name: torch.randn_like(tensor) for name, tensor in adapter.weights.items()})
+    again = changes.of(adapter.weights)
+    assert all(torch.equal(again[name], value) for name, value in load_safetensors(content).items())
     odd = save_safetensors({"model.layers.9.mlp.down_proj.weight": torch.zeros(2, 2)})
     with pytest.raises(RunError, match=r"has no model\.layers\.9\."):
         dict(merged_weights(model_dir, odd, REPLACED, torch.float32, CPU))

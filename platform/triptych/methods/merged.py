@@ -31,24 +31,42 @@ _ROWS = 1024
 def changed_weights(
     base: Path, method: Method, weights: Mapping[str, Tensor], quantization: Quantization | None = None
 ) -> dict[str, Tensor]:
-    """Every weight and bias of the base that differs under the method: name -> new value, float32, on the CPU.
+    """Every weight and bias of the base that differs under the method; see `WeightChanges`."""
+    return WeightChanges(base, method, quantization).of(weights)
 
-    `quantization`: that of the base it was trained on, whose rounded weights are then among those that differ.
 
-    Raises:
-        UserError: the method does not merge, or the weights are another model's.
-    """
-    check_merges(method)
-    model = load_causal_lm(base, torch.float32, quantization=quantization)
-    biases = {name: parameter for name, parameter in model.named_parameters() if name.endswith(".bias")}
-    parts = _attached(model, method, weights)
-    found = _linear_changes(model, parts)
-    for change in (part for part in parts.values() if not isinstance(part, PeftAttachment)):
-        for name, value in change.parameters().items():
-            if name not in biases:
-                raise UserError(f"the base has no {name}, which was trained")
-            found[name] = found.get(name, biases[name].detach()) + value.detach()
-    return as_stored(model, found, base)
+class WeightChanges:
+    """A base with a method attached, which says for one training state after another what differs; it is read once."""
+
+    def __init__(self, base: Path, method: Method, quantization: Quantization | None = None) -> None:
+        """Load the base in float32 on the CPU.
+
+        `quantization`: that of the base it was trained on, whose rounded weights are then among those that differ.
+
+        Raises:
+            UserError: the method does not merge.
+        """
+        check_merges(method)
+        self.method, self._base = method, base
+        self._model = load_causal_lm(base, torch.float32, quantization=quantization)
+        named = self._model.named_parameters()
+        self._biases = {name: parameter.detach() for name, parameter in named if name.endswith(".bias")}
+        self._parts = apply_method(self._model.eval(), method, _ROLE)
+
+    def of(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every weight and bias that differs with these trained weights: name -> new value, float32.
+
+        Raises:
+            UserError: the weights are another model's.
+        """
+        _load(self._parts, weights)
+        found = _linear_changes(self._model, self._parts)
+        for change in (part for part in self._parts.values() if not isinstance(part, PeftAttachment)):
+            for name, value in change.parameters().items():
+                if name not in self._biases:
+                    raise UserError(f"the base has no {name}, which was trained")
+                found[name] = found.get(name, self._biases[name]) + value.detach()
+        return as_stored(self._model, found, self._base)
 
 
 @dataclass(frozen=True)
@@ -140,6 +158,12 @@ def layer_weights(layer: Any) -> dict[str, Tensor]:
 def _attached(model: PreTrainedModel, method: Method, weights: Mapping[str, Tensor]) -> dict[str, Attachment]:
     """Attach the method to a model and load its weights: part's name -> attachment."""
     parts = apply_method(model.eval(), method, _ROLE)
+    _load(parts, weights)
+    return parts
+
+
+def _load(parts: Mapping[str, Attachment], weights: Mapping[str, Tensor]) -> None:
+    """Overwrite all that the parts train and keep; UserError where the names are others."""
     for name, part in parts.items():
         own = without_prefix(weights, f"{name}.") if len(parts) > 1 else weights
         held = {key: tensor.detach() for key, tensor in (part.parameters() | part.buffers()).items()}
@@ -148,4 +172,3 @@ def _attached(model: PreTrainedModel, method: Method, weights: Mapping[str, Tens
             raise UserError(f"{name}: its tensors are not those of this model, e.g. {odd[:3]}")
         for key, tensor in held.items():
             tensor.copy_(own[key])
-    return parts

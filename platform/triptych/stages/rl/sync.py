@@ -10,7 +10,6 @@ from torch import Tensor
 from triptych.engines.base import REPLACED, Logprobs, RolloutRecord
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import BASE, RoleModel
-from triptych.methods.merged import changed_weights
 from triptych.models.adapter import peft_json
 from triptych.models.adapter_effect import LARGEST_GAP
 from triptych.recipe import POLICY
@@ -77,9 +76,7 @@ def _for_engines(worker: RlWorker, weights: dict[str, Tensor]) -> tuple[bytes, d
     if adapter.is_lora:
         tensors = {name: value.contiguous() for name, value in adapter.weights.items()}
         return save(tensors), peft_json(adapter.configs["lora"])
-    changed = changed_weights(
-        worker.ctx.base_dir, adapter.method, adapter.weights, worker.ctx.recipe.model.quantization
-    )
+    changed = worker.weight_changes(adapter.method).of(adapter.weights)
     return save({name: value.to(worker.learner.model.dtype).contiguous() for name, value in changed.items()}), REPLACED
 
 

@@ -18,6 +18,7 @@ from triptych.data.end_tokens import answer_texts, end_tokens
 from triptych.engines.base import SampleRequest
 from triptych.errors import RunError
 from triptych.forward.roles import RoleModel
+from triptych.methods.merged import WeightChanges
 from triptych.models.adapter import Adapter, Normalization
 from triptych.objectives.kl import AdaptiveKL
 from triptych.recipe import CRITIC, POLICY, REFERENCE, REWARD, Method, Rl, Sampling, member_roles
@@ -53,6 +54,7 @@ class RlWorker:
     writer: checkpoint.Writer
     kl: AdaptiveKL | None
     pad: int
+    changes: WeightChanges | None = None
 
     @property
     def stage(self) -> Rl:
@@ -130,6 +132,12 @@ class RlWorker:
     def texts(self, sequences: Sequence[Sequence[int]]) -> list[str]:
         """Token ids as text, without their end, special tokens, and white space at either end."""
         return answer_texts(self._tokenizer, self._ends, sequences)
+
+    def weight_changes(self, method: Method) -> WeightChanges:
+        """What the policy's method, as it is exported, changes of the base; kept, since every sync asks for it."""
+        if self.changes is None or self.changes.method != method:
+            self.changes = WeightChanges(self.ctx.base_dir, method, self.ctx.recipe.model.quantization)
+        return self.changes
 
     @cached_property
     def _ends(self) -> frozenset[int]:
