@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from triptych.cli import main
@@ -68,6 +70,27 @@ def test_show(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     shown = capsys.readouterr().out
     assert "done-sft@1" in shown
     assert "1 MiB - 3 MiB" in shown
+
+
+def test_samples(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert triptych(monkeypatch, "runs", "samples", "done", "--runs", str(runs)) == 2
+    assert "done: no stage has sampled yet" in capsys.readouterr().err
+    folder = runs / "done" / "stages" / "ppo" / "rollouts"
+    folder.mkdir()
+    rows = [
+        {"group": group, "prompt": f"user\nAsk {group}?\nassistant\n", "response": text, "score": score}
+        | {"finish_reason": "stop", "versions": [0], "response_ids": [7]}
+        for group, text, score in ((0, "[bold]meek", 0.25), (1, "loud", float("nan")), (1, "louder", 1.5))
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "step-00000001.parquet")
+    assert triptych(monkeypatch, "runs", "samples", "done", "--runs", str(runs), "--groups", "1") == 0
+    shown = capsys.readouterr().out
+    assert "done, ppo, step 1: 2 prompts, 1 of them with equal scores" in shown
+    assert "best, mean 0.25: Ask 0?" in shown
+    assert "[bold]meek" in shown
+    assert triptych(monkeypatch, "runs", "samples", "done", "--runs", str(runs), "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [answer["score"] for answer in found["groups"][1]["answers"]] == [1.5, None]
 
 
 def test_report(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

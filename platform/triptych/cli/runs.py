@@ -9,6 +9,7 @@ from triptych.cli.address import Address, addressed, given, reach
 from triptych.cli.on_cluster import on_cluster, remote_output
 from triptych.cli.registry import AsJson
 from triptych.cli.run import print_run
+from triptych.cli.samples import print_samples
 from triptych.cli.submission import outcome
 from triptych.cli.sweep import print_sweep
 from triptych.errors import UserError
@@ -140,6 +141,28 @@ def show(name: RunName, runs: Runs = "runs", as_json: AsJson = False) -> None:
             planned.add_row(stage.name, *figure.cells())
     if planned.row_count:
         Console().print(planned)
+
+
+@app.command()
+@on_cluster
+def samples(
+    name: RunName,
+    runs: Runs = "runs",
+    stage: Annotated[str | None, typer.Option(help="Stage, where several sample.")] = None,
+    step: Annotated[int | None, typer.Option(help="Step, counted from 1; the last one by default.")] = None,
+    groups: Annotated[int, typer.Option(min=1, help="Prompts to show from either end.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Sampled answers of a step of reinforcement learning: the prompts that scored best and worst, answer by answer."""
+    from triptych.observe.rollouts import read_groups, sampling_stage
+    from triptych.observe.runs import find_run
+
+    found = sampling_stage(find_run(runs, name), stage)
+    number, all_groups = read_groups(found, step)
+    if as_json:
+        typer.echo(json.dumps({"step": number, "groups": [group.as_dict() for group in all_groups]}))
+        return
+    print_samples(f"{name}, {found.name}, step {number}", all_groups, groups)
 
 
 @app.command()
