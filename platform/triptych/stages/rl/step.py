@@ -1,10 +1,12 @@
 """One step of reinforcement learning, whatever the algorithm."""
 
 import math
+from typing import Literal
 
 from triptych.algorithms.base import Credit, Scored
 from triptych.data.batches import epoch_order
 from triptych.data.encode import PromptExample
+from triptych.objectives.policy import importance_metrics
 from triptych.recipe import POLICY
 from triptych.stages.recorder import memory
 from triptych.stages.rl.finite import check_passes, check_scores
@@ -48,8 +50,8 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
     updates = update(worker, step, samples, credit)
     clock.lap("update")
 
-    # 6. New weights in the engines, and the next step's coefficient.
-    if worker.kl is not None and scored.kl is not None and math.isfinite(scored.kl):
+    # 6. New weights in the engines, and the next step's coefficient, which waits for a policy that learns.
+    if worker.kl is not None and worker.learns(step) and scored.kl is not None and math.isfinite(scored.kl):
         worker.kl.update(scored.kl, len(samples.records))
     synced = sync_policy(worker, step, before_update)
     clock.lap("sync")
@@ -57,7 +59,7 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
     # 7. A record of the answers.
     if worker.learner.group.rank == 0:
         write_rollouts(worker, step, samples, scores)
-    metrics = answer_metrics(scored, kl_coef)
+    metrics = answer_metrics(scored, kl_coef) | importance(scored, credit, worker.stage.importance.level)
     clock.lap("record")
     seconds = {f"seconds_{phase}": taken for phase, taken in clock.seconds.items()}
     return metrics | memory(worker.learner) | updates | synced | seconds
@@ -76,18 +78,17 @@ def prompts_of(worker: RlWorker, step: int) -> list[PromptExample]:
 def update(worker: RlWorker, step: int, samples: Samples, credit: Credit) -> dict[str, float]:
     """The optimiser steps on one batch of samples: a fresh order each epoch, every sample once an epoch."""
     batch, learner, count = worker.stage.train.batch, worker.learner, len(samples.records)
-    totals: dict[str, float] = {}
+    found: dict[str, list[float]] = {}
     for epoch in range(batch.epochs):
         order = epoch_order(count, worker.ctx.recipe.seed, (step - 1) * batch.epochs + epoch)
         for part in range(batch.minibatches):
             rows = order[part * count // batch.minibatches : (part + 1) * count // batch.minibatches]
             batches = [micro for _, micro in samples.micro_batches(learner, rows, credit.columns())]
-            for objective in worker.objectives:
+            for objective in worker.updates(step):
                 before = "" if objective.role == POLICY else "value_"
                 for name, number in learner.step(objective, batches).metrics.items():
-                    share = number / (batch.epochs * batch.minibatches)
-                    totals[before + name] = totals.get(before + name, 0.0) + share
-    return totals
+                    found.setdefault(before + name, []).append(number)
+    return {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
 
 
 def answer_metrics(scored: Scored, kl_coef: float) -> dict[str, float]:
@@ -104,4 +105,15 @@ def answer_metrics(scored: Scored, kl_coef: float) -> dict[str, float]:
         "logprob_gap": gap.mean().item(),
         "logprob_gap_max": gap.max().item(),
         "tokens": float(mask.sum()),
+    }
+
+
+def importance(scored: Scored, credit: Credit, level: Literal["token", "sequence"]) -> dict[str, float]:
+    """Share of tokens whose importance weight a bound changed, and the effective sample size as a share of tokens."""
+    sums = importance_metrics(scored.old, scored.rollout, credit.weights, scored.mask, level)
+    found = {name: value.item() for name, value in sums.items()}
+    count, squares = float(scored.mask.sum()), found["weight_sq"]
+    return {
+        "importance_bounded": found["bounded"] / count,
+        "importance_ess": found["weight"] ** 2 / (count * squares) if squares else 0.0,
     }
