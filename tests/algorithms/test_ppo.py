@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 import torch
 
-from triptych.algorithms.base import Credit, Scored
-from triptych.algorithms.ppo import ProximalPolicyOptimization
+from triptych.algorithms.base import Algorithm, Credit, Scored
+from triptych.algorithms.table import algorithm_of
 from triptych.recipe import Rl
 
 HALF = torch.tensor(0.5).log().item()
 
 
-def _ppo(**terms: Any) -> ProximalPolicyOptimization:
+def _ppo(**terms: Any) -> Algorithm:
     stage = {
         "kind": "rl",
         "policy": "sft@1",
@@ -20,7 +20,7 @@ def _ppo(**terms: Any) -> ProximalPolicyOptimization:
         "data": {"train": {"path": "prompts.jsonl"}},
         "train": {"steps": 1},
     }
-    return ProximalPolicyOptimization(Rl.model_validate(stage | terms))
+    return algorithm_of(Rl.model_validate(stage | terms))
 
 
 def _scored(**fields: Any) -> Scored:

@@ -70,6 +70,18 @@ def test_a_change_since_the_version_before_is_named(tmp_path: Path) -> None:
         remember(context(tmp_path, "stages.ppo.ppo.clip=0.3"), DIGESTS, PARENTS)
 
 
+def test_a_stage_begun_before_a_field_was_there_goes_on_with_its_default(tmp_path: Path) -> None:
+    remember(context(tmp_path), DIGESTS, PARENTS)
+    state = tmp_path / "reviews" / "stages" / "ppo" / "state.json"
+    inputs = json.loads(state.read_bytes())
+    del inputs["stage"]["kl"]["placement"], inputs["stage"]["importance"]["floor"], inputs["stage"]["algorithm"]["name"]
+    del inputs["stage"]["algorithm"]["aggregation"], inputs["stage"]["algorithm"]["critic"]["updates"]
+    state.write_text(json.dumps(inputs))
+    remember(context(tmp_path), DIGESTS, PARENTS)
+    with pytest.raises(UserError, match=r"\(stage\.algorithm\.aggregation: 'token' -> 'constant'\)"):
+        remember(context(tmp_path, "stages.ppo.algorithm.aggregation=constant"), DIGESTS, PARENTS)
+
+
 def test_fields_without_effect_may_change(tmp_path: Path) -> None:
     remember(context(tmp_path), DIGESTS, PARENTS)
     changes = ("workers.count=3", "checkpoint_every=9", "register_as=other", "micro_tokens=64")

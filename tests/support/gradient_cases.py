@@ -9,16 +9,18 @@ import torch
 from torch import Tensor
 
 from tests.support.families import tiny
-from triptych.algorithms.ppo import ProximalPolicyOptimization
+from triptych.algorithms.base import Algorithm
+from triptych.algorithms.table import algorithm_of
 from triptych.forward.roles import RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead
+from triptych.objectives.aggregation import Aggregation
 from triptych.recipe import Full, Lora, Optimizer, Rl
 from triptych.train.batch import Batch, language_batch, pair_batch, sample_batch
 from triptych.train.learner import Learner, Objective
 from triptych.train.tasks.language import LanguageModeling
 from triptych.train.tasks.reward import PairwiseReward
-from triptych.train.tasks.rl import PolicyUpdate, ValueUpdate
+from triptych.train.tasks.rl import KlLoss, PolicyUpdate, ValueUpdate
 
 PAD = 0
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -89,7 +91,7 @@ def rows(count: int = 8) -> list[tuple[list[int], list[int]]]:
 
 def columns(count: int, dtype: torch.dtype) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(2)
-    names = ("old_logprobs", "advantages", "old_values", "returns")
+    names = ("old_logprobs", "advantages", "old_values", "returns", "reference")
     made = {name: torch.randn(count, 9, generator=generator).to(dtype) for name in names}
     return made | {"weights": torch.rand(count, 9, generator=generator).to(dtype) + 0.5}
 
@@ -112,24 +114,34 @@ def samples(indexes: list[int], dtype: torch.dtype) -> Batch:
     return batch | {name: column[indexes] for name, column in columns(8, dtype).items()}
 
 
-PPO = ProximalPolicyOptimization(
-    Rl.model_validate(
-        {
-            "kind": "rl",
-            "policy": "sft@1",
-            "rewards": [{"stage": "reward@1"}],
-            "data": {"train": {"path": "prompts.jsonl"}},
-            "train": {"steps": 1},
-            "algorithm": {"clip": 0.2, "value_clip": 0.2},
-        }
-    )
-)
+def algorithm(name: str, **settings: Any) -> Algorithm:
+    """An algorithm with the settings of its own that are given."""
+    stage = {
+        "kind": "rl",
+        "policy": "sft@1",
+        "rewards": [{"stage": "reward@1"}],
+        "data": {"train": {"path": "prompts.jsonl"}},
+        "train": {"steps": 1},
+        "algorithm": {"name": name, **settings},
+    }
+    return algorithm_of(Rl.model_validate(stage))
+
+
+PPO = algorithm("ppo", clip=0.2, value_clip=0.2)
+assert PPO.value_loss is not None
 
 CASES: dict[str, tuple[Objective, Callable[[list[int], torch.dtype], Batch]]] = {
     "language": (LanguageModeling("policy"), language),
     "pairs": (PairwiseReward("critic"), pairs),
     "policy": (PolicyUpdate("policy", PPO.policy_loss, 0.7), samples),
     "value": (ValueUpdate("critic", PPO.value_loss), samples),
+    "policy, a mean of answers, with KL": (
+        PolicyUpdate("policy", PPO.policy_loss, 0.7, Aggregation("sequence", 9), KlLoss(0.3, "k2")),
+        samples,
+    ),
+    "policy, over a constant": (PolicyUpdate("policy", PPO.policy_loss, 0.7, Aggregation("constant", 9)), samples),
+    "gspo": (PolicyUpdate("policy", algorithm("gspo", clip=0.2).policy_loss, 0.7, Aggregation("sequence", 9)), samples),
+    "cispo": (PolicyUpdate("policy", algorithm("cispo").policy_loss, 0.7), samples),
 }
 
 

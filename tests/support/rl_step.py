@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.support.fake_pool import FakePool
 from tests.support.gradient_cases import PAD, in_float64, make_model
 from triptych.algorithms.base import Scored
-from triptych.algorithms.base import token_rewards as rewards_of_tokens
+from triptych.algorithms.credit import token_rewards as rewards_of_tokens
 from triptych.data.encode import PromptExample
 from triptych.engines.base import RolloutRecord, SampleRequest
 from triptych.forward.roles import RoleModel
@@ -29,7 +29,7 @@ from triptych.stages.rl.evaluation import evaluate
 from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.step import prompts_of, rl_step, update
 from triptych.stages.rl.sync import first_sync
-from triptych.stages.rl.worker import RlWorker, add_roles, request, resume, save
+from triptych.stages.rl.worker import RlWorker, add_roles, optimizer_steps, optimizers_of, request, resume, save
 from triptych.train.checkpoint import Writer
 from triptych.train.learner import Learner
 
@@ -52,6 +52,7 @@ __all__ = [
     "rl_step",
     "samples_of",
     "save",
+    "steps_of_each",
     "token_rewards",
     "train",
     "update",
@@ -74,11 +75,11 @@ def make_run(
     ctx = replace(ctx, stage=stage)
     policy, reward = _adapters(folder)
     model = RoleModel(load_causal_lm(folder, dtype))
-    reward_roles = add_roles(model, policy, reward)
+    critic = stage.algorithm.value_model is not None
+    reward_roles = add_roles(model, policy, reward, reference=stage.needs_reference, critic=critic)
     if dtype == torch.float64:
         in_float64(model)
-    optimizers = {POLICY: stage.train.optimizer, CRITIC: stage.algorithm.critic.optimizer}
-    learner = Learner(model, optimizers, dict.fromkeys(optimizers, 100), strategy=stage.train.workers.strategy)
+    learner = Learner(model, optimizers_of(stage), optimizer_steps(stage), strategy=stage.train.workers.strategy)
     kl = stage.kl
     return RlWorker(
         ctx=ctx,
@@ -160,6 +161,18 @@ def train(folder: Path, home: Path, strategy: str, dtype: torch.dtype) -> Traine
     first_sync(again, resume(again))
     metrics.append(rl_step(again, 2))
     return Trained(list(map(comparable, metrics)), pool_of(run).records + pool_of(again).records)
+
+
+def steps_of_each(
+    folder: Path, home: Path, strategy: str, terms: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, float]]:
+    """Metrics of the first step, of two minibatches, under each of the terms."""
+    found = {}
+    for name, settings in terms.items():
+        run = make_run(folder, home / name, strategy=strategy, minibatches=2, **settings)
+        first_sync(run, 0)
+        found[name] = comparable(rl_step(run, 1))
+    return found
 
 
 def comparable(metrics: dict[str, float]) -> dict[str, float]:

@@ -2,14 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import ClassVar, Protocol
+from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from triptych.objectives.kl import kl_penalty
 from triptych.objectives.masking import LossParts
-from triptych.recipe.rl import Rl
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Scored:
     entropy: Tensor
     """[N, R] entropies of the policy, in nats."""
     reference: Tensor | None = None
-    """[N, R] log-probabilities of the reference, where the algorithm needs them."""
+    """[N, R] log-probabilities of the reference, where there is one."""
     values: Tensor | None = None
     """[N, R] the critic's values, where the algorithm has one."""
 
@@ -56,6 +53,8 @@ class Credit:
     """Values of the critic before the update."""
     returns: Tensor | None = None
     """Targets of the critic."""
+    reference: Tensor | None = None
+    """Log-probabilities of the reference, where the policy's loss has a KL penalty."""
 
     def columns(self) -> dict[str, Tensor]:
         """Column of a micro-batch -> values."""
@@ -76,28 +75,12 @@ Loss = Callable[[Tensor, Tensor, Credit], LossParts]
 class Algorithm(Protocol):
     """How credit is assigned, and which losses are minimised."""
 
-    needs_reference: ClassVar[bool]
-    """Whether `Scored.reference` is computed."""
-
     def credit(self, scored: Scored, kl_coef: float) -> Credit:
         """From the answers of a step; `kl_coef`: weight of the KL penalty at this step."""
 
     def policy_loss(self, logprobs: Tensor, mask: Tensor, credit: Credit) -> LossParts:
-        """Of the policy's log-probabilities [B, R]."""
+        """Of the policy's log-probabilities [B, R]; the KL penalty is not its business."""
 
     @property
     def value_loss(self) -> Loss | None:
         """Of the critic's values [B, R]; None for an algorithm without a critic."""
-
-
-def token_rewards(scored: Scored, stage: Rl, kl_coef: float) -> Tensor:
-    """[N, R]: minus the KL penalty at every answer token, plus the score, once, at its last.
-
-    Ziegler et al. 2019 (arXiv 1909.08593), equation 2. An answer that was cut by its length loses a fixed amount.
-    """
-    assert scored.reference is not None
-    penalty = kl_penalty(scored.old, scored.reference, kind=stage.kl.kind)
-    rewards = torch.where(scored.mask, -kl_coef * penalty, 0.0)
-    final = scored.scores.clamp(-stage.reward_clip, stage.reward_clip) - stage.missing_eos_penalty * scored.truncated
-    last = scored.mask.sum(dim=1) - 1
-    return rewards.index_put((torch.arange(len(last)), last), final.to(rewards.dtype), accumulate=True)

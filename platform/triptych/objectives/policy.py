@@ -1,4 +1,4 @@
-"""PPO's losses, and the correction for samples of an engine that computes a little differently."""
+"""Losses of policy and critic, and the correction for samples of an engine that computes a little differently."""
 
 from typing import Literal
 
@@ -58,6 +58,58 @@ def ppo_policy_loss(
     return per_token.sum(), count_of(mask), metrics
 
 
+def gspo_policy_loss(
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: tuple[float, float],
+    dual_clip: float | None = None,
+    weights: Tensor | None = None,
+) -> LossParts:
+    """Clipped surrogate of an answer's ratio (Zheng et al. 2025, arXiv 2507.18071, eq. 5 and 7), at each of its tokens.
+
+    The ratio is the geometric mean of the tokens' ratios; averaged over an answer's tokens the result is the paper's.
+    Arguments, results and metrics are those of `ppo_policy_loss`, with this ratio in place of a token's own.
+    """
+    mean, old_mean = _row_mean(logp, mask), _row_mean(old_logp.detach(), mask)
+    return ppo_policy_loss(mean, old_mean, advantages, mask, clip, dual_clip, weights)
+
+
+def cispo_policy_loss(
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip: tuple[float, float],
+    weights: Tensor | None = None,
+) -> LossParts:
+    """REINFORCE with clipped, detached ratios as weights (MiniMax-M1, arXiv 2506.13585, eq. 4 and 5).
+
+    Arguments and results are those of `ppo_policy_loss`; `clipped` counts tokens whose ratio was clipped, and whose
+    gradient stays.
+    """
+    logp = keep(logp, mask)
+    log_ratio = keep(logp.detach() - widen(old_logp.detach()), mask).clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+    ratio = log_ratio.exp()
+    bounded = ratio.clamp(1.0 - clip[0], 1.0 + clip[1])
+    per_token = -bounded * keep(advantages.detach(), mask) * logp
+    if weights is not None:
+        per_token = per_token * keep(weights.detach(), mask)
+    metrics = {
+        "ratio": keep(ratio, mask).sum(),
+        "approx_kl": (ratio - 1.0 - log_ratio).sum(),
+        "clipped": keep(bounded != ratio, mask).sum().to(ratio.dtype),
+    }
+    return per_token.sum(), count_of(mask), metrics
+
+
+def _row_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the valid tokens of each row, at each of them: `[batch, time]`."""
+    mean = keep(x, mask).sum(dim=-1, keepdim=True) / mask.bool().sum(dim=-1, keepdim=True).clamp(min=1)
+    return mean.expand(mask.shape)
+
+
 def ppo_value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float | None = None
 ) -> LossParts:
@@ -102,28 +154,40 @@ def importance_weights(
     Returns:
         `[batch, time]`: in [0, cap], or in [floor, cap] and 0; 0 where the mask is 0.
     """
-    log_ratio = keep(widen(old_logp) - widen(rollout_logp), mask)
-    if level == "sequence":
-        log_ratio = log_ratio.sum(dim=-1, keepdim=True).expand_as(log_ratio)
-    elif level != "token":
-        raise ValueError(f"unknown level {level!r}: token or sequence")
-    raw = log_ratio.exp()
+    raw = _log_weights(old_logp, rollout_logp, mask, level).exp()
     bounded = raw.clamp(max=cap) if floor is None else torch.where((raw >= floor) & (raw <= cap), raw, 0.0)
     return keep(bounded, mask)
 
 
 @torch.no_grad()
-def importance_metrics(old_logp: Tensor, rollout_logp: Tensor, weights: Tensor, mask: Tensor) -> dict[str, Tensor]:
+def importance_metrics(
+    old_logp: Tensor,
+    rollout_logp: Tensor,
+    weights: Tensor,
+    mask: Tensor,
+    level: Literal["token", "sequence"] = "token",
+) -> dict[str, Tensor]:
     """Sums over valid tokens of what to watch: the gap of the two log-probabilities and what the bounds changed.
 
     `logprob_gap` is the sum of |old - rollout|; `weight` and `weight_sq` give the effective sample size as
-    weight^2 / (n * weight_sq); `bounded` counts tokens whose weight is not their own ratio.
+    weight^2 / (n * weight_sq); `bounded` counts tokens whose weight is not the ratio at `level`.
     """
-    log_ratio, weights = keep(widen(old_logp) - widen(rollout_logp), mask), keep(weights, mask)
-    own = torch.isclose(weights, log_ratio.exp(), rtol=1e-5, atol=0.0) | ~mask.bool()
+    gap, weights = keep(widen(old_logp) - widen(rollout_logp), mask).abs(), keep(weights, mask)
+    raw = _log_weights(old_logp, rollout_logp, mask, level).exp()
+    own = torch.isclose(weights, raw, rtol=1e-5, atol=0.0) | ~mask.bool()
     return {
-        "logprob_gap": log_ratio.abs().sum(),
+        "logprob_gap": gap.sum(),
         "weight": weights.sum(),
         "weight_sq": weights.square().sum(),
         "bounded": (~own).sum().to(weights.dtype),
     }
+
+
+def _log_weights(old_logp: Tensor, rollout_logp: Tensor, mask: Tensor, level: str) -> Tensor:
+    """Log of each token's ratio, or of the product over its row, `[batch, time]`."""
+    log_ratio = keep(widen(old_logp) - widen(rollout_logp), mask)
+    if level == "sequence":
+        return log_ratio.sum(dim=-1, keepdim=True).expand_as(log_ratio)
+    if level != "token":
+        raise ValueError(f"unknown level {level!r}: token or sequence")
+    return log_ratio

@@ -200,7 +200,7 @@ def _sampled_step(
         micro = read if role.head else written
         scored += computed.forward(micro)
         if role.trained:
-            updated += computed.passes(micro) + computed.update() * sampling.minibatches
+            updated += (computed.passes(micro) + computed.update() * sampling.minibatches) * role.updates
     return Speed(answers, workers.seconds(scored + updated * sampling.epochs), sampling=answers / rate)
 
 

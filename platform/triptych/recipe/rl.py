@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
-from triptych.recipe.algorithm import Importance, Kl, Ppo
+from triptych.recipe.algorithm import SETTINGS, AlgorithmSettings, Importance, Kl, Ppo
 from triptych.recipe.base import Closed, Count, NoEffect
 from triptych.recipe.errors import Fault
 from triptych.recipe.method import Method, names_of
@@ -94,7 +94,7 @@ class Rl(TrainedStage):
     kind: Literal["rl"]
     policy: str
     """The SFT stage, or a registered adapter version, that the policy starts from and is held to."""
-    algorithm: Ppo = Ppo()
+    algorithm: AlgorithmSettings = Ppo()
     """Algorithm: credit assignment and objectives."""
     rewards: tuple[ModelReward, ...] = Field(min_length=1, max_length=1)
     """Scores of an answer."""
@@ -105,7 +105,7 @@ class Rl(TrainedStage):
     train: RlTraining
     """Steps, policy's optimizer, batches, memory, workers, checkpoints and evaluations."""
     kl: Kl = Kl()
-    """Penalty for leaving the reference."""
+    """Penalty for leaving the reference; `kl.coef: 0`: there is none."""
     importance: Importance = Importance()
     """Correction for what engines and learner compute differently."""
     reward_clip: float = Field(10.0, gt=0)
@@ -116,6 +116,20 @@ class Rl(TrainedStage):
     """Settings for the sampling of held-out answers."""
     judge: Literal["vader"] | None = None
     """A score that training never sees, measured on the held-out answers."""
+
+    @field_validator("kl")
+    @classmethod
+    def _kl_of_the_algorithm(cls, kl: Kl, info: ValidationInfo) -> Kl:
+        """Put the penalty where the algorithm has it, as far as the recipe does not say."""
+        settings, given = info.data.get("algorithm"), kl.model_fields_set
+        placement = kl.placement if "placement" in given or settings is None else settings.kl_placement
+        kind = "k3" if placement == "loss" and "kind" not in given else kl.kind
+        return kl.model_copy(update={"placement": placement, "kind": kind})
+
+    @property
+    def needs_reference(self) -> bool:
+        """True if there is a penalty for leaving the reference: nothing else asks for its log-probabilities."""
+        return self.kl.coef > 0
 
     @property
     def reward(self) -> str:
@@ -157,16 +171,16 @@ class Rl(TrainedStage):
         return method_of(stages, self.policy)
 
     def roles(self, stages: Mapping[str, StageBase]) -> tuple[RoleSpec, ...]:
-        """Policy and its frozen reference; critic, a trainable copy of the frozen reward model."""
+        """Policy; its frozen reference, if the KL counts; reward model; critic, if any: a trainable copy of it."""
         policy, reward = method_of(stages, self.policy), method_of(stages, self.reward)
-        scoring = stages.get(self.reward)
+        scoring, critic = stages.get(self.reward), self.algorithm.value_model
         members = len(scoring.roles(stages)) if scoring is not None else 1
-        return (
-            RoleSpec(POLICY, policy, self.train.optimizer, ("train", "optimizer"), logits=True),
-            RoleSpec(REFERENCE, policy, None),
-            RoleSpec(CRITIC, reward, self.algorithm.critic.optimizer, _CRITIC_OPTIMIZER, _SCALAR),
-            RoleSpec(REWARD, reward, None, head=_SCALAR, copies=members),
-        )
+        found = [RoleSpec(POLICY, policy, self.train.optimizer, ("train", "optimizer"), logits=True)]
+        if self.needs_reference:
+            found.append(RoleSpec(REFERENCE, policy, None))
+        if critic is not None:
+            found.append(RoleSpec(CRITIC, reward, critic.optimizer, _CRITIC_OPTIMIZER, _SCALAR, updates=critic.updates))
+        return (*found, RoleSpec(REWARD, reward, None, head=_SCALAR, copies=members))
 
     def shape(self) -> WorkShape:
         """Amounts of an optimiser step; a row is a sample."""
@@ -195,11 +209,13 @@ class Rl(TrainedStage):
     def faults(self, stages: Mapping[str, StageBase]) -> Iterator[Fault]:
         """A policy that engines cannot run, amounts that do not fit a step, optimizers whose ratios mean nothing."""
         yield from self._amount_faults()
+        yield from self._kl_faults()
+        yield from self._group_faults()
         for role in self.trained_roles(stages):
             if role.optimizer is not None and role.optimizer.name == "adamw_schedule_free":
                 yield Fault(
                     (*role.optimizer_field, "name"),
-                    "adamw_schedule_free samples at one point and takes gradients at another, and PPO's ratios compare "
+                    "adamw_schedule_free samples at one point and takes gradients at another, and the ratios compare "
                     "the two; allowed: adamw, adamw_8bit, sgd, lion, muon",
                 )
 
@@ -213,12 +229,47 @@ class Rl(TrainedStage):
                 ("train", "batch", "minibatches"),
                 f"{minibatches}, and a step has {samples} samples; allowed: up to {samples}",
             )
+        critic = self.algorithm.value_model
+        if critic is not None and critic.warmup_steps >= self.train.steps:
+            yield Fault(
+                ("algorithm", "critic", "warmup_steps"),
+                f"{critic.warmup_steps}, and the stage has {self.train.steps} steps, in one of which the policy must "
+                f"learn; allowed: less than {self.train.steps}",
+            )
+
+    def _kl_faults(self) -> Iterator[Fault]:
+        """A penalty without a gradient, or with a coefficient that could not move or could change its sign."""
+        if self.kl.placement == "loss" and self.kl.kind == "k1" and self.needs_reference:
+            yield Fault(
+                ("kl", "kind"),
+                "k1 in the loss, where its gradient is 0 on average and holds the policy to nothing; allowed: k2 or "
+                "k3, or k1 with `kl.placement: reward`",
+            )
+        if self.kl.target is not None and not self.needs_reference:
+            yield Fault(("kl", "coef"), "0, which no target moves; allowed: more than 0, or no `kl.target`")
+        samples = self.rollout.prompts_per_step * self.rollout.samples_per_prompt
         least = samples * LARGEST_ERROR
         if self.kl.target is not None and self.kl.horizon <= least:
             yield Fault(
                 ("kl", "horizon"),
                 f"{self.kl.horizon:g}, and a step of {samples} samples could take the coefficient to zero or below; "
                 f"allowed: more than {least:g}",
+            )
+
+    def _group_faults(self) -> Iterator[Fault]:
+        """Groups that have nothing to compare, or in which equal scores are no sign of equal rewards."""
+        if self.algorithm.grouped and self.rollout.samples_per_prompt < 2:
+            without = ", ".join(name for name, settings in SETTINGS.items() if not settings.grouped)
+            yield Fault(
+                ("rollout", "samples_per_prompt"),
+                f"1, and {self.algorithm.name} compares the answers to one prompt with each other; allowed: at least "
+                f"2, or `algorithm.name` {without}",
+            )
+        if self.algorithm.more_rounds is not None and self.needs_reference and self.kl.placement == "reward":
+            yield Fault(
+                ("algorithm", "dynamic_sampling"),
+                "leaves out answers of equal scores, and with the KL in their rewards they differ; allowed: with "
+                "`kl.placement: loss` or `kl.coef: 0`, or no dynamic_sampling",
             )
 
     def refusal(self, field: Path, known: Known) -> Fault | None:

@@ -92,6 +92,8 @@ class RoleSpec:
     """True if its loss needs logits over the vocabulary."""
     copies: int = 1
     """Members of an ensemble that work as this one role."""
+    updates: int = 1
+    """Optimiser steps of a trained role for each one of the first."""
 
     @property
     def trained(self) -> bool:

@@ -16,17 +16,16 @@ from triptych.stages.rl.worker import RlWorker
 def evaluate(worker: RlWorker, label: str) -> dict[str, float]:
     """Sample every held-out prompt, always with the same seeds; `heldout_*` metrics back, answers written.
 
-    `heldout_kl` is that of the policies that the evaluation samples from: both at its temperature.
+    `heldout_kl`, where there is a reference, is that of the policies that the evaluation samples from: both at its
+    temperature.
     """
     stage = worker.stage
     samples = worker.sample(worker.heldout, "heldout", stage.evaluation)
     scores = worker.scores(samples)
-    logprobs = worker.logprobs(samples, POLICY)
-    reference = worker.logprobs(samples, REFERENCE)
     answers = worker.texts([record.response_ids for record in samples.records])
     metrics = {
         **moments("heldout_reward", scores),
-        "heldout_kl": (logprobs - reference).sum(dim=1).mean().item(),
+        **_kl(worker, samples),
         "heldout_length": samples.mask.sum(dim=1).float().mean().item(),
         "heldout_truncated": samples.truncated.float().mean().item(),
         "heldout_distinct2": distinct_n(answers),
@@ -38,6 +37,14 @@ def evaluate(worker: RlWorker, label: str) -> dict[str, float]:
         _write_answers(worker, label, samples, scores, answers, judged)
         storage.write_bytes(_evaluation(worker.ctx, label), json.dumps(plain(metrics)).encode())
     return metrics
+
+
+def _kl(worker: RlWorker, samples: Samples) -> dict[str, float]:
+    """KL to the reference, nats an answer; nothing where there is no reference."""
+    if not worker.stage.needs_reference:
+        return {}
+    gap = worker.logprobs(samples, POLICY) - worker.logprobs(samples, REFERENCE)
+    return {"heldout_kl": gap.sum(dim=1).mean().item()}
 
 
 def _write_answers(

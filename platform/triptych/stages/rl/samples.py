@@ -1,7 +1,7 @@
 """Sampled answers of one step, and what is computed of them: matrices [samples, answer tokens]."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -51,6 +51,20 @@ class Samples:
     def truncated(self) -> Tensor:
         """[N] bool: answers cut by their length."""
         return torch.tensor([record.finish_reason == "length" for record in self.records])
+
+    def joined(self, other: "Samples") -> "Samples":
+        """These answers, then the other ones, whose prompts are other prompts."""
+        groups = [len(self.prompts) + group for group in other.groups]
+        return replace(
+            self,
+            records=[*self.records, *other.records],
+            prompts=[*self.prompts, *other.prompts],
+            groups=[*self.groups, *groups],
+        )
+
+    def of_rows(self, rows: Sequence[int]) -> "Samples":
+        """Some of the answers, in the order of `rows`; each keeps its group."""
+        return replace(self, records=[self.records[row] for row in rows], groups=[self.groups[row] for row in rows])
 
     def answers(self, texts: Sequence[str]) -> list[Answer]:
         """The answers for rewards; `texts`: of the responses."""

@@ -1,13 +1,18 @@
 """One step of reinforcement learning, whatever the algorithm."""
 
 import math
+from typing import Literal
+
+from torch import Tensor
 
 from triptych.algorithms.base import Credit, Scored
 from triptych.data.batches import epoch_order
 from triptych.data.encode import PromptExample
+from triptych.objectives.policy import importance_metrics
 from triptych.recipe import POLICY
 from triptych.stages.recorder import memory
-from triptych.stages.rl.finite import check_passes, check_scores
+from triptych.stages.rl.dynamic import draw, learned_rows
+from triptych.stages.rl.finite import check_passes
 from triptych.stages.rl.rollout_log import write_rollouts
 from triptych.stages.rl.samples import Samples, moments
 from triptych.stages.rl.sync import PROBES, probe, sync_policy
@@ -23,14 +28,14 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
     """
     clock = Clock()
 
-    # 1. Answers of the engines, which run the weights of the step before.
-    samples = worker.sample(prompts_of(worker, step), f"{step - 1}", worker.stage.rollout.sampling)
-    clock.lap("sample")
+    # 1. Answers of the engines, which run the weights of the step before, and a score of each.
+    drawn, drawn_scores = draw(worker, step, prompts_of(worker, step), clock)
 
-    # 2. A score of each answer.
-    scores = worker.scores(samples)
-    check_scores(worker, samples, scores)
-    clock.lap("score")
+    # 2. Those that are learned from, if there are any.
+    rows = learned_rows(worker.stage, drawn, drawn_scores)
+    if not rows:
+        return recorded(worker, step, drawn, drawn_scores, 0) | memory(worker.learner) | seconds_of(clock)
+    samples, scores = drawn.of_rows(rows), drawn_scores[rows]
 
     # 3. Policy, and reference and critic where the algorithm needs them, look at the answers.
     scored = worker.forward_passes(samples, scores)
@@ -48,19 +53,22 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
     updates = update(worker, step, samples, credit)
     clock.lap("update")
 
-    # 6. New weights in the engines, and the next step's coefficient.
-    if worker.kl is not None and scored.kl is not None and math.isfinite(scored.kl):
+    # 6. New weights in the engines, and the next step's coefficient, which waits for a policy that learns.
+    if worker.kl is not None and worker.learns(step) and scored.kl is not None and math.isfinite(scored.kl):
         worker.kl.update(scored.kl, len(samples.records))
     synced = sync_policy(worker, step, before_update)
     clock.lap("sync")
 
     # 7. A record of the answers.
-    if worker.learner.group.rank == 0:
-        write_rollouts(worker, step, samples, scores)
-    metrics = answer_metrics(scored, kl_coef)
+    metrics = recorded(worker, step, drawn, drawn_scores, len(rows)) | answer_metrics(scored, kl_coef)
+    metrics |= importance(scored, credit, worker.stage.importance.level)
     clock.lap("record")
-    seconds = {f"seconds_{phase}": taken for phase, taken in clock.seconds.items()}
-    return metrics | memory(worker.learner) | updates | synced | seconds
+    return metrics | memory(worker.learner) | updates | synced | seconds_of(clock)
+
+
+def seconds_of(clock: Clock) -> dict[str, float]:
+    """Seconds of each phase of a step."""
+    return {f"seconds_{phase}": taken for phase, taken in clock.seconds.items()}
 
 
 def prompts_of(worker: RlWorker, step: int) -> list[PromptExample]:
@@ -76,32 +84,53 @@ def prompts_of(worker: RlWorker, step: int) -> list[PromptExample]:
 def update(worker: RlWorker, step: int, samples: Samples, credit: Credit) -> dict[str, float]:
     """The optimiser steps on one batch of samples: a fresh order each epoch, every sample once an epoch."""
     batch, learner, count = worker.stage.train.batch, worker.learner, len(samples.records)
-    totals: dict[str, float] = {}
+    parts = min(batch.minibatches, count)  # dynamic sampling may leave fewer answers than minibatches
+    found: dict[str, list[float]] = {}
     for epoch in range(batch.epochs):
         order = epoch_order(count, worker.ctx.recipe.seed, (step - 1) * batch.epochs + epoch)
-        for part in range(batch.minibatches):
-            rows = order[part * count // batch.minibatches : (part + 1) * count // batch.minibatches]
+        for part in range(parts):
+            rows = order[part * count // parts : (part + 1) * count // parts]
             batches = [micro for _, micro in samples.micro_batches(learner, rows, credit.columns())]
-            for objective in worker.objectives:
+            for objective in worker.updates(step):
                 before = "" if objective.role == POLICY else "value_"
                 for name, number in learner.step(objective, batches).metrics.items():
-                    share = number / (batch.epochs * batch.minibatches)
-                    totals[before + name] = totals.get(before + name, 0.0) + share
-    return totals
+                    found.setdefault(before + name, []).append(number)
+    return {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
+
+
+def recorded(worker: RlWorker, step: int, drawn: Samples, scores: Tensor, learned: int) -> dict[str, float]:
+    """Write down all answers of a step; metrics of them, of which `learned` are learned from."""
+    if worker.learner.group.rank == 0:
+        write_rollouts(worker, step, drawn, scores)
+    dynamic = worker.stage.algorithm.more_rounds is not None
+    return {
+        **moments("reward", scores),
+        "response_length": drawn.mask.sum(dim=1).float().mean().item(),
+        "truncated": drawn.truncated.float().mean().item(),
+        "tokens": float(drawn.mask.sum()),
+        **({"sampled": float(len(scores)), "without_spread": 1.0 - learned / len(scores)} if dynamic else {}),
+    }
 
 
 def answer_metrics(scored: Scored, kl_coef: float) -> dict[str, float]:
-    """Metrics of a step's answers; `kl`, and the coefficient that it was weighted with, where there is a reference."""
+    """Metrics of passes over a step's answers; `kl`, and the coefficient of its penalty, where there is a reference."""
     mask = scored.mask
     gap = (scored.old - scored.rollout).abs()[mask]
     kl = {} if scored.kl is None else {"kl": scored.kl, "kl_coef": kl_coef}
     return {
-        **moments("reward", scored.scores),
         **kl,
         "entropy": scored.entropy[mask].mean().item(),
-        "response_length": mask.sum(dim=1).float().mean().item(),
-        "truncated": scored.truncated.float().mean().item(),
         "logprob_gap": gap.mean().item(),
         "logprob_gap_max": gap.max().item(),
-        "tokens": float(mask.sum()),
+    }
+
+
+def importance(scored: Scored, credit: Credit, level: Literal["token", "sequence"]) -> dict[str, float]:
+    """Share of tokens whose importance weight a bound changed, and the effective sample size as a share of tokens."""
+    sums = importance_metrics(scored.old, scored.rollout, credit.weights, scored.mask, level)
+    found = {name: value.item() for name, value in sums.items()}
+    count, squares = float(scored.mask.sum()), found["weight_sq"]
+    return {
+        "importance_bounded": found["bounded"] / count,
+        "importance_ess": found["weight"] ** 2 / (count * squares) if squares else 0.0,
     }

@@ -21,7 +21,7 @@ from triptych.forward.roles import RoleModel
 from triptych.methods.merged import WeightChanges
 from triptych.models.adapter import Adapter, Normalization
 from triptych.objectives.kl import AdaptiveKL
-from triptych.recipe import CRITIC, POLICY, REFERENCE, REWARD, Method, Rl, Sampling, member_roles
+from triptych.recipe import CRITIC, POLICY, REFERENCE, REWARD, Method, Optimizer, Rl, Sampling, member_roles
 from triptych.rewards.table import REWARDS
 from triptych.rollout.pool import RolloutPool
 from triptych.stages.context import StageContext
@@ -64,10 +64,18 @@ class RlWorker:
     def algorithm(self) -> Algorithm:
         return algorithm_of(self.stage)
 
-    @property
-    def objectives(self) -> list[Objective]:
-        """The updates of the policy and of the critic."""
-        return objectives(self.stage, (POLICY, CRITIC))
+    def updates(self, step: int) -> list[Objective]:
+        """Optimiser steps on each minibatch of step `step`: of the policy, then of the critic, if there is one."""
+        found, critic = objectives(self.stage, (POLICY, CRITIC), self.kl_coef), self.stage.algorithm.value_model
+        if critic is None:
+            return found
+        policy, value = found
+        return [policy] * self.learns(step) + [value] * critic.updates
+
+    def learns(self, step: int) -> bool:
+        """True if the policy learns in step `step`, counted from 1."""
+        critic = self.stage.algorithm.value_model
+        return critic is None or step > critic.warmup_steps
 
     @property
     def kl_coef(self) -> float:
@@ -125,7 +133,7 @@ class RlWorker:
             rollout=samples.rollout_logprobs,
             old=old,
             entropy=entropy,
-            reference=self.logprobs(samples, REFERENCE) if self.algorithm.needs_reference else None,
+            reference=self.logprobs(samples, REFERENCE) if self.stage.needs_reference else None,
             values=samples.forward(self.learner, CRITIC, response_values) if needs_values else None,
         )
 
@@ -150,7 +158,7 @@ class RlWorker:
 
 
 def start(config: dict[str, Any]) -> RlWorker:
-    """The four roles on one base, and what surrounds them."""
+    """The roles of the stage on one base, and what surrounds them."""
     ctx: StageContext[Rl] = config["ctx"]
     stage = ctx.stage
     model = role_model(ctx, stage.train.memory, get_device())
@@ -158,15 +166,19 @@ def start(config: dict[str, Any]) -> RlWorker:
     initial: StoredAdapter = config.pop("policy")
     rewarding: StoredAdapter = config.pop("reward")
     policy = initial.adapter
-    reward_roles = add_roles(model, policy, rewarding.adapter)
-    updates = stage.train.steps * stage.train.batch.epochs * stage.train.batch.minibatches
-    optimizers = {POLICY: stage.train.optimizer, CRITIC: stage.algorithm.critic.optimizer}
+    reward_roles = add_roles(
+        model,
+        policy,
+        rewarding.adapter,
+        reference=stage.needs_reference,
+        critic=stage.algorithm.value_model is not None,
+    )
     kl = stage.kl
     workers = stage.train.workers
     learner = Learner(
         model,
-        optimizers,
-        dict.fromkeys(optimizers, updates),
+        optimizers_of(stage),
+        optimizer_steps(stage),
         strategy=workers.strategy,
         offload=workers.offload,
         max_bad_steps=stage.train.max_bad_steps,
@@ -185,19 +197,40 @@ def start(config: dict[str, Any]) -> RlWorker:
     )
 
 
-def add_roles(model: RoleModel, policy: Adapter, reward: Adapter) -> tuple[str, ...]:
+def optimizers_of(stage: Rl) -> dict[str, Optimizer]:
+    """Role that is trained -> settings of its optimizer."""
+    critic = stage.algorithm.value_model
+    return {POLICY: stage.train.optimizer} | ({} if critic is None else {CRITIC: critic.optimizer})
+
+
+def optimizer_steps(stage: Rl) -> dict[str, int]:
+    """Role that is trained -> its optimiser steps over the whole stage."""
+    each, critic = stage.train.batch.epochs * stage.train.batch.minibatches, stage.algorithm.value_model
+    if critic is None:
+        return {POLICY: stage.train.steps * each}
+    learning = stage.train.steps - critic.warmup_steps
+    return {POLICY: learning * each, CRITIC: stage.train.steps * each * critic.updates}
+
+
+def add_roles(
+    model: RoleModel, policy: Adapter, reward: Adapter, *, reference: bool = True, critic: bool = True
+) -> tuple[str, ...]:
     """Policy and reference from one adapter, reward and critic from the other; scores come out normalised.
 
     Each member of an ensemble has a role: they are returned, the first is REWARD. The critic is a copy of that one.
+    `reference`, `critic`: whether there shall be such a role.
     """
     normalization = reward.normalization
     if normalization is None:
         raise RunError("the reward model has no normalisation constants")
     model.add(POLICY, policy.method, trainable=True, weights=policy.weights)
-    model.add(REFERENCE, policy.method, trainable=False, weights=policy.weights)
+    if reference:
+        model.add(REFERENCE, policy.method, trainable=False, weights=policy.weights)
     roles = member_roles(REWARD, 1 + len(reward.others))
-    for role, member in [*zip(roles, (reward, *reward.others), strict=True), (CRITIC, reward)]:
-        add_scoring(model, role, member, normalization, trainable=role == CRITIC)
+    for role, member in zip(roles, (reward, *reward.others), strict=True):
+        add_scoring(model, role, member, normalization, trainable=False)
+    if critic:
+        add_scoring(model, CRITIC, reward, normalization, trainable=True)
     return roles
 
 

@@ -1,18 +1,37 @@
 """Objectives of reinforcement learning: an algorithm's losses of the policy and of the critic."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from triptych.algorithms.base import Credit, Loss
 from triptych.algorithms.table import algorithm_of
 from triptych.forward.roles import RoleModel
+from triptych.objectives.aggregation import TOKENS, Aggregation
+from triptych.objectives.kl import kl_penalty
+from triptych.objectives.masking import keep
 from triptych.recipe import Rl
 from triptych.train.batch import Batch, response_mask, sample_batch
 from triptych.train.learner import Metrics, Objective, Sums
 from triptych.train.tasks.forward import response_logprobs, response_values
 from triptych.train.tasks.task import Limits, Task
+
+
+@dataclass(frozen=True)
+class KlLoss:
+    """KL penalty in the policy's loss."""
+
+    coef: float
+    kind: Literal["k1", "k2", "k3"]
+
+    def of(self, logprobs: Tensor, reference: Tensor, shares: Tensor) -> Tensor:
+        """Sum over tokens, a scalar, from log-probabilities and each token's share in the sum; all [B, R]."""
+        read = shares > 0
+        penalty = kl_penalty(keep(logprobs, read), keep(reference, read), kind=self.kind)
+        return self.coef * (penalty * shares.to(penalty.dtype)).sum()
 
 
 @dataclass(frozen=True)
@@ -22,15 +41,25 @@ class PolicyUpdate:
     role: str
     compute: Loss
     temperature: float
+    aggregation: Aggregation = TOKENS
+    kl: KlLoss | None = None
 
     def denominators(self, batch: Batch) -> Sums:
-        return {"policy": batch["length"].sum()}
+        divisor = self.aggregation.divisor(batch["length"])
+        return {"policy": divisor} if self.kl is None else {"policy": divisor, "kl": divisor}
 
     def loss(self, model: RoleModel, batch: Batch) -> tuple[Sums, Metrics]:
-        mask = response_mask(batch["length"])
-        logprobs = response_logprobs(model, batch, self.temperature)
-        total, count, metrics = self.compute(logprobs, mask, Credit.of_columns(batch, mask.shape[1]))
-        return {"policy": total}, {"policy_loss": (total, count)} | {k: (v, count) for k, v in metrics.items()}
+        mask, divisor = response_mask(batch["length"]), self.aggregation.divisor(batch["length"])
+        logprobs, credit = response_logprobs(model, batch, self.temperature), Credit.of_columns(batch, mask.shape[1])
+        shares = self.aggregation.shares(mask)
+        weighted = replace(credit, weights=credit.weights * shares.to(credit.weights.dtype))
+        total, count, sums = self.compute(logprobs, mask, weighted)
+        parts, metrics = {"policy": total}, {name: (value, count) for name, value in sums.items()}
+        if self.kl is not None:
+            assert credit.reference is not None
+            parts["kl"] = self.kl.of(logprobs, credit.reference, shares)
+            metrics["kl_loss"] = (parts["kl"], divisor)
+        return parts, {"policy_loss": (total, divisor)} | metrics
 
 
 @dataclass(frozen=True)
@@ -50,13 +79,25 @@ class ValueUpdate:
         return {"value": total}, {"loss": (total, count)} | {k: (v, count) for k, v in metrics.items()}
 
 
-def objectives(stage: Rl, roles: Sequence[str]) -> list[Objective]:
-    """The updates of the algorithm; `roles`: the policy, and the critic where the algorithm has one."""
-    algorithm = algorithm_of(stage)
-    updates: list[Objective] = [PolicyUpdate(roles[0], algorithm.policy_loss, stage.rollout.sampling.temperature)]
+def objectives(stage: Rl, roles: Sequence[str], kl_coef: float | None = None) -> list[Objective]:
+    """The updates of the algorithm.
+
+    Args:
+        stage: the stage.
+        roles: the policy, and the critic where the algorithm has one.
+        kl_coef: coefficient of the KL penalty, as far as it stands in the loss; None: the recipe's.
+    """
+    algorithm, sampling = algorithm_of(stage), stage.rollout.sampling
+    aggregation = Aggregation(stage.algorithm.aggregation, sampling.max_new_tokens)
+    kl = KlLoss(stage.kl.coef if kl_coef is None else kl_coef, stage.kl.kind) if _kl_in_loss(stage) else None
+    updates: list[Objective] = [PolicyUpdate(roles[0], algorithm.policy_loss, sampling.temperature, aggregation, kl)]
     if algorithm.value_loss is not None:
         updates.append(ValueUpdate(roles[1], algorithm.value_loss))
     return updates
+
+
+def _kl_in_loss(stage: Rl) -> bool:
+    return stage.needs_reference and stage.kl.placement == "loss"
 
 
 def _full_batch(stage: Rl, limits: Limits) -> Batch:
@@ -65,8 +106,10 @@ def _full_batch(stage: Rl, limits: Limits) -> Batch:
     cuts = [min(prompt, len(row) - 1) for row in rows]
     prompts = [row[:cut] for row, cut in zip(rows, cuts, strict=True)]
     batch = sample_batch(prompts, [row[cut:] for row, cut in zip(rows, cuts, strict=True)], 0)
-    width = int(batch["length"].max())
-    return batch | {field.name: torch.zeros(len(rows), width) for field in fields(Credit)}
+    width, names = int(batch["length"].max()), {field.name for field in fields(Credit)}
+    read = names if _kl_in_loss(stage) else names - {"reference"}
+    return batch | {name: torch.zeros(len(rows), width) for name in sorted(read)}
 
 
 TASK = Task(objectives, _full_batch)
+"""Reinforcement learning of a policy: the driver, what a rank holds, and its step."""

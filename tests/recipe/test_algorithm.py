@@ -1,0 +1,118 @@
+"""Algorithms in a recipe: one is chosen by name, and what does not fit together is refused with the field to change."""
+
+from pathlib import Path
+
+import pytest
+
+from triptych.recipe import (
+    CRITIC,
+    POLICY,
+    REFERENCE,
+    REWARD,
+    RecipeError,
+    Rl,
+    dump_recipe,
+    load_recipe,
+    load_recipe_text,
+)
+
+
+def rl(path: Path, *overrides: str) -> Rl:
+    stage = load_recipe(path, [f"stages.ppo.{override}" for override in overrides]).stages["ppo"]
+    assert isinstance(stage, Rl)
+    return stage
+
+
+def test_an_algorithm_without_a_name_is_ppo(three_stages: Path) -> None:
+    stage = rl(three_stages, "algorithm.clip=0.3")
+    assert (stage.algorithm.name, stage.algorithm.bounds) == ("ppo", (0.3, 0.3))
+
+
+@pytest.mark.parametrize(
+    ("name", "placement", "kind"),
+    [
+        ("ppo", "reward", "k1"),
+        ("rloo", "reward", "k1"),
+        ("reinforce_pp", "reward", "k1"),
+        ("grpo", "loss", "k3"),
+        ("gspo", "loss", "k3"),
+        ("cispo", "loss", "k3"),
+    ],
+)
+def test_the_kl_stands_where_the_algorithm_has_it(three_stages: Path, name: str, placement: str, kind: str) -> None:
+    stage = rl(three_stages, f"algorithm.name={name}")
+    assert (stage.kl.placement, stage.kl.kind) == (placement, kind)
+    assert (stage.kl.coef, rl(three_stages, f"algorithm.name={name}", "kl.coef=0.2").kl.coef) == (0.05, 0.2)
+    assert rl(three_stages, f"algorithm.name={name}", "kl.placement=reward").kl.kind == "k1"
+    assert rl(three_stages, f"algorithm.name={name}", "kl.placement=loss", "kl.kind=k2").kl.kind == "k2"
+
+
+def test_a_written_recipe_keeps_what_the_algorithm_chose(three_stages: Path) -> None:
+    recipe = load_recipe(three_stages, ["stages.ppo.algorithm.name=grpo"])
+    assert load_recipe_text(dump_recipe(recipe), "dumped") == recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "roles"),
+    [
+        ([], [POLICY, REFERENCE, CRITIC, REWARD]),
+        (["kl.coef=0"], [POLICY, CRITIC, REWARD]),
+        (["algorithm.name=grpo"], [POLICY, REFERENCE, REWARD]),
+        (["algorithm.name=grpo", "kl.coef=0"], [POLICY, REWARD]),
+    ],
+)
+def test_roles_are_those_that_something_reads(three_stages: Path, overrides: list[str], roles: list[str]) -> None:
+    recipe = load_recipe(three_stages, [f"stages.ppo.{override}" for override in overrides])
+    assert [role.name for role in recipe.stages["ppo"].roles(recipe.stages)] == roles
+
+
+FAULTS = [
+    (
+        ["algorithm.name=grpoo"],
+        r'algorithm.name: cannot be "grpoo"; did you mean `grpo` or `rloo`\?; allowed: cispo, grpo, gspo, ppo, '
+        r"reinforce_pp, rloo",
+    ),
+    (["algorithm.name=grpo", "algorithm.gamma=0.9"], r"algorithm.gamma: unknown key"),
+    (
+        ["algorithm.name=grpo", "rollout.samples_per_prompt=1"],
+        r"rollout.samples_per_prompt: 1, and grpo compares the answers to one prompt with each other; allowed: "
+        r"at least 2, or `algorithm.name` ppo, reinforce_pp",
+    ),
+    (["algorithm.name=rloo", "rollout.samples_per_prompt=1"], r"rollout.samples_per_prompt: 1, and rloo compares"),
+    (
+        ["algorithm.name=grpo", "kl.kind=k1"],
+        r"kl.kind: k1 in the loss, where its gradient is 0 on average .*; allowed: k2 or k3, or k1 with",
+    ),
+    (["kl.placement=loss", "kl.kind=k1"], r"kl.kind: k1 in the loss"),
+    (["kl.coef=-0.1"], r"kl.coef: cannot be -0.1; allowed: a number >= 0"),
+    (["kl={coef: 0, target: 3.0}"], r"kl.coef: 0, which no target moves"),
+    (["importance.floor=3"], r"importance.*floor 3 with cap 2; allowed: a floor less than the cap"),
+    (["algorithm.dual_clip=1"], r"algorithm.dual_clip: cannot be 1; allowed: a number > 1 or null"),
+    (
+        ["algorithm.critic.warmup_steps=8"],
+        r"algorithm.critic.warmup_steps: 8, and the stage has 8 steps, .*; allowed: less than 8",
+    ),
+    (
+        ["algorithm={name: rloo, dynamic_sampling: 2}"],
+        r"algorithm.dynamic_sampling: leaves out answers of equal scores, .*; allowed: with `kl.placement: loss`",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), FAULTS)
+def test_what_does_not_fit_together_is_refused(three_stages: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=rf"stages\.ppo\.{message}"):
+        rl(three_stages, *overrides)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["algorithm={name: grpo, scale: false, aggregation: constant}", "kl.coef=0"],
+        ["algorithm={name: grpo, clip_high: 0.28, aggregation: token, dynamic_sampling: 10}", "kl.coef=0"],
+        ["algorithm={name: rloo, dynamic_sampling: 2}", "kl.placement=loss"],
+        ["algorithm.critic={updates: 2, warmup_steps: 4, lam: 1.0}", "rollout.samples_per_prompt=1"],
+    ],
+)
+def test_the_settings_of_papers_are_accepted(three_stages: Path, overrides: list[str]) -> None:
+    assert rl(three_stages, *overrides).kind == "rl"
