@@ -10,13 +10,13 @@ from triptych.recipe.base import Closed, Count, NoEffect
 from triptych.recipe.errors import Fault
 from triptych.recipe.method import Method, names_of
 from triptych.recipe.refusals import as_policy, is_lora, keeps_form
+from triptych.recipe.reward import LengthReward, ModelReward, RewardTerm, labels, role_of
 from triptych.recipe.rollout import Rollout, Sampling
 from triptych.recipe.spec import Path
 from triptych.recipe.stage import (
     CRITIC,
     POLICY,
     REFERENCE,
-    REWARD,
     HeadSpec,
     Known,
     Output,
@@ -35,15 +35,6 @@ LARGEST_ERROR = 0.2
 
 _SCALAR = HeadSpec(1, bias=True)
 _CRITIC_OPTIMIZER = ("algorithm", "critic", "optimizer")
-
-
-class ModelReward(Closed):
-    """Score of a reward model: the mean over its members, normalised."""
-
-    name: Literal["model"] = "model"
-    """Kind of the reward."""
-    stage: str
-    """The reward stage, or a registered reward model."""
 
 
 class Synchronous(Closed):
@@ -96,8 +87,8 @@ class Rl(TrainedStage):
     """The SFT stage, or a registered adapter version, that the policy starts from and is held to."""
     algorithm: Ppo = Ppo()
     """Algorithm: credit assignment and objectives."""
-    rewards: tuple[ModelReward, ...] = Field(min_length=1, max_length=1)
-    """Scores of an answer."""
+    rewards: tuple[RewardTerm, ...] = Field(min_length=1)
+    """Scores of an answer, of which the weighted sum is learned from."""
     schedule: Synchronous = Synchronous()
     """Schedule of sampling and learning."""
     rollout: Rollout = Rollout()
@@ -118,9 +109,9 @@ class Rl(TrainedStage):
     """A score that training never sees, measured on the held-out answers."""
 
     @property
-    def reward(self) -> str:
-        """The reward stage, or registered reward model, that scores answers."""
-        return self.rewards[0].stage
+    def reward_models(self) -> dict[int, str]:
+        """Number of a reward -> the reward stage, or registered reward model, that it is."""
+        return {number: one.stage for number, one in enumerate(self.rewards) if isinstance(one, ModelReward)}
 
     @property
     def output(self) -> Output:
@@ -138,11 +129,12 @@ class Rl(TrainedStage):
         return self.rollout.max_prompt_tokens
 
     def references(self) -> tuple[Reference, ...]:
-        """Data, policy and reward model."""
+        """Data, policy and reward models."""
+        models = self.reward_models.items()
         return (
             *super().references(),
             Reference(("policy",), self.policy, ("policy", "model")),
-            Reference(("rewards", 0, "stage"), self.reward, ("reward_model",)),
+            *(Reference(("rewards", number, "stage"), ref, ("reward_model",)) for number, ref in models),
         )
 
     def leaves(self, name: str, stages: Mapping[str, StageBase]) -> Known | None:
@@ -157,15 +149,14 @@ class Rl(TrainedStage):
         return method_of(stages, self.policy)
 
     def roles(self, stages: Mapping[str, StageBase]) -> tuple[RoleSpec, ...]:
-        """Policy and its frozen reference; critic, a trainable copy of the frozen reward model."""
-        policy, reward = method_of(stages, self.policy), method_of(stages, self.reward)
-        scoring = stages.get(self.reward)
-        members = len(scoring.roles(stages)) if scoring is not None else 1
+        """Policy and its frozen reference; reward models; critic, a trainable copy of the first, or of the policy."""
+        policy, models = method_of(stages, self.policy), list(self.reward_models.values())
+        critic = method_of(stages, models[0]) if models else policy
         return (
             RoleSpec(POLICY, policy, self.train.optimizer, ("train", "optimizer"), logits=True),
             RoleSpec(REFERENCE, policy, None),
-            RoleSpec(CRITIC, reward, self.algorithm.critic.optimizer, _CRITIC_OPTIMIZER, _SCALAR),
-            RoleSpec(REWARD, reward, None, head=_SCALAR, copies=members),
+            RoleSpec(CRITIC, critic, self.algorithm.critic.optimizer, _CRITIC_OPTIMIZER, _SCALAR),
+            *(_scoring(role_of(number), ref, stages) for number, ref in enumerate(models)),
         )
 
     def shape(self) -> WorkShape:
@@ -195,6 +186,7 @@ class Rl(TrainedStage):
     def faults(self, stages: Mapping[str, StageBase]) -> Iterator[Fault]:
         """A policy that engines cannot run, amounts that do not fit a step, optimizers whose ratios mean nothing."""
         yield from self._amount_faults()
+        yield from self._reward_faults()
         for role in self.trained_roles(stages):
             if role.optimizer is not None and role.optimizer.name == "adamw_schedule_free":
                 yield Fault(
@@ -221,6 +213,23 @@ class Rl(TrainedStage):
                 f"allowed: more than {least:g}",
             )
 
+    def _reward_faults(self) -> Iterator[Fault]:
+        named, longest = labels(self.rewards), self.rollout.sampling.max_new_tokens
+        if all(reward.weight == 0 for reward in self.rewards):
+            yield Fault(("rewards", 0, "weight"), "0, and no other reward is learned from; allowed: one other than 0")
+        for number, reward in enumerate(self.rewards):
+            if named[number] in named[:number]:
+                yield Fault(
+                    ("rewards", number, "label"),
+                    f"{named[number]} is the label of an earlier reward too; allowed: each label once",
+                )
+            if isinstance(reward, LengthReward) and reward.unpunished >= longest:
+                yield Fault(
+                    ("rewards", number, "limit"),
+                    f"answers of up to rollout.sampling.max_new_tokens = {longest} tokens are never punished, which "
+                    f"begins above {reward.unpunished}; allowed: limit - cache below {longest}",
+                )
+
     def refusal(self, field: Path, known: Known) -> Fault | None:
         """Reason why engines cannot run the policy that the stage starts from."""
         if field != ("policy",) or known.method is None:
@@ -233,3 +242,10 @@ class Rl(TrainedStage):
                 f"adapter, and engines run no {names_of(known.method)} beside the weights; allowed: auto, merged",
             )
         return None
+
+
+def _scoring(role: str, ref: str, stages: Mapping[str, StageBase]) -> RoleSpec:
+    """The role of a reward model."""
+    scoring = stages.get(ref)
+    members = len(scoring.roles(stages)) if scoring is not None else 1
+    return RoleSpec(role, method_of(stages, ref), None, head=_SCALAR, copies=members)

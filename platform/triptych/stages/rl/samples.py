@@ -1,7 +1,7 @@
 """Sampled answers of one step, and what is computed of them: matrices [samples, answer tokens]."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -52,12 +52,23 @@ class Samples:
         """[N] bool: answers cut by their length."""
         return torch.tensor([record.finish_reason == "length" for record in self.records])
 
-    def answers(self, texts: Sequence[str]) -> list[Answer]:
-        """The answers for rewards; `texts`: of the responses."""
+    def answers(self, texts: Sequence[str], prompts: Sequence[str]) -> list[Answer]:
+        """The answers for rewards; `texts`: of the responses, `prompts`: of prompts whose messages are not known."""
         return [
-            Answer(record.prompt_ids, record.response_ids, text, self.prompts[group].fields)
-            for record, text, group in zip(self.records, texts, self.groups, strict=True)
+            Answer(
+                record.prompt_ids,
+                record.response_ids,
+                text,
+                self.prompts[group].fields,
+                self.prompts[group].messages or ({"role": "user", "content": prompt},),
+                group,
+            )
+            for record, text, prompt, group in zip(self.records, texts, prompts, self.groups, strict=True)
         ]
+
+    def chosen(self, rows: Sequence[int]) -> "Samples":
+        """The answers with these numbers alone."""
+        return replace(self, records=[self.records[row] for row in rows], groups=[self.groups[row] for row in rows])
 
     def micro_batches(
         self, learner: Learner, rows: Sequence[int] | None = None, columns: dict[str, Tensor] | None = None

@@ -7,7 +7,8 @@ from triptych.data.batches import epoch_order
 from triptych.data.encode import PromptExample
 from triptych.recipe import POLICY
 from triptych.stages.recorder import memory
-from triptych.stages.rl.finite import check_passes, check_scores
+from triptych.stages.rl.finite import check_minibatches, check_passes
+from triptych.stages.rl.rewarding import score_answers
 from triptych.stages.rl.rollout_log import write_rollouts
 from triptych.stages.rl.samples import Samples, moments
 from triptych.stages.rl.sync import PROBES, probe, sync_policy
@@ -19,7 +20,8 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
     """Take step `step`, counted from 1; every rank calls it and gets the same metrics.
 
     Raises:
-        RunError: a score, a log-probability or a value is no finite number; nothing has been learned from the step.
+        RunError: a reward gives too few scores, or a log-probability or a value is no finite number; nothing has been
+            learned from the step.
     """
     clock = Clock()
 
@@ -27,9 +29,10 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
     samples = worker.sample(prompts_of(worker, step), f"{step - 1}", worker.stage.rollout.sampling)
     clock.lap("sample")
 
-    # 2. A score of each answer.
-    scores = worker.scores(samples)
-    check_scores(worker, samples, scores)
+    # 2. A score of each answer; those that have none are left out of all that follows, but for the record.
+    sampled, rewarded = samples, score_answers(worker, samples)
+    samples, scores = sampled.chosen(rewarded.kept), rewarded.total[rewarded.kept]
+    check_minibatches(worker, samples)
     clock.lap("score")
 
     # 3. Policy, and reference and critic where the algorithm needs them, look at the answers.
@@ -56,8 +59,8 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
 
     # 7. A record of the answers.
     if worker.learner.group.rank == 0:
-        write_rollouts(worker, step, samples, scores)
-    metrics = answer_metrics(scored, kl_coef)
+        write_rollouts(worker, step, sampled, rewarded)
+    metrics = answer_metrics(scored, kl_coef) | rewarded.metrics()
     clock.lap("record")
     seconds = {f"seconds_{phase}": taken for phase, taken in clock.seconds.items()}
     return metrics | memory(worker.learner) | updates | synced | seconds
