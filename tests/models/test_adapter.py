@@ -149,6 +149,24 @@ def test_an_ensemble_is_one_folder_and_peft_reads_each_member(
         load_adapter(tmp_path, "reward_model")
 
 
+def test_without_a_reward_model_the_critic_is_the_policy_with_values_of_zero(tiny_model_dir: Path) -> None:
+    model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
+    config = Lora(r=4)
+    model.add("sft", config, trainable=False)
+    policy = adapter_of(config, random_adapter(model, "sft", 0), "policy")
+    model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
+    assert add_roles(model, policy) == []
+    assert [role for role, trains in model.trainable.items() if trains] == [POLICY, CRITIC]
+    assert all(torch.equal(model.adapter(CRITIC)[name], tensor) for name, tensor in model.adapter(POLICY).items())
+    batch = sample_batch([[5, 6, 7], [8, 9]], [[10, 11], [12, 13, 14]], pad=0)
+    with model.use(CRITIC):
+        values = response_values(model, batch)
+    assert (values == 0.0).all()
+    (values + 1.0).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in model.heads[CRITIC].parameters())
+    assert model.heads[CRITIC].weight.grad.abs().max() > 0.0
+
+
 def test_ppo_scores_by_the_mean_of_the_members_and_starts_the_critic_from_the_first(
     tiny_model_dir: Path, ensemble: Adapter
 ) -> None:
@@ -156,7 +174,7 @@ def test_ppo_scores_by_the_mean_of_the_members_and_starts_the_critic_from_the_fi
     model.add("sft", ensemble.method, trainable=False)
     policy = adapter_of(ensemble.method, random_adapter(model, "sft", 0), "policy")
     model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
-    roles = add_roles(model, policy, ensemble)
+    [roles] = add_roles(model, policy, ensemble)
     assert roles == ("reward", "reward-1", "reward-2")
     assert [role for role, trains in model.trainable.items() if trains] == [POLICY, CRITIC]
 

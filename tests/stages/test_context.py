@@ -62,6 +62,19 @@ def test_a_stage_begun_by_the_version_before_goes_on(tmp_path: Path) -> None:
     assert json.loads(state.read_bytes()) == json.loads(OLD_STATE.read_bytes())
 
 
+def test_a_stage_begun_before_a_field_was_there_goes_on_with_its_default(tmp_path: Path) -> None:
+    state = tmp_path / "reviews" / "stages" / "ppo" / "state.json"
+    remember(context(tmp_path), DIGESTS, PARENTS)
+    before = json.loads(state.read_bytes())
+    before["stage"]["rewards"] = [{"name": "model", "stage": "b@2"}]
+    state.write_text(json.dumps(before))
+    remember(context(tmp_path), DIGESTS, PARENTS)
+    before["stage"]["rewards"] = [{"name": "model", "stage": "b@2", "weight": 2.0}]
+    state.write_text(json.dumps(before))
+    with pytest.raises(UserError, match=r"\(stage\.rewards: .*'weight': 2.0"):
+        remember(context(tmp_path), DIGESTS, PARENTS)
+
+
 def test_a_change_since_the_version_before_is_named(tmp_path: Path) -> None:
     state = tmp_path / "reviews" / "stages" / "ppo" / "state.json"
     state.parent.mkdir(parents=True)
@@ -70,7 +83,7 @@ def test_a_change_since_the_version_before_is_named(tmp_path: Path) -> None:
         remember(context(tmp_path, "stages.ppo.ppo.clip=0.3"), DIGESTS, PARENTS)
 
 
-def test_a_stage_begun_before_a_field_was_there_goes_on_with_its_default(tmp_path: Path) -> None:
+def test_fields_of_an_algorithm_that_an_earlier_version_did_not_know_have_their_defaults(tmp_path: Path) -> None:
     remember(context(tmp_path), DIGESTS, PARENTS)
     state = tmp_path / "reviews" / "stages" / "ppo" / "state.json"
     inputs = json.loads(state.read_bytes())

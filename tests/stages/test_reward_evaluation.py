@@ -13,6 +13,7 @@ from triptych.models.adapter import Normalization
 from triptych.stages.supervised.reward_evaluation import (
     Pairs,
     answer_lengths,
+    draw_pairs,
     measure_normalization,
     reward_report,
     shared_prompts,
@@ -119,6 +120,21 @@ def test_normalization_is_of_the_mean_over_members() -> None:
     found = measure_normalization(scores)  # means 2, 2, 6, 6
     assert (found.mean, found.std) == (4.0, 2.0)
     assert measure_normalization(torch.ones(1, 3, 2)).std > 0
+
+
+def test_pairs_are_drawn_by_the_seed_one_of_each_prompt_first() -> None:
+    """Nine pairs a prompt, as of ranked answers: the first 8 of the file would be of one prompt."""
+
+    def prompt_of(row: int) -> int:
+        return row // 9
+
+    drawn = draw_pairs(90, prompt_of, 8, seed=1)
+    assert len({prompt_of(row) for row in drawn}) == 8
+    assert drawn == draw_pairs(90, prompt_of, 8, seed=1) != draw_pairs(90, prompt_of, 8, seed=2)
+    more = draw_pairs(90, prompt_of, 25, seed=1)
+    assert len({prompt_of(row) for row in more[:10]}) == 10
+    assert len(set(more)) == 25
+    assert sorted(draw_pairs(5, prompt_of, 256, seed=0)) == [0, 1, 2, 3, 4]
 
 
 def test_scores_that_are_no_numbers_normalise_nothing() -> None:

@@ -34,6 +34,7 @@ from tests.support.rl_step import (
     rl_step,
     samples_of,
     save,
+    score_answers,
     token_rewards,
     train,
     update,
@@ -377,7 +378,7 @@ def test_a_step_leaves_its_answers(first: Stepped) -> None:
     assert table["group"] == [0, 0, 1, 1, 2, 2]
     assert table["response_ids"] == [list(record.response_ids) for record in records]
     assert table["logprobs"] == [list(record.logprobs) for record in records]
-    assert table["score"] == run.scores(samples_of(records)).tolist()
+    assert table["score"] == table["reward_model"] == score_answers(run, samples_of(records)).total.tolist()
 
 
 def test_heldout_answers_are_those_of_fixed_seeds(run: RlWorker) -> None:
@@ -387,7 +388,7 @@ def test_heldout_answers_are_those_of_fixed_seeds(run: RlWorker) -> None:
     assert asked[0] == asked[1]
     assert [ask.lease for ask in asked[0]] == ["heldout/0/0", "heldout/0/1", "heldout/1/0", "heldout/1/1"]
     records = pool_of(run).records[0]
-    assert first["heldout_reward"] == float(run.scores(samples_of(records)).mean())
+    assert first["heldout_reward"] == float(score_answers(run, samples_of(records)).total.mean())
     assert first["heldout_kl"] == 0.0
     assert first["heldout_length"] == sum(len(record.response_ids) for record in records) / 4
     assert first["heldout_truncated"] == sum(record.finish_reason == "length" for record in records) / 4

@@ -26,6 +26,7 @@ from triptych.rollout.pool import RolloutPool
 from triptych.stages.context import StageContext
 from triptych.stages.recorder import Recorder
 from triptych.stages.rl.evaluation import evaluate
+from triptych.stages.rl.rewarding import score_answers
 from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.step import prompts_of, rl_step, update
 from triptych.stages.rl.sync import first_sync
@@ -52,6 +53,7 @@ __all__ = [
     "rl_step",
     "samples_of",
     "save",
+    "score_answers",
     "steps_of_each",
     "token_rewards",
     "train",
@@ -73,10 +75,10 @@ def make_run(
     ctx = _context(folder, home, strategy, dtype)
     stage = _changed(ctx.stage, terms)
     ctx = replace(ctx, stage=stage)
-    policy, reward = _adapters(folder)
+    policy, rewarding = _adapters(folder)
     model = RoleModel(load_causal_lm(folder, dtype))
-    critic = stage.algorithm.value_model is not None
-    reward_roles = add_roles(model, policy, reward, reference=stage.needs_reference, critic=critic)
+    critic, rewards = stage.algorithm.value_model is not None, [rewarding] * len(stage.reward_models)
+    reward_roles = add_roles(model, policy, *rewards, reference=stage.needs_reference, critic=critic)
     if dtype == torch.float64:
         in_float64(model)
     learner = Learner(model, optimizers_of(stage), optimizer_steps(stage), strategy=stage.train.workers.strategy)
@@ -229,5 +231,5 @@ def _adapters(folder: Path) -> tuple[Adapter, Adapter]:
     """A policy and a reward model with random weights, the same in every precision."""
     model = make_model(folder, torch.float32, roles=("policy", "critic"))
     head = {name: tensor.detach().clone() for name, tensor in model.heads["critic"].named_parameters()}
-    reward = Adapter(METHOD, model.adapter("critic"), "reward", head=head, normalization=Normalization(0.1, 0.5))
-    return Adapter(METHOD, model.adapter("policy"), "lora"), reward
+    scoring = Adapter(METHOD, model.adapter("critic"), "reward", head=head, normalization=Normalization(0.1, 0.5))
+    return Adapter(METHOD, model.adapter("policy"), "lora"), scoring

@@ -19,12 +19,16 @@ def parse_answered(record: Mapping[str, Any]) -> AnsweredRow:
     if record.get("answer") is None:
         raise ValueError(f"no 'answer'; the row has: {', '.join(sorted(map(str, record))) or 'nothing'}")
     asked = parse_prompt({name: value for name, value in record.items() if name != "answer"})
-    value = record["answer"]
+    answers = right_answers(record["answer"])
+    return AnsweredRow(asked.messages, {"answers": list(answers)}, asked.tools, answers)
+
+
+def right_answers(value: Any) -> tuple[str, ...]:
+    """The texts of a cell of right answers: a text, a number, or a list of such; else ValueError."""
     given = value if isinstance(value, list) else [value]
     if not given:
         raise ValueError("answer: an empty list")
-    answers = tuple(_answer(one) for one in given)
-    return AnsweredRow(asked.messages, {"answers": list(answers)}, asked.tools, answers)
+    return tuple(_answer(one) for one in given)
 
 
 def _answer(value: Any) -> str:
@@ -36,6 +40,18 @@ def last_number(written: str) -> Decimal | None:
     """The last number of a text, as `1,234.5` or `-3`; None where there is none."""
     found = _NUMBER.findall(written)
     return Decimal(found[-1].replace(",", "")) if found else None
+
+
+def final_number(written: str) -> Decimal | None:
+    """The number behind the last `####`, or the last number where there is no such mark; None where there is none.
+
+    The mark is that of GSM8K (Cobbe et al. 2021, arXiv 2110.14168).
+    """
+    _, marked, behind = written.rpartition("####")
+    if not marked:
+        return last_number(written)
+    found = _NUMBER.search(behind)
+    return Decimal(found[0].replace(",", "")) if found else None
 
 
 def same_number(written: str, right: str) -> bool:

@@ -54,6 +54,8 @@ class PromptExample:
 
     input_ids: list[int]
     fields: Mapping[str, Any]
+    messages: Sequence[Mapping[str, Any]] = ()
+    """The prompt as the row has it, each message with `role` and `content`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,11 @@ def encode_prompts(
             f"data: {len(longer)} of {len(prompts)} prompts are longer than {max_length} tokens "
             f"(max_bad_rows allows {max_bad_rows}); the first are rows {', '.join(map(str, longer[:5]))}"
         )
-    kept = [PromptExample(ids, row.fields) for row, ids in zip(rows, prompts, strict=True) if len(ids) <= max_length]
+    kept = [
+        PromptExample(ids, row.fields, tuple({"role": one.role, "content": one.content} for one in row.messages))
+        for row, ids in zip(rows, prompts, strict=True)
+        if len(ids) <= max_length
+    ]
     if not kept:
         raise UserError(f"data: none of {len(prompts)} prompts is within {max_length} tokens")
     return kept

@@ -115,6 +115,9 @@ TRAIN_SECONDS = Metric(
 RL_VERSION = Metric("triptych_rl_policy_version", "gauge", "Policy version that the rollout engines run.", _STAGE)
 RL_REWARD = Metric("triptych_rl_reward_mean", "gauge", "Mean score of the step's answers.", _STAGE)
 RL_REWARD_STD = Metric("triptych_rl_reward_std", "gauge", "Standard deviation of the step's scores.", _STAGE)
+RL_REWARD_FAILED = Metric(
+    "triptych_rl_reward_failed", "gauge", "Answers of the step that were left out since they have no score.", _STAGE
+)
 RL_KL = Metric("triptych_rl_kl", "gauge", "Mean KL to the reference, nats a response.", _STAGE)
 RL_KL_COEF = Metric("triptych_rl_kl_coef", "gauge", "Coefficient of the KL penalty.", _STAGE)
 RL_ENTROPY = Metric("triptych_rl_entropy", "gauge", "Mean entropy of the policy, nats a token.", _STAGE)
@@ -157,6 +160,7 @@ RL_ROW = {
     "step": RL_VERSION,
     "reward": RL_REWARD,
     "reward_std": RL_REWARD_STD,
+    "reward_failed": RL_REWARD_FAILED,
     "kl": RL_KL,
     "kl_coef": RL_KL_COEF,
     "entropy": RL_ENTROPY,

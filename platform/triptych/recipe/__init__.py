@@ -18,7 +18,8 @@ from triptych.recipe.matrix import Lora
 from triptych.recipe.method import Full, Method
 from triptych.recipe.model import Dtype, Model
 from triptych.recipe.recipe import Recipe, Storage, TrackerName
-from triptych.recipe.rl import ModelReward, Rl, RlTraining
+from triptych.recipe.reward import ModelReward
+from triptych.recipe.rl import Rl, RlTraining
 from triptych.recipe.rollout import Engines, Rollout, Sampling
 from triptych.recipe.space import overrides_of, with_values
 from triptych.recipe.stage import (

@@ -10,13 +10,13 @@ from triptych.recipe.base import Closed, Count, NoEffect
 from triptych.recipe.errors import Fault
 from triptych.recipe.method import Method, names_of
 from triptych.recipe.refusals import as_policy, is_lora, keeps_form
+from triptych.recipe.reward import LengthReward, ModelReward, RewardTerm, labels, role_of
 from triptych.recipe.rollout import Rollout, Sampling
 from triptych.recipe.spec import Path
 from triptych.recipe.stage import (
     CRITIC,
     POLICY,
     REFERENCE,
-    REWARD,
     HeadSpec,
     Known,
     Output,
@@ -35,15 +35,6 @@ LARGEST_ERROR = 0.2
 
 _SCALAR = HeadSpec(1, bias=True)
 _CRITIC_OPTIMIZER = ("algorithm", "critic", "optimizer")
-
-
-class ModelReward(Closed):
-    """Score of a reward model: the mean over its members, normalised."""
-
-    name: Literal["model"] = "model"
-    """Kind of the reward."""
-    stage: str
-    """The reward stage, or a registered reward model."""
 
 
 class Synchronous(Closed):
@@ -96,8 +87,8 @@ class Rl(TrainedStage):
     """The SFT stage, or a registered adapter version, that the policy starts from and is held to."""
     algorithm: AlgorithmSettings = Ppo()
     """Algorithm: credit assignment and objectives."""
-    rewards: tuple[ModelReward, ...] = Field(min_length=1, max_length=1)
-    """Scores of an answer."""
+    rewards: tuple[RewardTerm, ...] = Field(min_length=1)
+    """Scores of an answer, of which the weighted sum is learned from."""
     schedule: Synchronous = Synchronous()
     """Schedule of sampling and learning."""
     rollout: Rollout = Rollout()
@@ -132,9 +123,9 @@ class Rl(TrainedStage):
         return self.kl.coef > 0
 
     @property
-    def reward(self) -> str:
-        """The reward stage, or registered reward model, that scores answers."""
-        return self.rewards[0].stage
+    def reward_models(self) -> dict[int, str]:
+        """Number of a reward -> the reward stage, or registered reward model, that it is."""
+        return {number: one.stage for number, one in enumerate(self.rewards) if isinstance(one, ModelReward)}
 
     @property
     def output(self) -> Output:
@@ -152,11 +143,12 @@ class Rl(TrainedStage):
         return self.rollout.max_prompt_tokens
 
     def references(self) -> tuple[Reference, ...]:
-        """Data, policy and reward model."""
+        """Data, policy and reward models."""
+        models = self.reward_models.items()
         return (
             *super().references(),
             Reference(("policy",), self.policy, ("policy", "model")),
-            Reference(("rewards", 0, "stage"), self.reward, ("reward_model",)),
+            *(Reference(("rewards", number, "stage"), ref, ("reward_model",)) for number, ref in models),
         )
 
     def leaves(self, name: str, stages: Mapping[str, StageBase]) -> Known | None:
@@ -171,16 +163,15 @@ class Rl(TrainedStage):
         return method_of(stages, self.policy)
 
     def roles(self, stages: Mapping[str, StageBase]) -> tuple[RoleSpec, ...]:
-        """Policy; its frozen reference, if the KL counts; reward model; critic, if any: a trainable copy of it."""
-        policy, reward = method_of(stages, self.policy), method_of(stages, self.reward)
-        scoring, critic = stages.get(self.reward), self.algorithm.value_model
-        members = len(scoring.roles(stages)) if scoring is not None else 1
+        """Policy; its frozen reference, if the KL counts; critic, if there is one; reward models."""
+        policy, models = method_of(stages, self.policy), list(self.reward_models.values())
+        valued, critic = method_of(stages, models[0]) if models else policy, self.algorithm.value_model
         found = [RoleSpec(POLICY, policy, self.train.optimizer, ("train", "optimizer"), logits=True)]
         if self.needs_reference:
             found.append(RoleSpec(REFERENCE, policy, None))
         if critic is not None:
-            found.append(RoleSpec(CRITIC, reward, critic.optimizer, _CRITIC_OPTIMIZER, _SCALAR, updates=critic.updates))
-        return (*found, RoleSpec(REWARD, reward, None, head=_SCALAR, copies=members))
+            found.append(RoleSpec(CRITIC, valued, critic.optimizer, _CRITIC_OPTIMIZER, _SCALAR, updates=critic.updates))
+        return (*found, *(_scoring(role_of(number), ref, stages) for number, ref in enumerate(models)))
 
     def shape(self) -> WorkShape:
         """Amounts of an optimiser step; a row is a sample."""
@@ -211,6 +202,7 @@ class Rl(TrainedStage):
         yield from self._amount_faults()
         yield from self._kl_faults()
         yield from self._group_faults()
+        yield from self._reward_faults()
         for role in self.trained_roles(stages):
             if role.optimizer is not None and role.optimizer.name == "adamw_schedule_free":
                 yield Fault(
@@ -272,6 +264,23 @@ class Rl(TrainedStage):
                 "`kl.placement: loss` or `kl.coef: 0`, or no dynamic_sampling",
             )
 
+    def _reward_faults(self) -> Iterator[Fault]:
+        named, longest = labels(self.rewards), self.rollout.sampling.max_new_tokens
+        if all(reward.weight == 0 for reward in self.rewards):
+            yield Fault(("rewards", 0, "weight"), "0, and no other reward is learned from; allowed: one other than 0")
+        for number, reward in enumerate(self.rewards):
+            if named[number] in named[:number]:
+                yield Fault(
+                    ("rewards", number, "label"),
+                    f"{named[number]} is the label of an earlier reward too; allowed: each label once",
+                )
+            if isinstance(reward, LengthReward) and reward.unpunished >= longest:
+                yield Fault(
+                    ("rewards", number, "limit"),
+                    f"answers of up to rollout.sampling.max_new_tokens = {longest} tokens are never punished, which "
+                    f"begins above {reward.unpunished}; allowed: limit - cache below {longest}",
+                )
+
     def refusal(self, field: Path, known: Known) -> Fault | None:
         """Reason why engines cannot run the policy that the stage starts from."""
         if field != ("policy",) or known.method is None:
@@ -284,3 +293,10 @@ class Rl(TrainedStage):
                 f"adapter, and engines run no {names_of(known.method)} beside the weights; allowed: auto, merged",
             )
         return None
+
+
+def _scoring(role: str, ref: str, stages: Mapping[str, StageBase]) -> RoleSpec:
+    """The role of a reward model."""
+    scoring = stages.get(ref)
+    members = len(scoring.roles(stages)) if scoring is not None else 1
+    return RoleSpec(role, method_of(stages, ref), None, head=_SCALAR, copies=members)

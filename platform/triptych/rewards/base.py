@@ -1,4 +1,4 @@
-"""The interface of a reward, and what it is given of each sampled answer."""
+"""The interfaces of rewards, and what they are given of each sampled answer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from triptych.forward.roles import RoleModel
+from triptych.rewards.asking import Asking, Failed
 from triptych.train.batch import Batch
+
+Given = float | None | Failed
+"""A score; None where the reward does not judge the answer; or why there is none."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,15 @@ class Answer:
     """The response without special tokens and without white space at either end."""
     fields: Mapping[str, Any]
     """The other columns of the prompt's row, such as a reference answer."""
+    prompt: Sequence[Mapping[str, Any]] = ()
+    """The prompt's messages, each with `role` and `content`."""
+    group: int = 0
+    """Equal for the answers to one prompt."""
+
+    @property
+    def prompt_text(self) -> str:
+        """Contents of the prompt's messages, a blank line between two."""
+        return "\n\n".join(str(message["content"]) for message in self.prompt)
 
 
 class Forward(Protocol):
@@ -31,7 +44,14 @@ class Forward(Protocol):
 
 
 class RewardFunction(Protocol):
-    """Scores answers; higher is better."""
+    """Scores answers by passes of the learner; higher is better."""
 
     def score(self, answers: Sequence[Answer], forward: Forward) -> Tensor:
         """[N] finite scores. Every rank calls it with the same answers, and must get the same scores."""
+
+
+class Scorer(Protocol):
+    """Scores answers outside the learner; higher is better. The first rank alone asks it, and tells the others."""
+
+    async def score(self, answers: Sequence[Answer], asking: Asking) -> Sequence[Given]:
+        """A score of each answer. What may raise or take long is done by `asking`, which gives the reason instead."""

@@ -6,7 +6,6 @@ from functools import partial
 
 from torch import Tensor
 
-from triptych.recipe import REWARD
 from triptych.rewards.base import Answer, Forward
 from triptych.train.tasks.forward import mean_scores
 
@@ -20,4 +19,4 @@ class ModelScore:
 
     def score(self, answers: Sequence[Answer], forward: Forward) -> Tensor:
         """[N], read by the model at the last token of each answer."""
-        return forward(REWARD, partial(mean_scores, roles=self.roles))
+        return forward(self.roles[0], partial(mean_scores, roles=self.roles))

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from pydantic import ValidationError
+
 from triptych import storage
 from triptych.data.table import Table, write_table
 from triptych.errors import UserError
@@ -161,7 +163,7 @@ def _write_or_compare(url: str, inputs: dict[str, Any], chosen: set[str]) -> Non
     before = json.loads(storage.read_bytes(url))
     if difference(before["base"], inputs["base"]) is None:
         before["base"] = inputs["base"]  # an earlier version wrote down the weights alone
-    before["stage"] = _of_today(before["stage"], chosen)
+    before["stage"] = _without(_of_today(before["stage"]), chosen)
     listed = differences(before, json.loads(json.dumps(inputs)))
     if listed:
         raise UserError(
@@ -170,21 +172,16 @@ def _write_or_compare(url: str, inputs: dict[str, Any], chosen: set[str]) -> Non
         )
 
 
-def _of_today(stage: dict[str, Any], chosen: set[str]) -> dict[str, Any]:
-    """Fields that an earlier version wrote down, as this one does: those that it did not know have their defaults."""
+def _of_today(stage: dict[str, Any]) -> dict[str, Any]:
+    """Fields that an earlier version wrote down, as this one does: those that it did not know have their defaults.
+
+    What this version cannot read stays as it is, and differs.
+    """
     fields = upgraded_stage(stage) if is_old(stage) else stage
     try:
-        written = with_effect(KINDS[fields["kind"]].model_validate_json(json.dumps(fields)))
-    except (KeyError, ValueError):
-        return stage  # it says what this version refuses; the comparison names the fields
-    return _without(written, chosen if is_old(stage) else chosen - _keys(stage))
-
-
-def _keys(value: Any) -> set[str]:
-    """Keys of mappings at any depth."""
-    if not isinstance(value, dict):
-        return set()
-    return set(value).union(*map(_keys, value.values()))
+        return with_effect(KINDS[fields["kind"]].model_validate_json(json.dumps(fields)))
+    except (KeyError, ValidationError):
+        return fields
 
 
 def _without(value: Any, keys: set[str]) -> Any:

@@ -9,7 +9,8 @@ from triptych.data.text_scores import SCORERS, distinct_n
 from triptych.observe.log import plain
 from triptych.recipe import POLICY, REFERENCE, Rl
 from triptych.stages.context import StageContext
-from triptych.stages.rl.samples import Samples, moments
+from triptych.stages.rl.rewarding import score_answers
+from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.worker import RlWorker
 
 
@@ -21,10 +22,10 @@ def evaluate(worker: RlWorker, label: str) -> dict[str, float]:
     """
     stage = worker.stage
     samples = worker.sample(worker.heldout, "heldout", stage.evaluation)
-    scores = worker.scores(samples)
+    rewarded = score_answers(worker, samples)
     answers = worker.texts([record.response_ids for record in samples.records])
     metrics = {
-        **moments("heldout_reward", scores),
+        **rewarded.metrics("heldout_"),
         **_kl(worker, samples),
         "heldout_length": samples.mask.sum(dim=1).float().mean().item(),
         "heldout_truncated": samples.truncated.float().mean().item(),
@@ -34,7 +35,7 @@ def evaluate(worker: RlWorker, label: str) -> dict[str, float]:
     if judged is not None:
         metrics["heldout_judge"] = sum(judged) / len(judged)
     if worker.learner.group.rank == 0:
-        _write_answers(worker, label, samples, scores, answers, judged)
+        _write_answers(worker, label, samples, rewarded.total, answers, judged)
         storage.write_bytes(_evaluation(worker.ctx, label), json.dumps(plain(metrics)).encode())
     return metrics
 

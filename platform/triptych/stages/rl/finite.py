@@ -12,9 +12,12 @@ from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.worker import RlWorker
 
 
-def check_scores(worker: RlWorker, samples: Samples, scores: Tensor) -> None:
-    """RunError where a reward gave other than one finite score for each answer; it names reward, prompt and answer."""
-    name = f"stages.{worker.ctx.name}.rewards[0] ({worker.stage.rewards[0].name})"
+def check_scores(worker: RlWorker, samples: Samples, number: int, scores: Tensor) -> None:
+    """RunError where a reward model gave other than one finite score for each answer; it names prompt and answer.
+
+    `number`: of the reward in the recipe.
+    """
+    name = reward_field(worker, number)
     if scores.shape != (len(samples.records),):
         raise RunError(
             f"{name}: its scores have the shape {list(scores.shape)} for {len(samples.records)} answers; allowed: one "
@@ -24,9 +27,21 @@ def check_scores(worker: RlWorker, samples: Samples, scores: Tensor) -> None:
     if bad.any():
         row = int(bad.nonzero()[0])
         raise RunError(
-            f"{name}: its score of {_answer(worker, samples, row)} is {scores[row].item()}, and so {_share(bad)}; "
+            f"{name}: its score of {shown_answer(worker, samples, row)} is {scores[row].item()}, and so {_share(bad)}; "
             "allowed: finite numbers. Nothing was learned from this step: mend the reward, or leave out the prompt"
         )
+
+
+def reward_field(worker: RlWorker, number: int) -> str:
+    """Place and name of a reward, for messages."""
+    return f"stages.{worker.ctx.name}.rewards[{number}] ({worker.stage.rewards[number].name})"
+
+
+def shown_answer(worker: RlWorker, samples: Samples, row: int) -> str:
+    """An answer and its prompt, shortened, for messages."""
+    record = samples.records[row]
+    prompt, answer = worker.texts([record.prompt_ids, record.response_ids])
+    return f"the answer {_shown(answer)} to the prompt {_shown(prompt)}"
 
 
 def check_passes(worker: RlWorker, samples: Samples, scored: Scored) -> None:
@@ -35,7 +50,7 @@ def check_passes(worker: RlWorker, samples: Samples, scored: Scored) -> None:
         bad = (numbers.isfinite().logical_not() & scored.mask).any(dim=1)
         if bad.any():
             raise RunError(
-                f"stages.{worker.ctx.name}: {source} of {_answer(worker, samples, int(bad.nonzero()[0]))} are not "
+                f"stages.{worker.ctx.name}: {source} of {shown_answer(worker, samples, int(bad.nonzero()[0]))} are not "
                 f"finite, and so {_share(bad)}. Nothing was learned from this step: the weights have diverged, or "
                 f"{worker.ctx.recipe.model.dtype} is too narrow for them; lower optimizer.lr, or take another "
                 "model.dtype"
@@ -50,12 +65,6 @@ def _passes(scored: Scored) -> Mapping[str, Tensor]:
         f"the values by the {CRITIC}": scored.values,
     }
     return {source: numbers for source, numbers in found.items() if numbers is not None}
-
-
-def _answer(worker: RlWorker, samples: Samples, row: int) -> str:
-    record = samples.records[row]
-    prompt, answer = worker.texts([record.prompt_ids, record.response_ids])
-    return f"the answer {_shown(answer)} to the prompt {_shown(prompt)}"
 
 
 def _shown(text: str) -> str:

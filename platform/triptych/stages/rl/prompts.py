@@ -1,4 +1,4 @@
-"""Committed prompts of a stage: token ids, and the other columns of their rows as JSON."""
+"""Committed prompts of a stage: token ids, and messages and the other columns of their rows as JSON."""
 
 import json
 from collections.abc import Sequence
@@ -17,14 +17,20 @@ def prompt_table(prompts: Sequence[PromptExample], digest: str) -> Table:
     What JSON has no form for is kept as text, but bytes, such as pictures, are left out.
     """
     fields = [json.dumps(dict(prompt.fields), default=_as_text) for prompt in prompts]
-    return Table({"prompt_ids": [prompt.input_ids for prompt in prompts], "fields": fields}, digest)
+    messages = [json.dumps(list(map(dict, prompt.messages)), default=_as_text) for prompt in prompts]
+    ids = [prompt.input_ids for prompt in prompts]
+    return Table({"prompt_ids": ids, "fields": fields, "messages": messages}, digest)
 
 
 def read_prompts(ctx: StageContext[Rl], split: str) -> list[PromptExample]:
-    """The prompts that the driver committed. Tables of earlier versions have no column of fields."""
+    """The prompts that the driver committed. Tables of earlier versions have no columns of fields and messages."""
     columns = read_table(storage.join(ctx.folder, "data", split))
-    fields = columns.get("fields", ["{}"] * len(columns["prompt_ids"]))
-    return [PromptExample(ids, json.loads(text)) for ids, text in zip(columns["prompt_ids"], fields, strict=True)]
+    count = len(columns["prompt_ids"])
+    fields, messages = columns.get("fields", ["{}"] * count), columns.get("messages", ["[]"] * count)
+    return [
+        PromptExample(ids, json.loads(own), tuple(json.loads(said)))
+        for ids, own, said in zip(columns["prompt_ids"], fields, messages, strict=True)
+    ]
 
 
 def _as_text(value: Any) -> str | None:

@@ -66,11 +66,18 @@ class Samples:
         """Some of the answers, in the order of `rows`; each keeps its group."""
         return replace(self, records=[self.records[row] for row in rows], groups=[self.groups[row] for row in rows])
 
-    def answers(self, texts: Sequence[str]) -> list[Answer]:
-        """The answers for rewards; `texts`: of the responses."""
+    def answers(self, texts: Sequence[str], prompts: Sequence[str]) -> list[Answer]:
+        """The answers for rewards; `texts`: of the responses, `prompts`: of prompts whose messages are not known."""
         return [
-            Answer(record.prompt_ids, record.response_ids, text, self.prompts[group].fields)
-            for record, text, group in zip(self.records, texts, self.groups, strict=True)
+            Answer(
+                record.prompt_ids,
+                record.response_ids,
+                text,
+                self.prompts[group].fields,
+                self.prompts[group].messages or ({"role": "user", "content": prompt},),
+                group,
+            )
+            for record, text, prompt, group in zip(self.records, texts, prompts, self.groups, strict=True)
         ]
 
     def micro_batches(

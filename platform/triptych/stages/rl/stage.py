@@ -1,8 +1,8 @@
-"""Reinforcement learning: from prompts, a policy and a reward model to a registered policy.
+"""Reinforcement learning: from prompts, a policy and rewards to a registered policy.
 
-Four roles on one base: the policy starts as a trainable copy of the SFT adapter and the reference is a frozen one; the
-critic starts as a trainable copy of the reward model, head included. Every rank runs the same code; rank 0 talks to the
-pool and broadcasts what it said.
+Roles on one base: the policy starts as a trainable copy of the SFT adapter and the reference is a frozen one; reward
+models are frozen, and the critic starts as a trainable copy of the first, head included. Every rank runs the same code;
+rank 0 talks to the pool and broadcasts what it said.
 """
 
 from typing import Any
@@ -32,15 +32,14 @@ from triptych.stages.rl.prompts import prompt_table
 from triptych.stages.rl.step import rl_step
 from triptych.stages.rl.sync import first_sync
 from triptych.stages.rl.worker import resume, save, start
+from triptych.stages.stored_adapter import StoredAdapter
 from triptych.train.on_ray import launch
 
 
 def run(ctx: StageContext[Rl]) -> AdapterVersion:
     """Prompts -> rollouts and updates -> registered policy. Goes on from where an earlier call stopped."""
     stage = ctx.stage
-    rewarding = parent(ctx, stage.reward, "reward_model")
-    if gate := ctx.recipe.stages.get(stage.reward):
-        check_gate(stage.reward, gate, rewarding.version.metrics)  # it may have been raised since
+    rewarding = [_reward_model(ctx, ref) for ref in stage.reward_models.values()]
     initial = parent(ctx, stage.policy, "policy")
     policy = initial.adapter
     if reason := as_policy(policy.method):
@@ -48,17 +47,25 @@ def run(ctx: StageContext[Rl]) -> AdapterVersion:
     if stage.rollout.sync == "adapter" and is_lora(policy.method) and not policy.is_lora:
         raise UserError(f"stages.{ctx.name}.rollout.sync: {initial.version.ref}: {NO_EXPERTS}")
     tables = {split: _encode(ctx, source) for split, source in sources(ctx).items()}
-    parents = {one.version.ref: one.version.sha256 for one in (initial, rewarding)}
+    parents = {one.version.ref: one.version.sha256 for one in (initial, *rewarding)}
     inputs = begin(ctx, tables, parents | data_parents(ctx))
     ctx.tell_of_data(largest_batch(ctx.recipe, stage, tables["train"].columns["prompt_ids"]))
     if storage.read_manifest(ctx.artifact) is None:
         pool = start_pool(ctx, policy)
         try:
-            config = {"ctx": ctx, "pool": pool, "policy": initial, "reward": rewarding}
+            config = {"ctx": ctx, "pool": pool, "policy": initial, "rewards": rewarding}
             launch(ctx.name, _train, config, stage.train.workers, storage.join(ctx.folder, "ray"))
         finally:
             pool.close()
     return finish(ctx, inputs, measured(ctx))
+
+
+def _reward_model(ctx: StageContext[Rl], ref: str) -> StoredAdapter:
+    """The reward model that `ref` names. RunError: it falls short of its stage's gate."""
+    found = parent(ctx, ref, "reward_model")
+    if gate := ctx.recipe.stages.get(ref):
+        check_gate(ref, gate, found.version.metrics)  # it may have been raised since
+    return found
 
 
 def start_pool(ctx: StageContext[Rl], policy: Adapter) -> RolloutPool:

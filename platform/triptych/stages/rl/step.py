@@ -3,8 +3,6 @@
 import math
 from typing import Literal
 
-from torch import Tensor
-
 from triptych.algorithms.base import Credit, Scored
 from triptych.data.batches import epoch_order
 from triptych.data.encode import PromptExample
@@ -13,8 +11,9 @@ from triptych.recipe import POLICY
 from triptych.stages.recorder import memory
 from triptych.stages.rl.dynamic import draw, learned_rows
 from triptych.stages.rl.finite import check_passes
+from triptych.stages.rl.rewarding import Rewarded
 from triptych.stages.rl.rollout_log import write_rollouts
-from triptych.stages.rl.samples import Samples, moments
+from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.sync import PROBES, probe, sync_policy
 from triptych.stages.rl.worker import RlWorker
 from triptych.train.clock import Clock
@@ -24,18 +23,20 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
     """Take step `step`, counted from 1; every rank calls it and gets the same metrics.
 
     Raises:
-        RunError: a score, a log-probability or a value is no finite number; nothing has been learned from the step.
+        RunError: a reward gives too few scores, or a log-probability or a value is no finite number; nothing has been
+            learned from the step.
     """
     clock = Clock()
 
     # 1. Answers of the engines, which run the weights of the step before, and a score of each.
-    drawn, drawn_scores = draw(worker, step, prompts_of(worker, step), clock)
+    drawn, rewarded = draw(worker, step, prompts_of(worker, step), clock)
 
-    # 2. Those that are learned from, if there are any.
-    rows = learned_rows(worker.stage, drawn, drawn_scores)
+    # 2. Those that are learned from, if there are any: they have a score, and with dynamic sampling not that of all
+    # the others to their prompt.
+    rows = learned_rows(worker.stage, drawn, rewarded)
     if not rows:
-        return recorded(worker, step, drawn, drawn_scores, 0) | memory(worker.learner) | seconds_of(clock)
-    samples, scores = drawn.of_rows(rows), drawn_scores[rows]
+        return recorded(worker, step, drawn, rewarded, 0) | memory(worker.learner) | seconds_of(clock)
+    samples, scores = drawn.of_rows(rows), rewarded.total[rows]
 
     # 3. Policy, and reference and critic where the algorithm needs them, look at the answers.
     scored = worker.forward_passes(samples, scores)
@@ -60,7 +61,7 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
     clock.lap("sync")
 
     # 7. A record of the answers.
-    metrics = recorded(worker, step, drawn, drawn_scores, len(rows)) | answer_metrics(scored, kl_coef)
+    metrics = recorded(worker, step, drawn, rewarded, len(rows)) | answer_metrics(scored, kl_coef)
     metrics |= importance(scored, credit, worker.stage.importance.level)
     clock.lap("record")
     return metrics | memory(worker.learner) | updates | synced | seconds_of(clock)
@@ -84,7 +85,7 @@ def prompts_of(worker: RlWorker, step: int) -> list[PromptExample]:
 def update(worker: RlWorker, step: int, samples: Samples, credit: Credit) -> dict[str, float]:
     """The optimiser steps on one batch of samples: a fresh order each epoch, every sample once an epoch."""
     batch, learner, count = worker.stage.train.batch, worker.learner, len(samples.records)
-    parts = min(batch.minibatches, count)  # dynamic sampling may leave fewer answers than minibatches
+    parts = min(batch.minibatches, count)  # dynamic sampling and failed rewards may leave fewer answers
     found: dict[str, list[float]] = {}
     for epoch in range(batch.epochs):
         order = epoch_order(count, worker.ctx.recipe.seed, (step - 1) * batch.epochs + epoch)
@@ -98,17 +99,17 @@ def update(worker: RlWorker, step: int, samples: Samples, credit: Credit) -> dic
     return {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
 
 
-def recorded(worker: RlWorker, step: int, drawn: Samples, scores: Tensor, learned: int) -> dict[str, float]:
+def recorded(worker: RlWorker, step: int, drawn: Samples, rewarded: Rewarded, learned: int) -> dict[str, float]:
     """Write down all answers of a step; metrics of them, of which `learned` are learned from."""
     if worker.learner.group.rank == 0:
-        write_rollouts(worker, step, drawn, scores)
-    dynamic = worker.stage.algorithm.more_rounds is not None
+        write_rollouts(worker, step, drawn, rewarded)
+    dynamic, sampled = worker.stage.algorithm.more_rounds is not None, float(len(drawn.records))
     return {
-        **moments("reward", scores),
+        **rewarded.metrics(),
         "response_length": drawn.mask.sum(dim=1).float().mean().item(),
         "truncated": drawn.truncated.float().mean().item(),
         "tokens": float(drawn.mask.sum()),
-        **({"sampled": float(len(scores)), "without_spread": 1.0 - learned / len(scores)} if dynamic else {}),
+        **({"sampled": sampled, "without_spread": 1.0 - learned / sampled} if dynamic else {}),
     }
 
 

@@ -16,13 +16,16 @@ from triptych.algorithms.table import algorithm_of
 from triptych.data.encode import PromptExample
 from triptych.data.end_tokens import answer_texts, end_tokens
 from triptych.engines.base import SampleRequest
-from triptych.errors import RunError
+from triptych.errors import RunError, UserError
 from triptych.forward.roles import RoleModel
 from triptych.methods.merged import WeightChanges
 from triptych.models.adapter import Adapter, Normalization
+from triptych.models.heads import ScalarHead
 from triptych.objectives.kl import AdaptiveKL
-from triptych.recipe import CRITIC, POLICY, REFERENCE, REWARD, Method, Optimizer, Rl, Sampling, member_roles
-from triptych.rewards.table import REWARDS
+from triptych.recipe import CRITIC, POLICY, REFERENCE, Method, Optimizer, Rl, Sampling, member_roles
+from triptych.recipe.reward import CalledReward, role_of
+from triptych.rewards.base import Scorer
+from triptych.rewards.table import SCORERS
 from triptych.rollout.pool import RolloutPool
 from triptych.stages.context import StageContext
 from triptych.stages.models import role_model, tokenizer_of
@@ -50,7 +53,8 @@ class RlWorker:
     prompts: list[PromptExample]
     heldout: list[PromptExample]
     policy_method: Method
-    reward_roles: tuple[str, ...]
+    reward_roles: Sequence[tuple[str, ...]]
+    """Roles of the members of each reward model, in the order of the recipe."""
     writer: checkpoint.Writer
     kl: AdaptiveKL | None
     pad: int
@@ -105,11 +109,17 @@ class RlWorker:
         micro_tokens = self.stage.train.batch.micro_tokens
         return Samples(received, prompts, groups, self.pad, micro_tokens, sampling.temperature)
 
-    def scores(self, samples: Samples) -> Tensor:
-        """The reward of each answer [N]."""
-        reward = REWARDS[self.stage.rewards[0].name](self.stage.rewards[0], self.reward_roles)
-        texts = self.texts([record.response_ids for record in samples.records])
-        return reward.score(samples.answers(texts), partial(samples.forward, self.learner))
+    @cached_property
+    def scorers(self) -> dict[int, Scorer]:
+        """Number of a reward -> what scores outside the learner. UserError where that cannot be had."""
+        called = {number: one for number, one in enumerate(self.stage.rewards) if isinstance(one, CalledReward)}
+        return {number: self._scorer(number, one) for number, one in called.items()}
+
+    def _scorer(self, number: int, settings: CalledReward) -> Scorer:
+        try:
+            return SCORERS[settings.name](settings)
+        except UserError as error:
+            raise UserError(f"stages.{self.ctx.name}.rewards.{number}.{error}") from error
 
     def logprobs(self, samples: Samples, role: str) -> Tensor:
         """Log-probabilities [N, R] at the temperature of the samples."""
@@ -164,12 +174,12 @@ def start(config: dict[str, Any]) -> RlWorker:
     model = role_model(ctx, stage.train.memory, get_device())
     # Taken out of what this process was given, whose copies would stay beside those on the model.
     initial: StoredAdapter = config.pop("policy")
-    rewarding: StoredAdapter = config.pop("reward")
+    rewarding: list[StoredAdapter] = config.pop("rewards")
     policy = initial.adapter
     reward_roles = add_roles(
         model,
         policy,
-        rewarding.adapter,
+        *(one.adapter for one in rewarding),
         reference=stage.needs_reference,
         critic=stage.algorithm.value_model is not None,
     )
@@ -183,7 +193,7 @@ def start(config: dict[str, Any]) -> RlWorker:
         offload=workers.offload,
         max_bad_steps=stage.train.max_bad_steps,
     )
-    return RlWorker(
+    worker = RlWorker(
         ctx=ctx,
         learner=learner,
         writer=checkpoint.Writer(ctx.checkpoints, learner.group),
@@ -195,6 +205,9 @@ def start(config: dict[str, Any]) -> RlWorker:
         kl=None if kl.target is None else AdaptiveKL(kl.coef, kl.target, kl.horizon),
         pad=tokenizer_of(ctx).pad_token_id,
     )
+    if learner.group.rank == 0:
+        worker.scorers  # noqa: B018 - what cannot be had is told before anything is sampled
+    return worker
 
 
 def optimizers_of(stage: Rl) -> dict[str, Optimizer]:
@@ -213,25 +226,40 @@ def optimizer_steps(stage: Rl) -> dict[str, int]:
 
 
 def add_roles(
-    model: RoleModel, policy: Adapter, reward: Adapter, *, reference: bool = True, critic: bool = True
-) -> tuple[str, ...]:
-    """Policy and reference from one adapter, reward and critic from the other; scores come out normalised.
+    model: RoleModel, policy: Adapter, *rewards: Adapter, reference: bool = True, critic: bool = True
+) -> list[tuple[str, ...]]:
+    """Policy and reference from one adapter, reward models from the others; scores come out normalised.
 
-    Each member of an ensemble has a role: they are returned, the first is REWARD. The critic is a copy of that one.
-    `reference`, `critic`: whether there shall be such a role.
+    Each member of an ensemble has a role: they are returned, by reward model. The critic is a copy of the first of
+    all, or, without a reward model, of the policy, with a head whose values are zero. `reference`, `critic`: whether
+    there shall be such a role.
     """
-    normalization = reward.normalization
-    if normalization is None:
-        raise RunError("the reward model has no normalisation constants")
     model.add(POLICY, policy.method, trainable=True, weights=policy.weights)
     if reference:
         model.add(REFERENCE, policy.method, trainable=False, weights=policy.weights)
-    roles = member_roles(REWARD, 1 + len(reward.others))
-    for role, member in zip(roles, (reward, *reward.others), strict=True):
-        add_scoring(model, role, member, normalization, trainable=False)
+    found = []
+    for number, reward in enumerate(rewards):
+        found.append(member_roles(role_of(number), 1 + len(reward.others)))
+        for role, member in zip(found[-1], (reward, *reward.others), strict=True):
+            add_scoring(model, role, member, _normalization(reward), trainable=False)
     if critic:
-        add_scoring(model, CRITIC, reward, normalization, trainable=True)
-    return roles
+        _add_critic(model, policy, rewards)
+    return found
+
+
+def _add_critic(model: RoleModel, policy: Adapter, rewards: Sequence[Adapter]) -> None:
+    if rewards:
+        add_scoring(model, CRITIC, rewards[0], _normalization(rewards[0]), trainable=True)
+        return
+    head = ScalarHead(model.hidden_size)
+    head.load(torch.zeros_like(head.weight), torch.zeros_like(head.bias))
+    model.add(CRITIC, policy.method, trainable=True, weights=policy.weights, head=head)
+
+
+def _normalization(reward: Adapter) -> Normalization:
+    if reward.normalization is None:
+        raise RunError("the reward model has no normalisation constants")
+    return reward.normalization
 
 
 def add_scoring(model: RoleModel, role: str, member: Adapter, normalization: Normalization, *, trainable: bool) -> None:

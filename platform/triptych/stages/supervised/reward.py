@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from triptych import storage
-from triptych.data.table import read_table
+from triptych.data.table import StoredTable, read_table
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
 from triptych.models.adapter import Adapter, Normalization
@@ -24,6 +24,7 @@ from triptych.stages.start import add_role, going_on
 from triptych.stages.supervised.loop import fitting
 from triptych.stages.supervised.reward_evaluation import (
     Pairs,
+    draw_pairs,
     measure_normalization,
     reward_report,
     score_pairs,
@@ -36,7 +37,8 @@ from triptych.train.stepping import TrainingSteps
 from triptych.train.tasks.reward import PairwiseReward
 
 NORMALIZED_PAIRS = 256
-"""Training pairs whose scores give mean and standard deviation: their error is 4% of a standard deviation."""
+"""Training pairs whose scores give mean and standard deviation: of as many prompts, the error of the mean is 4% of a
+standard deviation."""
 
 log = logging.getLogger(__name__)
 
@@ -102,12 +104,22 @@ def learn(ctx: StageContext[Reward], model: RoleModel, role: str = REWARD) -> Tr
 
     budget = stage.train.batch.micro_tokens
     members = list(roles)
-    normalization = measure_normalization(score_pairs(learner, members, rows["train"], budget, NORMALIZED_PAIRS))
+    normalization = measure_normalization(score_pairs(learner, members, rows["train"], budget, _drawn(ctx)))
     scores = score_pairs(learner, members, rows["heldout"], budget) if "heldout" in rows else None
     adapter = _adapter(ctx, learner, members, normalization)
     if learner.group.rank == 0:
         metrics = {} if scores is None else _measured(ctx, objective, scores, normalization)
         commit_adapter(ctx, adapter, metrics)
+
+
+def _drawn(ctx: StageContext[Reward]) -> list[int]:
+    """Training pairs that constants of normalisation are measured on, the same on every rank."""
+    table = StoredTable(storage.join(ctx.folder, "data", "train"))
+
+    def prompt_of(row: int) -> tuple[int, ...]:
+        return tuple(table.cell("chosen", row)[: table.cell("start", row)])
+
+    return draw_pairs(len(table), prompt_of, NORMALIZED_PAIRS, ctx.recipe.seed)
 
 
 def _measured(

@@ -5,7 +5,8 @@ score is the mean over its members; a tie counts as half right.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -26,12 +27,32 @@ Pairs = Mapping[str, Sequence[Any]]
 """Columns `chosen` and `rejected` (tokens of prompt and answer) and `start` (tokens of the prompt)."""
 
 
-def score_pairs(learner: Learner, roles: Sequence[str], rows: Rows, budget: int, most: int | None = None) -> Tensor:
-    """Every member's scores of all rows, or of `most`, [members, pairs, 2], float64, on every rank."""
-    count = min(len(rows.sequences), most or len(rows.sequences))
-    scores = torch.zeros(len(roles), count, 2, dtype=torch.float64)
-    numbered = Rows(rows.sequences, lambda some: rows.batch(some) | {"row": torch.tensor(some)})
-    for batch in numbered.micro_batches(range(count), budget, learner):
+def draw_pairs(count: int, prompt_of: Callable[[int], Hashable], most: int, seed: int) -> list[int]:
+    """Numbers of up to `most` of `count` pairs, drawn at random, one of each prompt first.
+
+    Second ones follow where there are fewer prompts. No more pairs are looked at than needed.
+    """
+    order = list(range(count))
+    random.Random(seed).shuffle(order)
+    first: dict[Hashable, int] = {}
+    further: list[int] = []
+    for row in order:
+        if len(first) == most:
+            break
+        if first.setdefault(prompt_of(row), row) != row:
+            further.append(row)
+    return [*first.values(), *further][:most]
+
+
+def score_pairs(
+    learner: Learner, roles: Sequence[str], rows: Rows, budget: int, chosen: Sequence[int] | None = None
+) -> Tensor:
+    """Every member's scores of all rows, or of the chosen ones, [members, pairs, 2], float64, on every rank."""
+    numbers = range(len(rows.sequences)) if chosen is None else chosen
+    place_of = {row: place for place, row in enumerate(numbers)}
+    scores = torch.zeros(len(roles), len(numbers), 2, dtype=torch.float64)
+    numbered = Rows(rows.sequences, lambda some: rows.batch(some) | {"row": torch.tensor([place_of[r] for r in some])})
+    for batch in numbered.micro_batches(numbers, budget, learner):
         # Ranks that shard the weights work together: one that has no rows left scores one for nothing.
         scored = rows.batch([0]) if batch is None else batch
         values = learner.forward(roles[0], partial(member_scores, roles=roles), scored).double().cpu()

@@ -1,0 +1,99 @@
+"""Calls that may raise, hang or be refused: a time limit, further attempts, so many at once."""
+
+import asyncio
+import inspect
+import random
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from triptych.recipe.reward import Calls
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why there is no score."""
+
+    reason: str
+
+
+class RefusedError(Exception):
+    """A call that would be refused again, however often it is made."""
+
+
+class BusyError(Exception):
+    """A call that can be made again after so many seconds."""
+
+    def __init__(self, reason: str, seconds: float) -> None:
+        super().__init__(reason)
+        self.seconds = seconds
+
+
+class Asking:
+    """Makes calls under the terms of a recipe; to be used within one event loop."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._free = asyncio.Semaphore(calls.concurrency)
+
+    async def __call__(self, call: Callable[[], Awaitable[T]]) -> T | Failed:
+        """What the call gives within its time limit, at the first attempt that does not raise; else why not."""
+        reason, wait, seconds = "", 0.0, self._calls.timeout_s
+        for attempt in range(self._calls.retries + 1):
+            if attempt:
+                await asyncio.sleep(max(wait, self._backoff(attempt)))
+            async with self._free:
+                try:
+                    async with asyncio.timeout(seconds) as limit:
+                        return await call()
+                except RefusedError as error:
+                    return Failed(str(error))
+                except Exception as error:  # noqa: BLE001 - whatever a reward raises is the reason
+                    wait = error.seconds if isinstance(error, BusyError) else 0.0
+                    late = limit.expired()
+                    reason = f"no answer within {seconds:g} s" if late else f"{type(error).__name__}: {error}"
+        return Failed(reason)
+
+    def _backoff(self, attempt: int) -> float:
+        """Seconds before an attempt, counted from 1: each twice the last, and up to a quarter more by chance."""
+        return self._calls.backoff_s * float(2 ** (attempt - 1)) * random.uniform(1.0, 1.25)
+
+
+async def in_thread(function: Callable[[], Any]) -> Any:
+    """What a function returns, which may be a coroutine function; it runs in a thread of its own.
+
+    The thread is left alone when the caller gives up: Python has no way to end it, nor does it keep a process alive.
+    """
+    loop = asyncio.get_running_loop()
+    found: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+
+    def tell(result: Any, error: BaseException | None) -> None:
+        if not found.done():
+            found.set_result((result, error))
+
+    def work() -> None:
+        result, raised = None, None
+        try:
+            result = function()
+            if inspect.isawaitable(result):
+                result = asyncio.run(_awaited(result))
+        except BaseException as error:  # noqa: BLE001 - `sys.exit` in a reward is a fault of the reward
+            raised = error
+        with suppress(RuntimeError):  # the loop is closed: its caller gave up long ago
+            loop.call_soon_threadsafe(tell, result, raised)
+
+    threading.Thread(target=work, daemon=True).start()
+    result, error = await found
+    if isinstance(error, Exception):
+        raise error
+    if error is not None:
+        raise RuntimeError(f"it ended by {type(error).__name__}: {error}")
+    return result
+
+
+async def _awaited(result: Awaitable[T]) -> T:
+    return await result
