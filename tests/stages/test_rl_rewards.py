@@ -234,6 +234,11 @@ def test_a_recipe_without_a_reward_model_has_no_role_for_one(three_stages: Path)
         ([{"name": "length", "limit": 3, "cache": 4}], "stages.ppo.rewards.0: cache: 4, and the limit is 3"),
         ([{"name": "length", "limit": 9999, "cache": 4}], "stages.ppo.rewards.0.limit: answers of up to"),
         ([{"name": "function", "function": "module.f"}], "stages.ppo.rewards.0.function"),
+        ([{"name": "http", "url": "https://a:b@c.example"}], "stages.ppo.rewards.0.url"),
+        (
+            [{"name": "judge", "url": "https://c", "model": "m", "lowest": 9, "highest": 1}],
+            "stages.ppo.rewards.0: lowest",
+        ),
         ([{"name": "gsm8k", "label": "std"}], "stages.ppo.rewards.0.label: std names another metric"),
         ([{"name": "gsm8k", "weight": 0}], "stages.ppo.rewards.0.weight: 0, and no other reward is learned from"),
         ([{"name": "gsm8k", "calls": {"max_failed": 1}}], "stages.ppo.rewards.0.calls.max_failed"),

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-import time
+import threading
 from typing import Any
 
 calls: list[dict[str, Any]] = []
@@ -45,10 +45,14 @@ def some_raise(completions: list[str], **others: Any) -> list[float]:
     return [1.0] * len(completions)
 
 
+released = threading.Event()
+"""Ends what `some_hang` waits for."""
+
+
 def some_hang(completions: list[str], **others: Any) -> list[float]:
-    """Sleeps where a completion is `bad`."""
+    """Waits for `released` where a completion is `bad`."""
     if "bad" in completions:
-        time.sleep(5)
+        released.wait(60.0)
     return [1.0] * len(completions)
 
 

@@ -153,12 +153,70 @@ class LengthReward(CalledReward):
         return self
 
 
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+"""Name of an environment variable."""
+Url = Annotated[str, Field(pattern=r"^https?://[^\s@?#]+$")]
+"""Address without a user, a password or a query, where secrets would stand."""
+
+
+class ServedReward(CalledReward):
+    """A reward that a server gives."""
+
+    url: Url
+    """Address of the server; no user, password or query stands in it."""
+    token_env: Variable | None = None
+    """Environment variable of the workers that has the token, or with `_PATH` behind it the file of one; None: the
+    server asks for none."""
+
+
+class HttpReward(ServedReward):
+    """Score of a server that is sent answers as JSON."""
+
+    name: Literal["http"] = "http"
+    """Kind of the reward."""
+    per_call: Count = 16
+    """Answers of one request."""
+
+
+class JudgeReward(ServedReward):
+    """Score of a language model behind an OpenAI-compatible endpoint, from 0 to 1.
+
+    Zheng et al. 2023 (arXiv 2306.05685): single answers are rated; of pairs the better one is named, in both orders.
+    """
+
+    name: Literal["judge"] = "judge"
+    """Kind of the reward."""
+    model: str = Field(min_length=1)
+    """Model that the endpoint is asked for."""
+    mode: Literal["rating", "pairs"] = "rating"
+    """`rating`: each answer by itself, from `lowest` to `highest`; `pairs`: the share of comparisons with the other
+    answers to its prompt that it wins, ties counted half, each pair asked in both orders."""
+    criteria: str = Field("Judge how helpful, correct and clear the answer is.", min_length=1)
+    """What the judge is told to look at."""
+    lowest: float = 1.0
+    """Worst rating, a score of 0."""
+    highest: float = 10.0
+    """Best rating, a score of 1."""
+    max_tokens: Count = 512
+    """Tokens that the judge may write."""
+    requests_per_minute: Positive | None = None
+    """Requests that begin within a minute; None: as many as there are."""
+
+    @model_validator(mode="after")
+    def _range_is_one(self) -> "JudgeReward":
+        if self.lowest >= self.highest:
+            raise ValueError(f"lowest: {self.lowest:g}; allowed: below highest ({self.highest:g})")
+        return self
+
+
 RewardTerm = Annotated[
     Annotated[ModelReward, Tag("model")]
     | Annotated[FunctionReward, Tag("function")]
     | Annotated[Gsm8kReward, Tag("gsm8k")]
     | Annotated[FormatReward, Tag("format")]
-    | Annotated[LengthReward, Tag("length")],
+    | Annotated[LengthReward, Tag("length")]
+    | Annotated[HttpReward, Tag("http")]
+    | Annotated[JudgeReward, Tag("judge")],
     Discriminator(TagAt("name", default="model")),
 ]
 """A reward, told by its name; a reward model where it has none."""

@@ -26,7 +26,7 @@ class RefusedError(Exception):
 
 
 class BusyError(Exception):
-    """A call that can be made again after so many seconds."""
+    """A call that can be made again after so many seconds; no wait is longer than the time limit of a call."""
 
     def __init__(self, reason: str, seconds: float) -> None:
         super().__init__(reason)
@@ -40,20 +40,27 @@ class Asking:
         self._calls = calls
         self._free = asyncio.Semaphore(calls.concurrency)
 
-    async def __call__(self, call: Callable[[], Awaitable[T]]) -> T | Failed:
-        """What the call gives within its time limit, at the first attempt that does not raise; else why not."""
+    async def __call__(
+        self, call: Callable[[], Awaitable[T]], before: Callable[[], Awaitable[None]] | None = None
+    ) -> T | Failed:
+        """What the call gives within its time limit, at the first attempt that does not raise; else why not.
+
+        `before`: awaited before each attempt, out of its time limit.
+        """
         reason, wait, seconds = "", 0.0, self._calls.timeout_s
         for attempt in range(self._calls.retries + 1):
             if attempt:
                 await asyncio.sleep(max(wait, self._backoff(attempt)))
             async with self._free:
+                if before is not None:
+                    await before()
                 try:
                     async with asyncio.timeout(seconds) as limit:
                         return await call()
                 except RefusedError as error:
                     return Failed(str(error))
                 except Exception as error:  # noqa: BLE001 - whatever a reward raises is the reason
-                    wait = error.seconds if isinstance(error, BusyError) else 0.0
+                    wait = min(error.seconds, seconds) if isinstance(error, BusyError) else 0.0
                     late = limit.expired()
                     reason = f"no answer within {seconds:g} s" if late else f"{type(error).__name__}: {error}"
         return Failed(reason)
@@ -86,7 +93,7 @@ async def in_thread(function: Callable[[], Any]) -> Any:
         with suppress(RuntimeError):  # the loop is closed: its caller gave up long ago
             loop.call_soon_threadsafe(tell, result, raised)
 
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=work, name="reward-work", daemon=True).start()
     result, error = await found
     if isinstance(error, Exception):
         raise error

@@ -6,6 +6,8 @@ from typing import Any
 from triptych.recipe import ModelReward
 from triptych.rewards.base import RewardFunction, Scorer
 from triptych.rewards.function import FunctionScore
+from triptych.rewards.http import HttpScore
+from triptych.rewards.judge import JudgeScore
 from triptych.rewards.model import ModelScore
 from triptych.rewards.verifiers import gsm8k, length, written_as
 
@@ -19,5 +21,7 @@ SCORERS: Mapping[str, Callable[[Any], Scorer]] = {
     "gsm8k": gsm8k,
     "format": written_as,
     "length": length,
+    "http": HttpScore.of,
+    "judge": JudgeScore.of,
 }
 """Name -> from the settings in the recipe, what scores outside the learner. UserError where that cannot be had."""
