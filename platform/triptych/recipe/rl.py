@@ -28,6 +28,7 @@ from triptych.recipe.stage import (
     WorkShape,
     method_of,
 )
+from triptych.recipe.stopping import StopRules, stopping_faults
 from triptych.recipe.training import BatchBase, Optimizer, TrainingBase, Workers
 
 LARGEST_ERROR = 0.2
@@ -77,6 +78,8 @@ class RlTraining(TrainingBase):
     """Steps between checkpoints."""
     evaluate_every: Count | None = None
     """Steps between measurements on held-out prompts; None: before the first and after the last only."""
+    stopping: StopRules | None = None
+    """Rules and budgets that end the stage before its last step."""
 
     def total_steps(self, rows: int) -> int:
         """Steps of the whole stage, however many prompts there are."""
@@ -202,6 +205,11 @@ class Rl(TrainedStage):
                     "adamw_schedule_free samples at one point and takes gradients at another, and PPO's ratios compare "
                     "the two; allowed: adamw, adamw_8bit, sgd, lion, muon",
                 )
+        if self.train.stopping is not None:
+            heldout, evaluated = self.data.heldout is not None, self.train.evaluate_every is not None
+            yield from stopping_faults(
+                self.train.stopping, heldout=heldout, evaluated=evaluated, judged=self.judge is not None
+            )
 
     def _amount_faults(self) -> Iterator[Fault]:
         samples, minibatches = (
