@@ -61,6 +61,21 @@ class Told:
         return {"heldout_reward": self._rewards[step], "heldout_judge": self._judges[step]}
 
 
+class Follower:
+    """A monitor that asks for evaluations at steps 2 and 3, and looks at what is there when it is told of one."""
+
+    def __init__(self, run: RlWorker) -> None:
+        self.run, self.seen = run, list[tuple[int, int, list[int]]]()
+
+    def wants(self, step: int) -> bool:
+        return step in (2, 3)
+
+    def evaluated(self, step: int) -> None:
+        rows = read_metrics(self.run.ctx.folder)
+        assert "heldout_reward" in rows[-1]
+        self.seen.append((step, last_checkpoint(self.run), [row["step"] for row in rows]))
+
+
 def same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> bool:
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
 
@@ -168,6 +183,15 @@ def test_a_restart_after_the_end_takes_no_step(make: Make, monkeypatch: pytest.M
     assert list(told.weights) == ["after"]
     assert same(told.weights["after"], kept)
     assert json.loads(json.dumps(read_ending(again.ctx)))["stopped"]["step"] == 2
+
+
+def test_whoever_follows_a_stage_is_told_of_what_is_committed(make: Make) -> None:
+    """As ASHA is: at its rungs, here steps 2 and 3, but not after the last step, which the stage's summary tells of."""
+    run = make(evaluate_every=None)
+    follower = Follower(run)
+    run.ctx = replace(run.ctx, monitor=follower)
+    fit(run)
+    assert follower.seen == [(2, 2, [1, 2])]
 
 
 def test_devices_are_gpus_where_there_are_any(make: Make) -> None:

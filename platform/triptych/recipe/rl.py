@@ -148,6 +148,14 @@ class Rl(TrainedStage):
             Reference(("rewards", 0, "stage"), self.reward, ("reward_model",)),
         )
 
+    def reports(self) -> tuple[str, ...]:
+        """Reward, KL to the reference, and what the answers are like; the judge's score where there is one."""
+        return ("reward", "kl", "length", "truncated", "distinct2", *(("judge",) if self.judge else ()))
+
+    def logs(self) -> tuple[str, ...]:
+        """Reward of the sampled answers, and memory."""
+        return ("reward", "peak_memory_bytes")
+
     def leaves(self, name: str, stages: Mapping[str, StageBase]) -> Known | None:
         """Knowledge of the policy before it is there; a method that comes out as another one is known afterwards."""
         parent = stages.get(self.policy)
