@@ -65,6 +65,7 @@ def test_show(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         "steps": 2,
         "registered": "done-sft@1",
         "metrics": {"heldout_loss": 1.25},
+        "stopped": None,
     }
     assert triptych(monkeypatch, "runs", "show", "done", "--runs", str(runs)) == 0
     shown = capsys.readouterr().out
@@ -112,3 +113,19 @@ def test_wrong_names(
     assert printed.err.startswith("error: ")
     if name == "dnoe":
         assert "there is done" in printed.err
+
+
+def test_the_rule_that_ended_a_stage_is_shown(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    why = "the held-out reward had no new best in 3 evaluations"
+    stopped = {"rule": "heldout", "step": 12, "why": why, "numbers": {}}
+    summary = {"kind": "rl", "metrics": {}, "registered": "done-ppo@1", "stopped": stopped, "best_step": 9}
+    (runs / "done" / "stages" / "ppo" / "summary.json").write_text(json.dumps(summary))
+    assert triptych(monkeypatch, "runs", "show", "done", "--json", "--runs", str(runs)) == 0
+    assert json.loads(capsys.readouterr().out)["stages"]["ppo"]["stopped"] == stopped
+    sentence = f"ended at step 12 by train.stopping.heldout: {why}; the weights of step 9 are kept"
+    assert triptych(monkeypatch, "runs", "show", "done", "--runs", str(runs)) == 0
+    assert f"ppo {sentence}" in capsys.readouterr().out
+    assert triptych(monkeypatch, "runs", "report", "done", "--runs", str(runs)) == 0
+    assert sentence in Path(capsys.readouterr().out.strip()).read_text()

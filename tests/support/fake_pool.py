@@ -78,6 +78,8 @@ class FakePool:
                 answers[index].append(token)
                 logprobs[index].append(float(scaled[token]))
             unfinished = [index for index in unfinished if answers[index][-1] not in STOP_TOKENS]
+            if not unfinished:
+                break
         return [
             self._record(request, answer, values)
             for request, answer, values in zip(requests, answers, logprobs, strict=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.support.fake_pool import FakePool
 from tests.support.gradient_cases import PAD, in_float64, make_model
+from tests.support.one_process import Silent
 from triptych.algorithms.base import Scored
 from triptych.algorithms.credit import token_rewards as rewards_of_tokens
 from triptych.data.encode import PromptExample
@@ -20,7 +21,6 @@ from triptych.forward.roles import RoleModel
 from triptych.models.adapter import Adapter, Normalization
 from triptych.models.base import load_causal_lm
 from triptych.objectives.kl import AdaptiveKL
-from triptych.observe.progress import Progress
 from triptych.recipe import CRITIC, POLICY, Lora, Recipe, Rl
 from triptych.rollout.pool import RolloutPool
 from triptych.stages.context import StageContext
@@ -29,6 +29,7 @@ from triptych.stages.rl.evaluation import evaluate
 from triptych.stages.rl.rewarding import score_answers
 from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.step import prompts_of, rl_step, update
+from triptych.stages.rl.stopping import stopping_of
 from triptych.stages.rl.sync import first_sync
 from triptych.stages.rl.worker import RlWorker, add_roles, optimizer_steps, optimizers_of, request, resume, save
 from triptych.train.checkpoint import Writer
@@ -66,6 +67,8 @@ PROMPTS = [[50, 61, 72, 83], [90, 81, 72], [50, 61, 72, 99, 100], [111, 122, 133
 HELDOUT = [[201, 212, 223], [234, 245, 256, 267]]
 MEASURED_ANEW = ("seconds", "memory_bytes")
 """Parts of the names of metrics that no two runs share."""
+TRAINING = ("steps", "checkpoint_every", "evaluate_every", "stopping")
+"""Terms of a run that are fields of `train`."""
 
 
 def make_run(
@@ -94,11 +97,12 @@ def make_run(
         writer=Writer(ctx.checkpoints, learner.group),
         kl=None if kl.target is None else AdaptiveKL(kl.coef, kl.target, kl.horizon),
         pad=PAD,
+        stopping=stopping_of(ctx),
     )
 
 
 def with_terms(run: RlWorker, **terms: Any) -> RlWorker:
-    """The same run under other `kl`, `reward_clip`, `missing_eos_penalty`, `epochs` or `minibatches`."""
+    """The same run under other fields of the stage: its own, those of TRAINING, `epochs` or `minibatches`."""
     return replace(run, ctx=replace(run.ctx, stage=_changed(run.stage, terms)))
 
 
@@ -187,7 +191,7 @@ def _changed(stage: Rl, terms: dict[str, Any]) -> Rl:
     fields = stage.model_dump()
     for name, value in terms.items():
         place = fields["train"]["batch"] if name in ("epochs", "minibatches") else fields
-        place[name] = value
+        (fields["train"] if name in TRAINING else place)[name] = value
     return Rl.model_validate(fields)
 
 
@@ -222,7 +226,7 @@ def _context(folder: Path, home: Path, strategy: str, dtype: torch.dtype) -> Sta
         base_fingerprint="tiny",
         registry_url=f"sqlite:///{home}/registry.db",
         artifacts=str(home / "artifacts"),
-        progress=Progress(None),
+        progress=Silent(),
     )
 
 

@@ -121,6 +121,7 @@ def show(name: RunName, runs: Runs = "runs", as_json: AsJson = False) -> None:
             "steps": stage.rows[-1]["step"] if stage.rows else 0,
             "registered": summary.get("registered"),
             "metrics": summary.get("metrics", {}),
+            "stopped": summary.get("stopped"),
             "plan": stage.plan and stage.plan | {"compared": [figure.as_dict() for figure in stage.compared]},
         }
 
@@ -135,6 +136,9 @@ def show(name: RunName, runs: Runs = "runs", as_json: AsJson = False) -> None:
         registered = found["registered"] or ""
         table.add_row(stage_name, found["kind"], found["status"], str(found["steps"]), registered, measured)
     Console().print(table)
+    for stage in run.stages:
+        if stage.ending is not None:
+            typer.echo(f"{stage.name} {stage.ending}")
     planned = Table("stage", "", "predicted", "from - to", "actual", "predicted / actual", title="Predicted and actual")
     for stage in run.stages:
         for figure in stage.compared:

@@ -54,12 +54,13 @@ def _sweep_here(
     from triptych.observe.progress import ProgressDisplay
     from triptych.observe.report.sweep import write_sweep_report
     from triptych.recipe import load_recipe
-    from triptych.stages.preflight import STARTED, check_rows
+    from triptych.stages.preflight import STARTED, check_engines, check_rows
     from triptych.tune.importance import importance
     from triptych.tune.sweep import check_sweep, run_sweep, train_best
 
     loaded = load_recipe(recipe, overrides)
     wanted = check_sweep(loaded)
+    check_engines(loaded, [wanted.stage])
     check_rows(loaded, [wanted.stage], resolve_base(loaded.model), STARTED, here=True)
     registered: dict[str, Any] | None = None
     # Ray and libraries print to stdout, which is the results'.

@@ -40,6 +40,16 @@ class StageView:
         """Results of the stage; None before its end."""
         return _json(storage.join(self.url, "summary.json"))
 
+    @property
+    def ending(self) -> str | None:
+        """The rule that ended the stage before its last step, and why, as a sentence; None of any other stage."""
+        summary = self.summary or {}
+        stopped = summary.get("stopped")
+        if not isinstance(stopped, dict):
+            return None
+        kept = f"; the weights of step {summary['best_step']} are kept" if "best_step" in summary else ""
+        return f"ended at step {stopped['step']} by train.stopping.{stopped['rule']}: {stopped['why']}{kept}"
+
     @cached_property
     def rows(self) -> list[JsonObject]:
         """Metrics rows, by step."""

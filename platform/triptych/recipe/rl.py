@@ -28,6 +28,7 @@ from triptych.recipe.stage import (
     WorkShape,
     method_of,
 )
+from triptych.recipe.stopping import StopRules, stopping_faults
 from triptych.recipe.training import BatchBase, Optimizer, TrainingBase, Workers
 
 LARGEST_ERROR = 0.2
@@ -68,6 +69,8 @@ class RlTraining(TrainingBase):
     """Steps between checkpoints."""
     evaluate_every: Count | None = None
     """Steps between measurements on held-out prompts; None: before the first and after the last only."""
+    stopping: StopRules | None = None
+    """Rules and budgets that end the stage before its last step."""
 
     def total_steps(self, rows: int) -> int:
         """Steps of the whole stage, however many prompts there are."""
@@ -151,6 +154,14 @@ class Rl(TrainedStage):
             *(Reference(("rewards", number, "stage"), ref, ("reward_model",)) for number, ref in models),
         )
 
+    def reports(self) -> tuple[str, ...]:
+        """Reward, KL to the reference, and what the answers are like; the judge's score where there is one."""
+        return ("reward", "kl", "length", "truncated", "distinct2", *(("judge",) if self.judge else ()))
+
+    def logs(self) -> tuple[str, ...]:
+        """Reward of the sampled answers, and memory."""
+        return ("reward", "peak_memory_bytes")
+
     def leaves(self, name: str, stages: Mapping[str, StageBase]) -> Known | None:
         """Knowledge of the policy before it is there; a method that comes out as another one is known afterwards."""
         parent = stages.get(self.policy)
@@ -210,6 +221,14 @@ class Rl(TrainedStage):
                     "adamw_schedule_free samples at one point and takes gradients at another, and the ratios compare "
                     "the two; allowed: adamw, adamw_8bit, sgd, lion, muon",
                 )
+        if self.train.stopping is not None:
+            yield from stopping_faults(
+                self.train.stopping,
+                reference=self.needs_reference,
+                heldout=self.data.heldout is not None,
+                evaluated=self.train.evaluate_every is not None,
+                judged=self.judge is not None,
+            )
 
     def _amount_faults(self) -> Iterator[Fault]:
         samples, minibatches = (

@@ -360,6 +360,10 @@ class TrainedStage(StageBase):
         """Metrics on held-out rows, without `heldout_`, that a sweep can optimise."""
         return ()
 
+    def logs(self) -> tuple[str, ...]:
+        """Metrics of its steps that a sweep can optimise: what is learned from, and what a step costs."""
+        return ("loss", "peak_memory_bytes", "step_seconds", "tokens_per_second")
+
 
 def method_of(stages: Mapping[str, StageBase], ref: str) -> Method:
     """Method of the adapter that `ref` names: a stage's, or the default for a registered version."""

@@ -69,7 +69,7 @@ class SweepObjective(Closed):
     """A number that the stage reports, and which way it gets better."""
 
     metric: str
-    """A held-out metric as it is logged (`heldout_loss`), or a cost (`peak_memory_bytes`, `step_seconds`)."""
+    """A metric as it is logged: a held-out one (`heldout_loss`), or of steps (`peak_memory_bytes`, `step_seconds`)."""
     mode: Literal["min", "max"]
     """Direction of the objective: smaller (min) or larger (max) values are better."""
 
@@ -80,9 +80,9 @@ class SweepBudget(Closed):
     trials: Count | None = None
     """Trials that are begun, at most."""
     device_seconds: Positive | None = None
-    """Seconds that workers hold their devices (CPU workers count as one), starts included."""
+    """Seconds that workers and engines hold their GPUs, starts included; where none has a GPU, each counts as one."""
     tokens: Count | None = None
-    """Tokens trained on."""
+    """Tokens trained on; where a stage samples them, of its answers."""
 
     @model_validator(mode="after")
     def _something(self) -> "SweepBudget":

@@ -33,10 +33,14 @@ class Stopper:
         if key not in heldout:
             allowed = ", ".join(sorted(name.removeprefix("heldout_") for name in heldout))
             raise UserError(f"early_stopping.metric: no metric {self.config.metric!r}; allowed here: {allowed}")
-        if not self._gains(heldout[key]):
+        return self.see(step, heldout[key])
+
+    def see(self, step: int, value: float) -> bool:
+        """Record a value at `step`; True if it is the best so far."""
+        if not self._gains(value):
             self.waited += 1
             return False
-        self.best, self.best_step, self.waited = heldout[key], step, 0
+        self.best, self.best_step, self.waited = value, step, 0
         return True
 
     def _gains(self, value: float) -> bool:

@@ -5,9 +5,16 @@ from typing import Any
 
 from ray.tune import Stopper
 
-from triptych.recipe import Recipe
+from triptych.plan import requests
+from triptych.recipe import Recipe, StageBase
 from triptych.recipe.sweep import SweepBudget
 from triptych.tune.record import Record
+
+
+def devices_of(name: str, stage: StageBase) -> float:
+    """GPUs, or shares of them, that a stage's workers and engines hold; where they hold none, these processes."""
+    asked = requests(name, stage)
+    return sum(one.count * one.gpus for one in asked) or float(sum(one.count for one in asked))
 
 
 class Budget(Stopper):
@@ -17,8 +24,7 @@ class Budget(Stopper):
         assert recipe.sweep is not None
         self._limits: SweepBudget = recipe.sweep.budget
         self._record = record
-        workers = recipe.trained[recipe.sweep.stage].workers
-        self._devices = workers.count * (workers.gpus or 1.0)
+        self._devices = devices_of(recipe.sweep.stage, recipe.trained[recipe.sweep.stage])
         self._since: dict[int, float] = {}
 
     def started(self, number: int) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ class Job:
     executor: "Executor"
     semaphore: TrialSemaphore | None
     """Limit of concurrent trials; None if Tune limits them."""
+    parents: Mapping[str, str]
+    """Key of the recipe -> version, in the sweep's registry, that every trial starts from."""
 
 
 def drive(config: dict[str, Any], job: Job) -> None:
@@ -44,7 +47,7 @@ def drive(config: dict[str, Any], job: Job) -> None:
     if job.semaphore:
         job.semaphore.acquire(config["assignment"]["number"])
     try:
-        for report in job.executor.run(assignment.trial(job.recipe, job.folder)):
+        for report in job.executor.run(assignment.trial(job.recipe, job.folder, job.parents)):
             _report(job.recipe, assignment, report)
     except (UserError, RunError) as error:
         tune.report({"step": assignment.reported, "score": worst(_mode(job.recipe)), "failed": str(error)})

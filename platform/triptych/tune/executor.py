@@ -20,6 +20,7 @@ from triptych.stages.context import StageContext
 from triptych.stages.run import chosen, run_stage, stage_context
 from triptych.train import checkpoint
 from triptych.train.on_ray import WorkerFailedError
+from triptych.tune.budget import devices_of
 from triptych.tune.feasible import max_concurrent
 from triptych.tune.rendezvous import Rendezvous
 from triptych.tune.trial import Report, Trial, plain_metrics
@@ -130,8 +131,7 @@ class CostMeter:
     """Cost of a trial: devices x seconds, and tokens by its metrics log."""
 
     def __init__(self, trial: Trial, ctx: StageContext[Any]) -> None:
-        workers = ctx.stage.workers
-        self._devices = workers.count * (workers.gpus or 1.0)
+        self._devices = devices_of(ctx.name, ctx.stage)
         self._before, self._tokens, self._started = trial.device_seconds, trial.tokens, time.monotonic()
 
     def seconds(self, rows: Sequence[Mapping[str, Any]]) -> float:

@@ -15,11 +15,12 @@ from triptych.observe.progress import Progress
 from triptych.observe.sweeps import SweepView, read_sweep, sweep_name
 from triptych.plan import Machine, cluster
 from triptych.recipe import Recipe, Sweep, TrainedStage, Values, with_values
+from triptych.recipe.spec import dotted
 from triptych.stages.run import run_recipe
 from triptych.tune.budget import Budget
 from triptych.tune.driver import Job, drive
-from triptych.tune.executor import Executor
 from triptych.tune.feasible import feasible_points
+from triptych.tune.parents import copy_parents, parents_of, unfit_reference
 from triptych.tune.population import PopulationBased
 from triptych.tune.record import Record
 from triptych.tune.report_handler import ReportHandler, TrialErrors
@@ -34,9 +35,6 @@ _QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",  # the record is ours
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-COSTS = ("peak_memory_bytes", "step_seconds", "tokens_per_second")
-"""Columns of a metrics row that say what a step costs; any may be an objective."""
-
 _PBT_KEYS = ("method.lr", "method.dropout")
 """Keys of a stage that PBT may change between steps, beside those below train.optimizer and train.batch."""
 _SCRATCH = "tune"
@@ -62,12 +60,14 @@ def run_sweep(recipe: Recipe, progress: Progress) -> SweepView:
     fitting = feasible_points(recipe, machine)
     folder = sweep_folder(recipe)
     record = Record(recipe, folder)
+    parents = copy_parents(recipe, folder)
     recipes = [with_values(recipe, values) for values in fitting]
     executor = executor_for(recipe, recipes, progress)
     max_concurrent = sweep.concurrency or executor.concurrency(recipes, sweep.stage, machine)
     semaphore = TrialSemaphore(max_concurrent) if sweep.scheduler == "pbt" else None
+    job = Job(recipe, folder, str(Path.cwd()), executor, semaphore, parents)
     try:
-        _tune(recipe, sweep, record, executor, semaphore, machine, max_concurrent)
+        _tune(recipe, record, job, machine, max_concurrent)
     finally:
         executor.close()
         if semaphore:
@@ -80,16 +80,23 @@ def run_sweep(recipe: Recipe, progress: Progress) -> SweepView:
 
 
 def check_sweep(recipe: Recipe) -> Sweep:
-    """The recipe's sweep. UserError if it has none, or one that does not fit its stage."""
+    """The recipe's sweep.
+
+    Raises:
+        UserError: it has none, or one that does not fit its stage, or what trials start from is not there.
+        RunError: a stage that trials start from falls short of its gate.
+    """
     sweep = recipe.sweep
     if sweep is None:
         raise UserError(f"{recipe.name} has no `sweep:`; add one with stage, space, objective and budget")
     stage = recipe.trained.get(sweep.stage)
-    if stage is None or stage.references():
+    if stage is None or (unfit := unfit_reference(stage.references())) is not None:
+        reason = "trains nothing" if stage is None else f"has {dotted(unfit.field)} `{unfit.ref}`"
         raise UserError(
-            f"sweep.stage: {sweep.stage} is of kind {recipe.stages[sweep.stage].kind} and starts from other stages or "
-            "adapters; allowed: a stage that learns from rows of files"
+            f"sweep.stage: {sweep.stage} is of kind {recipe.stages[sweep.stage].kind} and {reason}; allowed: a stage "
+            "that learns from rows of files, by a new method or from a policy that it samples"
         )
+    _check_starts(sweep, stage)
     allowed = reported_metrics(stage)
     for objective in sweep.objectives:
         if objective.metric not in allowed:
@@ -104,14 +111,15 @@ def check_sweep(recipe: Recipe) -> Sweep:
             f"set stages.{sweep.stage}.train.evaluate_every"
         )
     if sweep.scheduler == "pbt":
-        _check_population(sweep)
+        _check_population(sweep, stage)
+    parents_of(recipe)
     return sweep
 
 
 def reported_metrics(stage: TrainedStage) -> tuple[str, ...]:
-    """Metrics that trials of a stage report, any of which may be an objective: held-out ones, the loss, and COSTS."""
+    """Metrics that trials of a stage report, any of which may be an objective: held-out ones, and those of steps."""
     heldout = stage.reports() if stage.data.heldout else ()
-    return (*(f"heldout_{name}" for name in heldout), "loss", *COSTS)
+    return (*(f"heldout_{name}" for name in heldout), *stage.logs())
 
 
 def train_best(found: SweepView, progress: Progress) -> dict[str, Any]:
@@ -145,8 +153,21 @@ def _winning_recipe(recipe: Recipe, values: Values) -> Recipe:
     return won.model_copy(update={"stages": {**won.stages, recipe.sweep.stage: stage}})
 
 
-def _check_population(sweep: Sweep) -> None:
-    """UserError if a key of the space may shape weights: PBT continues one point's weights with another's values."""
+def _check_starts(sweep: Sweep, stage: TrainedStage) -> None:
+    """UserError if trials would start from different adapters, which are copied for the sweep before it begins."""
+    for reference in stage.references():
+        field = dotted(("stages", sweep.stage, *reference.field))
+        if key := next((key for key in sweep.space if f"{field}.".startswith(f"{key}.")), None):
+            raise UserError(f"sweep.space.{key}: all trials start from the same adapters; allowed: other keys")
+
+
+def _check_population(sweep: Sweep, stage: TrainedStage) -> None:
+    """UserError if a trial cannot go on from another's checkpoint, whose weights its own values may shape."""
+    if stage.engines is not None:
+        raise UserError(
+            f"sweep.scheduler: pbt lets a trial go on from another's weights, which {sweep.stage} with engines of its "
+            "own does not; allowed: asha, median, none"
+        )
     for key in sweep.space:
         below = key.removeprefix(f"stages.{sweep.stage}.")
         if not below.startswith(("train.optimizer.", "train.batch.")) and below not in _PBT_KEYS:
@@ -156,18 +177,12 @@ def _check_population(sweep: Sweep) -> None:
             )
 
 
-def _tune(
-    recipe: Recipe,
-    sweep: Sweep,
-    record: Record,
-    executor: Executor,
-    semaphore: TrialSemaphore | None,
-    machine: Machine,
-    max_concurrent: int,
-) -> None:
-    """Run Tune until nothing is left to do; with a `semaphore`, on a population that is begun at once."""
+def _tune(recipe: Recipe, record: Record, job: Job, machine: Machine, max_concurrent: int) -> None:
+    """Run Tune until nothing is left to do; with a semaphore, on a population that is begun at once."""
+    sweep, semaphore = recipe.sweep, job.semaphore
+    assert sweep is not None
     budget = Budget(recipe, record)
-    reports = ReportHandler(record, budget, executor, semaphore)
+    reports = ReportHandler(record, budget, job.executor, semaphore)
     stage = recipe.trained[sweep.stage]
     every = stage.train.evaluate_every
     # The scheduler before the search: its replay may end trials that the search would resume.
@@ -184,7 +199,7 @@ def _tune(
         config = tune.TuneConfig(
             search_alg=search, scheduler=scheduler, num_samples=-1, max_concurrent_trials=max_concurrent
         )
-    _fit(Job(recipe, record.url, str(Path.cwd()), executor, semaphore), space, config, budget, reports)
+    _fit(job, space, config, budget, reports)
     for trial in record.trials.values():
         if trial.status == "running" and budget.spent:
             reports.end(trial.number, "cut", "the budget was used up")

@@ -58,10 +58,10 @@ class Assignment:
     device_seconds: float = 0.0
     tokens: int = 0
 
-    def trial(self, recipe: Recipe, folder: str) -> Trial:
-        """The trial, of a sweep's recipe, in the sweep's folder."""
+    def trial(self, recipe: Recipe, folder: str, parents: Values) -> Trial:
+        """The trial, of a sweep's recipe, in the sweep's folder; `parents`: keys and versions that it starts from."""
         assert recipe.sweep is not None
-        own = trial_recipe(recipe, self.values, self.run, folder)
+        own = trial_recipe(recipe, {**self.values, **parents}, self.run, folder)
         stage = own.trained[recipe.sweep.stage]
         at_rungs = recipe.sweep.scheduler == "asha" and stage.train.evaluate_every is None
         return Trial(

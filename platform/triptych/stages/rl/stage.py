@@ -16,7 +16,6 @@ from triptych.errors import UserError
 from triptych.forward.export import adapter_of
 from triptych.models.adapter import Adapter
 from triptych.models.peft_files import largest_rank
-from triptych.observe.metrics import RlMetrics
 from triptych.recipe import POLICY, Rl, Source
 from triptych.recipe.refusals import NO_EXPERTS, as_policy, is_lora
 from triptych.registry import AdapterVersion
@@ -25,13 +24,11 @@ from triptych.stages.adapter_probes import probes_of
 from triptych.stages.artifact import check_gate, commit_adapter, data_parents, finish, measured, parent, sources
 from triptych.stages.context import StageContext, begin
 from triptych.stages.models import tokenizer_of
-from triptych.stages.recorder import Recorder
-from triptych.stages.rl.evaluation import evaluate
 from triptych.stages.rl.largest_batch import largest_batch
+from triptych.stages.rl.loop import fit
 from triptych.stages.rl.prompts import prompt_table
-from triptych.stages.rl.step import rl_step
-from triptych.stages.rl.sync import first_sync
-from triptych.stages.rl.worker import resume, save, start
+from triptych.stages.rl.stopping import read_ending
+from triptych.stages.rl.worker import start
 from triptych.stages.stored_adapter import StoredAdapter
 from triptych.train.on_ray import launch
 
@@ -57,7 +54,7 @@ def run(ctx: StageContext[Rl]) -> AdapterVersion:
             launch(ctx.name, _train, config, stage.train.workers, storage.join(ctx.folder, "ray"))
         finally:
             pool.close()
-    return finish(ctx, inputs, measured(ctx))
+    return finish(ctx, inputs, measured(ctx), more=read_ending(ctx))
 
 
 def _reward_model(ctx: StageContext[Rl], ref: str) -> StoredAdapter:
@@ -87,29 +84,11 @@ def start_pool(ctx: StageContext[Rl], policy: Adapter) -> RolloutPool:
 def _train(config: dict[str, Any]) -> None:
     """On every worker of the Ray Train group."""
     ctx: StageContext[Rl] = config["ctx"]
-    stage, worker = ctx.stage, start(config)
-    done, shown = resume(worker), ("reward", "kl", "logprob_gap")
-    with Recorder(ctx, RlMetrics, worker.learner.group.rank, shown, done=done, total=stage.train.steps) as recorder:
-        first_sync(worker, done)
-        if worker.heldout and done == 0:
-            evaluate(worker, "before")
-        for step in range(done + 1, stage.train.steps + 1):
-            row = {"step": step} | rl_step(worker, step)
-            if (
-                worker.heldout
-                and stage.train.evaluate_every
-                and step % stage.train.evaluate_every == 0
-                and step < stage.train.steps
-            ):
-                row |= evaluate(worker, f"step-{step:08d}")
-            recorder.record(row)
-            if step % stage.train.checkpoint_every == 0 or step == stage.train.steps:
-                save(worker, recorder, step)
-    worker.writer.wait()
-    metrics = evaluate(worker, "after") if worker.heldout else {}
+    worker = start(config)
+    metrics = fit(worker)
     probes, weights = probes_of(ctx, worker.learner, POLICY), worker.learner.weights(POLICY)
     if worker.learner.group.rank == 0:
-        commit_adapter(ctx, adapter_of(worker.policy_method, weights, stage.output), metrics, probes)
+        commit_adapter(ctx, adapter_of(worker.policy_method, weights, ctx.stage.output), metrics, probes)
 
 
 def _encode(ctx: StageContext[Rl], source: Source) -> Table:

@@ -1,6 +1,6 @@
 """The policy's weights into the engines, and the proof, every time, that the engines run them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +44,14 @@ def probe(worker: RlWorker, records: Sequence[RolloutRecord], role: str = POLICY
 
 def first_sync(worker: RlWorker, version: int) -> None:
     """Before any answer is there: prompts cut in two stand for answers, and the base for the old weights."""
-    whole = [prompt.input_ids for prompt in worker.prompts[:PROBES]]
-    halves = [(ids[: len(ids) // 2], ids[len(ids) // 2 :]) for ids in whole]
-    prompts, answers = [first for first, _ in halves], [second for _, second in halves]
-    sync_policy(worker, version, Probe(prompts, answers, _learner_logprobs(worker, BASE, prompts, answers)))
+    sync_policy(worker, version, _halved(worker, BASE))
+
+
+def sync_others(worker: RlWorker, version: int, load: Callable[[], None]) -> None:
+    """Let `load` give the policy other weights, and send them to every engine as `version`."""
+    before = _halved(worker, POLICY)
+    load()
+    sync_policy(worker, version, before)
 
 
 def sync_policy(worker: RlWorker, version: int, asked: Probe) -> dict[str, float]:
@@ -68,6 +72,13 @@ def sync_policy(worker: RlWorker, version: int, asked: Probe) -> dict[str, float
         restarts = float(worker.pool.stats()["restarts"])
         metrics = {"sync_seconds": report.seconds, "sync_gap": check.gap, "engine_restarts": restarts}
     return learner.group.broadcast(metrics)
+
+
+def _halved(worker: RlWorker, role: str) -> Probe:
+    """Prompts cut in two, the second half as the answer, and what the learner says of it as `role`."""
+    whole = [prompt.input_ids for prompt in worker.prompts[:PROBES]]
+    prompts, answers = [ids[: len(ids) // 2] for ids in whole], [ids[len(ids) // 2 :] for ids in whole]
+    return Probe(prompts, answers, _learner_logprobs(worker, role, prompts, answers))
 
 
 def _for_engines(worker: RlWorker, weights: dict[str, Tensor]) -> tuple[bytes, dict[str, Any]]:

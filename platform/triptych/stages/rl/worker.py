@@ -1,7 +1,7 @@
 """State of a rank of the RL stage: the roles, the pool, the prompts; how it starts, saves and goes on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -32,6 +32,7 @@ from triptych.stages.models import role_model, tokenizer_of
 from triptych.stages.recorder import Recorder
 from triptych.stages.rl.prompts import read_prompts
 from triptych.stages.rl.samples import Samples
+from triptych.stages.rl.stopping import Stopping, stopping_of
 from triptych.stages.stored_adapter import StoredAdapter
 from triptych.train import checkpoint
 from triptych.train.learner import Learner, Objective
@@ -59,6 +60,7 @@ class RlWorker:
     kl: AdaptiveKL | None
     pad: int
     changes: WeightChanges | None = None
+    stopping: Stopping = field(default_factory=Stopping)
 
     @property
     def stage(self) -> Rl:
@@ -170,7 +172,7 @@ class RlWorker:
 def start(config: dict[str, Any]) -> RlWorker:
     """The roles of the stage on one base, and what surrounds them."""
     ctx: StageContext[Rl] = config["ctx"]
-    stage = ctx.stage
+    stage, stopping = ctx.stage, stopping_of(ctx)
     model = role_model(ctx, stage.train.memory, get_device())
     # Taken out of what this process was given, whose copies would stay beside those on the model.
     initial: StoredAdapter = config.pop("policy")
@@ -204,6 +206,7 @@ def start(config: dict[str, Any]) -> RlWorker:
         reward_roles=reward_roles,
         kl=None if kl.target is None else AdaptiveKL(kl.coef, kl.target, kl.horizon),
         pad=tokenizer_of(ctx).pad_token_id,
+        stopping=stopping,
     )
     if learner.group.rank == 0:
         worker.scorers  # noqa: B018 - what cannot be had is told before anything is sampled
@@ -283,6 +286,8 @@ def resume(worker: RlWorker) -> int:
     worker.learner.load_state(last.tensors, last.state["learner"])
     if worker.kl is not None:
         worker.kl.load_state_dict(last.state["kl"])
+    if "stopping" in last.state:  # versions before had no rules
+        worker.stopping.load_state(last.state["stopping"])
     return last.step
 
 
@@ -291,4 +296,5 @@ def save(worker: RlWorker, recorder: Recorder, step: int) -> None:
     recorder.flush(step)
     state = worker.learner.state()
     numbers = {"learner": state.numbers, "kl": None if worker.kl is None else worker.kl.state_dict()}
-    worker.writer.save(step, state.slices, numbers)
+    numbers["stopping"] = worker.stopping.state()
+    worker.writer.save(step, state.slices, numbers, best=worker.stopping.best_step)
