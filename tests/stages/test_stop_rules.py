@@ -2,12 +2,12 @@
 
 import json
 import math
+import time
 from typing import Any
 
 import pytest
 
 from triptych.recipe.stopping import RlBudget, StopRules
-from triptych.stages.rl import stopping
 from triptych.stages.rl.stopping import Stopping
 
 NAN, INF = math.nan, math.inf
@@ -83,10 +83,10 @@ def test_a_restart_at_any_step_decides_the_same(case: str) -> None:
     for cut in range(1, len(rows)):
         rules = Stopping(config, devices=4.0)
         if judged(rules, rows[:cut], first) is not None:
-            again = restarted(rules, config).stopped
-            assert again is not None
+            ended = restarted(rules, config).stopped
+            assert ended is not None
             assert rules.stopped is not None
-            assert (again.rule, again.step, again.why) == (rules.stopped.rule, fires, rules.stopped.why)
+            assert (ended.rule, ended.step, ended.why) == (rules.stopped.rule, fires, rules.stopped.why)
             break
         again = restarted(rules, config, devices=4.0)
         again.judge(first + cut - 1, rows[cut - 1])  # a step that is done again counts once
@@ -153,7 +153,7 @@ def test_a_step_that_learns_from_nothing_measures_no_kl_and_ends_no_count() -> N
 
 def test_time_of_earlier_starts_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     first = Stopping()
     now[0] += 50
     state = first.state()

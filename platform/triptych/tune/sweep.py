@@ -90,8 +90,9 @@ def check_sweep(recipe: Recipe) -> Sweep:
     if sweep is None:
         raise UserError(f"{recipe.name} has no `sweep:`; add one with stage, space, objective and budget")
     stage = recipe.trained.get(sweep.stage)
-    if stage is None or (unfit := unfit_reference(stage.references())) is not None:
-        reason = "trains nothing" if stage is None else f"has {dotted(unfit.field)} `{unfit.ref}`"
+    unfit = None if stage is None else unfit_reference(stage.references())
+    if stage is None or unfit is not None:
+        reason = "trains nothing" if unfit is None else f"has {dotted(unfit.field)} `{unfit.ref}`"
         raise UserError(
             f"sweep.stage: {sweep.stage} is of kind {recipe.stages[sweep.stage].kind} and {reason}; allowed: a stage "
             "that learns from rows of files, by a new method or from a policy that it samples"

@@ -12,7 +12,7 @@ from triptych.recipe import EarlyStopping
 from triptych.recipe.stopping import HeldoutReward, KlLimit, RewardHacking, RewardPlateau, RlBudget, StopRules
 from triptych.train.stopping import Stopper
 
-Numbers = Mapping[str, float]
+StepNumbers = Mapping[str, float]
 """Metrics of a step or of an evaluation; `seconds`: by the clock of rank 0 since the stage began."""
 
 
@@ -30,7 +30,7 @@ class Rule(Protocol):
     needs: ClassVar[str]
     """Metric without which a row is none of the rule's."""
 
-    def judge(self, step: int, numbers: Numbers) -> Reason | None:
+    def judge(self, step: int, numbers: StepNumbers) -> Reason | None:
         """Take in the numbers at a step, counted from 1 (0: before the first); the reason to end there, if any."""
 
     def state(self) -> dict[str, Any]:
@@ -48,7 +48,7 @@ class KlRule:
     config: KlLimit
     above: int = 0
 
-    def judge(self, step: int, numbers: Numbers) -> Reason | None:
+    def judge(self, step: int, numbers: StepNumbers) -> Reason | None:
         kl, limit = numbers["kl"], self.config.limit
         self.above = 0 if kl <= limit else self.above + 1
         if self.above < self.config.patience:
@@ -76,7 +76,7 @@ class PlateauRule:
     def __post_init__(self) -> None:
         self.stopper = _rising(self.config.patience, self.config.min_delta)
 
-    def judge(self, step: int, numbers: Numbers) -> Reason | None:
+    def judge(self, step: int, numbers: StepNumbers) -> Reason | None:
         self.recent = [*self.recent, numbers["reward"]][-self.config.window :]
         if len(self.recent) < self.config.window:
             return None
@@ -109,7 +109,7 @@ class HeldoutRule:
     def __post_init__(self) -> None:
         self.stopper = _rising(self.config.patience, self.config.min_delta)
 
-    def judge(self, step: int, numbers: Numbers) -> Reason | None:
+    def judge(self, step: int, numbers: StepNumbers) -> Reason | None:
         reward = numbers["heldout_reward"]
         self.stopper.see(step, reward)
         if not self.stopper.stops:
@@ -137,7 +137,7 @@ class HackingRule:
     """Held-out reward at the evaluation with the best of the judge."""
     suspicious: int = 0
 
-    def judge(self, step: int, numbers: Numbers) -> Reason | None:
+    def judge(self, step: int, numbers: StepNumbers) -> Reason | None:
         judge, reward = numbers["heldout_judge"], numbers["heldout_reward"]
         if math.isfinite(judge) and judge > self.best:
             self.best, self.reward_then = judge, reward
@@ -150,7 +150,7 @@ class HackingRule:
         found = {"heldout_judge": judge, "best_judge": self.best, "heldout_reward": reward}
         return Reason(why, found | {"reward_at_best_judge": self.reward_then, "evaluations": self.suspicious})
 
-    def has_fallen(self, numbers: Numbers) -> bool:
+    def has_fallen(self, numbers: StepNumbers) -> bool:
         """Whether the judge is no number, or below its best by more than the margin."""
         return not numbers["heldout_judge"] >= self.best - self.config.margin
 
@@ -171,7 +171,7 @@ class BudgetRule:
     """GPUs, or CPUs, that count for `device_hours`."""
     tokens: float = 0.0
 
-    def judge(self, step: int, numbers: Numbers) -> Reason | None:
+    def judge(self, step: int, numbers: StepNumbers) -> Reason | None:
         self.tokens += numbers["tokens"]
         hours = numbers["seconds"] / 3600
         used = {"sampled_tokens": self.tokens, "wall_hours": hours, "device_hours": hours * self.devices}

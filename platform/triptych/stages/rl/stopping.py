@@ -7,11 +7,10 @@ from typing import Any
 
 from triptych import storage
 from triptych.observe.log import plain
-from triptych.plan import requests
 from triptych.recipe import EarlyStopping, Rl
 from triptych.recipe.stopping import StopRules
 from triptych.stages.context import StageContext
-from triptych.stages.rl.stop_rules import HackingRule, Numbers, Rule, rules_of
+from triptych.stages.rl.stop_rules import HackingRule, Rule, StepNumbers, rules_of
 from triptych.train.stopping import Stopper
 
 READ = ("reward", "kl", "tokens", "heldout_reward", "heldout_judge")
@@ -58,7 +57,7 @@ class Stopping:
         """Time of this start so far, and of earlier ones up to the checkpoint."""
         return self._before + time.monotonic() - self._started
 
-    def judge(self, step: int, numbers: Numbers) -> bool:
+    def judge(self, step: int, numbers: StepNumbers) -> bool:
         """Take in the numbers at a step, the same on every rank; True if its evaluation is the best so far.
 
         A step that was judged before a restart is not judged again.
@@ -95,7 +94,7 @@ class Stopping:
         for name, rule in self.rules.items():
             rule.load_state(state["rules"][name])
 
-    def _may_be_best(self, numbers: Numbers) -> bool:
+    def _may_be_best(self, numbers: StepNumbers) -> bool:
         watch = self.rules.get("hacking")
         if not self.keeps_best or "heldout_reward" not in numbers:
             return False
@@ -109,8 +108,9 @@ def stopping_of(ctx: StageContext[Rl]) -> Stopping:
 
 def devices_of(ctx: StageContext[Rl]) -> float:
     """GPUs, or shares of them, that workers and engines reserve together; logical CPUs where neither reserves one."""
-    asked = requests(ctx.name, ctx.stage)
-    return sum(one.count * one.gpus for one in asked) or sum(one.count * one.cpus for one in asked)
+    workers, engines = ctx.stage.workers, ctx.stage.rollout
+    gpus = workers.count * workers.gpus + engines.engines * engines.gpus
+    return gpus or workers.count * workers.cpus + engines.engines * engines.cpus
 
 
 def write_ending(ctx: StageContext[Rl], stopping: Stopping) -> None:
