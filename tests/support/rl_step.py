@@ -20,6 +20,7 @@ from triptych.forward.roles import RoleModel
 from triptych.models.adapter import Adapter, Normalization
 from triptych.models.base import load_causal_lm
 from triptych.objectives.kl import AdaptiveKL
+from triptych.objectives.running import RunningMoments
 from triptych.observe.progress import Progress
 from triptych.recipe import CRITIC, POLICY, Lora, Recipe, Rl
 from triptych.rollout.pool import RolloutPool
@@ -93,6 +94,7 @@ def make_run(
         writer=Writer(ctx.checkpoints, learner.group),
         kl=None if kl.target is None else AdaptiveKL(kl.coef, kl.target, kl.horizon),
         pad=PAD,
+        running=RunningMoments() if stage.normalize_scores else None,
     )
 
 

@@ -82,6 +82,18 @@ def score_answers(worker: RlWorker, samples: Samples) -> Rewarded:
     return found
 
 
+def learned_scores(worker: RlWorker, samples: Samples, rewarded: Rewarded) -> Tensor:
+    """[N]: the sums of the answers that have one, as the algorithm gets them.
+
+    Normalised by all steps up to this one, where the recipe says so; then the fixed score of those that were cut.
+    """
+    scores, fixed = rewarded.total[rewarded.kept], worker.stage.missing_eos_score
+    if worker.running is not None:
+        worker.running.update(scores)
+        scores = worker.running.normalized(scores)
+    return scores if fixed is None else scores.masked_fill(samples.truncated, fixed)
+
+
 def _of_models(worker: RlWorker, samples: Samples, answers: Sequence[Answer]) -> dict[int, Tensor]:
     """Scores [N] by number of the reward: passes of all ranks together."""
     found = {}

@@ -52,6 +52,10 @@ class Samples:
         """[N] bool: answers cut by their length."""
         return torch.tensor([record.finish_reason == "length" for record in self.records])
 
+    def of_rows(self, rows: Sequence[int]) -> "Samples":
+        """Some of the answers, in the order of `rows`; each keeps its group."""
+        return replace(self, records=[self.records[row] for row in rows], groups=[self.groups[row] for row in rows])
+
     def answers(self, texts: Sequence[str], prompts: Sequence[str]) -> list[Answer]:
         """The answers for rewards; `texts`: of the responses, `prompts`: of prompts whose messages are not known."""
         return [
@@ -65,10 +69,6 @@ class Samples:
             )
             for record, text, prompt, group in zip(self.records, texts, prompts, self.groups, strict=True)
         ]
-
-    def chosen(self, rows: Sequence[int]) -> "Samples":
-        """The answers with these numbers alone."""
-        return replace(self, records=[self.records[row] for row in rows], groups=[self.groups[row] for row in rows])
 
     def micro_batches(
         self, learner: Learner, rows: Sequence[int] | None = None, columns: dict[str, Tensor] | None = None

@@ -8,7 +8,7 @@ from triptych.data.encode import PromptExample
 from triptych.recipe import POLICY
 from triptych.stages.recorder import memory
 from triptych.stages.rl.finite import check_minibatches, check_passes
-from triptych.stages.rl.rewarding import score_answers
+from triptych.stages.rl.rewarding import learned_scores, score_answers
 from triptych.stages.rl.rollout_log import write_rollouts
 from triptych.stages.rl.samples import Samples, moments
 from triptych.stages.rl.sync import PROBES, probe, sync_policy
@@ -31,8 +31,9 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
 
     # 2. A score of each answer; those that have none are left out of all that follows, but for the record.
     sampled, rewarded = samples, score_answers(worker, samples)
-    samples, scores = sampled.chosen(rewarded.kept), rewarded.total[rewarded.kept]
+    samples = sampled.of_rows(rewarded.kept)
     check_minibatches(worker, samples)
+    scores = learned_scores(worker, samples, rewarded)
     clock.lap("score")
 
     # 3. Policy, and reference and critic where the algorithm needs them, look at the answers.

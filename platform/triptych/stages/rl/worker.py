@@ -21,6 +21,7 @@ from triptych.forward.roles import RoleModel
 from triptych.models.adapter import Adapter, Normalization
 from triptych.models.heads import ScalarHead
 from triptych.objectives.kl import AdaptiveKL
+from triptych.objectives.running import RunningMoments
 from triptych.recipe import CRITIC, POLICY, REFERENCE, Method, Rl, Sampling, member_roles
 from triptych.recipe.reward import CalledReward, role_of
 from triptych.rewards.base import Scorer
@@ -57,6 +58,8 @@ class RlWorker:
     writer: checkpoint.Writer
     kl: AdaptiveKL | None
     pad: int
+    running: RunningMoments | None = None
+    """Moments of the scores of all steps; None: scores are not normalised."""
 
     @property
     def stage(self) -> Rl:
@@ -184,6 +187,7 @@ def start(config: dict[str, Any]) -> RlWorker:
         reward_roles=reward_roles,
         kl=None if kl.target is None else AdaptiveKL(kl.coef, kl.target, kl.horizon),
         pad=tokenizer_of(ctx).pad_token_id,
+        running=RunningMoments() if stage.normalize_scores else None,
     )
     if learner.group.rank == 0:
         worker.scorers  # noqa: B018 - what cannot be had is told before anything is sampled
@@ -239,6 +243,8 @@ def resume(worker: RlWorker) -> int:
     worker.learner.load_state(last.tensors, last.state["learner"])
     if worker.kl is not None:
         worker.kl.load_state_dict(last.state["kl"])
+    if worker.running is not None:
+        worker.running.load_state_dict(last.state["running"])
     return last.step
 
 
@@ -246,5 +252,9 @@ def save(worker: RlWorker, recorder: Recorder, step: int) -> None:
     """Write everything that `resume` needs."""
     recorder.flush(step)
     state = worker.learner.state()
-    numbers = {"learner": state.numbers, "kl": None if worker.kl is None else worker.kl.state_dict()}
+    numbers = {
+        "learner": state.numbers,
+        "kl": None if worker.kl is None else worker.kl.state_dict(),
+        "running": None if worker.running is None else worker.running.state_dict(),
+    }
     worker.writer.save(step, state.slices, numbers)
