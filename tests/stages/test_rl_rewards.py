@@ -31,12 +31,14 @@ from tests.support.rl_step import (
     score_answers,
     with_terms,
 )
+from triptych.data.encode import PromptExample
 from triptych.engines.base import RolloutRecord
 from triptych.errors import RunError, UserError
 from triptych.objectives.running import RunningMoments
 from triptych.recipe import Recipe, RecipeError, Rl, load_recipe
 from triptych.stages.recorder import Recorder
 from triptych.stages.rl import step as steps
+from triptych.stages.rl.prompts import check_columns
 from triptych.stages.rl.rewarding import Rewarded, learned_scores
 
 MODEL: dict[str, Any] = {"stage": "reward@1"}
@@ -217,6 +219,14 @@ def test_the_first_rank_alone_asks_and_both_get_the_same(ranks: Ranks, tiny_mode
 
 def _flat(run: RlWorker, role: str) -> torch.Tensor:
     return torch.cat([p.detach().flatten().clone() for p in run.learner.model.parameters_of(role).values()])
+
+
+def test_prompts_without_a_rewards_column_are_refused_before_anything_is_sampled(still: RlWorker) -> None:
+    run = with_terms(still, rewards=[MODEL, {"name": "gsm8k", "answer": "right"}])
+    prompts = [PromptExample([1], {"right": 1})] * 9 + [PromptExample([1], {"wrong": 1})]
+    check_columns(run.ctx, "train", prompts)  # a tenth may fail
+    with pytest.raises(UserError, match=r"rewards\.1 \(gsm8k\): 2 of 11 rows of data\.train have no column 'right'"):
+        check_columns(run.ctx, "train", [*prompts, PromptExample([1], {"right": None})])
 
 
 # What the algorithm gets
