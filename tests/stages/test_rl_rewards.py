@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 import pytest
@@ -23,20 +24,31 @@ from tests.support.rl_step import (
     first_sync,
     make_run,
     pool_of,
+    resume,
     rl_step,
+    samples_of,
+    save,
     score_answers,
     with_terms,
 )
+from triptych.data.encode import PromptExample
+from triptych.engines.base import RolloutRecord
 from triptych.errors import RunError, UserError
-from triptych.recipe import Recipe, RecipeError, load_recipe
+from triptych.objectives.running import RunningMoments
+from triptych.recipe import Recipe, RecipeError, Rl, load_recipe
+from triptych.stages.recorder import Recorder
 from triptych.stages.rl import step as steps
-from triptych.stages.rl.rewarding import Rewarded
+from triptych.stages.rl.prompts import check_columns
+from triptych.stages.rl.rewarding import Rewarded, learned_scores
 
 MODEL: dict[str, Any] = {"stage": "reward@1"}
 CALLS: dict[str, Any] = {"retries": 0, "timeout_s": 30.0, "max_failed": 0.5}
 HERE = "tests.support.reward_functions"
 NUMBERED = {"name": "function", "function": f"{HERE}:by_number", "per_call": 1, "calls": CALLS}
 """The number of each answer's prompt; number 1 has none."""
+
+
+RECORD = RolloutRecord("", (50, 60), (70,), (-1.0,), (0,), "stop", seed=0, engine=0)
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +220,44 @@ def _flat(run: RlWorker, role: str) -> torch.Tensor:
     return torch.cat([p.detach().flatten().clone() for p in run.learner.model.parameters_of(role).values()])
 
 
+def test_prompts_without_a_rewards_column_are_refused_before_anything_is_sampled(still: RlWorker) -> None:
+    run = with_terms(still, rewards=[MODEL, {"name": "gsm8k", "answer": "right"}])
+    prompts = [PromptExample([1], {"right": 1})] * 9 + [PromptExample([1], {"wrong": 1})]
+    check_columns(run.ctx, "train", prompts)  # a tenth may fail
+    with pytest.raises(UserError, match=r"rewards\.1 \(gsm8k\): 2 of 11 rows of data\.train have no column 'right'"):
+        check_columns(run.ctx, "train", [*prompts, PromptExample([1], {"right": None})])
+
+
+# What the algorithm gets
+
+
+def test_scores_are_normalised_by_all_steps_up_to_now_and_go_on_after_a_restart(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """1 and 3, then 5 and 7: mean 2, deviation 1; then mean 4, deviation sqrt(5)."""
+    run = make_run(tiny_model_dir, tmp_path, normalize_scores=True, missing_eos_score=-2.0)
+    samples = samples_of([RECORD, RECORD])
+    assert learned_scores(run, samples, _of([1.0, 3.0])).tolist() == [-1.0, 1.0]
+    save(run, cast(Recorder, SimpleNamespace(flush=lambda step: None)), 1)
+    run.writer.wait()
+    again = replace(run, running=RunningMoments())
+    assert resume(again) == 1
+    expected = pytest.approx([1.0 / 5**0.5, 3.0 / 5**0.5])
+    assert learned_scores(again, samples, _of([5.0, 7.0])).tolist() == expected
+    assert learned_scores(run, samples, _of([5.0, 7.0])).tolist() == expected
+
+
+def test_an_answer_that_was_cut_has_the_fixed_score(still: RlWorker) -> None:
+    run = with_terms(still, missing_eos_score=-2.0, missing_eos_penalty=0.0)
+    samples = samples_of([RECORD, replace(RECORD, finish_reason="length")])
+    assert learned_scores(run, samples, _of([1.0, 3.0])).tolist() == [1.0, -2.0]
+    assert learned_scores(still, samples, _of([1.0, 3.0])).tolist() == [1.0, 3.0]
+
+
+def _of(scores: list[float]) -> Rewarded:
+    return Rewarded({"model": torch.tensor(scores)}, [1.0], torch.zeros(len(scores), dtype=torch.bool))
+
+
 # Recipes
 
 
@@ -251,3 +301,13 @@ def test_rewards_that_cannot_be_are_refused_by_their_field(
     with pytest.raises(RecipeError) as caught:
         load(three_stages, rewards)
     assert message in str(caught.value)
+
+
+def test_a_fixed_score_of_cut_answers_takes_the_place_of_the_penalty(three_stages: Path) -> None:
+    stage = load(three_stages, [{"name": "gsm8k"}], "stages.ppo.missing_eos_score=-1").trained["ppo"]
+    assert isinstance(stage, Rl)
+    assert (stage.missing_eos_score, stage.missing_eos_penalty) == (-1.0, 0.0)
+    with pytest.raises(RecipeError, match=r"stages\.ppo\.missing_eos_penalty: 0\.5, and missing_eos_score is -1"):
+        load(three_stages, [{"name": "gsm8k"}], "stages.ppo.missing_eos_score=-1", "stages.ppo.missing_eos_penalty=0.5")
+    with pytest.raises(RecipeError, match=r"stages\.ppo\.missing_eos_score: -11, and reward_clip 10 would cut it"):
+        load(three_stages, [{"name": "gsm8k"}], "stages.ppo.missing_eos_score=-11")

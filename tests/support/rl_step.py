@@ -21,6 +21,7 @@ from triptych.forward.roles import RoleModel
 from triptych.models.adapter import Adapter, Normalization
 from triptych.models.base import load_causal_lm
 from triptych.objectives.kl import AdaptiveKL
+from triptych.objectives.running import RunningMoments
 from triptych.recipe import CRITIC, POLICY, Lora, Recipe, Rl
 from triptych.rollout.pool import RolloutPool
 from triptych.stages.context import StageContext
@@ -98,6 +99,7 @@ def make_run(
         kl=None if kl.target is None else AdaptiveKL(kl.coef, kl.target, kl.horizon),
         pad=PAD,
         stopping=stopping_of(ctx),
+        running=RunningMoments() if stage.normalize_scores else None,
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from triptych.recipe.algorithm import SETTINGS, AlgorithmSettings, Importance, Kl, Ppo
 from triptych.recipe.base import Closed, Count, NoEffect
@@ -104,8 +104,12 @@ class Rl(TrainedStage):
     """Correction for what engines and learner compute differently."""
     reward_clip: float = Field(10.0, gt=0)
     """Largest absolute score."""
+    normalize_scores: bool = False
+    """Scores to mean 0, variance 1 over all steps so far, before they are clipped."""
+    missing_eos_score: float | None = None
+    """Score of an answer that was cut by its length, in place of its own; None: it keeps its own, less the penalty."""
     missing_eos_penalty: float = Field(1.0, ge=0)
-    """Subtracted from the score of an answer that was cut by its length."""
+    """Subtracted from the score of an answer that was cut by its length; 0 if left out beside `missing_eos_score`."""
     evaluation: Sampling = Sampling()
     """Settings for the sampling of held-out answers."""
     judge: Literal["vader"] | None = None
@@ -119,6 +123,13 @@ class Rl(TrainedStage):
         placement = kl.placement if "placement" in given or settings is None else settings.kl_placement
         kind = "k3" if placement == "loss" and "kind" not in given else kl.kind
         return kl.model_copy(update={"placement": placement, "kind": kind})
+
+    @model_validator(mode="after")
+    def _fixed_or_less(self) -> "Rl":
+        """No penalty on a fixed score, as far as the recipe does not say."""
+        if self.missing_eos_score is not None and "missing_eos_penalty" not in self.model_fields_set:
+            object.__setattr__(self, "missing_eos_penalty", 0.0)  # a recipe is frozen once it is made
+        return self
 
     @property
     def needs_reference(self) -> bool:
@@ -214,6 +225,7 @@ class Rl(TrainedStage):
         yield from self._kl_faults()
         yield from self._group_faults()
         yield from self._reward_faults()
+        yield from self._missing_eos_faults()
         for role in self.trained_roles(stages):
             if role.optimizer is not None and role.optimizer.name == "adamw_schedule_free":
                 yield Fault(
@@ -299,6 +311,22 @@ class Rl(TrainedStage):
                     f"answers of up to rollout.sampling.max_new_tokens = {longest} tokens are never punished, which "
                     f"begins above {reward.unpunished}; allowed: limit - cache below {longest}",
                 )
+
+    def _missing_eos_faults(self) -> Iterator[Fault]:
+        fixed = self.missing_eos_score
+        if fixed is None:
+            return
+        if self.missing_eos_penalty:
+            yield Fault(
+                ("missing_eos_penalty",),
+                f"{self.missing_eos_penalty:g}, and missing_eos_score is {fixed:g}; allowed: one of them",
+            )
+        if abs(fixed) > self.reward_clip:
+            yield Fault(
+                ("missing_eos_score",),
+                f"{fixed:g}, and reward_clip {self.reward_clip:g} would cut it; allowed: up to {self.reward_clip:g} in "
+                "size",
+            )
 
     def refusal(self, field: Path, known: Known) -> Fault | None:
         """Reason why engines cannot run the policy that the stage starts from."""

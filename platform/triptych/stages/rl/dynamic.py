@@ -9,7 +9,7 @@ from triptych.algorithms.credit import answer_scores
 from triptych.data.batches import epoch_order
 from triptych.data.encode import PromptExample
 from triptych.recipe import Rl
-from triptych.stages.rl.rewarding import Rewarded, score_answers
+from triptych.stages.rl.rewarding import Rewarded, score_answers, with_fixed_scores
 from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.worker import RlWorker
 from triptych.train.clock import Clock
@@ -26,7 +26,7 @@ def draw(worker: RlWorker, step: int, prompts: Sequence[PromptExample], clock: C
     """
     samples, rewarded = _scored(worker, prompts, f"{step - 1}", clock)
     for number in range(1, 1 + (worker.stage.algorithm.more_rounds or 0)):
-        rows = rows_with_spread(worker.stage, samples, rewarded.total)
+        rows = rows_with_spread(worker.stage, samples, with_fixed_scores(worker.stage, samples, rewarded.total))
         missing = len(prompts) - len({samples.groups[row] for row in rows})
         others = _others(worker, step, samples.prompts)[:missing]
         if not others:
@@ -46,11 +46,12 @@ def rows_with_spread(stage: Rl, samples: Samples, scores: Tensor) -> list[int]:
     return [row for row, group, _ in scored if len(found[group]) > 1]
 
 
-def learned_rows(stage: Rl, samples: Samples, rewarded: Rewarded) -> list[int]:
+def learned_rows(stage: Rl, samples: Samples, scores: Tensor) -> list[int]:
     """Answers, by their places, that are learned from: those with a score; dynamically, those of `rows_with_spread`."""
-    if stage.algorithm.more_rounds is None:
-        return rewarded.kept
-    return rows_with_spread(stage, samples, rewarded.total)
+    if stage.algorithm.more_rounds is not None:
+        return rows_with_spread(stage, samples, scores)
+    rows: list[int] = scores.isfinite().nonzero().flatten().tolist()
+    return rows
 
 
 def _scored(worker: RlWorker, prompts: Sequence[PromptExample], label: str, clock: Clock) -> tuple[Samples, Rewarded]:

@@ -7,7 +7,9 @@ from typing import Any
 from triptych import storage
 from triptych.data.encode import PromptExample
 from triptych.data.table import Table, read_table
+from triptych.errors import UserError
 from triptych.recipe import Rl
+from triptych.recipe.reward import CalledReward
 from triptych.stages.context import StageContext
 
 
@@ -20,6 +22,19 @@ def prompt_table(prompts: Sequence[PromptExample], digest: str) -> Table:
     messages = [json.dumps(list(map(dict, prompt.messages)), default=_as_text) for prompt in prompts]
     ids = [prompt.input_ids for prompt in prompts]
     return Table({"prompt_ids": ids, "fields": fields, "messages": messages}, digest)
+
+
+def check_columns(ctx: StageContext[Rl], split: str, prompts: Sequence[PromptExample]) -> None:
+    """UserError where more prompts lack a reward's column than it may leave without a score."""
+    for number, reward in enumerate(ctx.stage.rewards):
+        if not isinstance(reward, CalledReward) or reward.column is None:
+            continue
+        missing = sum(prompt.fields.get(reward.column) is None for prompt in prompts)
+        if missing > reward.calls.max_failed * len(prompts):
+            raise UserError(
+                f"stages.{ctx.name}.rewards.{number} ({reward.name}): {missing} of {len(prompts)} rows of data.{split} "
+                f"have no column {reward.column!r}; the first row has: {', '.join(sorted(prompts[0].fields)) or 'none'}"
+            )
 
 
 def read_prompts(ctx: StageContext[Rl], split: str) -> list[PromptExample]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from triptych.errors import RunError
+from triptych.recipe import Rl
 from triptych.recipe.reward import CalledReward, labels
 from triptych.rewards.asking import Asking, Failed
 from triptych.rewards.base import Answer, Given
@@ -85,6 +86,25 @@ def score_answers(worker: RlWorker, samples: Samples) -> Rewarded:
     if not found.kept:
         raise RunError(f"stages.{worker.ctx.name}.rewards: none of {len(answers)} answers has a score")
     return found
+
+
+def learned_scores(worker: RlWorker, samples: Samples, rewarded: Rewarded) -> Tensor:
+    """[N]: the sums as the algorithm gets them; NaN for answers without one.
+
+    Normalised by all steps up to this one, where the recipe says so; then the fixed score of those that were cut.
+    """
+    scores = rewarded.total
+    if worker.running is not None:
+        worker.running.update(scores[rewarded.kept])
+        scores = worker.running.normalized(scores)
+    return with_fixed_scores(worker.stage, samples, scores)
+
+
+def with_fixed_scores(stage: Rl, samples: Samples, scores: Tensor) -> Tensor:
+    """[N]: `missing_eos_score` in place of the scores of answers that were cut, where the recipe has it."""
+    if stage.missing_eos_score is None:
+        return scores
+    return scores.masked_fill(samples.truncated & scores.isfinite(), stage.missing_eos_score)
 
 
 def _of_models(worker: RlWorker, samples: Samples, answers: Sequence[Answer]) -> dict[int, Tensor]:

@@ -26,7 +26,7 @@ from triptych.stages.context import StageContext, begin
 from triptych.stages.models import tokenizer_of
 from triptych.stages.rl.largest_batch import largest_batch
 from triptych.stages.rl.loop import fit
-from triptych.stages.rl.prompts import prompt_table
+from triptych.stages.rl.prompts import check_columns, prompt_table
 from triptych.stages.rl.stopping import read_ending
 from triptych.stages.rl.worker import start
 from triptych.stages.stored_adapter import StoredAdapter
@@ -43,7 +43,7 @@ def run(ctx: StageContext[Rl]) -> AdapterVersion:
         raise UserError(f"stages.{ctx.name}.policy: {initial.version.ref}: {reason}")
     if stage.rollout.sync == "adapter" and is_lora(policy.method) and not policy.is_lora:
         raise UserError(f"stages.{ctx.name}.rollout.sync: {initial.version.ref}: {NO_EXPERTS}")
-    tables = {split: _encode(ctx, source) for split, source in sources(ctx).items()}
+    tables = {split: _encode(ctx, split, source) for split, source in sources(ctx).items()}
     parents = {one.version.ref: one.version.sha256 for one in (initial, *rewarding)}
     inputs = begin(ctx, tables, parents | data_parents(ctx))
     ctx.tell_of_data(largest_batch(ctx.recipe, stage, tables["train"].columns["prompt_ids"]))
@@ -91,11 +91,12 @@ def _train(config: dict[str, Any]) -> None:
         commit_adapter(ctx, adapter_of(worker.policy_method, weights, ctx.stage.output), metrics, probes)
 
 
-def _encode(ctx: StageContext[Rl], source: Source) -> Table:
-    """Load and encode a source's prompts."""
+def _encode(ctx: StageContext[Rl], split: str, source: Source) -> Table:
+    """Load and encode a source's prompts. UserError: rewards read columns that they lack."""
     tokenizer = tokenizer_of(ctx)
     rows = load_rows(source, "prompts", ChatCheck(tokenizer, source.control_tokens))
     prompts = encode_prompts(
         rows.items, tokenizer, ctx.stage.rollout.max_prompt_tokens, source.max_bad_rows - len(rows.bad)
     )
+    check_columns(ctx, split, prompts)
     return prompt_table(prompts, rows.digest)

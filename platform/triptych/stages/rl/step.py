@@ -11,7 +11,7 @@ from triptych.recipe import POLICY
 from triptych.stages.recorder import memory
 from triptych.stages.rl.dynamic import draw, learned_rows
 from triptych.stages.rl.finite import check_passes
-from triptych.stages.rl.rewarding import Rewarded
+from triptych.stages.rl.rewarding import Rewarded, learned_scores
 from triptych.stages.rl.rollout_log import write_rollouts
 from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.sync import PROBES, probe, sync_policy
@@ -33,10 +33,11 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
 
     # 2. Those that are learned from, if there are any: they have a score, and with dynamic sampling not that of all
     # the others to their prompt.
-    rows = learned_rows(worker.stage, drawn, rewarded)
+    all_scores = learned_scores(worker, drawn, rewarded)
+    rows = learned_rows(worker.stage, drawn, all_scores)
     if not rows:
         return recorded(worker, step, drawn, rewarded, 0) | memory(worker.learner) | seconds_of(clock)
-    samples, scores = drawn.of_rows(rows), rewarded.total[rows]
+    samples, scores = drawn.of_rows(rows), all_scores[rows]
 
     # 3. Policy, and reference and critic where the algorithm needs them, look at the answers.
     scored = worker.forward_passes(samples, scores)

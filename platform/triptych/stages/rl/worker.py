@@ -22,6 +22,7 @@ from triptych.methods.merged import WeightChanges
 from triptych.models.adapter import Adapter, Normalization
 from triptych.models.heads import ScalarHead
 from triptych.objectives.kl import AdaptiveKL
+from triptych.objectives.running import RunningMoments
 from triptych.recipe import CRITIC, POLICY, REFERENCE, Method, Optimizer, Rl, Sampling, member_roles
 from triptych.recipe.reward import CalledReward, role_of
 from triptych.rewards.base import Scorer
@@ -61,6 +62,8 @@ class RlWorker:
     pad: int
     changes: WeightChanges | None = None
     stopping: Stopping = field(default_factory=Stopping)
+    running: RunningMoments | None = None
+    """Moments of the scores of all steps; None: scores are not normalised."""
 
     @property
     def stage(self) -> Rl:
@@ -207,6 +210,7 @@ def start(config: dict[str, Any]) -> RlWorker:
         kl=None if kl.target is None else AdaptiveKL(kl.coef, kl.target, kl.horizon),
         pad=tokenizer_of(ctx).pad_token_id,
         stopping=stopping,
+        running=RunningMoments() if stage.normalize_scores else None,
     )
     if learner.group.rank == 0:
         worker.scorers  # noqa: B018 - what cannot be had is told before anything is sampled
@@ -288,6 +292,8 @@ def resume(worker: RlWorker) -> int:
         worker.kl.load_state_dict(last.state["kl"])
     if "stopping" in last.state:  # versions before had no rules
         worker.stopping.load_state(last.state["stopping"])
+    if worker.running is not None:
+        worker.running.load_state_dict(last.state["running"])
     return last.step
 
 
@@ -295,6 +301,10 @@ def save(worker: RlWorker, recorder: Recorder, step: int) -> None:
     """Write everything that `resume` needs."""
     recorder.flush(step)
     state = worker.learner.state()
-    numbers = {"learner": state.numbers, "kl": None if worker.kl is None else worker.kl.state_dict()}
-    numbers["stopping"] = worker.stopping.state()
+    numbers = {
+        "learner": state.numbers,
+        "kl": None if worker.kl is None else worker.kl.state_dict(),
+        "running": None if worker.running is None else worker.running.state_dict(),
+        "stopping": worker.stopping.state(),
+    }
     worker.writer.save(step, state.slices, numbers, best=worker.stopping.best_step)
