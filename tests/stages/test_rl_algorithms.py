@@ -99,7 +99,7 @@ def test_two_ranks_learn_by_every_algorithm_what_one_does(ranks: Ranks, tiny_mod
 
 @pytest.mark.slow
 def test_the_critic_learns_alone_first_and_more_often(tiny_model_dir: Path, tmp_path: Path) -> None:
-    terms = {
+    terms: dict[str, Any] = {
         "algorithm": {"name": "ppo", "critic": OPTIMIZER | {"updates": 3, "warmup_steps": 1}},
         "kl": {"coef": 0.5, "target": 1.0, "horizon": 60},
     }

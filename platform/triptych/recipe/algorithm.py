@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from triptych.recipe.base import Closed, Count, Fraction, Positive, TagAt
 from triptych.recipe.training import Optimizer
 
-Placement = Literal["reward", "loss"]
+KlPlacement = Literal["reward", "loss"]
 """Place of the KL penalty: the rewards of tokens, or the policy's loss."""
 
 
@@ -16,7 +16,7 @@ class Kl(Closed):
 
     coef: float = Field(0.05, ge=0)
     """Weight of the penalty; the first one where it adapts. 0: there is no reference, and no KL is measured."""
-    placement: Placement = "reward"
+    placement: KlPlacement = "reward"
     """`reward`: subtracted from the reward of every response token. `loss`: added to the policy's loss. Left out: that
     of the algorithm's paper, `loss` for grpo, gspo and cispo."""
     kind: Literal["k1", "k2", "k3"] = "k1"
@@ -64,7 +64,7 @@ class AlgorithmBase(Closed):
 
     grouped: ClassVar[bool] = False
     """True if the baseline of an answer is made of the other answers to its prompt."""
-    kl_placement: ClassVar[Placement] = "reward"
+    kl_placement: ClassVar[KlPlacement] = "reward"
     """Place of the KL penalty where a recipe names none."""
 
     name: str
@@ -158,6 +158,7 @@ class Grpo(ClippedRatio, ScaledBaseline):
 
     name: Literal["grpo"] = "grpo"
     aggregation: Literal["token", "sequence", "constant"] = "sequence"
+    """Mean of the policy's loss, as for every algorithm; `sequence` is the paper's."""
 
 
 class Rloo(ClippedRatio, GroupBaseline):
@@ -193,6 +194,7 @@ class Gspo(ClippedRatio, ScaledBaseline):
     clip_high: Positive | None = 4e-4
     """Largest rise of an answer's ratio above 1 that counts; None: as `clip`."""
     aggregation: Literal["token", "sequence", "constant"] = "sequence"
+    """Mean of the policy's loss, as for every algorithm; `sequence` is the paper's."""
 
 
 _Member = (

@@ -1,8 +1,8 @@
 """Reinforcement learning: from prompts, a policy and rewards to a registered policy.
 
-Roles on one base: the policy starts as a trainable copy of the SFT adapter and the reference is a frozen one; reward
-models are frozen, and the critic starts as a trainable copy of the first, head included. Every rank runs the same code;
-rank 0 talks to the pool and broadcasts what it said.
+Roles on one base: the policy starts as a trainable copy of the SFT adapter and the reference, where the KL counts, is a
+frozen one; reward models are frozen, and the critic, where the algorithm has one, starts as a trainable copy of the
+first, head included. Every rank runs the same code; rank 0 talks to the pool and broadcasts what it said.
 """
 
 from typing import Any
