@@ -71,6 +71,31 @@ def test_dpo_sigmoid() -> None:
     assert numbers(metrics["chosen_reward"], metrics["rejected_reward"], metrics["correct"]) == [0.5, -0.5, 1]
 
 
+@pytest.mark.parametrize(
+    ("smoothing", "expected"),
+    [(0.0, 0.313262), (0.1, 0.9 * 0.313262 + 0.1 * 1.313262), (0.4, 0.6 * 0.313262 + 0.4 * 1.313262)],
+)
+def test_dpo_with_smoothed_labels(smoothing: float, expected: float) -> None:
+    args = vector(-10), vector(-12), vector(-11), vector(-11)  # beta * h = 1
+    loss, _, _ = dpo_loss(*args, beta=0.5, label_smoothing=smoothing)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_dpo_on_the_log_probabilities_of_trls_tests() -> None:
+    """The four of `test_dpo_loss_alpha_div_f` in TRL's tests/test_dpo_trainer.py, and what beta 0.1 makes of them.
+
+    Log-ratios are 1020 and 0.2 of the chosen answers, 699.9 and -0.3 of the rejected ones; so beta * h is 32.01, 0.05.
+    """
+    args = vector(410.0, 0.1), vector(810.5, 0.2), vector(-610.0, -0.1), vector(110.6, 0.5)
+    loss, count, metrics = dpo_loss(*args, beta=0.1)
+    assert loss.item() == pytest.approx(0 + 0.668460, abs=1e-6)
+    assert numbers(count, metrics["correct"]) == [2, 2]
+    assert metrics["chosen_reward"].item() == pytest.approx(102.02)
+    assert metrics["rejected_reward"].item() == pytest.approx(69.96)
+    robust, _, _ = dpo_loss(*args, beta=0.1, label_smoothing=0.1)
+    assert robust.item() == pytest.approx(3.201 + 0.668460 + 0.1 * 0.05, abs=1e-6)
+
+
 def test_dpo_ipo() -> None:
     args = vector(-10, -10), vector(-12, -12), vector(-11, -10), vector(-11, -11)  # h = 2, 1
     loss, _, _ = dpo_loss(*args, beta=0.5, kind="ipo")

@@ -14,8 +14,10 @@ from triptych.forward.roles import RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead
 from triptych.recipe import Full, Lora, Optimizer, Rl
-from triptych.train.batch import Batch, language_batch, pair_batch, sample_batch
+from triptych.recipe.preference import Sigmoid
+from triptych.train.batch import Batch, answer_batch, language_batch, pair_batch, sample_batch
 from triptych.train.learner import Learner, Objective
+from triptych.train.tasks.dpo import PairPreference
 from triptych.train.tasks.language import LanguageModeling
 from triptych.train.tasks.reward import PairwiseReward
 from triptych.train.tasks.rl import PolicyUpdate, ValueUpdate
@@ -106,6 +108,17 @@ def pairs(indexes: list[int], dtype: torch.dtype) -> Batch:
     )
 
 
+def preferences(indexes: list[int], dtype: torch.dtype) -> Batch:
+    """Pairs of answers to one prompt, and what a reference makes of them."""
+    made = rows(16)
+    prompts = [made[2 * i][0] for i in indexes]
+    sequences = [p + made[2 * i + side][1] for side in (0, 1) for i, p in zip(indexes, prompts, strict=True)]
+    generator = torch.Generator().manual_seed(3)
+    references = 10 * torch.randn(2, 8, generator=generator, dtype=torch.float64) - 30
+    batch = answer_batch(sequences, [len(prompt) for prompt in prompts] * 2, PAD)
+    return batch | {"ref_chosen": references[0][indexes], "ref_rejected": references[1][indexes]}
+
+
 def samples(indexes: list[int], dtype: torch.dtype) -> Batch:
     chosen = [rows()[index] for index in indexes]
     batch = sample_batch([p for p, _ in chosen], [a for _, a in chosen], PAD)
@@ -128,6 +141,7 @@ PPO = ProximalPolicyOptimization(
 CASES: dict[str, tuple[Objective, Callable[[list[int], torch.dtype], Batch]]] = {
     "language": (LanguageModeling("policy"), language),
     "pairs": (PairwiseReward("critic"), pairs),
+    "dpo": (PairPreference("policy", Sigmoid(label_smoothing=0.1), sft_weight=0.3), preferences),
     "policy": (PolicyUpdate("policy", PPO.policy_loss, 0.7), samples),
     "value": (ValueUpdate("critic", PPO.value_loss), samples),
 }

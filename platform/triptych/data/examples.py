@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from triptych.recipe.kinds import Classification, QuestionAnswering, Reward, Sft, TokenClassification
+    from triptych.recipe.preference import Dpo
 
 TOKENS = pa.list_(pa.int32())
 POSITIONS = ("context_start", "start", "end")
@@ -50,6 +51,13 @@ def pairs(stage: "Reward") -> Examples:
     schema = pa.schema(columns | ({"margin": pa.float32()} if stage.margin else {}))
     encode = partial(encode_pairs, max_length=stage.train.batch.max_length)
     return Examples(kind, PARSERS[kind], encode, schema, ("chosen", "rejected"))
+
+
+def answer_pairs(stage: "Dpo") -> Examples:
+    """Pairs as tokens, and where their answers start."""
+    schema = pa.schema({"chosen": TOKENS, "rejected": TOKENS, "start": pa.int32()})
+    encode = partial(encode_pairs, max_length=stage.train.batch.max_length)
+    return Examples("pairs", PARSERS["pairs"], encode, schema, ("chosen", "rejected"))
 
 
 def texts(stage: "Classification") -> Examples:

@@ -36,19 +36,21 @@ def dpo_loss(
     ref_rejected: Tensor,
     beta: float,
     kind: Literal["sigmoid", "ipo"] = "sigmoid",
+    label_smoothing: float = 0.0,
 ) -> LossParts:
-    """Direct preference optimisation over `[pairs]` of summed log-probabilities of the answers.
+    """Direct preference optimisation over `[pairs]` of log-probabilities of the answers: of whole answers, or a token.
 
     With h the log-ratio of the chosen answer less that of the rejected one, `sigmoid` is -log sigmoid(beta * h)
     (Rafailov et al. 2023, arXiv 2305.18290, eq. 7) and `ipo` is (h - 1 / (2 beta))^2 (Azar et al. 2023,
-    arXiv 2310.12036, eq. 17). Returns the sum, the number of pairs, and sums of `correct`, `chosen_reward` and
-    `rejected_reward` (beta times the log-ratio).
+    arXiv 2310.12036, eq. 17). `label_smoothing` e makes (1 - e) * -log sigmoid(beta * h) + e * -log sigmoid(-beta * h)
+    of the first (cDPO, Mitchell 2023, eq. 3). Returns the sum, the number of pairs, and sums of `correct`,
+    `chosen_reward` and `rejected_reward` (beta times the log-ratio).
     """
     chosen_ratio = widen(chosen) - widen(ref_chosen).detach()
     rejected_ratio = widen(rejected) - widen(ref_rejected).detach()
     h = chosen_ratio - rejected_ratio
     if kind == "sigmoid":
-        loss = F.softplus(-beta * h)
+        loss = (1 - label_smoothing) * F.softplus(-beta * h) + label_smoothing * F.softplus(beta * h)
     elif kind == "ipo":
         loss = (h - 1.0 / (2.0 * beta)).square()
     else:

@@ -145,7 +145,7 @@ def learner_for(
         model,
         dict.fromkeys(roles, training.optimizer),
         dict.fromkeys(roles, steps),
-        dropout=True,
+        dropout=ctx.stage.shape().dropout,
         strategy=training.workers.strategy,
         offload=training.workers.offload,
         max_bad_steps=training.max_bad_steps,

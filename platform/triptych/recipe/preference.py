@@ -1,0 +1,100 @@
+"""Stages that train a policy from what people prefer among answers."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Annotated, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from triptych.recipe.base import Closed, Positive, TagAt
+from triptych.recipe.errors import Fault
+from triptych.recipe.method import parts_of
+from triptych.recipe.stage import StageBase, WorkShape
+from triptych.recipe.supervised import PolicyStage
+
+
+class Sigmoid(Closed):
+    """The loss of DPO (Rafailov et al. 2023, arXiv 2305.18290, eq. 7), or of cDPO where labels are smoothed."""
+
+    name: Literal["sigmoid"] = "sigmoid"
+    """Name of the loss."""
+    beta: Positive = 0.1
+    """Strength of the KL penalty that the loss stands for: larger values keep the policy closer to the reference."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Probability that a pair's answers are the wrong way round (cDPO: Mitchell 2023, "A note on DPO with noisy
+    preferences & relationship to IPO", eq. 3)."""
+
+
+class Ipo(Closed):
+    """The loss of IPO (Azar et al. 2023, arXiv 2310.12036, eq. 17)."""
+
+    name: Literal["ipo"]
+    """Name of the loss."""
+    beta: Positive = 0.1
+    """The paper's tau: 1 / (2 beta) is the gap of the log-ratios that is aimed at."""
+    average: bool = False
+    """Log-ratios a token in place of those of whole answers, as TRL's and LLaMA-Factory's IPO takes them."""
+
+
+PairLoss = Annotated[
+    Annotated[Sigmoid, Tag("sigmoid")] | Annotated[Ipo, Tag("ipo")], Discriminator(TagAt("name", default="sigmoid"))
+]
+
+
+class PreferenceStage(PolicyStage):
+    """A stage that trains a policy by what was said of answers."""
+
+    @model_validator(mode="after")
+    def _whole_answers(self) -> "PreferenceStage":
+        if self.train.batch.overlength == "split":
+            raise ValueError("train.batch.overlength: split is for chats; allowed here: truncate, drop")
+        return self
+
+
+class ReferenceStage(PreferenceStage):
+    """A stage whose loss compares the policy with a frozen reference: what it starts from.
+
+    The reference is the adapter of `from`, or the base. Its log-probabilities are computed once, before the first step,
+    and kept. Dropout is off: both would be read through different noise.
+    """
+
+    def shape(self) -> WorkShape:
+        """Amounts of an optimiser step."""
+        return replace(super().shape(), dropout=False)
+
+    def faults(self, stages: Mapping[str, StageBase]) -> Iterator[Fault]:
+        """A dropout that would not act."""
+        for part in () if self.inherited else parts_of(self.method):
+            if getattr(part, "dropout", 0):
+                yield Fault(
+                    ("method", "dropout"),
+                    f"{part.dropout:g}, and the loss compares log-probabilities of policy and reference, both without "
+                    "dropout; allowed: 0, or no `dropout`",
+                )
+
+
+class Dpo(ReferenceStage):
+    """Direct preference optimisation on pairs of answers: DPO, cDPO and IPO."""
+
+    runner = "triptych.stages.supervised.dpo:run"
+    task = "triptych.train.tasks.dpo:TASK"
+    examples = "triptych.data.examples:answer_pairs"
+    rows = "pairs"
+
+    kind: Literal["dpo"]
+    loss: PairLoss = Sigmoid()
+    """Loss of a pair's log-ratios: sigmoid (DPO, cDPO) or ipo."""
+    sft_weight: float = Field(0.0, ge=0)
+    """Weight of the chosen answer's negative log-likelihood a token (Pang et al. 2024, arXiv 2404.19733, eq. 1)."""
+
+    def shape(self) -> WorkShape:
+        """Amounts of an optimiser step; a row is a pair of sequences."""
+        return replace(super().shape(), sequences_per_row=2)
+
+    def reports(self) -> tuple[str, ...]:
+        """Loss, share of the pairs in order, implicit rewards and log-probabilities of both answers."""
+        return ("loss", *PAIR_METRICS, *(("nll",) if self.sft_weight else ()))
+
+
+PAIR_METRICS = ("accuracy", "margin", "rewards_chosen", "rewards_rejected", "logps_chosen", "logps_rejected")
+"""Metrics of answers of which one is preferred."""
