@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.one_process import Silent
 from tests.support.preferences import LORA, recipe, stage
-from triptych.errors import RunError
+from triptych.errors import RunError, UserError
 from triptych.observe.log import read_metrics
 from triptych.recipe import Recipe, RecipeError
 from triptych.registry import Registry, registry_url
@@ -76,6 +76,31 @@ def test_a_whole_model_learns_from_pairs(tmp_path: Path, tiny_model_dir: Path) -
     assert last["margin"] > 0
     assert Registry(registry_url(loaded)).get(found["registered"]).kind == "model"
     assert (Path(run_folder(loaded)) / "stages/dpo/artifact/config.json").is_file()
+
+
+@pytest.mark.slow
+def test_kto_starts_at_half_its_weights_and_learns_labels(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """1 - sigmoid(0) for every row, as policy and reference are one and the baseline is 0."""
+    kto = stage(tmp_path, "kto", undesirable_weight=1.5, **{"from": "sft"})
+    loaded = recipe(tmp_path, tiny_model_dir, sft=stage(tmp_path, "sft", method=LORA), kto=kto)
+    check_recipe(loaded)
+    check_plan(loaded, loaded.stages, pytest.fail)
+    found = run_recipe(loaded, Silent())["kto"]
+    first, *_, last = metrics_of(loaded, "kto")
+    assert first["loss"] == pytest.approx((3 * 0.5 + 3 * 1.5 * 0.5) / 6, abs=1e-6)
+    assert first["kl"] == pytest.approx(0, abs=1e-6)
+    assert last["loss"] < first["loss"]
+    assert found["metrics"]["heldout_rewards_chosen"] > found["metrics"]["heldout_rewards_rejected"]
+    assert set(found["metrics"]) == {f"heldout_{name}" for name in loaded.trained["kto"].reports()}
+
+
+@pytest.mark.slow
+def test_kto_needs_rows_of_two_prompts(tmp_path: Path, tiny_model_dir: Path) -> None:
+    loaded = recipe(tmp_path, tiny_model_dir, kto=stage(tmp_path, "kto", method=LORA))
+    row = {"prompt": "Film?", "completion": "It is warm.", "label": True}
+    (tmp_path / "kto.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(row | {'label': False})}\n")
+    with pytest.raises(UserError, match=r"stages\.kto\.data\.train: all rows have the same prompt"):
+        run_recipe(loaded, Silent())
 
 
 class Stopped(Exception):  # noqa: N818 - stands for a signal

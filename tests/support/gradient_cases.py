@@ -18,6 +18,7 @@ from triptych.recipe.preference import Sigmoid
 from triptych.train.batch import Batch, answer_batch, language_batch, pair_batch, sample_batch
 from triptych.train.learner import Learner, Objective
 from triptych.train.tasks.dpo import PairPreference
+from triptych.train.tasks.kto import UnpairedPreference, mismatched
 from triptych.train.tasks.language import LanguageModeling
 from triptych.train.tasks.reward import PairwiseReward
 from triptych.train.tasks.rl import PolicyUpdate, ValueUpdate
@@ -119,6 +120,19 @@ def preferences(indexes: list[int], dtype: torch.dtype) -> Batch:
     return batch | {"ref_chosen": references[0][indexes], "ref_rejected": references[1][indexes]}
 
 
+def unpaired(indexes: list[int], dtype: torch.dtype) -> Batch:
+    """Answers, every second one desirable, and the same prompts with the answer of the next row."""
+    made = rows()
+    prompts = [made[i][0] for i in indexes]
+    own, other = ([p + made[(i + n) % 8][1] for i, p in zip(indexes, prompts, strict=True)] for n in (0, 1))
+    starts = [len(prompt) for prompt in prompts]
+    generator = torch.Generator().manual_seed(4)
+    references = 10 * torch.randn(2, 8, generator=generator, dtype=torch.float64) - torch.tensor([[30.0], [45.0]])
+    named = {"ref_logps": references[0][indexes], "ref_mismatched": references[1][indexes]}
+    desirable = {"desirable": torch.tensor(indexes) % 2 == 0}
+    return answer_batch(own, starts, PAD) | mismatched(answer_batch(other, starts, PAD)) | named | desirable
+
+
 def samples(indexes: list[int], dtype: torch.dtype) -> Batch:
     chosen = [rows()[index] for index in indexes]
     batch = sample_batch([p for p, _ in chosen], [a for _, a in chosen], PAD)
@@ -142,6 +156,7 @@ CASES: dict[str, tuple[Objective, Callable[[list[int], torch.dtype], Batch]]] = 
     "language": (LanguageModeling("policy"), language),
     "pairs": (PairwiseReward("critic"), pairs),
     "dpo": (PairPreference("policy", Sigmoid(label_smoothing=0.1), sft_weight=0.3), preferences),
+    "kto": (UnpairedPreference("policy", 0.1, undesirable_weight=1.5), unpaired),
     "policy": (PolicyUpdate("policy", PPO.policy_loss, 0.7), samples),
     "value": (ValueUpdate("critic", PPO.value_loss), samples),
 }

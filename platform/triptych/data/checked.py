@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from triptych.data.chat import ChatTemplate, Control
 from triptych.data.encode import choice_turns, pair_turns
-from triptych.data.rows import ChoiceRow, DataRow, Message, PairRow, PromptRow, RatedRow, SftRow
+from triptych.data.rows import ChoiceRow, DataRow, Message, PairRow, PromptRow, RatedRow, SftRow, UnpairedRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +36,7 @@ class ChatCheck:
         Raises:
             ValueError: what is wrong with the row.
         """
-        if isinstance(row, RatedRow):
+        if isinstance(row, RatedRow | UnpairedRow):
             return replace(row, chat=cast("SftRow", self._checked(row.chat)))
         return self._checked(row) if isinstance(row, Chat) else row
 

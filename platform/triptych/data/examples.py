@@ -11,12 +11,13 @@ from triptych.data.encode import Encoded, encode_pairs, encode_sft, encode_texts
 from triptych.data.labelled import encode_questions, encode_tags
 from triptych.data.rows import RowKind, parse_tags, parse_text
 from triptych.data.sources import PARSERS, Parse
+from triptych.data.unpaired import encode_unpaired
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from triptych.recipe.kinds import Classification, QuestionAnswering, Reward, Sft, TokenClassification
-    from triptych.recipe.preference import Dpo
+    from triptych.recipe.preference import Dpo, Kto
 
 TOKENS = pa.list_(pa.int32())
 POSITIONS = ("context_start", "start", "end")
@@ -58,6 +59,13 @@ def answer_pairs(stage: "Dpo") -> Examples:
     schema = pa.schema({"chosen": TOKENS, "rejected": TOKENS, "start": pa.int32()})
     encode = partial(encode_pairs, max_length=stage.train.batch.max_length)
     return Examples("pairs", PARSERS["pairs"], encode, schema, ("chosen", "rejected"))
+
+
+def unpaired(stage: "Kto") -> Examples:
+    """Answers as tokens, where they start, and whether they are desirable."""
+    schema = pa.schema({"input_ids": TOKENS, "start": pa.int32(), "desirable": pa.bool_()})
+    encode = partial(encode_unpaired, max_length=stage.train.batch.max_length)
+    return Examples("unpaired", PARSERS["unpaired"], encode, schema)
 
 
 def texts(stage: "Classification") -> Examples:

@@ -15,7 +15,9 @@ from triptych.data.proposals import proposal
 from triptych.data.ratings import Rating, is_rated_bad, scored
 from triptych.data.shapes import shaped
 
-RowKind = Literal["sft", "pairs", "pairs_with_margin", "prompts", "texts", "tags", "questions", "choices", "answers"]
+RowKind = Literal[
+    "sft", "pairs", "pairs_with_margin", "prompts", "texts", "tags", "questions", "choices", "answers", "unpaired"
+]
 
 ROLES = ("system", "user", "assistant", "tool")
 RANKED = 256
@@ -62,6 +64,15 @@ class RatedRow:
     chat: SftRow
     """The prompt, and the answer as its last turn."""
     rating: Rating
+
+
+@dataclass(frozen=True, slots=True)
+class UnpairedRow:
+    """One answer, and whether it is desirable."""
+
+    chat: SftRow
+    """The prompt, and the answer as its last turn."""
+    desirable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +127,10 @@ class QuestionRow:
     starts: tuple[int, ...]
 
 
-DataRow = SftRow | PairRow | RatedRow | PromptRow | TextRow | TaggedRow | QuestionRow
-AnyRow = TypeVar("AnyRow", SftRow, PairRow, PromptRow, ChoiceRow, AnsweredRow, TextRow, TaggedRow, QuestionRow)
+DataRow = SftRow | PairRow | RatedRow | UnpairedRow | PromptRow | TextRow | TaggedRow | QuestionRow
+AnyRow = TypeVar(
+    "AnyRow", SftRow, PairRow, UnpairedRow, PromptRow, ChoiceRow, AnsweredRow, TextRow, TaggedRow, QuestionRow
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,7 @@ from triptych.data.rows import (
 )
 from triptych.data.sampling import RowGroups, sampled, shuffled, weighted
 from triptych.data.shapes import shape_of, unread_columns
+from triptych.data.unpaired import parse_unpaired
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ PARSERS: dict[RowKind, Parse] = {
     "questions": lambda record: [parse_question(record)],
     "choices": lambda record: [parse_choice(record)],
     "answers": lambda record: [parse_answered(record)],
+    "unpaired": parse_unpaired,
 }
 _LABELLED: dict[RowKind, Callable[[Sequence[str]], Parse]] = {
     "texts": lambda labels: lambda record: [parse_text(record, labels)],

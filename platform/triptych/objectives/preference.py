@@ -63,6 +63,43 @@ def dpo_loss(
     return loss.sum(), _number(h), metrics
 
 
+def kto_loss(
+    logps: Tensor,
+    ref_logps: Tensor,
+    desirable: Tensor,
+    baseline: Tensor,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> LossParts:
+    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306, eq. 8), less its constant: lambda - v.
+
+    Args:
+        logps: `[n]`, summed log-probability of each answer.
+        ref_logps: `[n]`, the reference's.
+        desirable: bool `[n]`; the others are undesirable.
+        baseline: the KL divergence z0 from the reference in nats, a scalar or `[n]`; below 0 it counts as 0, and it has
+            no gradient.
+        beta: slope of the value around the baseline, and so the strength of risk aversion.
+        desirable_weight, undesirable_weight: lambda_D and lambda_U.
+
+    Returns:
+        Sum of lambda_D (1 - sigmoid(beta (r - z0))) over desirable and lambda_U (1 - sigmoid(beta (z0 - r))) over
+        undesirable answers, where r is the log-ratio; their number, and sums of `correct` (on their side of the
+        baseline), `chosen_reward` and `rejected_reward` (beta r of the desirable, and of the undesirable).
+    """
+    ratio = widen(logps) - widen(ref_logps).detach()
+    above = beta * (ratio - widen(baseline).detach().clamp(min=0))
+    loss = torch.where(desirable, desirable_weight * torch.sigmoid(-above), undesirable_weight * torch.sigmoid(above))
+    rewards, good = beta * ratio.detach(), desirable.to(ratio.dtype)
+    metrics = {
+        "correct": _correct(torch.where(desirable, above, -above)),
+        "chosen_reward": (rewards * good).sum(),
+        "rejected_reward": (rewards * (1 - good)).sum(),
+    }
+    return loss.sum(), _number(ratio), metrics
+
+
 def rrhf_loss(
     logps: Tensor, lengths: Tensor, scores: Tensor, query_ids: Tensor, length_penalty: float = 1.0
 ) -> LossParts:

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from triptych.recipe.base import Count, Fraction, NoEffect, Tagged
 from triptych.recipe.errors import Fault
 from triptych.recipe.evaluation import Evaluation
-from triptych.recipe.preference import Dpo
+from triptych.recipe.preference import Dpo, Kto
 from triptych.recipe.rl import Rl
 from triptych.recipe.spec import Path
 from triptych.recipe.stage import (
@@ -251,6 +251,7 @@ KINDS: dict[str, type[StageBase]] = {
     "question_answering": QuestionAnswering,
     "reward": Reward,
     "dpo": Dpo,
+    "kto": Kto,
     "rl": Rl,
     "evaluation": Evaluation,
 }

@@ -96,5 +96,32 @@ class Dpo(ReferenceStage):
         return ("loss", *PAIR_METRICS, *(("nll",) if self.sft_weight else ()))
 
 
+class Kto(ReferenceStage):
+    """Kahneman-Tversky optimisation on single answers that are desirable or not (Ethayarajh et al. 2024)."""
+
+    runner = "triptych.stages.supervised.kto:run"
+    task = "triptych.train.tasks.kto:TASK"
+    examples = "triptych.data.examples:unpaired"
+    rows = "unpaired"
+
+    kind: Literal["kto"]
+    beta: Positive = 0.1
+    """Slope of the value around the baseline (arXiv 2402.01306, eq. 8): larger values keep the policy closer."""
+    desirable_weight: Positive = 1.0
+    """Weight of desirable answers, lambda_D. The paper keeps it times their number within 1 to 1.5 times the other."""
+    undesirable_weight: Positive = 1.0
+    """Weight of undesirable answers, lambda_U."""
+
+    @model_validator(mode="after")
+    def _rows_to_mismatch(self) -> "Kto":
+        if self.train.batch.rows < 2:
+            raise ValueError("train.batch.rows: 1, and the baseline is a mean over a step's rows; allowed: 2 or more")
+        return self
+
+    def reports(self) -> tuple[str, ...]:
+        """Loss, baseline, implicit rewards and log-probabilities of desirable (chosen) and undesirable answers."""
+        return ("loss", "kl", *(name for name in PAIR_METRICS if name != "margin"))
+
+
 PAIR_METRICS = ("accuracy", "margin", "rewards_chosen", "rewards_rejected", "logps_chosen", "logps_rejected")
 """Metrics of answers of which one is preferred."""
