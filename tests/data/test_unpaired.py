@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from triptych.data.rows import Message, SftRow
-from triptych.data.unpaired import UnpairedRow, encode_unpaired, parse_unpaired
+from triptych.data.rows import Message, SftRow, UnpairedRow
+from triptych.data.unpaired import encode_unpaired, parse_unpaired
 
 ASKED = {"role": "user", "content": "How?"}
 ANSWER = {"role": "assistant", "content": "So."}

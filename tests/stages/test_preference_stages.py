@@ -103,6 +103,30 @@ def test_kto_needs_rows_of_two_prompts(tmp_path: Path, tiny_model_dir: Path) -> 
         run_recipe(loaded, Silent())
 
 
+@pytest.mark.slow
+def test_rrhf_puts_answers_in_the_order_of_their_ranks(tmp_path: Path, tiny_model_dir: Path) -> None:
+    rrhf = stage(tmp_path, "rrhf", **{"from": "sft"})
+    rrhf["train"]["batch"]["micro_tokens"] = 512
+    loaded = recipe(tmp_path, tiny_model_dir, sft=stage(tmp_path, "sft", method=LORA), rrhf=rrhf)
+    check_recipe(loaded)
+    check_plan(loaded, loaded.stages, pytest.fail)
+    found = run_recipe(loaded, Silent())["rrhf"]
+    first, *_, last = metrics_of(loaded, "rrhf")
+    assert first["loss"] == pytest.approx(first["ranking"] + first["nll"], abs=1e-5)
+    assert last["loss"] < first["loss"]
+    assert found["metrics"]["heldout_logps_chosen"] > first["logps_chosen"]
+    assert set(found["metrics"]) == {f"heldout_{name}" for name in loaded.trained["rrhf"].reports()}
+
+
+@pytest.mark.slow
+def test_a_ranking_of_more_answers_than_the_recipe_says_is_refused(tmp_path: Path, tiny_model_dir: Path) -> None:
+    loaded = recipe(tmp_path, tiny_model_dir, rrhf=stage(tmp_path, "rrhf", method=LORA, max_answers=3))
+    with pytest.raises(
+        UserError, match=r"rrhf\.jsonl: 2 of 6 rows are malformed.*\n.*line 3: answers: 4; allowed: up to 3"
+    ):
+        run_recipe(loaded, Silent())
+
+
 class Stopped(Exception):  # noqa: N818 - stands for a signal
     """Ends a stage in the midst of its steps."""
 

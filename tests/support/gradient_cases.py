@@ -22,6 +22,7 @@ from triptych.train.tasks.kto import UnpairedPreference, mismatched
 from triptych.train.tasks.language import LanguageModeling
 from triptych.train.tasks.reward import PairwiseReward
 from triptych.train.tasks.rl import PolicyUpdate, ValueUpdate
+from triptych.train.tasks.rrhf import RankedPreference
 
 PAD = 0
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -133,6 +134,19 @@ def unpaired(indexes: list[int], dtype: torch.dtype) -> Batch:
     return answer_batch(own, starts, PAD) | mismatched(answer_batch(other, starts, PAD)) | named | desirable
 
 
+def rankings(indexes: list[int], dtype: torch.dtype) -> Batch:
+    """Two to four answers to each prompt, the best first; of four the middle two tie."""
+    made, counts = rows(32), [2 + i % 3 for i in indexes]
+    prompts = [made[i][0] for i, count in zip(indexes, counts, strict=True) for _ in range(count)]
+    answers = [made[4 * i + place][1] for i, count in zip(indexes, counts, strict=True) for place in range(count)]
+    scores = torch.cat(
+        [torch.tensor([0.9, 0.5, 0.5, 0.1])[:count] if count > 3 else -torch.arange(float(count)) for count in counts]
+    )
+    query = torch.tensor(indexes).repeat_interleave(torch.tensor(counts))
+    sequences = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    return answer_batch(sequences, [len(prompt) for prompt in prompts], PAD) | {"query": query, "score": scores}
+
+
 def samples(indexes: list[int], dtype: torch.dtype) -> Batch:
     chosen = [rows()[index] for index in indexes]
     batch = sample_batch([p for p, _ in chosen], [a for _, a in chosen], PAD)
@@ -157,6 +171,7 @@ CASES: dict[str, tuple[Objective, Callable[[list[int], torch.dtype], Batch]]] = 
     "pairs": (PairwiseReward("critic"), pairs),
     "dpo": (PairPreference("policy", Sigmoid(label_smoothing=0.1), sft_weight=0.3), preferences),
     "kto": (UnpairedPreference("policy", 0.1, undesirable_weight=1.5), unpaired),
+    "rrhf": (RankedPreference("policy", sft_weight=0.3), rankings),
     "policy": (PolicyUpdate("policy", PPO.policy_loss, 0.7), samples),
     "value": (ValueUpdate("critic", PPO.value_loss), samples),
 }

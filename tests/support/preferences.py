@@ -21,6 +21,14 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         {"prompt": f"Film {i}?", "completion": f"It is {WORDS[i % 2]} {'and long ' * (i % 3)}.", "label": i % 2 == 0}
         for i in range(6)
     ],
+    "rrhf": [
+        {
+            "prompt": f"Film {i}?",
+            "answers": [f"It is {word}." for word in WORDS[: 2 + i % 3]],
+            "ranks": [2, 1, 2, 3][: 2 + i % 3],
+        }
+        for i in range(6)
+    ],
 }
 LORA = {"name": "lora", "r": 4, "targets": ["q_proj", "v_proj"]}
 

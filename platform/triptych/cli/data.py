@@ -163,9 +163,12 @@ def _check(base: str, chat_template: str | None, control: ControlOption) -> "Cha
 def _tokens(rows: list[Any], tokenizer: Any) -> list[int]:
     from triptych.data.encode import encode_choices, encode_pairs, encode_prompts, encode_sft, encode_texts
     from triptych.data.labelled import encode_questions, encode_tags
+    from triptych.data.rankings import RankingRow, encode_rankings
     from triptych.data.rows import ChoiceRow, PairRow, QuestionRow, SftRow, TaggedRow, TextRow, UnpairedRow
     from triptych.data.unpaired import encode_unpaired
 
+    if isinstance(rows[0], RankingRow):
+        return [max(example.lengths) for example in encode_rankings(rows, tokenizer, sys.maxsize).items]
     if isinstance(rows[0], SftRow):
         return [len(example.input_ids) for example in encode_sft(rows, tokenizer, sys.maxsize).items]
     if isinstance(rows[0], PairRow):

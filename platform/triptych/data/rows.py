@@ -16,7 +16,17 @@ from triptych.data.ratings import Rating, is_rated_bad, scored
 from triptych.data.shapes import shaped
 
 RowKind = Literal[
-    "sft", "pairs", "pairs_with_margin", "prompts", "texts", "tags", "questions", "choices", "answers", "unpaired"
+    "sft",
+    "pairs",
+    "pairs_with_margin",
+    "prompts",
+    "texts",
+    "tags",
+    "questions",
+    "choices",
+    "answers",
+    "unpaired",
+    "rankings",
 ]
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -128,9 +138,7 @@ class QuestionRow:
 
 
 DataRow = SftRow | PairRow | RatedRow | UnpairedRow | PromptRow | TextRow | TaggedRow | QuestionRow
-AnyRow = TypeVar(
-    "AnyRow", SftRow, PairRow, UnpairedRow, PromptRow, ChoiceRow, AnsweredRow, TextRow, TaggedRow, QuestionRow
-)
+AnyRow = TypeVar("AnyRow", bound=DataRow)
 
 
 @dataclass(frozen=True, slots=True)

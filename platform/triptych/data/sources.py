@@ -14,6 +14,7 @@ from triptych.data.answers import parse_answered
 from triptych.data.cells import one_line
 from triptych.data.choices import parse_choice
 from triptych.data.files import counted, quick_rows, records
+from triptych.data.rankings import RankingRow, parse_ranking
 from triptych.data.rated import paired
 from triptych.data.rows import (
     AnsweredRow,
@@ -28,6 +29,7 @@ from triptych.data.rows import (
     SourceRows,
     TaggedRow,
     TextRow,
+    UnpairedRow,
     parse_chats,
     parse_pairs_with_margin,
     parse_preferences,
@@ -63,6 +65,7 @@ PARSERS: dict[RowKind, Parse] = {
     "choices": lambda record: [parse_choice(record)],
     "answers": lambda record: [parse_answered(record)],
     "unpaired": parse_unpaired,
+    "rankings": lambda record: [parse_ranking(record)],
 }
 _LABELLED: dict[RowKind, Callable[[Sequence[str]], Parse]] = {
     "texts": lambda labels: lambda record: [parse_text(record, labels)],
@@ -122,6 +125,12 @@ def load_rows(source: "Source", kind: Literal["texts"], check: RowCheck | None =
 def load_rows(source: "Source", kind: Literal["tags"], check: RowCheck | None = None) -> SourceRows[TaggedRow]: ...
 @overload
 def load_rows(source: "Source", kind: Literal["answers"], check: RowCheck | None = None) -> SourceRows[AnsweredRow]: ...
+@overload
+def load_rows(
+    source: "Source", kind: Literal["unpaired"], check: RowCheck | None = None
+) -> SourceRows[UnpairedRow]: ...
+@overload
+def load_rows(source: "Source", kind: Literal["rankings"], check: RowCheck | None = None) -> SourceRows[RankingRow]: ...
 @overload
 def load_rows(source: "Source", kind: Literal["choices"], check: RowCheck | None = None) -> SourceRows[ChoiceRow]: ...
 @overload

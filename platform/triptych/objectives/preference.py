@@ -105,16 +105,19 @@ def rrhf_loss(
 ) -> LossParts:
     """Ranking loss of RRHF (Yuan et al. 2023, arXiv 2304.05302, eq. 2): the better answer shall be the likelier one.
 
+    A query's loss is the sum over its pairs, in the paper and in its authors' code (GanjinZero/RRHF, train.py), and not
+    their mean: a query with more answers says more. Over queries it is a mean, which is why their number is returned.
+
     Args:
         logps: `[n]`, summed log-probability of each answer.
         lengths: `[n]`, tokens of each answer.
         scores: `[n]`, higher is better; answers that tie are not compared.
         query_ids: `[n]`, only answers to the same query are compared.
-        length_penalty: p = logp / length^length_penalty.
+        length_penalty: p = logp / length^length_penalty (eq. 1, where it is 1; the exponent is the authors' code's).
 
     Returns:
-        Sum of max(0, p_worse - p_better) over ordered pairs, the number of queries (the paper's loss is a sum over the
-        pairs of one query), and sums of `pairs` and `correct` (pairs already in order).
+        Sum of max(0, p_worse - p_better) over ordered pairs, the number of queries, and sums of `pairs` and `correct`
+        (pairs already in order).
     """
     logps = widen(logps)
     p = logps / lengths.to(logps).clamp(min=1).pow(length_penalty)

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from triptych.recipe.base import Count, Fraction, NoEffect, Tagged
 from triptych.recipe.errors import Fault
 from triptych.recipe.evaluation import Evaluation
-from triptych.recipe.preference import Dpo, Kto
+from triptych.recipe.preference import Dpo, Kto, Rrhf
 from triptych.recipe.rl import Rl
 from triptych.recipe.spec import Path
 from triptych.recipe.stage import (
@@ -252,6 +252,7 @@ KINDS: dict[str, type[StageBase]] = {
     "reward": Reward,
     "dpo": Dpo,
     "kto": Kto,
+    "rrhf": Rrhf,
     "rl": Rl,
     "evaluation": Evaluation,
 }

@@ -123,5 +123,30 @@ class Kto(ReferenceStage):
         return ("loss", "kl", *(name for name in PAIR_METRICS if name != "margin"))
 
 
+class Rrhf(PreferenceStage):
+    """Rank responses to align human feedback (Yuan et al. 2023, arXiv 2304.05302): the better answer, the likelier."""
+
+    runner = "triptych.stages.supervised.rrhf:run"
+    task = "triptych.train.tasks.rrhf:TASK"
+    examples = "triptych.data.examples:rankings"
+    rows = "rankings"
+
+    kind: Literal["rrhf"]
+    max_answers: int = Field(8, ge=2, le=256)
+    """Most answers of a row; a row with more is malformed."""
+    length_penalty: float = Field(1.0, ge=0)
+    """Exponent of the length that an answer's log-probability is divided by; 1: it is that of a token (eq. 1)."""
+    sft_weight: float = Field(1.0, ge=0)
+    """Weight of the best answer's negative log-likelihood a token beside the ranking loss (eq. 4)."""
+
+    def shape(self) -> WorkShape:
+        """Amounts of an optimiser step; a row is a prompt with all of its answers."""
+        return replace(super().shape(), sequences_per_row=self.max_answers)
+
+    def reports(self) -> tuple[str, ...]:
+        """Loss and its parts, share of the pairs in order, log-probability of the best answer and of the worst."""
+        return ("loss", "ranking", "nll", "accuracy", "logps_chosen", "logps_rejected")
+
+
 PAIR_METRICS = ("accuracy", "margin", "rewards_chosen", "rewards_rejected", "logps_chosen", "logps_rejected")
 """Metrics of answers of which one is preferred."""

@@ -86,7 +86,7 @@ def _table(ctx: StageContext[Any], split: str) -> StoredTable:
 
 
 def _sequences(table: StoredTable, examples: Examples) -> Lazy[list[list[int]]]:
-    return Lazy(len(table), lambda row: [table.cell(name, row) for name in examples.sequences])
+    return Lazy(len(table), lambda row: examples.sequences_of(lambda name: table.cell(name, row)))
 
 
 def check_budget(ctx: StageContext[Any], split: str, longest: int) -> None:

@@ -53,13 +53,14 @@ class PairPreference:
         return {"loss": total}, {"loss": (total, count)} | metrics
 
     def _preference(self, chosen: Tensor, rejected: Tensor, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        values, loss = [chosen, rejected, batch["ref_chosen"], batch["ref_rejected"]], self.pair_loss
+        loss, references = self.pair_loss, (batch["ref_chosen"], batch["ref_rejected"])
         if isinstance(loss, Sigmoid):
-            return dpo_loss(*values, loss.beta, label_smoothing=loss.label_smoothing)
-        if loss.average:
-            lengths = batch["length"].chunk(2)
-            values = [value / length for value, length in zip(values, (*lengths, *lengths), strict=True)]
-        return dpo_loss(*values, loss.beta, "ipo")
+            return dpo_loss(chosen, rejected, *references, loss.beta, label_smoothing=loss.label_smoothing)
+        if not loss.average:
+            return dpo_loss(chosen, rejected, *references, loss.beta, "ipo")
+        first, second = batch["length"].chunk(2)
+        averages = chosen / first, rejected / second, references[0] / first, references[1] / second
+        return dpo_loss(*averages, loss.beta, "ipo")
 
 
 def pair_logps(model: RoleModel, batch: Batch) -> Tensor:
