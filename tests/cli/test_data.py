@@ -81,7 +81,7 @@ def test_wrong_requests() -> None:
     for arguments in (["nowhere.jsonl"], ["a.jsonl", "--column", "prompt"]):
         result = CliRunner().invoke(app, ["data", "check", "--kind", "sft", *arguments])
         assert isinstance(result.exception, UserError)
-    assert CliRunner().invoke(app, ["data", "check", "a.jsonl", "--kind", "dpo"]).exit_code == 2
+    assert CliRunner().invoke(app, ["data", "check", "a.jsonl", "--kind", "none"]).exit_code == 2
 
 
 def test_a_chat_that_the_template_refuses_is_a_row_with_its_line(tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -137,6 +137,9 @@ def test_every_stage_kind_that_learns_from_rows_is_a_kind_of_rows(tmp_path: Path
     shapes: dict[str, str] = {
         "sft": '{"prompt": "Hi", "response": "Hello"}',
         "reward": '{"prompt": "Hi", "chosen": "Hello", "rejected": "No"}',
+        "dpo": '{"prompt": "Hi", "chosen": "Hello", "rejected": "No"}',
+        "kto": '{"prompt": "Hi", "completion": "Hello", "label": true}',
+        "rrhf": '{"prompt": "Hi", "answers": ["Hello", "No"], "scores": [1, 0]}',
         "rl": '{"prompt": "Hi"}',
         "classification": '{"text": "Dull.", "label": "bad"}',
         "token_classification": '{"tokens": ["Rome"], "tags": ["B-LOC"]}',

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from triptych.objectives.preference import bradley_terry_loss, centering_loss, dpo_loss, rrhf_loss
+from triptych.objectives.preference import bradley_terry_loss, centering_loss, dpo_loss, kto_loss, rrhf_loss
 
 
 def vector(*xs: float) -> Tensor:
@@ -71,6 +71,31 @@ def test_dpo_sigmoid() -> None:
     assert numbers(metrics["chosen_reward"], metrics["rejected_reward"], metrics["correct"]) == [0.5, -0.5, 1]
 
 
+@pytest.mark.parametrize(
+    ("smoothing", "expected"),
+    [(0.0, 0.313262), (0.1, 0.9 * 0.313262 + 0.1 * 1.313262), (0.4, 0.6 * 0.313262 + 0.4 * 1.313262)],
+)
+def test_dpo_with_smoothed_labels(smoothing: float, expected: float) -> None:
+    args = vector(-10), vector(-12), vector(-11), vector(-11)  # beta * h = 1
+    loss, _, _ = dpo_loss(*args, beta=0.5, label_smoothing=smoothing)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_dpo_on_the_log_probabilities_of_trls_tests() -> None:
+    """The four of `test_dpo_loss_alpha_div_f` in TRL's tests/test_dpo_trainer.py, and what beta 0.1 makes of them.
+
+    Log-ratios are 1020 and 0.2 of the chosen answers, 699.9 and -0.3 of the rejected ones; so beta * h is 32.01, 0.05.
+    """
+    args = vector(410.0, 0.1), vector(810.5, 0.2), vector(-610.0, -0.1), vector(110.6, 0.5)
+    loss, count, metrics = dpo_loss(*args, beta=0.1)
+    assert loss.item() == pytest.approx(0 + 0.668460, abs=1e-6)
+    assert numbers(count, metrics["correct"]) == [2, 2]
+    assert metrics["chosen_reward"].item() == pytest.approx(102.02)
+    assert metrics["rejected_reward"].item() == pytest.approx(69.96)
+    robust, _, _ = dpo_loss(*args, beta=0.1, label_smoothing=0.1)
+    assert robust.item() == pytest.approx(3.201 + 0.668460 + 0.1 * 0.05, abs=1e-6)
+
+
 def test_dpo_ipo() -> None:
     args = vector(-10, -10), vector(-12, -12), vector(-11, -10), vector(-11, -11)  # h = 2, 1
     loss, _, _ = dpo_loss(*args, beta=0.5, kind="ipo")
@@ -124,6 +149,39 @@ def test_no_pairs_is_a_zero_that_can_be_differentiated() -> None:
     loss, count, _ = bradley_terry_loss(empty, empty)
     loss.backward()
     assert numbers(loss, count) == [0, 0]
+
+
+GOOD = torch.tensor([True, False, True, False])
+
+
+def test_kto_weighs_answers_around_the_baseline() -> None:
+    """Log-ratios 3, -1, 1, 1 and a baseline of 1: values at beta 0.5 are those of sigmoid(1), (1), (0), (0)."""
+    logps, ref = vector(-7, -11, -9, -9), vector(-10, -10, -10, -10)
+    loss, count, metrics = kto_loss(logps, ref, GOOD, vector(1)[0], 0.5, desirable_weight=1.0, undesirable_weight=1.5)
+    assert loss.item() == pytest.approx(0.2689414 + 1.5 * 0.2689414 + 0.5 + 1.5 * 0.5, abs=1e-6)
+    assert numbers(count, metrics["correct"]) == [4, 3]  # two stand on the baseline, and count half
+    assert numbers(metrics["chosen_reward"], metrics["rejected_reward"]) == [0.5 * 4, 0.5 * 0]
+
+
+def test_kto_clamps_its_baseline_at_0_and_gives_it_no_gradient() -> None:
+    logps, ref = vector(-7, -11, -9, -9).requires_grad_(), vector(-10, -10, -10, -10)
+    baseline = vector(-3, -3, -3, -3).requires_grad_()
+    loss, _, _ = kto_loss(logps, ref, GOOD, baseline, 1.0)
+    assert loss.item() == pytest.approx(0.047426 + 0.268941 + 0.268941 + 0.731059, abs=1e-6)
+    loss.backward()
+    assert baseline.grad is None
+    slope = torch.tensor([0.045177, 0.196612, 0.196612, 0.196612], dtype=torch.float64)  # s(1 - s)
+    torch.testing.assert_close(logps.grad, torch.where(GOOD, -slope, slope), atol=1e-6, rtol=0)
+
+
+def test_kto_equals_trls_two_halves() -> None:
+    """`kto_loss` of TRL's KTOTrainer: desirable and undesirable answers apart, then the mean of both."""
+    logps, ref, kl = draw(3)
+    good = torch.arange(8) % 3 == 0
+    z = kl.mean().clamp(min=0)
+    halves = 1 - torch.sigmoid(0.1 * ((logps - ref)[good] - z)), 1 - torch.sigmoid(0.1 * (z - (logps - ref)[~good]))
+    loss, count, _ = kto_loss(logps, ref, good, kl.mean(), 0.1, 0.7, 1.3)
+    torch.testing.assert_close(loss / count, torch.cat([0.7 * halves[0], 1.3 * halves[1]]).mean())
 
 
 def test_rrhf_sums_over_ordered_pairs() -> None:

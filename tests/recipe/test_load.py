@@ -70,7 +70,7 @@ def test_values_and_defaults(recipe_file: Path) -> None:
     assert reward.method.targets == ("q_proj", "v_proj")
 
 
-ALL_STAGES = "classification, evaluation, question_answering, reward, rl, sft, token_classification"
+ALL_STAGES = "classification, dpo, evaluation, kto, question_answering, reward, rl, rrhf, sft, token_classification"
 TRAINING = (
     "auto, batch, checkpoint_every, early_stopping, epochs, evaluate_every, log_every, max_bad_steps, memory, "
     "optimizer, steps, workers"

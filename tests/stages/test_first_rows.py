@@ -22,6 +22,15 @@ MakeContext = Callable[[dict[str, Any]], StageContext[Any]]
 KINDS: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     "sft": ([{"prompt": f"Film {i}?", "response": "warm " * (i % 7 + 1)} for i in range(30)], {}),
     "reward": ([{"prompt": f"Film {i}?", "chosen": "warm " * (i % 7 + 1), "rejected": "dull"} for i in range(30)], {}),
+    "dpo": ([{"prompt": f"Film {i}?", "chosen": "warm " * (i % 7 + 1), "rejected": "dull"} for i in range(30)], {}),
+    "kto": ([{"prompt": f"{i}?", "completion": "warm " * (i % 7 + 1), "label": i % 2 == 0} for i in range(30)], {}),
+    "rrhf": (
+        [
+            {"prompt": f"{i}?", "answers": ["a", "warm", "is"][: 2 + i % 2], "ranks": [1, 2, 3][: 2 + i % 2]}
+            for i in range(30)
+        ],
+        {},
+    ),
     "classification": (
         [{"text": "warm " * (i % 9 + 1), "label": "ab"[i % 2]} for i in range(30)],
         {"labels": ["a", "b"]},

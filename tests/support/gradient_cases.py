@@ -16,11 +16,15 @@ from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead
 from triptych.objectives.aggregation import Aggregation
 from triptych.recipe import Full, Lora, Optimizer, Rl
-from triptych.train.batch import Batch, language_batch, pair_batch, sample_batch
+from triptych.recipe.preference import Sigmoid
+from triptych.train.batch import Batch, answer_batch, language_batch, pair_batch, sample_batch
 from triptych.train.learner import Learner, Objective
+from triptych.train.tasks.dpo import PairPreference
+from triptych.train.tasks.kto import UnpairedPreference, mismatched
 from triptych.train.tasks.language import LanguageModeling
 from triptych.train.tasks.reward import PairwiseReward
 from triptych.train.tasks.rl import KlLoss, PolicyUpdate, ValueUpdate
+from triptych.train.tasks.rrhf import RankedPreference
 
 PAD = 0
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -108,6 +112,43 @@ def pairs(indexes: list[int], dtype: torch.dtype) -> Batch:
     )
 
 
+def preferences(indexes: list[int], dtype: torch.dtype) -> Batch:
+    """Pairs of answers to one prompt, and what a reference makes of them."""
+    made = rows(16)
+    prompts = [made[2 * i][0] for i in indexes]
+    sequences = [p + made[2 * i + side][1] for side in (0, 1) for i, p in zip(indexes, prompts, strict=True)]
+    generator = torch.Generator().manual_seed(3)
+    references = 10 * torch.randn(2, 8, generator=generator, dtype=torch.float64) - 30
+    batch = answer_batch(sequences, [len(prompt) for prompt in prompts] * 2, PAD)
+    return batch | {"ref_chosen": references[0][indexes], "ref_rejected": references[1][indexes]}
+
+
+def unpaired(indexes: list[int], dtype: torch.dtype) -> Batch:
+    """Answers, every second one desirable, and the same prompts with the answer of the next row."""
+    made = rows()
+    prompts = [made[i][0] for i in indexes]
+    own, other = ([p + made[(i + n) % 8][1] for i, p in zip(indexes, prompts, strict=True)] for n in (0, 1))
+    starts = [len(prompt) for prompt in prompts]
+    generator = torch.Generator().manual_seed(4)
+    references = 10 * torch.randn(2, 8, generator=generator, dtype=torch.float64) - torch.tensor([[30.0], [45.0]])
+    named = {"ref_logps": references[0][indexes], "ref_mismatched": references[1][indexes]}
+    desirable = {"desirable": torch.tensor(indexes) % 2 == 0}
+    return answer_batch(own, starts, PAD) | mismatched(answer_batch(other, starts, PAD)) | named | desirable
+
+
+def rankings(indexes: list[int], dtype: torch.dtype) -> Batch:
+    """Two to four answers to each prompt, the best first; of four the middle two tie."""
+    made, counts = rows(32), [2 + i % 3 for i in indexes]
+    prompts = [made[i][0] for i, count in zip(indexes, counts, strict=True) for _ in range(count)]
+    answers = [made[4 * i + place][1] for i, count in zip(indexes, counts, strict=True) for place in range(count)]
+    scores = torch.cat(
+        [torch.tensor([0.9, 0.5, 0.5, 0.1])[:count] if count > 3 else -torch.arange(float(count)) for count in counts]
+    )
+    query = torch.tensor(indexes).repeat_interleave(torch.tensor(counts))
+    sequences = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    return answer_batch(sequences, [len(prompt) for prompt in prompts], PAD) | {"query": query, "score": scores}
+
+
 def samples(indexes: list[int], dtype: torch.dtype) -> Batch:
     chosen = [rows()[index] for index in indexes]
     batch = sample_batch([p for p, _ in chosen], [a for _, a in chosen], PAD)
@@ -133,6 +174,9 @@ assert PPO.value_loss is not None
 CASES: dict[str, tuple[Objective, Callable[[list[int], torch.dtype], Batch]]] = {
     "language": (LanguageModeling("policy"), language),
     "pairs": (PairwiseReward("critic"), pairs),
+    "dpo": (PairPreference("policy", Sigmoid(label_smoothing=0.1), sft_weight=0.3), preferences),
+    "kto": (UnpairedPreference("policy", 0.1, undesirable_weight=1.5), unpaired),
+    "rrhf": (RankedPreference("policy", sft_weight=0.3), rankings),
     "policy": (PolicyUpdate("policy", PPO.policy_loss, 0.7), samples),
     "value": (ValueUpdate("critic", PPO.value_loss), samples),
     "policy, a mean of answers, with KL": (

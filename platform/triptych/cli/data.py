@@ -163,13 +163,19 @@ def _check(base: str, chat_template: str | None, control: ControlOption) -> "Cha
 def _tokens(rows: list[Any], tokenizer: Any) -> list[int]:
     from triptych.data.encode import encode_choices, encode_pairs, encode_prompts, encode_sft, encode_texts
     from triptych.data.labelled import encode_questions, encode_tags
-    from triptych.data.rows import ChoiceRow, PairRow, QuestionRow, SftRow, TaggedRow, TextRow
+    from triptych.data.rankings import RankingRow, encode_rankings
+    from triptych.data.rows import ChoiceRow, PairRow, QuestionRow, SftRow, TaggedRow, TextRow, UnpairedRow
+    from triptych.data.unpaired import encode_unpaired
 
+    if isinstance(rows[0], RankingRow):
+        return [max(example.lengths) for example in encode_rankings(rows, tokenizer, sys.maxsize).items]
     if isinstance(rows[0], SftRow):
         return [len(example.input_ids) for example in encode_sft(rows, tokenizer, sys.maxsize).items]
     if isinstance(rows[0], PairRow):
         pairs = encode_pairs(rows, tokenizer, sys.maxsize).items
         return [max(len(pair.chosen), len(pair.rejected)) for pair in pairs]
+    if isinstance(rows[0], UnpairedRow):
+        return [len(example.input_ids) for example in encode_unpaired(rows, tokenizer, sys.maxsize).items]
     if isinstance(rows[0], TextRow):
         labels = list({row.label for row in rows})
         return [len(text.input_ids) for text in encode_texts(rows, tokenizer, sys.maxsize, labels).items]
@@ -185,8 +191,10 @@ def _tokens(rows: list[Any], tokenizer: Any) -> list[int]:
 
 
 def _words(row: Any) -> int:
-    from triptych.data.rows import PairRow, QuestionRow, TaggedRow, TextRow
+    from triptych.data.rows import PairRow, QuestionRow, TaggedRow, TextRow, UnpairedRow
 
+    if isinstance(row, UnpairedRow):
+        row = row.chat
     if isinstance(row, TextRow):
         return len(row.text.split())
     if isinstance(row, TaggedRow):

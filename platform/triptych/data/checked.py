@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 from triptych.data.chat import ChatTemplate, Control
 from triptych.data.encode import choice_turns, pair_turns
-from triptych.data.rows import ChoiceRow, DataRow, Message, PairRow, PromptRow, RatedRow, SftRow
+from triptych.data.rankings import RankingRow, ranked_turns
+from triptych.data.rows import (
+    ChoiceRow,
+    DataRow,
+    Message,
+    PairRow,
+    PromptRow,
+    RatedRow,
+    SftRow,
+    UnpairedRow,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -36,7 +46,7 @@ class ChatCheck:
         Raises:
             ValueError: what is wrong with the row.
         """
-        if isinstance(row, RatedRow):
+        if isinstance(row, RatedRow | UnpairedRow):
             return replace(row, chat=cast("SftRow", self._checked(row.chat)))
         return self._checked(row) if isinstance(row, Chat) else row
 
@@ -51,6 +61,8 @@ class ChatCheck:
                 raise ValueError("chosen, rejected: the chat template writes both alike, so nothing is preferred")
         elif isinstance(row, ChoiceRow):
             choice_turns(self.template, row)
+        elif isinstance(row, RankingRow):
+            ranked_turns(self.template, row)
         else:
             self.template.prompt(row.messages, row.tools)
         return row
@@ -83,6 +95,8 @@ def _with_texts(row: Chat, change: Change) -> Chat:
     row = replace(row, messages=_messages(row.messages, "messages", change), tools=tools)
     if isinstance(row, ChoiceRow):
         return replace(row, choices=tuple(change(text, f"choices[{i}]") for i, text in enumerate(row.choices)))
+    if isinstance(row, RankingRow):
+        return replace(row, answers=tuple(change(text, f"answers[{i}]") for i, text in enumerate(row.answers)))
     return row
 
 

@@ -99,7 +99,7 @@ def encode_sft(
     items: list[Example] = []
     truncated = dropped = split = unlearnable = 0
     template = ChatTemplate(tokenizer)
-    chats = _of_rows(lambda row: template.turns(row.messages, row.tools), rows)
+    chats = turns_of_rows(lambda row: template.turns(row.messages, row.tools), rows)
     examples = (example for turns in TurnTokens(tokenizer).of(chats) for example in _examples(turns))
     for ids, labels in examples:
         longer = len(ids) > max_length
@@ -155,7 +155,7 @@ def encode_pairs(
 ) -> Encoded[PairExample]:
     """Encode pairs of chats. A pair longer than `max_length` is dropped: a score is read at the end token, the last."""
     rows, template = list(rows), ChatTemplate(tokenizer)
-    both = list(TurnTokens(tokenizer).of(_of_rows(partial(pair_turns, template), rows)))
+    both = list(TurnTokens(tokenizer).of(turns_of_rows(partial(pair_turns, template), rows)))
     items = [
         PairExample(prompt + chosen, prompt + rejected, len(prompt), row.margin)
         for row, ((prompt, chosen), (_, rejected)) in zip(rows, both, strict=True)
@@ -172,7 +172,7 @@ def encode_prompts(
     Longer ones are malformed rows: left out, and refused (UserError) where there are more than `max_bad_rows`.
     """
     rows, template = list(rows), ChatTemplate(tokenizer)
-    texts = _of_rows(lambda row: template.prompt(row.messages, row.tools), rows)
+    texts = turns_of_rows(lambda row: template.prompt(row.messages, row.tools), rows)
     prompts = TurnTokens(tokenizer).ids(texts)
     longer = [number for number, ids in enumerate(prompts, start=1) if len(ids) > max_length]
     if len(longer) > max_bad_rows:
@@ -196,7 +196,7 @@ def encode_choices(
     """Encode prompts with their choices. A row of which a choice is longer than `max_length` tokens is dropped."""
     rows, template = list(rows), ChatTemplate(tokenizer)
     chats = TurnTokens(tokenizer).of(
-        [[turn] for turns in _of_rows(partial(choice_turns, template), rows) for turn in turns]
+        [[turn] for turns in turns_of_rows(partial(choice_turns, template), rows) for turn in turns]
     )
     items = []
     for row in rows:
@@ -233,7 +233,7 @@ def pair_turns(template: ChatTemplate, row: PairRow) -> list[Turn]:
     ]
 
 
-def _of_rows(make: Callable[[AnyRow], T], rows: Iterable[AnyRow]) -> list[T]:
+def turns_of_rows(make: Callable[[AnyRow], T], rows: Iterable[AnyRow]) -> list[T]:
     """What is made of each row; UserError names the row (from 1) of which nothing can be made."""
     made = []
     for number, row in enumerate(rows, start=1):

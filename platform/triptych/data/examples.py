@@ -9,13 +9,16 @@ import pyarrow as pa
 
 from triptych.data.encode import Encoded, encode_pairs, encode_sft, encode_texts
 from triptych.data.labelled import encode_questions, encode_tags
+from triptych.data.rankings import apart, encode_rankings, parse_ranking
 from triptych.data.rows import RowKind
 from triptych.data.sources import PARSERS, Parse, parser_of
+from triptych.data.unpaired import encode_unpaired
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from triptych.recipe.kinds import Classification, QuestionAnswering, Reward, Sft, TokenClassification
+    from triptych.recipe.preference import Dpo, Kto, Rrhf
 
 TOKENS = pa.list_(pa.int32())
 POSITIONS = ("context_start", "start", "end")
@@ -34,6 +37,13 @@ class Examples:
     """Columns of the table: attributes of what `encode` gives."""
     sequences: tuple[str, ...] = ("input_ids",)
     """The columns that hold the tokens of a row."""
+    lengths: str | None = None
+    """The column with the lengths of a row's sequences, where all lie in one column, one behind the other."""
+
+    def sequences_of(self, value: Callable[[str], Any]) -> list[list[int]]:
+        """The sequences of a row; `value` gives the row's value in a column."""
+        found = [value(name) for name in self.sequences]
+        return found if self.lengths is None else apart(found[0], value(self.lengths))
 
 
 def chats(stage: "Sft") -> Examples:
@@ -50,6 +60,32 @@ def pairs(stage: "Reward") -> Examples:
     schema = pa.schema(columns | ({"margin": pa.float32()} if stage.margin else {}))
     encode = partial(encode_pairs, max_length=stage.train.batch.max_length)
     return Examples(kind, PARSERS[kind], encode, schema, ("chosen", "rejected"))
+
+
+def answer_pairs(stage: "Dpo") -> Examples:
+    """Pairs as tokens, and where their answers start."""
+    schema = pa.schema({"chosen": TOKENS, "rejected": TOKENS, "start": pa.int32()})
+    encode = partial(encode_pairs, max_length=stage.train.batch.max_length)
+    return Examples("pairs", PARSERS["pairs"], encode, schema, ("chosen", "rejected"))
+
+
+def unpaired(stage: "Kto") -> Examples:
+    """Answers as tokens, where they start, and whether they are desirable."""
+    schema = pa.schema({"input_ids": TOKENS, "start": pa.int32(), "desirable": pa.bool_()})
+    encode = partial(encode_unpaired, max_length=stage.train.batch.max_length)
+    return Examples("unpaired", PARSERS["unpaired"], encode, schema)
+
+
+def rankings(stage: "Rrhf") -> Examples:
+    """The answers to each prompt as tokens, with their scores."""
+    columns = {"input_ids": TOKENS, "lengths": TOKENS, "start": pa.int32(), "scores": pa.list_(pa.float64())}
+    parse = partial(_one_ranking, most=stage.max_answers)
+    encode = partial(encode_rankings, max_length=stage.train.batch.max_length)
+    return Examples("rankings", parse, encode, pa.schema(columns), lengths="lengths")
+
+
+def _one_ranking(record: dict[str, Any], most: int) -> list[Any]:
+    return [parse_ranking(record, most)]
 
 
 def texts(stage: "Classification") -> Examples:

@@ -15,7 +15,19 @@ from triptych.data.proposals import proposal
 from triptych.data.ratings import Rating, is_rated_bad, scored
 from triptych.data.shapes import shaped
 
-RowKind = Literal["sft", "pairs", "pairs_with_margin", "prompts", "texts", "tags", "questions", "choices", "answers"]
+RowKind = Literal[
+    "sft",
+    "pairs",
+    "pairs_with_margin",
+    "prompts",
+    "texts",
+    "tags",
+    "questions",
+    "choices",
+    "answers",
+    "unpaired",
+    "rankings",
+]
 
 ROLES = ("system", "user", "assistant", "tool")
 RANKED = 256
@@ -62,6 +74,15 @@ class RatedRow:
     chat: SftRow
     """The prompt, and the answer as its last turn."""
     rating: Rating
+
+
+@dataclass(frozen=True, slots=True)
+class UnpairedRow:
+    """One answer, and whether it is desirable."""
+
+    chat: SftRow
+    """The prompt, and the answer as its last turn."""
+    desirable: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +137,8 @@ class QuestionRow:
     starts: tuple[int, ...]
 
 
-DataRow = SftRow | PairRow | RatedRow | PromptRow | TextRow | TaggedRow | QuestionRow
-AnyRow = TypeVar("AnyRow", SftRow, PairRow, PromptRow, ChoiceRow, AnsweredRow, TextRow, TaggedRow, QuestionRow)
+DataRow = SftRow | PairRow | RatedRow | UnpairedRow | PromptRow | TextRow | TaggedRow | QuestionRow
+AnyRow = TypeVar("AnyRow", bound=DataRow)
 
 
 @dataclass(frozen=True, slots=True)

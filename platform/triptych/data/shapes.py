@@ -377,4 +377,4 @@ SHAPES: dict[str, tuple[RowShape, ...]] = {
     ),
 }
 """Shapes by kind of rows, those with our own names first."""
-SHAPES["pairs_with_margin"] = SHAPES["pairs"]
+SHAPES |= dict.fromkeys(("pairs_with_margin", "unpaired", "rankings"), SHAPES["pairs"])

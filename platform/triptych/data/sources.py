@@ -15,6 +15,7 @@ from triptych.data.answers import parse_answered
 from triptych.data.cells import one_line
 from triptych.data.choices import parse_choice
 from triptych.data.files import counted, quick_rows, records
+from triptych.data.rankings import RankingRow, parse_ranking
 from triptych.data.rated import paired
 from triptych.data.rows import (
     AnsweredRow,
@@ -29,6 +30,7 @@ from triptych.data.rows import (
     SourceRows,
     TaggedRow,
     TextRow,
+    UnpairedRow,
     parse_chats,
     parse_pairs_with_margin,
     parse_preferences,
@@ -39,6 +41,7 @@ from triptych.data.rows import (
 )
 from triptych.data.sampling import RowGroups, sampled, shuffled, weighted
 from triptych.data.shapes import shape_of, unread_columns
+from triptych.data.unpaired import parse_unpaired
 from triptych.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,6 +65,8 @@ PARSERS: dict[RowKind, Parse] = {
     "questions": lambda record: [parse_question(record)],
     "choices": lambda record: [parse_choice(record)],
     "answers": lambda record: [parse_answered(record)],
+    "unpaired": parse_unpaired,
+    "rankings": lambda record: [parse_ranking(record)],
 }
 _LABELLED: dict[RowKind, Callable[[dict[str, Any], Sequence[str]], DataRow]] = {"texts": parse_text, "tags": parse_tags}
 """Parsers of rows whose classes or tags are among those that a stage names."""
@@ -118,6 +123,12 @@ def load_rows(source: "Source", kind: Literal["texts"], check: RowCheck | None =
 def load_rows(source: "Source", kind: Literal["tags"], check: RowCheck | None = None) -> SourceRows[TaggedRow]: ...
 @overload
 def load_rows(source: "Source", kind: Literal["answers"], check: RowCheck | None = None) -> SourceRows[AnsweredRow]: ...
+@overload
+def load_rows(
+    source: "Source", kind: Literal["unpaired"], check: RowCheck | None = None
+) -> SourceRows[UnpairedRow]: ...
+@overload
+def load_rows(source: "Source", kind: Literal["rankings"], check: RowCheck | None = None) -> SourceRows[RankingRow]: ...
 @overload
 def load_rows(source: "Source", kind: Literal["choices"], check: RowCheck | None = None) -> SourceRows[ChoiceRow]: ...
 @overload

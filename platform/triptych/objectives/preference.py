@@ -36,19 +36,21 @@ def dpo_loss(
     ref_rejected: Tensor,
     beta: float,
     kind: Literal["sigmoid", "ipo"] = "sigmoid",
+    label_smoothing: float = 0.0,
 ) -> LossParts:
-    """Direct preference optimisation over `[pairs]` of summed log-probabilities of the answers.
+    """Direct preference optimisation over `[pairs]` of log-probabilities of the answers: of whole answers, or a token.
 
     With h the log-ratio of the chosen answer less that of the rejected one, `sigmoid` is -log sigmoid(beta * h)
     (Rafailov et al. 2023, arXiv 2305.18290, eq. 7) and `ipo` is (h - 1 / (2 beta))^2 (Azar et al. 2023,
-    arXiv 2310.12036, eq. 17). Returns the sum, the number of pairs, and sums of `correct`, `chosen_reward` and
-    `rejected_reward` (beta times the log-ratio).
+    arXiv 2310.12036, eq. 17). `label_smoothing` e makes (1 - e) * -log sigmoid(beta * h) + e * -log sigmoid(-beta * h)
+    of the first (cDPO, Mitchell 2023, eq. 3). Returns the sum, the number of pairs, and sums of `correct`,
+    `chosen_reward` and `rejected_reward` (beta times the log-ratio).
     """
     chosen_ratio = widen(chosen) - widen(ref_chosen).detach()
     rejected_ratio = widen(rejected) - widen(ref_rejected).detach()
     h = chosen_ratio - rejected_ratio
     if kind == "sigmoid":
-        loss = F.softplus(-beta * h)
+        loss = (1 - label_smoothing) * F.softplus(-beta * h) + label_smoothing * F.softplus(beta * h)
     elif kind == "ipo":
         loss = (h - 1.0 / (2.0 * beta)).square()
     else:
@@ -61,21 +63,61 @@ def dpo_loss(
     return loss.sum(), _number(h), metrics
 
 
+def kto_loss(
+    logps: Tensor,
+    ref_logps: Tensor,
+    desirable: Tensor,
+    baseline: Tensor,
+    beta: float,
+    desirable_weight: float = 1.0,
+    undesirable_weight: float = 1.0,
+) -> LossParts:
+    """Kahneman-Tversky optimisation (Ethayarajh et al. 2024, arXiv 2402.01306, eq. 8), less its constant: lambda - v.
+
+    Args:
+        logps: `[n]`, summed log-probability of each answer.
+        ref_logps: `[n]`, the reference's.
+        desirable: bool `[n]`; the others are undesirable.
+        baseline: the KL divergence z0 from the reference in nats, a scalar or `[n]`; below 0 it counts as 0, and it has
+            no gradient.
+        beta: slope of the value around the baseline, and so the strength of risk aversion.
+        desirable_weight, undesirable_weight: lambda_D and lambda_U.
+
+    Returns:
+        Sum of lambda_D (1 - sigmoid(beta (r - z0))) over desirable and lambda_U (1 - sigmoid(beta (z0 - r))) over
+        undesirable answers, where r is the log-ratio; their number, and sums of `correct` (on their side of the
+        baseline), `chosen_reward` and `rejected_reward` (beta r of the desirable, and of the undesirable).
+    """
+    ratio = widen(logps) - widen(ref_logps).detach()
+    above = beta * (ratio - widen(baseline).detach().clamp(min=0))
+    loss = torch.where(desirable, desirable_weight * torch.sigmoid(-above), undesirable_weight * torch.sigmoid(above))
+    rewards, good = beta * ratio.detach(), desirable.to(ratio.dtype)
+    metrics = {
+        "correct": _correct(torch.where(desirable, above, -above)),
+        "chosen_reward": (rewards * good).sum(),
+        "rejected_reward": (rewards * (1 - good)).sum(),
+    }
+    return loss.sum(), _number(ratio), metrics
+
+
 def rrhf_loss(
     logps: Tensor, lengths: Tensor, scores: Tensor, query_ids: Tensor, length_penalty: float = 1.0
 ) -> LossParts:
     """Ranking loss of RRHF (Yuan et al. 2023, arXiv 2304.05302, eq. 2): the better answer shall be the likelier one.
+
+    A query's loss is the sum over its pairs, in the paper and in its authors' code (GanjinZero/RRHF, train.py), and not
+    their mean: a query with more answers says more. Over queries it is a mean, which is why their number is returned.
 
     Args:
         logps: `[n]`, summed log-probability of each answer.
         lengths: `[n]`, tokens of each answer.
         scores: `[n]`, higher is better; answers that tie are not compared.
         query_ids: `[n]`, only answers to the same query are compared.
-        length_penalty: p = logp / length^length_penalty.
+        length_penalty: p = logp / length^length_penalty (eq. 1, where it is 1; the exponent is the authors' code's).
 
     Returns:
-        Sum of max(0, p_worse - p_better) over ordered pairs, the number of queries (the paper's loss is a sum over the
-        pairs of one query), and sums of `pairs` and `correct` (pairs already in order).
+        Sum of max(0, p_worse - p_better) over ordered pairs, the number of queries, and sums of `pairs` and `correct`
+        (pairs already in order).
     """
     logps = widen(logps)
     p = logps / lengths.to(logps).clamp(min=1).pow(length_penalty)

@@ -6,13 +6,7 @@ from triptych.recipe.data import Data, Origin, Source
 from triptych.recipe.errors import Problem, RecipeError
 from triptych.recipe.evaluation import Evaluation, FigureGate
 from triptych.recipe.graph import ready, stage_order
-from triptych.recipe.kinds import (
-    ADAPTERS,
-    KINDS,
-    LabellingStage,
-    Stage,
-    SupervisedStage,
-)
+from triptych.recipe.kinds import KINDS, LabellingStage, Stage
 from triptych.recipe.load import dump_recipe, load_recipe, load_recipe_text, load_yaml
 from triptych.recipe.matrix import Lora
 from triptych.recipe.method import Full, Method
@@ -36,6 +30,7 @@ from triptych.recipe.stage import (
     member_roles,
     method_of,
 )
+from triptych.recipe.supervised import ADAPTERS, PolicyStage, SupervisedStage
 from triptych.recipe.sweep import Asha, Dimension, Sweep, Values
 from triptych.recipe.training import BatchSettings, EarlyStopping, Memory, Optimizer, Training, TrainingBase, Workers
 
@@ -72,6 +67,7 @@ __all__ = [
     "Name",
     "Optimizer",
     "Origin",
+    "PolicyStage",
     "Positive",
     "Ppo",
     "Problem",

@@ -70,7 +70,8 @@ class Source(Origin):
 
     Row shapes: SFT `{messages: [...]}` or `{prompt, response}`; classification `{text, label}`; reward
     `{prompt, chosen, rejected, margin?}` or `{prompt, answers: [...], scores: [...]}`, of which every two answers whose
-    scores differ are a pair; PPO `{prompt}` or `{messages}`; token classification
+    scores differ are a pair; DPO the same; KTO `{prompt, completion, label}` or pairs; RRHF `{prompt, answers: [...],
+    scores: [...]}` or pairs; PPO `{prompt}` or `{messages}`; token classification
     `{tokens: [...], tags: [...]}`; question answering `{question, context, answers: {text: [...], answer_start:
     [...]}}`. A prompt is a string or a list of chat messages. Chats, pairs and prompts may also have the shapes of
     alpaca, dolly, ShareGPT, TRL and hh, or be questions with answers: `triptych data check` says which it found. Rows

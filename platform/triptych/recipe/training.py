@@ -77,14 +77,15 @@ class RowLimits(BatchBase):
     max_length: Count = 512
     """Tokens of the longest row."""
     overlength: Literal["truncate", "split", "drop"] = "truncate"
-    """Longer chats are cut on the right, cut into several rows, or left out, and counted; longer pairs are left out."""
+    """Longer chats are cut on the right, cut into several rows, or left out, and counted; longer pairs, and
+    answers that are labelled or ranked, are left out."""
 
 
 class BatchSettings(RowLimits):
     """Rows of a step and their division into micro-batches. The gradient depends on `rows` alone."""
 
     rows: Count = 16
-    """Rows or pairs (reward) of one optimiser step, over all workers."""
+    """Rows of one optimiser step, over all workers; pairs of a reward model and of DPO, prompts of RRHF."""
 
 
 class Memory(Closed):

@@ -36,6 +36,12 @@ def sample_batch(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[
     }
 
 
+def answer_batch(sequences: Sequence[Sequence[int]], starts: Sequence[int], pad: int) -> Batch:
+    """`sample_batch` of whole sequences, each with the index at which its answer starts."""
+    both = list(zip(sequences, starts, strict=True))
+    return sample_batch([row[:start] for row, start in both], [row[start:] for row, start in both], pad)
+
+
 def response_mask(length: Tensor, width: int | None = None) -> Tensor:
     """[B] lengths -> bool [B, R], true at the answer's tokens."""
     width = int(length.max()) if width is None else width

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -51,6 +51,17 @@ class Objective(Protocol):
 
     def loss(self, model: RoleModel, batch: Batch) -> tuple[Sums, Metrics]:
         """Sums with the same keys as `denominators`; the loss is the sum of sums[k] / denominators[k]."""
+
+
+@runtime_checkable
+class SurveyingObjective(Objective, Protocol):
+    """An objective whose loss needs numbers of the whole step, such as a mean over all rows of all ranks."""
+
+    def survey(self, model: RoleModel, batch: Batch) -> Metrics:
+        """Sums and weights of numbers; `loss` finds the quotient of each, over the whole step, as a column [B].
+
+        A pass before the loss's, without gradients and without dropout.
+        """
 
 
 @dataclass(frozen=True)
@@ -154,6 +165,8 @@ class Learner:
         metrics: list[Metrics] = []
         self._penalize(role, self._penalty_share(role, batches))
         clock.lap("communication")
+        batches = self.surveyed(objective, batches)
+        clock.lap("forward")
         for number, (batch, real) in enumerate(batches):
             with self.model.use(role):  # the backward pass too: it may compute activations again
                 loss, measured = self.loss(objective, batch, denominators)
@@ -179,12 +192,28 @@ class Learner:
         return torch.stack([total / denominators[name].to(total) for name, total in sums.items()]).sum(), measured
 
     @torch.no_grad()
+    def surveyed(self, objective: Objective, batches: list[tuple[Batch, bool]]) -> list[tuple[Batch, bool]]:
+        """A step's micro-batches, with the numbers of the whole step that the objective asks for. Collective."""
+        if not isinstance(objective, SurveyingObjective):
+            return batches
+        training = self.model.training
+        self.model.eval()
+        found = []
+        for batch, real in batches:
+            with self.model.use(objective.role):
+                measured = self._forward(objective.role, partial(objective.survey, self.model, batch))
+            found += [measured] if real else []
+        self.model.train(training)
+        numbers = self.reduced(found)
+        return [(batch | _constant_columns(batch, numbers), real) for batch, real in batches]
+
+    @torch.no_grad()
     def evaluate(self, objective: Objective, micro_batches: Sequence[Batch | None]) -> dict[str, float]:
         """The objective's metrics over all ranks' batches, nothing updated."""
         metrics: list[Metrics] = []
         placed = [None if batch is None else self.placed(batch) for batch in micro_batches]
         with self.evaluating():
-            for batch, real in self._lockstep(placed):
+            for batch, real in self.surveyed(objective, self._lockstep(placed)):
                 with self.model.use(objective.role):
                     measured = self._forward(objective.role, partial(objective.loss, self.model, batch))[1]
                 if real:
@@ -334,6 +363,12 @@ class Learner:
                 f"{role}: {self._bad_steps[role]} steps in a row had a gradient that is not finite{first}; "
                 "lower the learning rate, or train in float32"
             )
+
+
+def _constant_columns(batch: Batch, numbers: Mapping[str, float]) -> Batch:
+    """Columns [B] of a batch that have one number in all rows."""
+    ids = batch["ids"]
+    return {name: torch.full((len(ids),), n, dtype=torch.float64, device=ids.device) for name, n in numbers.items()}
 
 
 def _renamed(name: str, roles: Mapping[str, str]) -> str:

@@ -165,7 +165,8 @@ def step_together(requests: Sequence[StepRequest], pass_tokens: int) -> list[Ste
 def _share(request: StepRequest) -> _Share:
     learner = request.learner
     learner.model.train(learner.dropout)
-    batches = [learner.placed(batch) for batch in request.micro_batches if batch is not None]
+    placed = [(learner.placed(batch), True) for batch in request.micro_batches if batch is not None]
+    batches = [batch for batch, _ in learner.surveyed(request.objective, placed)]
     return _Share(request, batches, learner.denominators(request.objective, batches))
 
 

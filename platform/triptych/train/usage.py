@@ -21,8 +21,14 @@ def token_counts(batch: Batch, *, shared: bool) -> TokenCounts:
         rows = sorted(row[kept].tolist() for row, kept in zip(batch["ids"], batch["mask"].bool(), strict=True))
         twice = [common_prefix(one, other) for one, other in pairwise(rows)]
         tokens, attended = tokens - sum(twice), attended - sum(map(_seen, twice))
-    logits = int((batch["labels"][:, 1:] != IGNORE).sum()) if "labels" in batch else 0
-    return TokenCounts(tokens, logits, attended)
+    return TokenCounts(tokens, _logits(batch), attended)
+
+
+def _logits(batch: Batch) -> int:
+    """Tokens whose logits are made: those with a label, or those of answers."""
+    if "labels" in batch:
+        return int((batch["labels"][:, 1:] != IGNORE).sum())
+    return int(batch["length"].sum()) if "length" in batch else 0
 
 
 def _seen(length: int) -> int:

@@ -46,6 +46,17 @@ _PLANS = (
     _Plan("Loss", "", (("loss", "train"), ("heldout_loss", "held out"))),
     _Plan("Accuracy", "pairs in order", (("accuracy", "train"), ("heldout_accuracy", "held out"))),
     _Plan("Margin", "chosen less rejected score", (("margin", "train"), ("heldout_margin", "held out"))),
+    _Plan(
+        "Implicit rewards",
+        "beta times the log-ratio to the reference",
+        (
+            ("rewards_chosen", "chosen"),
+            ("rewards_rejected", "rejected"),
+            ("heldout_rewards_chosen", "chosen, held out"),
+            ("heldout_rewards_rejected", "rejected, held out"),
+        ),
+    ),
+    _Plan("Log-probabilities", "nats an answer", (("logps_chosen", "chosen"), ("logps_rejected", "rejected"))),
     _Plan("Reward", "mean and standard deviation", (("reward", "mean"), ("reward_std", "deviation")), "band"),
     _Plan("Held-out reward", "", (("heldout_reward", "reward"),)),
     _Plan("Held-out judge", "never trained on", (("heldout_judge", "judge"),)),

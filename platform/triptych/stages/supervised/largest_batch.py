@@ -1,6 +1,7 @@
 """The largest micro-batch that a stage's rows make, by which its memory is predicted."""
 
 from collections.abc import Sequence
+from functools import partial
 from pkgutil import resolve_name
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ def of_rows(
     examples: Examples = resolve_name(stage.examples)(stage)
     items = examples.encode(rows, tokenizer).items
     labels = [item.labels for item in items] if "labels" in examples.schema.names else None
-    sequences = [[getattr(item, name) for name in examples.sequences] for item in items]
+    sequences = [examples.sequences_of(partial(getattr, item)) for item in items]
     return largest_batch(recipe, stage, sequences, labels) if items else None
 
 

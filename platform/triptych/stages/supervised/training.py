@@ -86,7 +86,7 @@ def _table(ctx: StageContext[Any], split: str) -> StoredTable:
 
 
 def _sequences(table: StoredTable, examples: Examples) -> Lazy[list[list[int]]]:
-    return Lazy(len(table), lambda row: [table.cell(name, row) for name in examples.sequences])
+    return Lazy(len(table), lambda row: examples.sequences_of(lambda name: table.cell(name, row)))
 
 
 def check_budget(ctx: StageContext[Any], split: str, longest: int) -> None:
@@ -145,7 +145,7 @@ def learner_for(
         model,
         dict.fromkeys(roles, training.optimizer),
         dict.fromkeys(roles, steps),
-        dropout=True,
+        dropout=ctx.stage.shape().dropout,
         strategy=training.workers.strategy,
         offload=training.workers.offload,
         max_bad_steps=training.max_bad_steps,
