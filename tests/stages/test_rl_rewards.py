@@ -104,7 +104,7 @@ def test_two_reward_models_have_roles_of_their_own(tiny_model_dir: Path, tmp_pat
     run = make_run(tiny_model_dir, tmp_path, rewards=[MODEL, {"stage": "reward@2", "weight": 3.0}])
     assert run.reward_roles == [("reward",), ("reward_2",)]
     with torch.no_grad():
-        run.learner.model.heads["reward_2"].bias.add_(1.0)
+        dict(run.learner.model.heads["reward_2"].named_parameters())["bias"].add_(1.0)
     found = score_answers(run, sampled(run))
     assert list(found.parts) == ["model", "model_2"]
     torch.testing.assert_close(found.parts["model_2"], found.parts["model"] + 1.0)

@@ -4,7 +4,7 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -38,7 +38,7 @@ class JsonClient:
         self._gap = 0.0 if per_minute is None else 60.0 / per_minute
         self._next = -math.inf
 
-    async def __aenter__(self) -> "JsonClient":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
@@ -74,14 +74,12 @@ class JsonClient:
 class ChatClient(JsonClient):
     """Asks a model behind an OpenAI-compatible endpoint."""
 
-    async def complete(
-        self, url: str, model: str, messages: Sequence[Mapping[str, str]], max_tokens: int, seed: int = 0
-    ) -> str:
+    async def complete(self, url: str, model: str, messages: Sequence[Mapping[str, str]], max_tokens: int) -> str:
         """The model's most probable answer to messages; `url`: the endpoint's, with or without `/v1`.
 
         Raises, beside what `post` raises: ValueError where there is no text.
         """
-        asked = {"model": model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0.0, "seed": seed}
+        asked = {"model": model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0.0}
         base = url.rstrip("/").removesuffix("/v1")
         answer = await self.post(f"{base}/v1/chat/completions", asked)
         try:
