@@ -116,3 +116,26 @@ def test_what_does_not_fit_together_is_refused(three_stages: Path, overrides: li
 )
 def test_the_settings_of_papers_are_accepted(three_stages: Path, overrides: list[str]) -> None:
     assert rl(three_stages, *overrides).kind == "rl"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ((), (512, 0.7, 1.0)),
+        (("temperature=0.2",), (512, 0.2, 1.0)),
+        (("max_new_tokens=48", "top_p=0.9"), (48, 0.7, 0.9)),
+    ],
+)
+def test_held_out_answers_are_sampled_as_rollouts_are(
+    three_stages: Path, given: tuple[str, ...], expected: tuple[int, float, float]
+) -> None:
+    rollout = ("rollout.sampling.max_new_tokens=512", "rollout.sampling.temperature=0.7")
+    overrides = [f"stages.ppo.{one}" for one in (*rollout, *(f"evaluation.{field}" for field in given))]
+    recipe = load_recipe(three_stages, overrides)
+    stage = recipe.stages["ppo"]
+    assert isinstance(stage, Rl)
+    evaluation = stage.evaluation
+    assert (evaluation.max_new_tokens, evaluation.temperature, evaluation.top_p) == expected
+    again = load_recipe_text(dump_recipe(recipe), "again.yaml").stages["ppo"]
+    assert isinstance(again, Rl)
+    assert again.evaluation == evaluation

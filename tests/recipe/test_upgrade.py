@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from triptych.recipe import Recipe, RecipeError, dump_recipe, load_recipe
+from triptych.recipe import Recipe, RecipeError, Rl, dump_recipe, load_recipe
 from triptych.recipe.document import write
 from triptych.recipe.spec import dotted
 from triptych.recipe.upgrade import MOVED, moved_path, old_path, upgraded
@@ -113,6 +113,15 @@ def test_every_old_field_reaches_its_new_place(tmp_path: Path) -> None:
             found = found[step]
         assert found == value if not isinstance(value, dict) else value.items() <= found.items()
         assert old_path(moved_path(path)) == path
+
+
+def test_the_old_form_samples_held_out_answers_as_it_did(tmp_path: Path) -> None:
+    old = {key: value for key, value in OLD.items() if key != "evaluation"}
+    for changed, tokens in ((old, 48), (old | {"evaluation": {"max_new_tokens": 9}}, 9)):
+        sampling = {"max_new_tokens": 12, "temperature": 0.5}
+        stage = load(tmp_path, changed | {"rollout": {"sampling": sampling}}).stages["ppo"]
+        assert isinstance(stage, Rl)
+        assert (stage.evaluation.max_new_tokens, stage.evaluation.temperature) == (tokens, 1.0)
 
 
 def test_defaults_of_both_forms_are_the_same(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ class Rl(TrainedStage):
     missing_eos_penalty: float = Field(1.0, ge=0)
     """Subtracted from the score of an answer that was cut by its length; 0 if left out beside `missing_eos_score`."""
     evaluation: Sampling = Sampling()
-    """Settings for the sampling of held-out answers."""
+    """Settings for the sampling of held-out answers; those left out are `rollout.sampling`'s."""
     judge: Literal["vader"] | None = None
     """A score that training never sees, measured on the held-out answers."""
 
@@ -123,6 +123,16 @@ class Rl(TrainedStage):
         placement = kl.placement if "placement" in given or settings is None else settings.kl_placement
         kind = "k3" if placement == "loss" and "kind" not in given else kl.kind
         return kl.model_copy(update={"placement": placement, "kind": kind})
+
+    @field_validator("evaluation")
+    @classmethod
+    def _as_in_rollouts(cls, evaluation: Sampling, info: ValidationInfo) -> Sampling:
+        """Measure what is trained, as far as the recipe does not say."""
+        rollout = info.data.get("rollout")
+        if rollout is None:
+            return evaluation
+        given = {name: getattr(evaluation, name) for name in evaluation.model_fields_set}
+        return evaluation.model_copy(update=rollout.sampling.model_dump() | given)
 
     @model_validator(mode="after")
     def _fixed_or_less(self) -> "Rl":

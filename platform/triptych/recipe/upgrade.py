@@ -31,6 +31,9 @@ MOVED: dict[Path, Path] = {
 }
 """Path below a stage of kind `ppo` -> path below the same stage of kind `rl`. The longest that fits counts."""
 
+EVALUATED = {"max_new_tokens": 48, "temperature": 1.0, "top_p": 1.0}
+"""Sampling of held-out answers, as far as the old form does not say; today's takes that of the rollouts."""
+
 
 def moved_path(path: Path) -> Path:
     """The place of today's form that a path below an old stage leads to."""
@@ -67,6 +70,8 @@ def upgraded_stage(stage: dict[str, Any]) -> dict[str, Any]:
             _put(found, ("rewards",), [{"name": "model", "stage": value}])
         elif path != ("kind",):
             _put(found, moved_path(path), copy.deepcopy(value))
+    if isinstance(given := found.get("evaluation", {}), dict):
+        found["evaluation"] = EVALUATED | given
     return found
 
 
