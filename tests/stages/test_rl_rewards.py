@@ -160,12 +160,23 @@ def test_a_step_without_any_score_stops(still: RlWorker) -> None:
         score_answers(run, samples)
 
 
-def test_too_few_scores_for_the_minibatches_stop(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_fewer_scores_than_minibatches_make_a_minibatch_each(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make_run(tiny_model_dir, tmp_path, rewards=[NUMBERED], minibatches=6)
     first_sync(run, 0)
     run.prompts[:] = run.prompts[:3]
-    with pytest.raises(RunError, match=r"4 answers of the step have a score.*minibatches = 6"):
-        rl_step(run, 1)
+    sizes: list[int] = []
+    cut = Samples.micro_batches
+
+    def spy(samples: Samples, learner: Any, rows: Any = None, columns: Any = None) -> Any:
+        if columns:
+            sizes.append(len(rows))
+        return cut(samples, learner, rows, columns)
+
+    monkeypatch.setattr(Samples, "micro_batches", spy)
+    rl_step(run, 1)
+    assert sizes == [1, 1, 1, 1]
 
 
 def test_heldout_answers_without_a_score_are_counted_and_left_out_of_means(still: RlWorker) -> None:
