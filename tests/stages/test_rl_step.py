@@ -377,7 +377,13 @@ def test_a_step_leaves_its_answers(first: Stepped) -> None:
     assert table["lease"] == [record.lease for record in records]
     assert table["group"] == [0, 0, 1, 1, 2, 2]
     assert table["response_ids"] == [list(record.response_ids) for record in records]
+    assert table["finish_reason"] == [record.finish_reason for record in records]
     assert table["logprobs"] == [list(record.logprobs) for record in records]
+    assert [len(values) for values in table["advantages"]] == [len(record.response_ids) for record in records]
+    for drawn, seen in zip(table["logprobs"], table["policy_logprobs"], strict=True):
+        assert seen == pytest.approx(drawn, abs=1e-9)
+    for policy, reference in zip(table["policy_logprobs"], table["reference_logprobs"], strict=True):
+        assert policy == reference, "before the first update they are one model"
     assert table["score"] == table["reward_model"] == score_answers(run, samples_of(records)).total.tolist()
 
 

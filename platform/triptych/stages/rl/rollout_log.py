@@ -1,21 +1,35 @@
 """Log of rollouts: the answers of each step, as Parquet."""
 
 import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
 from triptych import storage
+from triptych.algorithms.base import Credit, Scored
 from triptych.stages.rl.rewarding import Rewarded
 from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.worker import RlWorker
 
 
-def write_rollouts(worker: RlWorker, step: int, samples: Samples, rewarded: Rewarded) -> None:
+@dataclass(frozen=True)
+class Learned:
+    """The answers of a step that were learned from, and what was computed of their tokens."""
+
+    rows: Sequence[int]
+    """Their places among all answers of the step."""
+    scored: Scored
+    credit: Credit
+
+
+def write_rollouts(worker: RlWorker, step: int, samples: Samples, rewarded: Rewarded, learned: Learned | None) -> None:
     """Write all answers of a step, counted from 1, as one Parquet file; a step that is done again replaces it.
 
-    `score` is the sum that was learned from, `reward_<label>` each reward's own; null where there is none.
+    `score` is the sum over the rewards, `reward_<label>` each reward's own; null where there is none. What was computed
+    of each token before the update is a list an answer, null for those that were not learned from.
     """
     records = samples.records
     columns = {
@@ -31,6 +45,7 @@ def write_rollouts(worker: RlWorker, step: int, samples: Samples, rewarded: Rewa
         "seed": [record.seed for record in records],
         "score": _or_null(rewarded.total),
         **{f"reward_{label}": _or_null(scores) for label, scores in rewarded.parts.items()},
+        **({} if learned is None else _of_tokens(len(records), learned)),
     }
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer)
@@ -39,3 +54,23 @@ def write_rollouts(worker: RlWorker, step: int, samples: Samples, rewarded: Rewa
 
 def _or_null(scores: Tensor) -> pa.Array:
     return pa.array(scores.double().numpy(), from_pandas=True)
+
+
+def _of_tokens(count: int, learned: Learned) -> dict[str, list[list[float] | None]]:
+    """Column -> for each of `count` answers a number a token."""
+    scored, credit = learned.scored, learned.credit
+    matrices = {
+        "policy_logprobs": scored.old,
+        "reference_logprobs": scored.reference,
+        "values": scored.values,
+        "advantages": credit.advantages,
+        "importance_weights": credit.weights,
+    }
+    lengths = scored.mask.sum(dim=1).tolist()
+    found: dict[str, list[list[float] | None]] = {}
+    for name, matrix in matrices.items():
+        if matrix is not None:
+            column = found[name] = [None] * count
+            for place, (row, length) in enumerate(zip(learned.rows, lengths, strict=True)):
+                column[row] = matrix[place, :length].tolist()
+    return found

@@ -12,7 +12,7 @@ from triptych.stages.recorder import memory
 from triptych.stages.rl.dynamic import draw, learned_rows
 from triptych.stages.rl.finite import check_passes
 from triptych.stages.rl.rewarding import Rewarded, learned_scores
-from triptych.stages.rl.rollout_log import write_rollouts
+from triptych.stages.rl.rollout_log import Learned, write_rollouts
 from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.sync import PROBES, probe, sync_policy
 from triptych.stages.rl.worker import RlWorker
@@ -36,7 +36,7 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
     all_scores = learned_scores(worker, drawn, rewarded)
     rows = learned_rows(worker.stage, drawn, all_scores)
     if not rows:
-        return recorded(worker, step, drawn, rewarded, 0) | memory(worker.learner) | seconds_of(clock)
+        return recorded(worker, step, drawn, rewarded, None) | memory(worker.learner) | seconds_of(clock)
     samples, scores = drawn.of_rows(rows), all_scores[rows]
 
     # 3. Policy, and reference and critic where the algorithm needs them, look at the answers.
@@ -62,7 +62,7 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
     clock.lap("sync")
 
     # 7. A record of the answers.
-    metrics = recorded(worker, step, drawn, rewarded, len(rows)) | answer_metrics(scored, kl_coef)
+    metrics = recorded(worker, step, drawn, rewarded, Learned(rows, scored, credit)) | answer_metrics(scored, kl_coef)
     metrics |= importance(scored, credit, worker.stage.importance.level)
     clock.lap("record")
     return metrics | memory(worker.learner) | updates | synced | seconds_of(clock)
@@ -100,17 +100,20 @@ def update(worker: RlWorker, step: int, samples: Samples, credit: Credit) -> dic
     return {name: sum(numbers) / len(numbers) for name, numbers in found.items()}
 
 
-def recorded(worker: RlWorker, step: int, drawn: Samples, rewarded: Rewarded, learned: int) -> dict[str, float]:
-    """Write down all answers of a step; metrics of them, of which `learned` are learned from."""
+def recorded(
+    worker: RlWorker, step: int, drawn: Samples, rewarded: Rewarded, learned: Learned | None
+) -> dict[str, float]:
+    """Write down all answers of a step; metrics of them. `learned`: those that were learned from, if any."""
     if worker.learner.group.rank == 0:
-        write_rollouts(worker, step, drawn, rewarded)
+        write_rollouts(worker, step, drawn, rewarded, learned)
     dynamic, sampled = worker.stage.algorithm.more_rounds is not None, float(len(drawn.records))
+    kept = 0 if learned is None else len(learned.rows)
     return {
         **rewarded.metrics(),
         "response_length": drawn.mask.sum(dim=1).float().mean().item(),
         "truncated": drawn.truncated.float().mean().item(),
         "tokens": float(drawn.mask.sum()),
-        **({"sampled": sampled, "without_spread": 1.0 - learned / sampled} if dynamic else {}),
+        **({"sampled": sampled, "without_spread": 1.0 - kept / sampled} if dynamic else {}),
     }
 
 
