@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from triptych.recipe.base import Count, Fraction, NoEffect, Tagged
 from triptych.recipe.errors import Fault
 from triptych.recipe.evaluation import Evaluation
-from triptych.recipe.preference import Dpo, Kto, Rrhf
+from triptych.recipe.preference import PREFERENCE_KINDS
 from triptych.recipe.rl import Rl
 from triptych.recipe.spec import Path
 from triptych.recipe.stage import (
@@ -250,9 +250,7 @@ KINDS: dict[str, type[StageBase]] = {
     "token_classification": TokenClassification,
     "question_answering": QuestionAnswering,
     "reward": Reward,
-    "dpo": Dpo,
-    "kto": Kto,
-    "rrhf": Rrhf,
+    **PREFERENCE_KINDS,
     "rl": Rl,
     "evaluation": Evaluation,
 }

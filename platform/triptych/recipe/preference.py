@@ -150,3 +150,6 @@ class Rrhf(PreferenceStage):
 
 PAIR_METRICS = ("accuracy", "margin", "rewards_chosen", "rewards_rejected", "logps_chosen", "logps_rejected")
 """Metrics of answers of which one is preferred."""
+
+PREFERENCE_KINDS: dict[str, type[PreferenceStage]] = {"dpo": Dpo, "kto": Kto, "rrhf": Rrhf}
+"""Kind -> model of its fields, for the table of all kinds."""

@@ -21,7 +21,7 @@ from triptych.train.learner import Learner
 
 _FILE = "references.parquet"
 
-Columns = Mapping[str, Tensor]
+ReferenceColumns = Mapping[str, Tensor]
 """Name -> the values [rows] of a table's rows, float64."""
 
 
@@ -89,7 +89,7 @@ def references_url(ctx: StageContext[Any], split: str) -> str:
     return storage.join(ctx.folder, "references", f"{split}-{storage.digest_of(made_of)[:16]}")
 
 
-def _check(ctx: StageContext[Any], split: str, columns: Columns) -> None:
+def _check(ctx: StageContext[Any], split: str, columns: ReferenceColumns) -> None:
     """RunError where some of a table's values are no finite numbers: nothing could be learned of them."""
     for name, values in columns.items():
         if lost := int((~values.isfinite()).sum()):
@@ -99,17 +99,17 @@ def _check(ctx: StageContext[Any], split: str, columns: Columns) -> None:
             )
 
 
-def _commit(url: str, columns: Columns) -> None:
+def _commit(url: str, columns: ReferenceColumns) -> None:
     with storage.committed(url) as folder:
         pq.write_table(pa.table({name: values.numpy() for name, values in columns.items()}), folder / _FILE)
 
 
-def _read(url: str) -> Columns:
+def _read(url: str) -> ReferenceColumns:
     table = pq.read_table(storage.local_copy(url) / _FILE)
     return {name: torch.tensor(table[name].to_numpy()) for name in table.column_names}
 
 
-def _joined(rows: Rows, columns: Columns) -> Rows:
+def _joined(rows: Rows, columns: ReferenceColumns) -> Rows:
     def batch(some: Sequence[int]) -> Batch:
         return rows.batch(some) | {name: values[list(some)] for name, values in columns.items()}
 
