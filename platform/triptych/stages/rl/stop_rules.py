@@ -24,7 +24,7 @@ class Reason:
     numbers: dict[str, float]
 
 
-class Rule(Protocol):
+class StopRule(Protocol):
     """One rule."""
 
     needs: ClassVar[str]
@@ -188,9 +188,9 @@ class BudgetRule:
         self.tokens = state["tokens"]
 
 
-def rules_of(config: StopRules, devices: float) -> dict[str, Rule]:
+def rules_of(config: StopRules, devices: float) -> dict[str, StopRule]:
     """The rules that are on, by their fields, the one that explains most first: if several fire at once, it counts."""
-    found: dict[str, Rule] = {}
+    found: dict[str, StopRule] = {}
     if config.hacking is not None:
         found["hacking"] = HackingRule(config.hacking)
     if config.kl is not None:

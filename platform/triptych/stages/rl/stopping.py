@@ -10,7 +10,7 @@ from triptych.observe.log import plain
 from triptych.recipe import EarlyStopping, Rl
 from triptych.recipe.stopping import StopRules
 from triptych.stages.context import StageContext
-from triptych.stages.rl.stop_rules import HackingRule, Rule, StepNumbers, rules_of
+from triptych.stages.rl.stop_rules import HackingRule, StepNumbers, StopRule, rules_of
 from triptych.train.stopping import Stopper
 
 READ = ("reward", "kl", "tokens", "heldout_reward", "heldout_judge")
@@ -34,7 +34,7 @@ class Stopping:
 
     def __init__(self, config: StopRules | None = None, devices: float = 1.0) -> None:
         """Begin to count the time. `devices`: see `devices_of`."""
-        self.rules: dict[str, Rule] = {} if config is None else rules_of(config, devices)
+        self.rules: dict[str, StopRule] = {} if config is None else rules_of(config, devices)
         self.stopped: Stopped | None = None
         self.step = -1
         """Last step that was judged; 0: the evaluation before the first step."""
