@@ -176,7 +176,7 @@ def test_a_sweep_of_a_stage_that_reads_a_data_set_is_refused(recipe_file: Path) 
         "budget": {"trials": 2},
     }
     recipe_file.write_text(recipe_file.read_text() + yaml.safe_dump({"sweep": sweep}))
-    with pytest.raises(UserError, match=r"sweep\.stage: sft .* starts from other stages"):
+    with pytest.raises(UserError, match=r"sweep\.stage: sft .* has data\.train\.stage `shorter`"):
         check_sweep(load_recipe(recipe_file))
 
 
