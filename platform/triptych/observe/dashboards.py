@@ -117,6 +117,7 @@ RL = Dashboard(
             {
                 f"mean {_BY_STAGE}": f"max by (run, stage) ({m.RL_REWARD.exported}{_STAGE})",
                 f"standard deviation {_BY_STAGE}": f"max by (run, stage) ({m.RL_REWARD_STD.exported}{_STAGE})",
+                f"answers without one {_BY_STAGE}": f"max by (run, stage) ({m.RL_REWARD_FAILED.exported}{_STAGE})",
             },
         ),
         _gauge("KL to the reference, nats a response", m.RL_KL),
