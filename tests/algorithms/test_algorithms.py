@@ -1,6 +1,7 @@
 """Every algorithm on small batches in float64: credit, loss and gradient against numbers worked out by hand."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -157,6 +158,25 @@ def test_without_a_reference_nothing_is_taken_off() -> None:
 def test_an_answer_that_was_cut_loses_its_penalty_in_every_group() -> None:
     batch = scored(*THREE["an answer of two tokens"], truncated=torch.tensor([False, True]))
     assert of("rloo").credit(batch, kl_coef=0.0).advantages.tolist() == [[4.0, 4.0], [-4.0, 0.0]]
+
+
+def test_distillation_credits_a_token_with_the_teachers_log_ratio() -> None:
+    old, teacher = (
+        torch.tensor([[-1.0, -2.0, -0.5], [-1.0, -3.0, 0.0]]),
+        torch.tensor([[-0.5, -2.5, -1.5], [-2.0, -1.0, 0.0]]),
+    )
+    found = scored([4.0, -2.0], [0, 0], [3, 2], old=old.double(), teacher=teacher.double())
+    settings = {"teacher": "other@1"}
+    terms = {"rewards": [{"stage": "reward@1", "weight": 0.0}]}
+
+    def advantages(scores: list[float], **more: float) -> list[float]:
+        stage = stage_of("opd", settings | more, **terms)
+        return algorithm_of(stage).credit(replace(found, scores=row(*scores)[0]), 0.0).advantages[found.mask].tolist()
+
+    assert advantages([0.0, 0.0]) == pytest.approx([0.5, -0.5, -1.0, -1.0, 2.0])
+    assert advantages([0.0, 0.0], gamma=0.5) == pytest.approx([0.0, -1.0, -1.0, 0.0, 2.0])
+    assert advantages([4.0, -2.0]) == pytest.approx([4.5, 3.5, 3.0, -3.0, 0.0])
+    assert found.teacher_kl == pytest.approx((1.0 - 1.0) / 2)
 
 
 def test_the_critic_learns_returns_of_its_own_lambda() -> None:

@@ -9,6 +9,7 @@ from triptych.recipe import (
     POLICY,
     REFERENCE,
     REWARD,
+    TEACHER,
     RecipeError,
     Rl,
     dump_recipe,
@@ -59,6 +60,8 @@ def test_a_written_recipe_keeps_what_the_algorithm_chose(three_stages: Path) -> 
         (["kl.coef=0"], [POLICY, CRITIC, REWARD]),
         (["algorithm.name=grpo"], [POLICY, REFERENCE, REWARD]),
         (["algorithm.name=grpo", "kl.coef=0"], [POLICY, REWARD]),
+        (["algorithm={name: opd, teacher: other@1}"], [POLICY, TEACHER, REWARD]),
+        (["algorithm={name: opd, teacher: sft}", "kl.coef=0.1"], [POLICY, REFERENCE, TEACHER, REWARD]),
     ],
 )
 def test_roles_are_those_that_something_reads(three_stages: Path, overrides: list[str], roles: list[str]) -> None:
@@ -69,14 +72,14 @@ def test_roles_are_those_that_something_reads(three_stages: Path, overrides: lis
 FAULTS = [
     (
         ["algorithm.name=grpoo"],
-        r'algorithm.name: cannot be "grpoo"; did you mean `grpo` or `rloo`\?; allowed: cispo, grpo, gspo, ppo, '
-        r"reinforce_pp, rloo",
+        r'algorithm.name: cannot be "grpoo"; did you mean `grpo` or `rloo`\?; allowed: cispo, grpo, gspo, opd, '
+        r"ppo, reinforce_pp, rloo",
     ),
     (["algorithm.name=grpo", "algorithm.gamma=0.9"], r"algorithm.gamma: unknown key"),
     (
         ["algorithm.name=grpo", "rollout.samples_per_prompt=1"],
         r"rollout.samples_per_prompt: 1, and grpo compares the answers to one prompt with each other; allowed: "
-        r"at least 2, or `algorithm.name` ppo, reinforce_pp",
+        r"at least 2, or `algorithm.name` ppo, reinforce_pp, opd",
     ),
     (["algorithm.name=rloo", "rollout.samples_per_prompt=1"], r"rollout.samples_per_prompt: 1, and rloo compares"),
     (
@@ -84,6 +87,11 @@ FAULTS = [
         r"kl.kind: k1 in the loss, where its gradient is 0 on average .*; allowed: k2 or k3, or k1 with",
     ),
     (["kl.placement=loss", "kl.kind=k1"], r"kl.kind: k1 in the loss"),
+    (["algorithm.name=opd"], r"algorithm.teacher: missing"),
+    (
+        ["algorithm={name: opd, teacher: reward}"],
+        r"algorithm.teacher: .*`reward`",
+    ),
     (["kl.coef=-0.1"], r"kl.coef: cannot be -0.1; allowed: a number >= 0"),
     (["kl={coef: 0, target: 3.0}"], r"kl.coef: 0, which no target moves"),
     (["importance.floor=3"], r"importance.*floor 3 with cap 2; allowed: a floor less than the cap"),
@@ -111,6 +119,7 @@ def test_what_does_not_fit_together_is_refused(three_stages: Path, overrides: li
         ["algorithm={name: grpo, scale: false, aggregation: constant}", "kl.coef=0"],
         ["algorithm={name: grpo, clip_high: 0.28, aggregation: token, dynamic_sampling: 10}", "kl.coef=0"],
         ["algorithm={name: rloo, dynamic_sampling: 2}", "kl.placement=loss"],
+        ["algorithm={name: opd, teacher: sft}", "rewards=[{name: length, limit: 40, cache: 20, weight: 0}]"],
         ["algorithm.critic={updates: 2, warmup_steps: 4, lam: 1.0}", "rollout.samples_per_prompt=1"],
     ],
 )

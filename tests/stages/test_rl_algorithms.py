@@ -20,7 +20,7 @@ from tests.support.rl_step import (
     rl_step,
     steps_of_each,
 )
-from triptych.recipe import REFERENCE, REWARD
+from triptych.recipe import REFERENCE, REWARD, TEACHER
 
 OPTIMIZER = {"optimizer": {"lr": 0.01}}
 TERMS: dict[str, dict[str, Any]] = {
@@ -31,6 +31,7 @@ TERMS: dict[str, dict[str, Any]] = {
     "reinforce_pp": {"algorithm": {"name": "reinforce_pp"}, "kl": {"coef": 0.05}},
     "cispo": {"algorithm": {"name": "cispo"}, "kl": {"coef": 0.05, "kind": "k2"}},
     "gspo": {"algorithm": {"name": "gspo"}, "kl": {"coef": 0.0}},
+    "opd": {"algorithm": {"name": "opd", "teacher": "other@1"}, "kl": {"coef": 0.0}},
     "single rollout": {
         "algorithm": {"name": "ppo", "critic": OPTIMIZER | {"updates": 2, "lam": 1.0}},
         "kl": {"coef": 0.0},
@@ -81,9 +82,8 @@ def test_a_step_of_one_minibatch_has_ratio_one(tiny_model_dir: Path, tmp_path: P
     assert all(math.isfinite(value) for value in metrics.values())
     critic, reference = stage.algorithm.value_model is not None, stage.kl.coef > 0
     assert found.changed() == {POLICY} | ({CRITIC} if critic else set())
-    assert set(found.before) == {POLICY, REWARD} | ({CRITIC} if critic else set()) | (
-        {REFERENCE} if reference else set()
-    )
+    others = {CRITIC: critic, REFERENCE: reference, TEACHER: stage.algorithm.teaching is not None}
+    assert set(found.before) == {POLICY, REWARD} | {role for role, there in others.items() if there}
     assert ("value_loss" in metrics) == critic
     assert ("kl" in metrics) == ("kl_coef" in metrics) == ("heldout_kl" in evaluate(found.run, "one")) == reference
     assert ("kl_loss" in metrics) == (reference and stage.kl.placement == "loss")
@@ -95,6 +95,20 @@ def test_two_ranks_learn_by_every_algorithm_what_one_does(ranks: Ranks, tiny_mod
     for found in ranks.run(steps_of_each, tiny_model_dir, tmp_path / "both", "ddp", TERMS):
         for name, metrics in alone.items():
             assert found[name] == pytest.approx(metrics, rel=1e-9, abs=1e-9), name
+
+
+@pytest.mark.slow
+def test_distillation_brings_the_policy_to_the_teacher(tiny_model_dir: Path, tmp_path: Path) -> None:
+    rollout = {"prompts_per_step": 5, "samples_per_prompt": 8, "sampling": {"max_new_tokens": 6, "temperature": 0.7}}
+    recorded = [{"name": "model", "stage": "reward@1", "weight": 0.0}]
+    learning = {"rollout": rollout, "rewards": recorded, "optimizer": {"lr": 0.001}, "kl": {}}
+    run = make_run(tiny_model_dir, tmp_path, algorithm={"name": "opd", "teacher": "other@1"}, **learning)
+    first_sync(run, 0)
+    metrics = [rl_step(run, step) for step in range(1, 17)]
+    gaps = [row["teacher_kl"] / row["response_length"] for row in metrics]
+    assert sum(gaps[-4:]) < 0.85 * sum(gaps[:4])
+    assert all(row["reward"] == 0.0 and math.isfinite(row["reward_model"]) for row in metrics)
+    assert evaluate(run, "after")["heldout_teacher_kl"] > 0.0
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ PROMPTS = [[50, 61, 72, 83], [90, 81, 72], [50, 61, 72, 99, 100], [111, 122, 133
 HELDOUT = [[201, 212, 223], [234, 245, 256, 267]]
 MEASURED_ANEW = ("seconds", "memory_bytes")
 """Parts of the names of metrics that no two runs share."""
-TRAINING = ("steps", "checkpoint_every", "evaluate_every", "stopping")
+TRAINING = ("steps", "checkpoint_every", "evaluate_every", "stopping", "optimizer")
 """Terms of a run that are fields of `train`."""
 
 
@@ -82,7 +82,8 @@ def make_run(
     policy, rewarding = _adapters(folder)
     model = RoleModel(load_causal_lm(folder, dtype))
     critic, rewards = stage.algorithm.value_model is not None, [rewarding] * len(stage.reward_models)
-    reward_roles = add_roles(model, policy, *rewards, reference=stage.needs_reference, critic=critic)
+    teacher = None if stage.algorithm.teaching is None else _teacher(policy)
+    reward_roles = add_roles(model, policy, *rewards, reference=stage.needs_reference, critic=critic, teacher=teacher)
     if dtype == torch.float64:
         in_float64(model)
     learner = Learner(model, optimizers_of(stage), optimizer_steps(stage), strategy=stage.train.workers.strategy)
@@ -101,6 +102,13 @@ def make_run(
         stopping=stopping_of(ctx),
         running=RunningMoments() if stage.normalize_scores else None,
     )
+
+
+def _teacher(policy: Adapter) -> Adapter:
+    """An adapter that answers otherwise than the policy does."""
+    drawn = torch.Generator().manual_seed(5)
+    weights = {name: value + 0.03 * torch.randn(value.shape, generator=drawn) for name, value in policy.weights.items()}
+    return replace(policy, weights=weights)
 
 
 def with_terms(run: RlWorker, **terms: Any) -> RlWorker:

@@ -31,13 +31,21 @@ class Scored:
     """[N, R] log-probabilities of the reference, where there is one."""
     values: Tensor | None = None
     """[N, R] the critic's values, where the algorithm has one."""
+    teacher: Tensor | None = None
+    """[N, R] log-probabilities of the teacher, where the algorithm has one."""
 
     @property
     def kl(self) -> float | None:
         """Mean KL to the reference, nats an answer; None without a reference."""
-        if self.reference is None:
-            return None
-        return ((self.old - self.reference) * self.mask).sum(dim=1).mean().item()
+        return self._kl_to(self.reference)
+
+    @property
+    def teacher_kl(self) -> float | None:
+        """Mean KL to the teacher, nats an answer; None without a teacher."""
+        return self._kl_to(self.teacher)
+
+    def _kl_to(self, other: Tensor | None) -> float | None:
+        return None if other is None else ((self.old - other) * self.mask).sum(dim=1).mean().item()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from triptych.algorithms.base import Algorithm
 from triptych.algorithms.cispo import ClippedImportancePolicyOptimization
 from triptych.algorithms.grpo import GroupRelativePolicyOptimization
 from triptych.algorithms.gspo import GroupSequencePolicyOptimization
+from triptych.algorithms.opd import PolicyDistillation
 from triptych.algorithms.ppo import ProximalPolicyOptimization
 from triptych.algorithms.reinforce_pp import ReinforcePlusPlus
 from triptych.algorithms.rloo import LeaveOneOut
@@ -19,6 +20,7 @@ ALGORITHMS: dict[str, Callable[[Rl, Any], Algorithm]] = {
     "reinforce_pp": ReinforcePlusPlus,
     "cispo": ClippedImportancePolicyOptimization,
     "gspo": GroupSequencePolicyOptimization,
+    "opd": PolicyDistillation,
 }
 """Name -> from the stage, and its settings of the algorithm, the algorithm."""
 

@@ -15,7 +15,8 @@ class Kl(Closed):
     """KL penalty to the reference, in the rewards or in the policy's loss."""
 
     coef: float = Field(0.05, ge=0)
-    """Weight of the penalty; the first one where it adapts. 0: there is no reference, and no KL is measured."""
+    """Weight of the penalty; the first one where it adapts. 0: there is no reference, and no KL is measured. Left out
+    for opd: 0."""
     placement: KlPlacement = "reward"
     """`reward`: subtracted from the reward of every response token. `loss`: added to the policy's loss. Left out: that
     of the algorithm's paper, `loss` for grpo, gspo and cispo."""
@@ -66,6 +67,8 @@ class AlgorithmBase(Closed):
     """True if the baseline of an answer is made of the other answers to its prompt."""
     kl_placement: ClassVar[KlPlacement] = "reward"
     """Place of the KL penalty where a recipe names none."""
+    kl_coef: ClassVar[float] = 0.05
+    """Weight of the KL penalty where a recipe names none."""
 
     name: str
     """Name of the algorithm."""
@@ -90,6 +93,11 @@ class AlgorithmBase(Closed):
     @property
     def more_rounds(self) -> int | None:
         """Rounds of sampling in place of groups without spread; None: such groups are learned from."""
+        return None
+
+    @property
+    def teaching(self) -> str | None:
+        """The stage, or registered version, whose log-probabilities are learned from; None: there is no teacher."""
         return None
 
 
@@ -175,6 +183,26 @@ class ReinforcePp(ClippedRatio):
     """Discount of later rewards."""
 
 
+class OnPolicyDistillation(ClippedRatio):
+    """On-policy distillation: the reverse KL to a teacher, on what the policy itself samples.
+
+    Agarwal et al. 2024 (arXiv 2306.13649) with their beta 1, as a policy gradient (Gu et al. 2024, arXiv 2306.08543).
+    Rewards are added by their weights; `weight: 0` records one alone.
+    """
+
+    name: Literal["opd"] = "opd"
+    kl_coef = 0.0
+
+    teacher: str
+    """The stage, or registered adapter version on the same base, that is learned from."""
+    gamma: Fraction = 0.0
+    """Discount of the teacher's judgement of later tokens; 0: a token is credited with its own alone."""
+
+    @property
+    def teaching(self) -> str:
+        return self.teacher
+
+
 class Cispo(ScaledBaseline):
     """Clipped importance weights on log-probabilities: every token keeps a gradient (MiniMax-M1, arXiv 2506.13585)."""
 
@@ -204,6 +232,7 @@ _Member = (
     | Annotated[ReinforcePp, Tag("reinforce_pp")]
     | Annotated[Cispo, Tag("cispo")]
     | Annotated[Gspo, Tag("gspo")]
+    | Annotated[OnPolicyDistillation, Tag("opd")]
 )
 AlgorithmSettings = Annotated[_Member, Discriminator(TagAt("name", default="ppo"))]
 """Settings of an algorithm, told apart by `name`; PPO's where there is none."""

@@ -17,6 +17,7 @@ from triptych.recipe.stage import (
     CRITIC,
     POLICY,
     REFERENCE,
+    TEACHER,
     HeadSpec,
     Known,
     Output,
@@ -122,7 +123,8 @@ class Rl(TrainedStage):
         settings, given = info.data.get("algorithm"), kl.model_fields_set
         placement = kl.placement if "placement" in given or settings is None else settings.kl_placement
         kind = "k3" if placement == "loss" and "kind" not in given else kl.kind
-        return kl.model_copy(update={"placement": placement, "kind": kind})
+        coef = kl.coef if "coef" in given or settings is None else settings.kl_coef
+        return kl.model_copy(update={"placement": placement, "kind": kind, "coef": coef})
 
     @field_validator("evaluation")
     @classmethod
@@ -167,17 +169,20 @@ class Rl(TrainedStage):
         return self.rollout.max_prompt_tokens
 
     def references(self) -> tuple[Reference, ...]:
-        """Data, policy and reward models."""
-        models = self.reward_models.items()
+        """Data, policy, teacher and reward models."""
+        models, teacher = self.reward_models.items(), self.algorithm.teaching
         return (
             *super().references(),
             Reference(("policy",), self.policy, ("policy", "model")),
+            *([Reference(("algorithm", "teacher"), teacher, ("policy",))] if teacher is not None else []),
             *(Reference(("rewards", number, "stage"), ref, ("reward_model",)) for number, ref in models),
         )
 
     def reports(self) -> tuple[str, ...]:
-        """Reward, KL to the reference, and what the answers are like; the judge's score where there is one."""
-        return ("reward", "kl", "length", "truncated", "distinct2", *(("judge",) if self.judge else ()))
+        """Reward, KL to reference and teacher, what the answers are like, the judge's score, as far as measured."""
+        kls = {"kl": self.needs_reference, "teacher_kl": self.algorithm.teaching is not None}
+        measured = [name for name, there in (kls | {"judge": self.judge is not None}).items() if there]
+        return ("reward", "length", "truncated", "distinct2", *measured)
 
     def logs(self) -> tuple[str, ...]:
         """Reward of the sampled answers, and memory."""
@@ -195,7 +200,7 @@ class Rl(TrainedStage):
         return method_of(stages, self.policy)
 
     def roles(self, stages: Mapping[str, StageBase]) -> tuple[RoleSpec, ...]:
-        """Policy; its frozen reference, if the KL counts; critic, if there is one; reward models."""
+        """Policy; its frozen reference, if the KL counts; critic and teacher, if there are any; reward models."""
         policy, models = method_of(stages, self.policy), list(self.reward_models.values())
         valued, critic = method_of(stages, models[0]) if models else policy, self.algorithm.value_model
         found = [RoleSpec(POLICY, policy, self.train.optimizer, ("train", "optimizer"), logits=True)]
@@ -203,6 +208,8 @@ class Rl(TrainedStage):
             found.append(RoleSpec(REFERENCE, policy, None))
         if critic is not None:
             found.append(RoleSpec(CRITIC, valued, critic.optimizer, _CRITIC_OPTIMIZER, _SCALAR, updates=critic.updates))
+        if self.algorithm.teaching is not None:
+            found.append(RoleSpec(TEACHER, method_of(stages, self.algorithm.teaching), None))
         return (*found, *(_scoring(role_of(number), ref, stages) for number, ref in enumerate(models)))
 
     def shape(self) -> WorkShape:
@@ -307,7 +314,7 @@ class Rl(TrainedStage):
 
     def _reward_faults(self) -> Iterator[Fault]:
         named, longest = labels(self.rewards), self.rollout.sampling.max_new_tokens
-        if all(reward.weight == 0 for reward in self.rewards):
+        if all(reward.weight == 0 for reward in self.rewards) and self.algorithm.teaching is None:
             yield Fault(("rewards", 0, "weight"), "0, and no other reward is learned from; allowed: one other than 0")
         for number, reward in enumerate(self.rewards):
             if named[number] in named[:number]:

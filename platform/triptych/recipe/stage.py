@@ -24,6 +24,7 @@ Output = ArtifactKind | Literal["none"]
 """Result of a stage, by the kinds of artifacts in the registry; `none`: a stage that registers nothing."""
 
 POLICY, REFERENCE, CRITIC, REWARD, CLASSIFIER = "policy", "reference", "critic", "reward", "classifier"
+TEACHER = "teacher"
 """Names of the roles that stages put on the base model."""
 
 Shares = tuple[float, float, float]

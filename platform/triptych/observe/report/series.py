@@ -61,6 +61,7 @@ _PLANS = (
     _Plan("Held-out reward", "", (("heldout_reward", "reward"),)),
     _Plan("Held-out judge", "never trained on", (("heldout_judge", "judge"),)),
     _Plan("KL to the reference", "nats a response", (("kl", "train"), ("heldout_kl", "held out"))),
+    _Plan("KL to the teacher", "nats a response", (("teacher_kl", "train"), ("heldout_teacher_kl", "held out"))),
     _Plan("Response length", "tokens", (("response_length", "train"), ("heldout_length", "held out"))),
     _Plan("Entropy", "nats a token", (("entropy", "policy"),)),
     _Plan("Clip fraction", "tokens", (("clipped", "policy"), ("value_clipped", "value"))),

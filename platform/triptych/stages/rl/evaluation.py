@@ -7,7 +7,7 @@ from torch import Tensor
 from triptych import storage
 from triptych.data.text_scores import SCORERS, distinct_n
 from triptych.observe.log import plain
-from triptych.recipe import POLICY, REFERENCE, Rl
+from triptych.recipe import POLICY, REFERENCE, TEACHER, Rl
 from triptych.stages.context import StageContext
 from triptych.stages.rl.rewarding import score_answers
 from triptych.stages.rl.samples import Samples
@@ -17,8 +17,8 @@ from triptych.stages.rl.worker import RlWorker
 def evaluate(worker: RlWorker, label: str) -> dict[str, float]:
     """Sample every held-out prompt, always with the same seeds; `heldout_*` metrics back, answers written.
 
-    `heldout_kl`, where there is a reference, is that of the policies that the evaluation samples from: both at its
-    temperature.
+    `heldout_kl`, where there is a reference, and `heldout_teacher_kl`, where there is a teacher, are those of the
+    policies that the evaluation samples from: all at its temperature.
     """
     stage = worker.stage
     samples = worker.sample(worker.heldout, "heldout", stage.evaluation)
@@ -41,11 +41,16 @@ def evaluate(worker: RlWorker, label: str) -> dict[str, float]:
 
 
 def _kl(worker: RlWorker, samples: Samples) -> dict[str, float]:
-    """KL to the reference, nats an answer; nothing where there is no reference."""
-    if not worker.stage.needs_reference:
-        return {}
-    gap = worker.logprobs(samples, POLICY) - worker.logprobs(samples, REFERENCE)
-    return {"heldout_kl": gap.sum(dim=1).mean().item()}
+    """KL to the reference and to the teacher, nats an answer, as far as there are such."""
+    stage = worker.stage
+    roles = {REFERENCE: "heldout_kl"} if stage.needs_reference else {}
+    roles |= {TEACHER: "heldout_teacher_kl"} if stage.algorithm.teaching is not None else {}
+    policy = worker.logprobs(samples, POLICY) if roles else None
+    return {
+        name: (policy - worker.logprobs(samples, role)).sum(dim=1).mean().item()
+        for role, name in roles.items()
+        if policy is not None
+    }
 
 
 def _write_answers(

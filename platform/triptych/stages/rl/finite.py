@@ -7,7 +7,7 @@ from torch import Tensor
 
 from triptych.algorithms.base import Scored
 from triptych.errors import RunError
-from triptych.recipe import CRITIC, POLICY, REFERENCE
+from triptych.recipe import CRITIC, POLICY, REFERENCE, TEACHER
 from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.worker import RlWorker
 
@@ -63,6 +63,7 @@ def _passes(scored: Scored) -> Mapping[str, Tensor]:
         f"the log-probabilities by the {POLICY}": scored.old,
         f"the log-probabilities by the {REFERENCE}": scored.reference,
         f"the values by the {CRITIC}": scored.values,
+        f"the log-probabilities by the {TEACHER}": scored.teacher,
     }
     return {source: numbers for source, numbers in found.items() if numbers is not None}
 

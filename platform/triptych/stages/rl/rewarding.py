@@ -38,9 +38,12 @@ class Rewarded:
 
     @cached_property
     def total(self) -> Tensor:
-        """[N]: weighted sums over the rewards that judge an answer; NaN where one failed, or none judges it."""
+        """[N]: weighted sums over the rewards that judge an answer; NaN where one failed, or none judges it.
+
+        Where no reward has a weight, there is nothing to sum: 0.
+        """
         weighted = zip(self.weights, self.parts.values(), strict=True)
-        terms = [weight * scores for weight, scores in weighted if weight != 0.0]
+        terms = [weight * scores for weight, scores in weighted if weight != 0.0] or [torch.zeros(len(self.failed))]
         found = terms[0].nan_to_num(nan=0.0)
         for term in terms[1:]:
             found = found + term.nan_to_num(nan=0.0)

@@ -63,6 +63,7 @@ def _of_tokens(count: int, learned: Learned) -> dict[str, list[list[float] | Non
         "policy_logprobs": scored.old,
         "reference_logprobs": scored.reference,
         "values": scored.values,
+        "teacher_logprobs": scored.teacher,
         "advantages": credit.advantages,
         "importance_weights": credit.weights,
     }

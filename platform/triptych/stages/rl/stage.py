@@ -43,14 +43,17 @@ def run(ctx: StageContext[Rl]) -> AdapterVersion:
         raise UserError(f"stages.{ctx.name}.policy: {initial.version.ref}: {reason}")
     if stage.rollout.sync == "adapter" and is_lora(policy.method) and not policy.is_lora:
         raise UserError(f"stages.{ctx.name}.rollout.sync: {initial.version.ref}: {NO_EXPERTS}")
+    teaching = stage.algorithm.teaching
+    teacher = None if teaching is None else parent(ctx, teaching, "policy")
     tables = {split: _encode(ctx, split, source) for split, source in sources(ctx).items()}
-    parents = {one.version.ref: one.version.sha256 for one in (initial, *rewarding)}
+    used = (initial, *rewarding, *([] if teacher is None else [teacher]))
+    parents = {one.version.ref: one.version.sha256 for one in used}
     inputs = begin(ctx, tables, parents | data_parents(ctx))
     ctx.tell_of_data(largest_batch(ctx.recipe, stage, tables["train"].columns["prompt_ids"]))
     if storage.read_manifest(ctx.artifact) is None:
         pool = start_pool(ctx, policy)
         try:
-            config = {"ctx": ctx, "pool": pool, "policy": initial, "rewards": rewarding}
+            config = {"ctx": ctx, "pool": pool, "policy": initial, "rewards": rewarding, "teacher": teacher}
             launch(ctx.name, _train, config, stage.train.workers, storage.join(ctx.folder, "ray"))
         finally:
             pool.close()

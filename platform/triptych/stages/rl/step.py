@@ -118,12 +118,14 @@ def recorded(
 
 
 def answer_metrics(scored: Scored, kl_coef: float) -> dict[str, float]:
-    """Metrics of passes over a step's answers; `kl`, and the coefficient of its penalty, where there is a reference."""
+    """Metrics of passes over a step's answers; `kl` and the coefficient of its penalty, where there is a reference."""
     mask = scored.mask
     gap = (scored.old - scored.rollout).abs()[mask]
     kl = {} if scored.kl is None else {"kl": scored.kl, "kl_coef": kl_coef}
+    teacher = {} if scored.teacher_kl is None else {"teacher_kl": scored.teacher_kl}
     return {
         **kl,
+        **teacher,
         "entropy": scored.entropy[mask].mean().item(),
         "logprob_gap": gap.mean().item(),
         "logprob_gap_max": gap.max().item(),

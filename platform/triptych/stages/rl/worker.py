@@ -23,7 +23,7 @@ from triptych.models.adapter import Adapter, Normalization
 from triptych.models.heads import ScalarHead
 from triptych.objectives.kl import AdaptiveKL
 from triptych.objectives.running import RunningMoments
-from triptych.recipe import CRITIC, POLICY, REFERENCE, Method, Optimizer, Rl, Sampling, member_roles
+from triptych.recipe import CRITIC, POLICY, REFERENCE, TEACHER, Method, Optimizer, Rl, Sampling, member_roles
 from triptych.recipe.reward import CalledReward, role_of
 from triptych.rewards.base import Scorer
 from triptych.rewards.table import SCORERS
@@ -150,6 +150,7 @@ class RlWorker:
             entropy=entropy,
             reference=self.logprobs(samples, REFERENCE) if self.stage.needs_reference else None,
             values=samples.forward(self.learner, CRITIC, response_values) if needs_values else None,
+            teacher=self.logprobs(samples, TEACHER) if self.stage.algorithm.teaching is not None else None,
         )
 
     def texts(self, sequences: Sequence[Sequence[int]]) -> list[str]:
@@ -180,6 +181,7 @@ def start(config: dict[str, Any]) -> RlWorker:
     # Taken out of what this process was given, whose copies would stay beside those on the model.
     initial: StoredAdapter = config.pop("policy")
     rewarding: list[StoredAdapter] = config.pop("rewards")
+    teaching: StoredAdapter | None = config.pop("teacher")
     policy = initial.adapter
     reward_roles = add_roles(
         model,
@@ -187,6 +189,7 @@ def start(config: dict[str, Any]) -> RlWorker:
         *(one.adapter for one in rewarding),
         reference=stage.needs_reference,
         critic=stage.algorithm.value_model is not None,
+        teacher=None if teaching is None else teaching.adapter,
     )
     kl = stage.kl
     workers = stage.train.workers
@@ -233,7 +236,12 @@ def optimizer_steps(stage: Rl) -> dict[str, int]:
 
 
 def add_roles(
-    model: RoleModel, policy: Adapter, *rewards: Adapter, reference: bool = True, critic: bool = True
+    model: RoleModel,
+    policy: Adapter,
+    *rewards: Adapter,
+    reference: bool = True,
+    critic: bool = True,
+    teacher: Adapter | None = None,
 ) -> list[tuple[str, ...]]:
     """Policy and reference from one adapter, reward models from the others; scores come out normalised.
 
@@ -251,6 +259,8 @@ def add_roles(
             add_scoring(model, role, member, _normalization(reward), trainable=False)
     if critic:
         _add_critic(model, policy, rewards)
+    if teacher is not None:
+        model.add(TEACHER, teacher.method, trainable=False, weights=teacher.weights)
     return found
 
 
