@@ -84,6 +84,7 @@ def fitting(
             writer.wait()
         recorder.count(meter.spent())
     if stopper and stopper.best_step is not None:
+        learner.group.barrier()  # rank 0 commits last, and all read
         best_one = checkpoint.load(ctx.checkpoints, stopper.best_step)
         learner.load_state(best_one.tensors, best_one.state["learner"])
     learner.settle()
