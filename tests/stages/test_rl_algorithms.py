@@ -101,7 +101,7 @@ def test_two_ranks_learn_by_every_algorithm_what_one_does(ranks: Ranks, tiny_mod
 def test_distillation_brings_the_policy_to_the_teacher(tiny_model_dir: Path, tmp_path: Path) -> None:
     rollout = {"prompts_per_step": 5, "samples_per_prompt": 8, "sampling": {"max_new_tokens": 6, "temperature": 0.7}}
     recorded = [{"name": "model", "stage": "reward@1", "weight": 0.0}]
-    learning = {"rollout": rollout, "rewards": recorded, "optimizer": {"lr": 0.001}, "kl": {}}
+    learning: dict[str, Any] = {"rollout": rollout, "rewards": recorded, "optimizer": {"lr": 0.001}, "kl": {}}
     run = make_run(tiny_model_dir, tmp_path, algorithm={"name": "opd", "teacher": "other@1"}, **learning)
     first_sync(run, 0)
     metrics = [rl_step(run, step) for step in range(1, 17)]
