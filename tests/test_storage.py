@@ -56,6 +56,7 @@ def fill(url: str, **files: str) -> None:
             path.write_text(text)
 
 
+@pytest.mark.slow
 def test_what_was_committed_comes_back_whole(place: str, tmp_path: Path) -> None:
     url = storage.join(place, "a")
     fill(url, weights="12345", deep__er__note="hello")

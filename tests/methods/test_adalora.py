@@ -46,6 +46,7 @@ def attachment(learner: Learner) -> AdaLoraAttachment:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 3])
 def test_the_budget_is_allocated_as_peft_does(tiny_model_dir: Path, every: int) -> None:
     """The same weights and gradients in both, step by step; pruned values may come back between allocations."""

@@ -11,6 +11,7 @@ from triptych.forward.roles import RoleModel
 from triptych.methods import METHODS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "method", "settings", "said"),
     [

@@ -50,6 +50,7 @@ def test_report_lies_in_the_run_and_shows_everything(make_run: MakeRun) -> None:
     assert "A wonderful, moving and beautifully acted story of jazz" in page
 
 
+@pytest.mark.slow
 def test_a_reward_model_is_shown_on_held_out_pairs(make_run: MakeRun) -> None:
     run = make_run("reviews")
     page = render(read_run(str(run)))

@@ -91,6 +91,7 @@ def test_padded_rows_keep_a_mask_and_keys_and_values_for_every_head() -> None:
     assert two.kept - one.kept == pytest.approx(expected, rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", ["none", "full"])
 def test_peak_of_a_pass(checkpointing: Any) -> None:
     memory = Memory(checkpointing=checkpointing)

@@ -57,6 +57,7 @@ def noted(lora: Path) -> Path:
 Run = Callable[..., Result]
 
 
+@pytest.mark.slow
 def test_from_register_to_export(run: Run, noted: Path, tmp_path: Path) -> None:
     assert run("adapters", "register", "reviews", noted, "--for-serving") == Result(0, "reviews@1\n", "")
     assert run("adapters", "register", "reviews", noted, "--parent", "reviews@1").out == "reviews@2\n"

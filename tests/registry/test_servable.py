@@ -284,6 +284,7 @@ def test_no_folder(registry: Registry, tmp_path: Path) -> None:
         registry.register("reviews", tmp_path / "nowhere", kind="policy", **ABOUT)
 
 
+@pytest.mark.slow
 def test_what_peft_writes_is_servable_and_loads_again(tiny_model_dir: Path, registry: Registry, tmp_path: Path) -> None:
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM

@@ -83,6 +83,7 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(client: TestClient, eng
     assert engine.requests == []
 
 
+@pytest.mark.slow
 def test_a_path_with_a_slash_at_its_end_leads_nowhere(client: TestClient) -> None:
     """A redirect would go to the host that the request names, with the key and the prompt."""
     response = client.post(

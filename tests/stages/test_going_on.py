@@ -152,6 +152,7 @@ def first_loss(loaded: Recipe) -> tuple[float, Any]:
     return rows[0]["loss"], Registry(registry_url(loaded)).get(found["registered"])
 
 
+@pytest.mark.slow
 def test_versions_are_gone_on_from_and_are_parents(ended: Recipe, tmp_path: Path) -> None:
     registry = Registry(registry_url(ended))
     loss, version = first_loss(after(ended, tmp_path, **{"from": "tiny-sft@1"}))

@@ -134,6 +134,7 @@ def test_the_penalty_is_the_estimator_of_the_recipe(still: RlWorker, kind: str, 
     assert found.tolist() == [pytest.approx([-2.0 * penalty, 0.0], abs=1e-15)]
 
 
+@pytest.mark.slow
 def test_an_adaptive_coefficient_follows_the_kl_of_each_step(adaptive: Stepped) -> None:
     """A row has the coefficient that its step was taken with."""
     first, second = adaptive.metrics

@@ -28,6 +28,7 @@ from triptych.train.tasks.language import LanguageModeling
 from triptych.train.tasks.rl import PolicyUpdate
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["fp64", "fp32"])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("parts", [2, 4, 8])

@@ -65,6 +65,7 @@ def test_as_many_side_by_side_as_have_room(make_recipe: Make) -> None:
     assert max_concurrent(recipe, "sft", machine(1_600 * MIB)) < 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
