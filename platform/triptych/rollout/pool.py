@@ -67,7 +67,9 @@ class RolloutPool:
             stop_token_ids=tuple(stop_token_ids),
             base=base,
         )
-        coordinator = ray.remote(Coordinator).options(num_cpus=0).remote(ENGINES[engine], plan)
+        # Not in the placement group of a caller, such as a trial's: it, and so its engines, would be put there.
+        placed = ray.remote(Coordinator).options(num_cpus=0, scheduling_strategy="DEFAULT")
+        coordinator = placed.remote(ENGINES[engine], plan)
         pool = cls(cast("type[Coordinator]", coordinator))
         try:
             pool._answer(pool._coordinator.start.remote(placement_timeout_s))
