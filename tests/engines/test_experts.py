@@ -8,7 +8,6 @@ import torch
 from safetensors.torch import save, save_file
 from torch import nn
 
-from triptych.engines.base import REPLACED
 from triptych.engines.vllm import MergeExtension
 from triptych.errors import RunError
 
@@ -38,17 +37,17 @@ def extension(tmp_path: Any) -> Any:
 
 
 def test_experts_are_set_up_at_every_load(extension: Any) -> None:
-    extension.triptych_merge(extension.folder, save({NAMES[1]: torch.ones(2, 2)}), REPLACED)
+    extension.triptych_replace(extension.folder, [save({NAMES[1]: torch.ones(2, 2)})])
     assert extension.method.moe_kernel == "set up anew"
 
 
 def test_experts_that_are_not_loaded_again_stay(extension: Any) -> None:
     extension.loads_experts = False
-    extension.triptych_merge(extension.folder, save({NAMES[0]: torch.ones(2, 2)}), REPLACED)
+    extension.triptych_replace(extension.folder, [save({NAMES[0]: torch.ones(2, 2)})])
     assert extension.method.moe_kernel == "first"
 
 
 def test_changed_experts_that_are_not_loaded_again_are_refused(extension: Any) -> None:
     extension.loads_experts = False
     with pytest.raises(RunError, match=r"no new weights for the experts .* changes layers\.0\.experts\.weight"):
-        extension.triptych_merge(extension.folder, save({NAMES[1]: torch.ones(2, 2)}), REPLACED)
+        extension.triptych_replace(extension.folder, [save({NAMES[1]: torch.ones(2, 2)})])

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from triptych.recipe import RecipeError, load_recipe
+from triptych.recipe import Full, RecipeError, Rl, dump_recipe, load_recipe
+from triptych.recipe.method import Freeze
+from triptych.recipe.stage import Known
 
 REFUSED = [
     (
@@ -79,8 +81,29 @@ REFUSED = [
         "stages.sft.method: full trains weights of the base, and model.quantization int8 is for frozen ones; allowed: ",
     ),
     (
-        ["stages.sft.method.name=full"],
-        "stages.ppo.policy: `sft`: full makes a whole model, and PPO's roles are adapters on one frozen base",
+        ["stages.sft.method.name=full", "stages.ppo.rollout.sync=adapter"],
+        "stages.ppo.rollout.sync: adapter, and the policy is a whole model, trained by full; allowed: auto, merged",
+    ),
+    (
+        ["stages.ppo.policy=base", "stages.ppo.rollout.sync=adapter"],
+        "stages.ppo.rollout.sync: adapter, and the policy is a whole model, trained by full; allowed: auto, merged",
+    ),
+    (
+        ["stages.ppo.policy=base", "model.quantization=int8"],
+        "stages.ppo.method: full trains weights of the base, and model.quantization int8 is for frozen ones",
+    ),
+    (
+        ["stages.ppo.method={name: freeze, layers: 2}"],
+        "stages.ppo.method: freeze trains a whole model, and `sft` is an adapter, which is trained by the method that "
+        "made it; allowed: no method, or as `policy` a whole model or `base`",
+    ),
+    (
+        ["stages.ppo.policy=base", "stages.ppo.method.name=lora"],
+        "stages.ppo.method.name",
+    ),
+    (
+        ["stages.sft.method.name=full", "stages.ppo.train.workers.strategy=zero3"],
+        "stages.ppo.train.workers.strategy: zero3 trains one role, and this stage has policy, critic",
     ),
     (
         ["stages.sft.method.name=houlsby"],
@@ -151,3 +174,28 @@ def test_all_that_is_wrong_is_told(three_stages: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(three_stages, ["stages.ppo.train.workers.strategy=zero3", "stages.ppo.train.optimizer.name=muon"])
     assert len(caught.value.problems) == 2
+
+
+def test_a_policy_has_the_method_of_the_whole_model_that_it_starts_from(three_stages: Path) -> None:
+    found = load_recipe(three_stages, ["stages.sft.method={name: freeze, layers: 2}"]).stages["ppo"]
+    assert isinstance(found, Rl)
+    assert (found.whole, found.output) == (Freeze(layers=2), "model")
+    named = load_recipe(three_stages, ["stages.sft.method={name: freeze, layers: 2}", "stages.ppo.method.name=full"])
+    assert named.stages["ppo"].own_method == Full()
+    for recipe in (named, load_recipe(three_stages, ["stages.ppo.policy=base"])):
+        roles = {role.name: role for role in recipe.stages["ppo"].roles(recipe.stages)}
+        alone = {name for name, role in roles.items() if role.own_model}
+        assert alone == {"policy", "reference"} - ({"reference"} if recipe is not named else set())
+        assert roles["critic"].method == roles["reward"].method
+        later = recipe.stages["ppo"].leaves("ppo", recipe.stages)
+        assert later == Known("ppo", "model", Full(), "rl")
+
+
+def test_a_recipe_with_an_inherited_whole_method_is_written_without_it(three_stages: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(three_stages, ["stages.sft.method.name=full"])
+    assert isinstance(recipe.stages["ppo"], Rl)
+    assert recipe.stages["ppo"].whole == Full()
+    written = tmp_path / "written.yaml"
+    written.write_text(dump_recipe(recipe))
+    assert load_recipe(written) == recipe
+    assert load_recipe(written, ["stages.sft.method.name=lora"]).stages["ppo"].output == "policy"

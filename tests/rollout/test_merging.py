@@ -1,5 +1,6 @@
 """Merging an adapter into the base checkpoint, without an engine."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,14 +13,15 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from transformers import LlamaForCausalLM
 
-from triptych.engines.base import REPLACED, adapter_digest, resolve_mode
-from triptych.engines.merging import merged_weights
+from triptych.engines.base import Digested, adapter_digest, resolve_mode
+from triptych.engines.merging import merged_weights, replaced_weights
 from triptych.errors import RunError
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
 from triptych.methods.merged import WeightChanges, changed_weights
 from triptych.models.base import load_causal_lm
-from triptych.models.weights import weight_files
+from triptych.models.full import BUCKET, in_buckets
+from triptych.models.weights import read_weights, weight_files
 from triptych.recipe import Rollout
 from triptych.recipe.matrix import Dora, Ia3
 
@@ -111,10 +113,12 @@ def test_other_methods_than_lora_replace_weights(model_dir: Path, method: Dora |
         for parameter in policy.parameters_of("policy").values():
             parameter.add_(torch.randn_like(parameter) * 0.05)
     adapter = adapter_of(method, policy.adapter("policy"), "policy")
-    content = save_safetensors(changed_weights(model_dir, adapter.method, adapter.weights))
+    changed = changed_weights(model_dir, adapter.method, adapter.weights)
     engine = LlamaForCausalLM.from_pretrained(model_dir)
     before = engine.model.layers[0].mlp.down_proj.weight.clone()
-    engine.load_state_dict(dict(merged_weights(model_dir, content, REPLACED, torch.float32, CPU)), strict=False)
+    engine.load_state_dict(
+        dict(replaced_weights(model_dir, [save_safetensors(changed)], torch.float32, CPU)), strict=False
+    )
     assert not torch.equal(engine.model.layers[0].mlp.down_proj.weight, before)
     ids = torch.randint(5, 200, (1, 9), generator=torch.Generator().manual_seed(3))
     with torch.no_grad(), policy.use("policy"):
@@ -123,7 +127,35 @@ def test_other_methods_than_lora_replace_weights(model_dir: Path, method: Dora |
     changes = WeightChanges(model_dir, adapter.method)
     changes.of({name: torch.randn_like(tensor) for name, tensor in adapter.weights.items()})
     again = changes.of(adapter.weights)
-    assert all(torch.equal(again[name], value) for name, value in load_safetensors(content).items())
+    assert all(torch.equal(again[name], value) for name, value in changed.items())
     odd = save_safetensors({"model.layers.9.mlp.down_proj.weight": torch.zeros(2, 2)})
     with pytest.raises(RunError, match=r"has no model\.layers\.9\."):
-        dict(merged_weights(model_dir, odd, REPLACED, torch.float32, CPU))
+        dict(replaced_weights(model_dir, [odd], torch.float32, CPU))
+
+
+def test_weights_in_buckets_arrive_bit_for_bit_whatever_their_size(model_dir: Path) -> None:
+    """Each tensor once: the last bucket acknowledges all of them, by a digest over all."""
+    weights = {name: torch.randn_like(value) for name, value in read_weights(model_dir).items()}
+    stay = min(weights)
+    sent = {name: value for name, value in weights.items() if name != stay}
+    largest = max(value.nbytes for value in sent.values())
+    for limit in (1, largest, 2 * largest, BUCKET):
+        buckets = list(in_buckets(sent.items(), torch.float32, limit))
+        sizes = [sum(value.nbytes for value in load_safetensors(bucket).values()) for bucket in buckets]
+        assert max(sizes) <= max(limit, largest)
+        assert len(buckets) == (len(sent) if limit == 1 else len(buckets))
+        passing = Digested(iter(buckets))
+        loaded = dict(replaced_weights(model_dir, passing, torch.float32, CPU))
+        assert loaded.keys() == weights.keys()
+        assert all(torch.equal(loaded[name], value) for name, value in sent.items())
+        assert torch.equal(loaded[stay], read_weights(model_dir)[stay])
+        assert passing.digest == hashlib.sha256(b'{"weights":"replaced"}' + b"".join(buckets)).hexdigest()
+    one = save_safetensors({stay: weights[stay]})
+    with pytest.raises(RunError, match=stay):
+        dict(replaced_weights(model_dir, [one, one], torch.float32, CPU))
+
+
+def test_a_sync_without_changes_is_the_checkpoint(model_dir: Path) -> None:
+    (bucket,) = in_buckets((), torch.float32)
+    loaded = dict(replaced_weights(model_dir, [bucket], torch.float32, CPU))
+    assert all(torch.equal(loaded[name], value) for name, value in read_weights(model_dir).items())

@@ -1,11 +1,12 @@
 """Real engines in real actors: what they sample, what they run after a sync, and what their death costs."""
 
+import hashlib
 import os
 import random
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import ray
 from triptych.engines.base import (
     BASE_VERSION,
     Ack,
+    Digested,
     Engine,
     EnginePlan,
     Logprobs,
@@ -83,6 +85,11 @@ class ToyEngine(Engine):
         self._version = version
         return Ack(version, adapter_digest(adapter, config))
 
+    def replace(self, buckets: Iterable[bytes], version: int) -> Ack:
+        self._version, passing = version, Digested(buckets)
+        assert all(passing)
+        return Ack(version, passing.digest)
+
     def generate(self, requests: list[SampleRequest], sampling: Sampling) -> list[RolloutRecord]:
         def answer(r: SampleRequest) -> RolloutRecord:
             versions = (self._version,)
@@ -92,6 +99,10 @@ class ToyEngine(Engine):
 
     def logprobs(self, sequences: list[list[int]], prompt_lens: list[int]) -> Logprobs:
         return [[float(os.environ["TOY_ENGINE"])] * (len(s) - n) for s, n in zip(sequences, prompt_lens, strict=True)]
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(b'{"weights":"replaced"}' + content).hexdigest()
 
 
 def requests(count: int, seed: int = 0) -> list[SampleRequest]:
@@ -341,5 +352,9 @@ def test_another_kind_of_engine_is_a_class_and_a_line_of_the_table(
         assert {record.versions for record in records} == {(3,)}
         assert {record.engine for record in records} == {0, 1}
         assert pool.logprobs([[5, 6, 7]], [1]) == [[[-0.5, -0.5]]] * 2
+        assert pool.replace([b"one", b"and", b"another"], version=4).digest == _digest(b"oneandanother")
+        assert {record.versions for record in pool.generate(asked[:8], SAMPLING)} == {(4,)}
+        os.kill(pids(pool)[0], signal.SIGKILL)
+        assert {record.versions for record in pool.generate(asked, SAMPLING)} == {(4,)}, "a new engine has them too"
     finally:
         pool.close()

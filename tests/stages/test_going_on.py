@@ -19,7 +19,7 @@ from triptych.errors import UserError
 from triptych.models.adapter import load_adapter
 from triptych.models.base import load_causal_lm
 from triptych.observe.log import read_metrics
-from triptych.recipe import Recipe, load_recipe
+from triptych.recipe import Full, Recipe, load_recipe
 from triptych.registry import Registry, registry_url
 from triptych.stages.preflight import check_plan
 from triptych.stages.run import check_recipe, run_folder, run_recipe
@@ -256,13 +256,16 @@ def test_what_training_cannot_go_on_from_is_refused_at_once(
 
 def test_a_policy_of_the_registry_that_engines_cannot_run_is_refused_at_once(ended: Recipe, recipe_file: Path) -> None:
     registry = f"storage.registry={registry_url(ended)}"
-    for ref, message in (
-        ("tiny-whole@1", "full makes a whole model"),
-        ("tiny-classes@1", "is of kind classifier; allowed: policy or model"),
+    for ref, field, message in (
+        ("tiny-whole@1", "rollout.sync", "adapter, and the policy is a whole model, trained by full"),
+        ("tiny-classes@1", "policy", "is of kind classifier; allowed: policy or model"),
     ):
-        loaded = load_recipe(recipe_file, [f"stages.ppo.policy={ref}", registry, "name=other"])
-        with pytest.raises(UserError, match=rf"stages\.ppo\.policy: .*{message}"):
-            check_recipe(loaded)
+        words = [f"stages.ppo.policy={ref}", registry, "name=other", "stages.ppo.rollout.sync=adapter"]
+        with pytest.raises(UserError, match=rf"stages\.ppo\.{field}: .*{message}"):
+            check_recipe(load_recipe(recipe_file, words))
+    whole = load_recipe(recipe_file, ["stages.ppo.policy=tiny-whole@1", registry, "name=other"])
+    check_recipe(whole)
+    assert with_versions(whole).trained["ppo"].own_method == Full()
     check_recipe(load_recipe(recipe_file, ["stages.ppo.policy=tiny-sft@1", registry, "name=other"]))
     check_recipe(load_recipe(recipe_file, ["stages.ppo.policy=tiny-sft@1"]))  # this run may yet register it
 

@@ -1,6 +1,6 @@
 """A rollout pool in this process: one engine that samples from the tiny model, in whatever precision a test needs."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from tests.support.gradient_cases import in_float64
-from triptych.engines.base import BASE_VERSION, REPLACED, Logprobs, RolloutRecord, SampleRequest, adapter_digest
+from triptych.engines.base import BASE_VERSION, Digested, Logprobs, RolloutRecord, SampleRequest, adapter_digest
 from triptych.engines.merging import lora_pairs, lora_scale
 from triptych.models.base import load_causal_lm
 from triptych.recipe import Sampling
@@ -26,24 +26,43 @@ class FakePool:
 
     def __init__(self, folder: Path, dtype: torch.dtype) -> None:
         model: Any = load_causal_lm(folder, dtype)
+        self._tied = bool(model.config.tie_word_embeddings)
         self._model = in_float64(model) if dtype == torch.float64 else model
         self._base = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
         self.version = BASE_VERSION
         self.requests: list[list[SampleRequest]] = []
         self.records: list[list[RolloutRecord]] = []
+        self.buckets: list[dict[str, Tensor]] = []
 
     @torch.no_grad()
     def sync(self, adapter: bytes, adapter_config: dict[str, Any], version: int) -> SyncReport:
-        """Merge a LoRA into the base's weights, or take new ones."""
-        replaced = load(adapter) if adapter_config == REPLACED else {}
-        weights = self._base | {name: value.to(self._base[name]) for name, value in replaced.items()}
-        pairs = {} if adapter_config == REPLACED else lora_pairs(adapter, adapter_config)
-        for name, (a, b) in pairs.items():
+        """Merge a LoRA into the base's weights."""
+        weights = dict(self._base)
+        for name, (a, b) in lora_pairs(adapter, adapter_config).items():
             scale = lora_scale(adapter_config, name.removesuffix(".weight"))
             weights[name] = self._base[name] + scale * (b @ a).to(self._base[name])
+        return self._loaded(weights, version, adapter_digest(adapter, adapter_config))
+
+    @torch.no_grad()
+    def replace(self, buckets: Iterable[bytes], version: int) -> SyncReport:
+        """Take new weights in place of the base's."""
+        passing = Digested(buckets)
+        self.buckets = [load(bucket) for bucket in passing]
+        replaced = {name: value for bucket in self.buckets for name, value in bucket.items()}
+        weights = self._base | {name: value.to(self._base[name]) for name, value in replaced.items()}
+        if self._tied:
+            weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        return self._loaded(weights, version, passing.digest)
+
+    def _loaded(self, weights: dict[str, Tensor], version: int, digest: str) -> SyncReport:
         self._model.load_state_dict(weights)
         self.version = version
-        return SyncReport(0.0, adapter_digest(adapter, adapter_config), "merged")
+        return SyncReport(0.0, digest, "merged")
+
+    def weights(self) -> dict[str, Tensor]:
+        """What it samples with."""
+        found: dict[str, Tensor] = self._model.state_dict()
+        return found
 
     def generate(self, requests: list[SampleRequest], sampling: Sampling) -> list[RolloutRecord]:
         """One record for each request, in their order; each answer is drawn from a stream of its own."""

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tests.support.families import tiny
-from triptych.engines.base import EnginePlan, SampleRequest, SyncMode
+from triptych.engines.base import REPLACED, EnginePlan, SampleRequest, SyncMode
 from triptych.engines.vllm import VllmEngine
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
@@ -139,7 +139,11 @@ class Trials:
         try:
             engine = VllmEngine(0, plan(base, mode))
             said = replace(said, base=answers(engine, prompts))
-            engine.sync(*policy, 1)
+            content, settings = policy
+            if settings == REPLACED:
+                engine.replace([content], 1)
+            else:
+                engine.sync(content, settings, 1)
             return replace(said, adapter=answers(engine, prompts))
         except Exception as error:  # noqa: BLE001 - whatever vLLM says is the result
             return replace(said, error=f"{type(error).__name__}: {' '.join(str(error).split())}")

@@ -33,8 +33,9 @@ from triptych.stages.rl.step import prompts_of, rl_step, update
 from triptych.stages.rl.stopping import stopping_of
 from triptych.stages.rl.sync import first_sync
 from triptych.stages.rl.worker import RlWorker, add_roles, optimizer_steps, optimizers_of, request, resume, save
+from triptych.stages.role_models import RoleModels
+from triptych.stages.whole_model import WholeModel
 from triptych.train.checkpoint import Writer
-from triptych.train.learner import Learner
 
 __all__ = [
     "CRITIC",
@@ -73,28 +74,37 @@ TRAINING = ("steps", "checkpoint_every", "evaluate_every", "stopping", "optimize
 
 
 def make_run(
-    folder: Path, home: Path, *, strategy: str = "single", dtype: torch.dtype = torch.float64, **terms: Any
+    folder: Path,
+    home: Path,
+    *,
+    strategy: str = "single",
+    dtype: torch.dtype = torch.float64,
+    whole: WholeModel | None = None,
+    **terms: Any,
 ) -> RlWorker:
-    """What a rank holds at the start of a stage; `terms`: see `with_terms`."""
+    """What a rank holds at the start of a stage; `whole`: a policy that is no adapter; `terms`: see `with_terms`."""
     ctx = _context(folder, home, strategy, dtype)
     stage = _changed(ctx.stage, terms)
     ctx = replace(ctx, stage=stage)
-    policy, rewarding = _adapters(folder)
-    model = RoleModel(load_causal_lm(folder, dtype))
+    adapter, rewarding = _adapters(folder)
+    policy = adapter if whole is None else whole
+    models = RoleModels(lambda own: RoleModel(load_causal_lm(own or folder, dtype)))
     critic, rewards = stage.algorithm.value_model is not None, [rewarding] * len(stage.reward_models)
-    teacher = None if stage.algorithm.teaching is None else _teacher(policy)
-    reward_roles = add_roles(model, policy, *rewards, reference=stage.needs_reference, critic=critic, teacher=teacher)
+    teacher = None if stage.algorithm.teaching is None else _teacher(adapter)
+    reward_roles = add_roles(models, policy, *rewards, reference=stage.needs_reference, critic=critic, teacher=teacher)
     if dtype == torch.float64:
-        in_float64(model)
-    learner = Learner(model, optimizers_of(stage), optimizer_steps(stage), strategy=stage.train.workers.strategy)
+        for model in models.each:
+            in_float64(model)
+    learner = models.learner(optimizers_of(stage), optimizer_steps(stage), stage.train.workers)
+    started = folder if whole is None or whole.folder is None else whole.folder
     kl = stage.kl
     return RlWorker(
         ctx=ctx,
         learner=learner,
-        pool=cast(RolloutPool, FakePool(folder, dtype)),
+        pool=cast(RolloutPool, FakePool(started, dtype)),
         prompts=[PromptExample(ids, {"number": number}) for number, ids in enumerate(PROMPTS)],
         heldout=[PromptExample(ids, {}) for ids in HELDOUT],
-        policy_method=METHOD,
+        policy=policy,
         reward_roles=reward_roles,
         writer=Writer(ctx.checkpoints, learner.group),
         kl=None if kl.target is None else AdaptiveKL(kl.coef, kl.target, kl.horizon),
@@ -162,9 +172,10 @@ class Trained:
     records: list[list[RolloutRecord]]
 
 
-def train(folder: Path, home: Path, strategy: str, dtype: torch.dtype) -> Trained:
-    """A run of two steps, then its second step again from the checkpoint after the first."""
+def train(folder: Path, home: Path, strategy: str, dtype: torch.dtype, more: dict[str, Any] | None = None) -> Trained:
+    """A run of two steps, then its second step again from the checkpoint after the first; `more`: of `make_run`."""
     settings: dict[str, Any] = {"strategy": strategy, "dtype": dtype, "minibatches": 2, "kl": {"target": 1.0}}
+    settings |= more or {}
     run = make_run(folder, home, **settings)
     first_sync(run, 0)
     metrics = [evaluate(run, "before"), rl_step(run, 1)]

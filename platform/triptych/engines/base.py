@@ -6,10 +6,12 @@ No torch and no Ray: whoever only schedules engines imports this.
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from triptych import storage
 from triptych.models.base import resolve_base
 from triptych.models.families import takes_adapters
 from triptych.models.rounded import rounded_base
@@ -21,7 +23,7 @@ BASE_VERSION = -1
 
 SyncMode = Literal["merged", "adapter"]
 REPLACED: dict[str, Any] = {"weights": "replaced"}
-"""The configuration of an adapter that holds whole new weights, by their names in the checkpoint."""
+"""Stands for an adapter's configuration where the bytes are new weights, by their names in the checkpoint."""
 
 Logprobs = list[list[float]]
 """Log-probabilities in nats, [sequence][response token]."""
@@ -69,6 +71,7 @@ class EnginePlan:
     """Settings that every engine of a pool has in common."""
 
     model_dir: str
+    """Hugging Face folder, or where there is no `base` the URL of a committed one."""
     dtype: str
     rollout: Engines
     mode: SyncMode
@@ -78,12 +81,13 @@ class EnginePlan:
     """Largest rank of the adapters to come."""
     stop_token_ids: tuple[int, ...]
     base: Model | None = None
-    """The model in `model_dir`: how it is rounded, and where nodes that do not have that folder find it."""
+    """The model in `model_dir`: how it is rounded, and where nodes that do not have that folder find it. None: a whole
+    model that was trained."""
 
     def here(self) -> "EnginePlan":
         """The plan with the model's folder on this node, its weights rounded as the learner's are."""
         if self.base is None:
-            return self
+            return replace(self, model_dir=str(storage.local_copy(self.model_dir)))
         folder = Path(self.model_dir)
         found = folder if folder.is_dir() else resolve_base(self.base)
         return replace(self, model_dir=str(rounded_base(found, self.base.quantization)))
@@ -106,12 +110,23 @@ class Engine(ABC):
 
     @abstractmethod
     def sync(self, adapter: bytes, config: dict[str, Any], version: int) -> Ack:
-        """Replace the policy: the content of a peft adapter's safetensors file and its configuration, or `REPLACED`.
+        """Replace the policy: the content of a peft adapter's safetensors file and its configuration.
 
         Nothing of the old weights answers afterwards. The digest of the answer is `adapter_digest` of what was loaded.
 
         Raises:
             RunError: the adapter has parts that this engine would leave out.
+        """
+
+    @abstractmethod
+    def replace(self, buckets: Iterable[bytes], version: int) -> Ack:
+        """Replace weights: each bucket is the content of a safetensors file, by the names of the checkpoint.
+
+        What no bucket has is the checkpoint's own, whatever was replaced before. One bucket is asked for after the
+        other, so that not all are held at once. The digest of the answer is that of `Digested` over what was loaded.
+
+        Raises:
+            RunError: a bucket has a tensor that this engine would leave out.
         """
 
     @abstractmethod
@@ -144,6 +159,27 @@ def resolve_mode(engines: Engines, dtype: str, model_dir: str) -> SyncMode:
 
 def adapter_digest(adapter: bytes, config: dict[str, Any]) -> str:
     """The sha256 over an adapter's safetensors content and canonical configuration."""
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())
+    digest = _digest_of(config)
     digest.update(adapter)
     return digest.hexdigest()
+
+
+class Digested:
+    """Buckets that pass through, one at a time, and the sha256 over those that have."""
+
+    def __init__(self, buckets: Iterable[bytes]) -> None:
+        self._buckets, self._digest = buckets, _digest_of(REPLACED)
+
+    def __iter__(self) -> Iterator[bytes]:
+        for bucket in self._buckets:
+            self._digest.update(bucket)
+            yield bucket
+
+    @property
+    def digest(self) -> str:
+        """Of one bucket it is the `adapter_digest` of its bytes and `REPLACED`."""
+        return self._digest.hexdigest()
+
+
+def _digest_of(config: dict[str, Any]) -> Any:
+    return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())

@@ -1,9 +1,9 @@
 """Merging of an adapter into the base checkpoint: W + scale * B @ A in float32, tensor by tensor.
 
-For methods other than LoRA an engine gets the new weights themselves (`REPLACED`).
+For whole models, and methods other than LoRA, an engine gets the new weights themselves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load as load_safetensors
 
-from triptych.engines.base import REPLACED
 from triptych.errors import RunError
 from triptych.models.peft_files import PREFIX, of_module
 from triptych.models.weights import weight_files
@@ -53,21 +52,57 @@ def lora_pairs(adapter: bytes, config: dict[str, Any]) -> dict[str, tuple[torch.
 def merged_weights(
     model_dir: Path, adapter: bytes, config: dict[str, Any], dtype: torch.dtype, device: torch.device
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of the base checkpoint, with the adapter added in float32 before the cast to `dtype`.
+    """Every tensor of the base checkpoint, with the LoRA added in float32 before the cast to `dtype`.
 
     Raises:
         RunError: a part of the adapter belongs to no tensor of the checkpoint (it would silently be lost).
     """
-    replaced = load_safetensors(adapter) if config == REPLACED else {}
-    pairs = {} if config == REPLACED else lora_pairs(adapter, config)
+    pairs = lora_pairs(adapter, config)
+    for name, stored in _stored(model_dir, device):
+        weight = stored
+        if name in pairs:
+            a, b = (half.to(device, torch.float32) for half in pairs.pop(name))
+            scale = lora_scale(config, name.removesuffix(".weight"))
+            weight = torch.addmm(weight.float(), b, a, alpha=scale)
+        yield name, weight.to(device, dtype)
+    for name in pairs:
+        raise RunError(_no_place(model_dir, name))
+
+
+def replaced_weights(
+    model_dir: Path, buckets: Iterable[bytes], dtype: torch.dtype, device: torch.device
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the checkpoint in `dtype`: first those of the buckets, one bucket after the other, then the rest.
+
+    Raises:
+        RunError: a tensor of a bucket is none of the checkpoint, or comes a second time.
+    """
+    left = {name for file in weight_files(model_dir) for name in _names(file)}
+    for bucket in buckets:
+        for name, tensor in load_safetensors(bucket).items():
+            if name not in left:
+                raise RunError(_no_place(model_dir, name))
+            left.remove(name)
+            yield name, tensor.to(device, dtype)
+    for name, weight in _stored(model_dir, device, left):
+        yield name, weight.to(device, dtype)
+
+
+def _stored(
+    model_dir: Path, device: torch.device, wanted: set[str] | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors of the checkpoint; `wanted`: names of those that are read, None: all."""
     for file in weight_files(model_dir):
         with safe_open(file, framework="pt", device=str(device)) as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                weight = tensors.get_tensor(name)
-                if name in pairs:
-                    a, b = (half.to(device, torch.float32) for half in pairs.pop(name))
-                    scale = lora_scale(config, name.removesuffix(".weight"))
-                    weight = torch.addmm(weight.float(), b, a, alpha=scale)
-                yield name, replaced.pop(name, weight).to(device, dtype)
-    for name in (*pairs, *replaced):
-        raise RunError(f"the base model in {model_dir} has no {name}, which the adapter changes")
+                if wanted is None or name in wanted:
+                    yield name, tensors.get_tensor(name)
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as tensors:
+        return list(tensors.keys())
+
+
+def _no_place(model_dir: Path, name: str) -> str:
+    return f"the base model in {model_dir} has no {name}, which the adapter changes"

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 from triptych.engines.base import (
     BASE_VERSION,
     Ack,
+    Digested,
     Engine,
     EnginePlan,
     Logprobs,
@@ -62,6 +64,12 @@ class VllmEngine(Engine):
     def sync(self, adapter: bytes, config: dict[str, Any], version: int) -> Ack:
         """Replace the engine's policy; see `Engine.sync`."""
         ack = self._sync.load(adapter, config, version)
+        self._version = ack.version
+        return ack
+
+    def replace(self, buckets: Iterable[bytes], version: int) -> Ack:
+        """Replace weights of the engine's model; see `Engine.replace`."""
+        ack = self._sync.replace(buckets, version)
         self._version = ack.version
         return ack
 
@@ -156,22 +164,43 @@ class MergeExtension:
     model_runner: Any
 
     def triptych_merge(self, model_dir: str, adapter: bytes, config: dict[str, Any]) -> None:
-        """Replace every weight by base plus adapter.
+        """Replace every weight by base plus LoRA.
 
         The whole checkpoint is loaded each time: vLLM fuses q, k and v into one matrix and prepacks it on CPU, so a
         part of it cannot be replaced alone.
         """
-        import torch
+        from safetensors.torch import load
 
         from triptych.engines.merging import merged_weights
+
+        self._load(lambda *to: merged_weights(Path(model_dir), adapter, config, *to), set(load(adapter)))
+
+    def triptych_replace(self, model_dir: str, buckets: Iterable[bytes]) -> None:
+        """Replace every weight by that of a bucket, or by the checkpoint's own."""
+        from triptych.engines.merging import replaced_weights
+
+        changed: set[str] = set()
+        self._load(lambda *to: replaced_weights(Path(model_dir), _noting(buckets, changed), *to), changed)
+
+    def _load(self, weights: "Callable[..., Iterator[tuple[str, Any]]]", changed: set[str]) -> None:
+        """Load what `weights` gives for a precision and a device; `changed`: by the end, tensors of the adapter."""
+        import torch
 
         model_config = self.model_runner.model_config
         device = torch.device(self.model_runner.device)
         experts = _unset_experts(self.model_runner.get_model()) if device.type == "cpu" else []
         with torch.inference_mode():
-            weights = merged_weights(Path(model_dir), adapter, config, model_config.dtype, device)
-            self.model_runner.reload_weights(weights_iterator=weights)
-        _check_experts(experts, adapter)
+            self.model_runner.reload_weights(weights_iterator=weights(model_config.dtype, device))
+        _check_experts(experts, changed)
+
+
+def _noting(buckets: Iterable[bytes], names: set[str]) -> Iterator[bytes]:
+    """The buckets, whose tensors' names are added to `names` as they pass."""
+    from safetensors import deserialize
+
+    for bucket in buckets:
+        names.update(name for name, _ in deserialize(bucket))
+        yield bucket
 
 
 def _unset_experts(model: Any) -> list[tuple[Any, Any]]:
@@ -186,19 +215,17 @@ def _unset_experts(model: Any) -> list[tuple[Any, Any]]:
     return experts
 
 
-def _check_experts(experts: list[tuple[Any, Any]], adapter: bytes) -> None:
+def _check_experts(experts: list[tuple[Any, Any]], changed: set[str]) -> None:
     """Keep the experts that vLLM did not load again; they are those of the base.
 
     Raises:
         RunError: the adapter changes experts.
     """
-    from safetensors.torch import load
-
     kept = [(method, kernel) for method, kernel in experts if method.moe_kernel is None]
     for method, kernel in kept:
         method.moe_kernel = kernel
-    if kept and (changed := next((name for name in load(adapter) if ".experts." in name), None)):
-        raise RunError(f"vLLM takes no new weights for the experts of this model, and the adapter changes {changed}")
+    if kept and (reached := next((name for name in sorted(changed) if ".experts." in name), None)):
+        raise RunError(f"vLLM takes no new weights for the experts of this model, and the adapter changes {reached}")
 
 
 class WeightSync(Protocol):
@@ -209,6 +236,9 @@ class WeightSync(Protocol):
 
     def load(self, adapter: bytes, config: dict[str, Any], version: int) -> Ack:
         """Replace the policy of this engine; nothing of the old one answers afterwards."""
+
+    def replace(self, buckets: Iterable[bytes], version: int) -> Ack:
+        """Replace weights of this engine; nothing of the old ones answers afterwards."""
 
 
 class MergedSync:
@@ -222,9 +252,20 @@ class MergedSync:
     def load(self, adapter: bytes, config: dict[str, Any], version: int) -> Ack:
         """Replace the policy; see `WeightSync.load`."""
         self._llm.collective_rpc("triptych_merge", args=(self._model_dir, adapter, config))
-        if not self._llm.reset_prefix_cache():  # keys and values of the old weights
-            raise RunError("the engine keeps keys and values of the old weights: its prefix cache is in use")
+        self._forget()
         return Ack(version, adapter_digest(adapter, config))
+
+    def replace(self, buckets: Iterable[bytes], version: int) -> Ack:
+        """Replace weights; see `WeightSync.replace`. vLLM's worker is in this process, so buckets pass one by one."""
+        passing = Digested(buckets)
+        self._llm.collective_rpc("triptych_replace", args=(self._model_dir, passing))
+        self._forget()
+        return Ack(version, passing.digest)
+
+    def _forget(self) -> None:
+        """Drop keys and values of the old weights."""
+        if not self._llm.reset_prefix_cache():
+            raise RunError("the engine keeps keys and values of the old weights: its prefix cache is in use")
 
 
 class AdapterSync:
@@ -259,3 +300,7 @@ class AdapterSync:
             shutil.rmtree(folder, ignore_errors=True)
         self.request = request
         return Ack(version, adapter_digest(adapter, config))
+
+    def replace(self, buckets: Iterable[bytes], version: int) -> Ack:
+        """Refuse weights: engines that run adapters keep the base's."""
+        raise RunError("an engine that runs adapters takes no new weights; allowed: rollout.sync merged")

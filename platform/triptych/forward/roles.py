@@ -176,6 +176,18 @@ class RoleModel(nn.Module):
         self._settle_layers()
         self._activate(self._current)
 
+    def add_plain(self, role: str, head: ScalarHead | ClassHead | None = None) -> None:
+        """Put a frozen role on the model that is the base itself, perhaps with a head.
+
+        A whole model that was trained elsewhere is loaded as a base of its own, and computes as such a role.
+        """
+        if self._whole:
+            raise ValueError(f"the base's own weights are trained here, by {self._roles()}")
+        self.attached[role], self._rates[role], self.trainable[role] = {}, {}, False
+        self._add_head(role, head)
+        for parameter in self.parameters_of(role).values():
+            parameter.requires_grad_(False)
+
     def remove(self, role: str) -> None:
         """Take away what `add` has attached to the model for a role of plain LoRA."""
         for part in self.attached.pop(role).values():

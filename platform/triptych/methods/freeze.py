@@ -5,7 +5,7 @@ head shares the embeddings' weights, what is trained of one is trained of both.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from triptych.errors import UserError
 from triptych.methods.hooked import HookedAttachment
 from triptych.methods.parameters.base_weights import trained_parameters
-from triptych.models.weights import read_weights
+from triptych.models.weights import read_weight, read_weights
 from triptych.recipe.method import Freeze, Full
 
 ROWS = ".rows"
@@ -104,11 +104,25 @@ def whole(method: Freeze | Full, base: Path, trained: Mapping[str, Tensor]) -> d
     found = read_weights(base)
     if json.loads((base / "config.json").read_text()).get("tie_word_embeddings"):
         found.pop("lm_head.weight", None)
-    tokens = torch.tensor(token_ids(method) if isinstance(method, Freeze) else [], dtype=torch.long)
     for name, value in trained.items():
         table = name.removesuffix(ROWS)
-        found[table] = value if table == name else found[table].to(value.dtype).index_copy(0, tokens, value)
+        found[table] = value if table == name else _with_rows(method, found[table], value)
     return found
+
+
+def whole_tables(
+    method: Freeze | Full, base: Path, trained: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """What was trained, one tensor at a time, with the folder's tables around the rows of tokens."""
+    for name, value in trained:
+        table = name.removesuffix(ROWS)
+        yield table, value if table == name else _with_rows(method, read_weight(base, table), value)
+
+
+def _with_rows(method: Freeze | Full, table: Tensor, rows: Tensor) -> Tensor:
+    """A table [V, d] in the rows' precision, with the rows [k, d] of the method's tokens in their places."""
+    tokens = torch.tensor(token_ids(method) if isinstance(method, Freeze) else [], dtype=torch.long)
+    return table.to(rows.dtype).index_copy(0, tokens, rows)
 
 
 def token_ids(config: Freeze) -> list[int]:

@@ -2,12 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 from triptych.artifact_kinds import kind_fields
@@ -28,6 +28,25 @@ _TOKENIZER = (
     "chat_template.jinja",
     _GENERATION,
 )
+
+
+BUCKET = 256 * 2**20
+"""Bytes of a bucket of weights: as much as is serialized at once."""
+
+
+def in_buckets(weights: Iterable[tuple[str, Tensor]], dtype: torch.dtype, limit: int = BUCKET) -> Iterator[bytes]:
+    """Contents of safetensors files that hold the weights in `dtype`, in their order; one at least.
+
+    A bucket has at most `limit` bytes of tensors, or is of one tensor that has more.
+    """
+    bucket: dict[str, Tensor] = {}
+    for name, weight in weights:
+        tensor = weight.to(dtype).contiguous()
+        if bucket and sum(one.nbytes for one in bucket.values()) + tensor.nbytes > limit:
+            yield save(bucket)
+            bucket = {}
+        bucket[name] = tensor
+    yield save(bucket)
 
 
 def save_model(

@@ -1,6 +1,6 @@
 """Weights of a loaded model in the form that its files have: transformers renames, stacks and turns some of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from safetensors import safe_open
@@ -34,6 +34,23 @@ def as_saved(model: PreTrainedModel, weights: Mapping[str, Tensor], base: Path) 
     found = {name: tensor for name, tensor in weights.items() if shapes.get(name) == tuple(tensor.shape)}
     converted = {name: tensor for name, tensor in weights.items() if name not in found}
     return found | (revert_weight_conversion(model, converted) if converted else {})
+
+
+def stored_in_turn(
+    model: PreTrainedModel, weights: Iterable[tuple[str, Tensor]], base: Path
+) -> Iterator[tuple[str, Tensor]]:
+    """`as_stored` of weights that come one at a time; those that the files hold in another form come last.
+
+    Raises:
+        UserError: the files have no such tensor.
+    """
+    shapes, others = _shapes(base), {}
+    for name, tensor in weights:
+        if shapes.get(name) == tuple(tensor.shape):
+            yield name, tensor
+        else:
+            others[name] = tensor
+    yield from as_stored(model, others, base).items() if others else ()
 
 
 def _shapes(base: Path) -> dict[str, tuple[int, ...]]:

@@ -79,6 +79,17 @@ def without_other_weights(folder: Path) -> Path:
     return view
 
 
+def read_weight(folder: Path, name: str) -> "Tensor":
+    """One tensor of a Hugging Face folder. KeyError: it has none of this name."""
+    from safetensors import safe_open
+
+    for file in weight_files(folder):
+        with safe_open(file, framework="pt") as tensors:
+            if name in tensors.keys():  # noqa: SIM118 (not a dict)
+                return tensors.get_tensor(name)
+    raise KeyError(f"{folder} has no {name}")
+
+
 def read_weights(folder: Path) -> "dict[str, Tensor]":
     """All tensors of a Hugging Face folder by name."""
     from safetensors.torch import load_file

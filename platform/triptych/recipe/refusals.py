@@ -55,9 +55,7 @@ def beside_head(method: Method, kind: str) -> str | None:
 
 
 def as_policy(method: Method) -> str | None:
-    """Reason why reinforcement learning cannot start from a method."""
-    if trains_base(method):
-        return f"{names_of(method)} makes a whole model, and PPO's roles are adapters on one frozen base"
+    """Reason why reinforcement learning cannot start from a method; whole models are policies as they are."""
     stuck = [part for part in _added(method) if not part.merges]
     if stuck:
         return (

@@ -8,7 +8,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from triptych.recipe.algorithm import SETTINGS, AlgorithmSettings, Importance, Kl, Ppo
 from triptych.recipe.base import Closed, Count, NoEffect
 from triptych.recipe.errors import Fault
-from triptych.recipe.method import Method, names_of
+from triptych.recipe.evaluation import BASE
+from triptych.recipe.method import Full, Method, names_of
 from triptych.recipe.refusals import as_policy, is_lora, keeps_form
 from triptych.recipe.reward import LengthReward, ModelReward, RewardTerm, labels, role_of
 from triptych.recipe.rollout import Rollout, Sampling
@@ -31,6 +32,7 @@ from triptych.recipe.stage import (
 )
 from triptych.recipe.stopping import StopRules, stopping_faults
 from triptych.recipe.training import BatchBase, Optimizer, TrainingBase, Workers
+from triptych.recipe.whole_policy import Whole, of_adapter, whole_faults
 
 LARGEST_ERROR = 0.2
 """Largest relative error that an adaptive KL coefficient answers to (Ziegler et al. 2019, section 2.2)."""
@@ -88,7 +90,10 @@ class Rl(TrainedStage):
 
     kind: Literal["rl"]
     policy: str
-    """The SFT stage, or a registered adapter version, that the policy starts from and is held to."""
+    """The stage, or the registered version, that the policy starts from and is held to; `base`: the base itself."""
+    method: Whole | None = Field(None, discriminator="name")
+    """Weights that a policy which is a whole model trains. None: those that its stage trained, or else all (`full`); an
+    adapter goes on by its own method."""
     algorithm: AlgorithmSettings = Ppo()
     """Algorithm: credit assignment and objectives."""
     rewards: tuple[RewardTerm, ...] = Field(min_length=1)
@@ -154,8 +159,34 @@ class Rl(TrainedStage):
         return {number: one.stage for number, one in enumerate(self.rewards) if isinstance(one, ModelReward)}
 
     @property
+    def whole(self) -> Whole | None:
+        """Method of a policy that is a whole model; None: it is an adapter, as far as is known."""
+        return self.method or (Full() if self.policy == BASE else None)
+
+    @property
+    def own_method(self) -> Method | None:
+        return self.whole
+
+    @property
+    def inherited(self) -> tuple[str, ...]:
+        """The method, where it is that of a whole model, or may be once the registered version is known."""
+        return ("method",) if not self._names_method and (self.method or "@" in self.policy) else ()
+
+    def inheriting(self, known: Known) -> "Rl":
+        """The stage with the method of the whole model that its policy starts from, where it names none of its own."""
+        if self._names_method or known.ref != self.policy or known.kind != "model":
+            return self
+        found = self.model_copy(update={"method": known.method or Full()})
+        found.model_fields_set.discard("method")  # it still is not the recipe's
+        return found
+
+    @property
+    def _names_method(self) -> bool:
+        return self.method is not None and "method" in self.model_fields_set
+
+    @property
     def output(self) -> Output:
-        return "policy"
+        return "policy" if self.whole is None else "model"
 
     @property
     def engines(self) -> Rollout | None:
@@ -173,7 +204,7 @@ class Rl(TrainedStage):
         models, teacher = self.reward_models.items(), self.algorithm.teaching
         return (
             *super().references(),
-            Reference(("policy",), self.policy, ("policy", "model")),
+            *([Reference(("policy",), self.policy, ("policy", "model"))] if self.policy != BASE else []),
             *([Reference(("algorithm", "teacher"), teacher, ("policy",))] if teacher is not None else []),
             *(Reference(("rewards", number, "stage"), ref, ("reward_model",)) for number, ref in models),
         )
@@ -190,6 +221,8 @@ class Rl(TrainedStage):
 
     def leaves(self, name: str, stages: Mapping[str, StageBase]) -> Known | None:
         """Knowledge of the policy before it is there; a method that comes out as another one is known afterwards."""
+        if self.whole is not None:
+            return Known(name, self.output, self.whole, self.kind)
         parent = stages.get(self.policy)
         known = None if parent is None else parent.leaves(self.policy, stages)
         method = None if known is None else known.method
@@ -201,11 +234,11 @@ class Rl(TrainedStage):
 
     def roles(self, stages: Mapping[str, StageBase]) -> tuple[RoleSpec, ...]:
         """Policy; its frozen reference, if the KL counts; critic and teacher, if there are any; reward models."""
-        policy, models = method_of(stages, self.policy), list(self.reward_models.values())
+        policy, models = self.whole or method_of(stages, self.policy), list(self.reward_models.values())
         valued, critic = method_of(stages, models[0]) if models else policy, self.algorithm.value_model
         found = [RoleSpec(POLICY, policy, self.train.optimizer, ("train", "optimizer"), logits=True)]
         if self.needs_reference:
-            found.append(RoleSpec(REFERENCE, policy, None))
+            found.append(RoleSpec(REFERENCE, policy, None, copied=self.policy != BASE))
         if critic is not None:
             found.append(RoleSpec(CRITIC, valued, critic.optimizer, _CRITIC_OPTIMIZER, _SCALAR, updates=critic.updates))
         if self.algorithm.teaching is not None:
@@ -243,6 +276,7 @@ class Rl(TrainedStage):
         yield from self._group_faults()
         yield from self._reward_faults()
         yield from self._missing_eos_faults()
+        yield from whole_faults(self, stages)
         for role in self.trained_roles(stages):
             if role.optimizer is not None and role.optimizer.name == "adamw_schedule_free":
                 yield Fault(
@@ -349,6 +383,10 @@ class Rl(TrainedStage):
         """Reason why engines cannot run the policy that the stage starts from."""
         if field != ("policy",) or known.method is None:
             return None
+        if known.kind == "model":
+            return None if self.whole else next(whole_faults(self.inheriting(known), stages=()), None)
+        if fault := of_adapter(self):
+            return fault
         if reason := as_policy(known.method):
             return Fault(field, f"`{self.policy}`: {reason}")
         if self.rollout.sync == "adapter" and not is_lora(known.method):

@@ -86,9 +86,9 @@ def _method(recipe: Recipe, stage: TrainedStage) -> Iterator[Fault]:
     method, quantization = stage.own_method, recipe.model.quantization
     if method is None:
         return
-    with_head = any(role.head for role in stage.roles(recipe.stages))
+    makes_head = stage.output != "model" and any(role.head for role in stage.roles(recipe.stages))
     reasons = [
-        beside_head(method, stage.kind) if with_head else None,
+        beside_head(method, stage.kind) if makes_head else None,
         under_strategy(method, stage.workers.strategy),
         by_optimizer(method, stage.train.optimizer.name),
         on_quantized(method, quantization) if quantization else None,

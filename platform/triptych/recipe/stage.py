@@ -80,7 +80,7 @@ class HeadSpec:
 
 @dataclass(frozen=True)
 class RoleSpec:
-    """A role that a stage puts on the base model: an adapter, perhaps with a head."""
+    """A role that a stage puts on a model: an adapter on the base, or a whole model, perhaps with a head."""
 
     name: str
     method: Method
@@ -95,10 +95,17 @@ class RoleSpec:
     """Members of an ensemble that work as this one role."""
     updates: int = 1
     """Optimiser steps of a trained role for each one of the first."""
+    copied: bool = True
+    """False for a frozen whole model that is the base itself, which others stand on too."""
 
     @property
     def trained(self) -> bool:
         return self.optimizer is not None
+
+    @property
+    def own_model(self) -> bool:
+        """True if the role has a model for itself; else it stands on the base, which adapters share."""
+        return trains_base(self.method) and (self.trained or self.copied)
 
 
 @dataclass(frozen=True)

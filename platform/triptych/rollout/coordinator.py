@@ -19,7 +19,6 @@ from triptych.engines.base import (
     RolloutRecord,
     SampleRequest,
     SyncMode,
-    adapter_digest,
 )
 from triptych.errors import RunError, UserError
 from triptych.recipe.rollout import Sampling
@@ -47,7 +46,7 @@ class SyncReport:
 
     seconds: float
     digest: str
-    """sha256 of the adapter's bytes and config, the same on every engine."""
+    """sha256 of the adapter's bytes and config, or of all buckets, the same on every engine."""
     mode: SyncMode
 
 
@@ -55,8 +54,8 @@ class SyncReport:
 class Weights:
     """Current weights of the pool, kept for engines that are started later."""
 
-    adapter: ObjectRef[bytes]
-    """The adapter's bytes in Ray's object store, owned by the coordinator."""
+    parts: tuple[ObjectRef[bytes], ...]
+    """An adapter, or buckets of weights, in Ray's object store, owned by the coordinator."""
     config: dict[str, Any]
     version: int
     digest: str
@@ -116,6 +115,7 @@ class Coordinator:
         self._kind, self._plan = kind, plan
         self._slots = [Slot(EngineStats(index)) for index in range(plan.rollout.engines)]
         self._weights: Weights | None = None
+        self._held: list[ObjectRef[bytes]] = []
         self._turn = asyncio.Lock()
         self._tokens = 0
         self._seconds = 0.0
@@ -129,12 +129,22 @@ class Coordinator:
         await asyncio.gather(*(slot.ready for slot in self._slots if slot.ready))
 
     @ray.method
-    async def sync(self, adapter: bytes, config: dict[str, Any], version: int) -> SyncReport:
-        """Give every engine new weights; see `RolloutPool.sync`."""
+    async def hold(self, number: int, part: bytes) -> None:
+        """Keep part `number`, counted from 0, of the weights of the next `sync`.
+
+        With the first one those of before are forgotten, which may take as much memory: an engine that is started
+        meanwhile runs the base model, until that sync.
+        """
+        if number == 0:
+            self._weights, self._held = None, []
+        self._held.append(ray.put(part))
+
+    @ray.method
+    async def sync(self, config: dict[str, Any], version: int, digest: str) -> SyncReport:
+        """Give every engine the weights that are held, which must have this digest; see `RolloutPool.sync`."""
         async with self._turn:
             start = time.monotonic()
-            digest = adapter_digest(adapter, config)
-            self._weights = Weights(ray.put(adapter), config, version, digest)
+            self._weights, self._held = Weights(tuple(self._held), config, version, digest), []
             await self._all(self._send_weights)
             self._sync_seconds.append(time.monotonic() - start)
             return SyncReport(self._sync_seconds[-1], digest, self._plan.mode)
@@ -242,7 +252,7 @@ class Coordinator:
         if weights is None:
             return
         ack = await self._ask(
-            slot, "sync", lambda actor: actor.sync.remote(weights.adapter, weights.config, weights.version)
+            slot, "sync", lambda actor: actor.sync.remote(weights.parts, weights.config, weights.version)
         )
         if ack != Ack(weights.version, weights.digest):
             raise RunError(

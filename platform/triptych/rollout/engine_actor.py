@@ -1,12 +1,14 @@
 """The Ray actor around one engine."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray import ObjectRef
 
-from triptych.engines.base import Ack, Engine, EnginePlan, Logprobs, RolloutRecord, SampleRequest
+from triptych.engines.base import REPLACED, Ack, Engine, EnginePlan, Logprobs, RolloutRecord, SampleRequest
 from triptych.recipe.rollout import Sampling
 
 
@@ -42,9 +44,11 @@ class EngineActor:
         self._engine = self._kind(self._index, self._plan)
 
     @ray.method
-    def sync(self, adapter: bytes, config: dict[str, Any], version: int) -> Ack:
-        """Replace the engine's policy; see `Engine.sync`."""
-        return self._engine.sync(adapter, config, version)
+    def sync(self, parts: Sequence[ObjectRef[bytes]], config: dict[str, Any], version: int) -> Ack:
+        """Replace the engine's policy by an adapter, or its weights by those of buckets, fetched one at a time."""
+        if config == REPLACED:
+            return self._engine.replace(map(ray.get, parts), version)
+        return self._engine.sync(ray.get(parts[0]), config, version)
 
     @ray.method
     def generate(self, requests: list[SampleRequest], sampling: Sampling) -> list[RolloutRecord]:

@@ -5,6 +5,7 @@ restart. The coordinator behind it owns the engines, so that none survives it.
 """
 
 import contextlib
+from collections.abc import Iterable
 from typing import Any, TypeVar, cast
 
 import ray
@@ -12,7 +13,16 @@ from ray import ObjectRef
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
-from triptych.engines.base import EnginePlan, Logprobs, RolloutRecord, SampleRequest, resolve_mode
+from triptych.engines.base import (
+    REPLACED,
+    Digested,
+    EnginePlan,
+    Logprobs,
+    RolloutRecord,
+    SampleRequest,
+    adapter_digest,
+    resolve_mode,
+)
 from triptych.engines.table import ENGINES
 from triptych.errors import RunError, UserError
 from triptych.recipe.model import Model
@@ -45,7 +55,8 @@ class RolloutPool:
         """A pool whose engines all answer; they run the base model until the first `sync`.
 
         Args:
-            model_dir: Hugging Face folder that every engine's node can read, or else resolves from `base`.
+            model_dir: Hugging Face folder that every engine's node can read, or else resolves from `base`; without
+                `base` it may be the URL of a committed folder.
             dtype: of the engines' weights and computation.
             max_model_len: longest prompt plus answer, in tokens.
             lora_r: rank of the adapters to come.
@@ -84,7 +95,23 @@ class RolloutPool:
         Raises:
             RunError: an engine could not load them or acknowledges others.
         """
-        return self._answer(self._coordinator.sync.remote(adapter, adapter_config, version))
+        self._answer(self._coordinator.hold.remote(0, adapter))
+        return self._answer(
+            self._coordinator.sync.remote(adapter_config, version, adapter_digest(adapter, adapter_config))
+        )
+
+    def replace(self, buckets: Iterable[bytes], version: int) -> SyncReport:
+        """Give every engine new weights in buckets, each the content of a safetensors file; see `Engine.replace`.
+
+        One bucket is taken after the other: neither this process nor an engine holds all of them at once.
+
+        Raises:
+            RunError: an engine could not load them or acknowledges others.
+        """
+        passing = Digested(buckets)
+        for number, bucket in enumerate(passing):
+            self._answer(self._coordinator.hold.remote(number, bucket))
+        return self._answer(self._coordinator.sync.remote(REPLACED, version, passing.digest))
 
     def generate(self, requests: list[SampleRequest], sampling: Sampling) -> list[RolloutRecord]:
         """One record for each request, in their order; an engine's death on the way loses and doubles none.

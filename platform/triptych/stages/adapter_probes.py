@@ -12,18 +12,18 @@ from triptych.models.adapter_probes import probe_candidates
 from triptych.stages.context import StageContext
 from triptych.stages.models import tokenizer_of
 from triptych.train.batch import Batch, sample_batch
-from triptych.train.learner import Learner
+from triptych.train.learners import RoleLearner
 from triptych.train.tasks.forward import response_logprobs
 
 
-def probes_of(ctx: StageContext[Any], learner: Learner, role: str) -> Probes:
+def probes_of(ctx: StageContext[Any], learner: RoleLearner, role: str) -> Probes:
     """Probes of a trained role, by two forward passes of a few hundred tokens. Collective."""
     asked = probe_candidates(learner.model.lm, tokenizer_of(ctx))
     base, adapter = (_logprobs(learner, name, asked) for name in (BASE, role))
     return choose(asked, base, adapter, str(learner.model.dtype).removeprefix("torch."))
 
 
-def _logprobs(learner: Learner, role: str, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+def _logprobs(learner: RoleLearner, role: str, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
     """Log-probabilities at temperature 1 of all tokens of equally long sequences but the first."""
 
     def compute(model: RoleModel, batch: Batch) -> Tensor:

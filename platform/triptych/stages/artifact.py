@@ -44,7 +44,7 @@ from triptych.stages.adapter_probes import probes_of
 from triptych.stages.context import StageContext
 from triptych.stages.models import tokenizer_of
 from triptych.stages.stored_adapter import StoredAdapter
-from triptych.train.learner import Learner
+from triptych.train.learners import RoleLearner
 
 METRICS = "metrics.json"
 """Held-out metrics, beside the output that they were measured on."""
@@ -83,14 +83,16 @@ def commit_adapter(
 
 def commit_role(
     ctx: StageContext[Any],
-    learner: Learner,
+    learner: RoleLearner,
     role: str,
     metrics: Mapping[str, float],
     labels: Sequence[str] = (),
+    folder: Path | None = None,
 ) -> None:
     """Commit what the stage's own method trained: an adapter, or a whole model. Every rank calls it; rank 0 writes.
 
-    `labels`: the classes of a classifier, in the order of its head.
+    `labels`: the classes of a classifier, in the order of its head. `folder`: of the whole model that it was trained
+    from; None: the base's.
     """
     method = ctx.stage.method
     probes = probes_of(ctx, learner, role) if ctx.stage.output == "policy" and not trains_base(method) else None
@@ -99,7 +101,7 @@ def commit_role(
         return
     write_ranks(ctx, {role: weights})
     if trains_base(method):
-        _commit_model(ctx, learner.model.lm, weights, metrics)
+        _commit_model(ctx, learner.model.lm, folder or ctx.base_dir, weights, metrics)
     else:
         adapter = adapter_of(method, weights, ctx.stage.output)
         commit_adapter(ctx, dataclasses.replace(adapter, labels=tuple(labels)), metrics, probes)
@@ -238,15 +240,19 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _commit_model(
-    ctx: StageContext[Any], model: PreTrainedModel, trained: Mapping[str, Tensor], metrics: Mapping[str, float]
+    ctx: StageContext[Any],
+    model: PreTrainedModel,
+    base: Path,
+    trained: Mapping[str, Tensor],
+    metrics: Mapping[str, float],
 ) -> None:
-    """Commit the base with its trained weights as the stage's output; it stops where answers ended in training."""
+    """Commit the model in `base` with its trained weights as the stage's output; it stops where answers ended."""
     method: Freeze | Full = ctx.stage.method
     with committed_output(ctx, metrics) as folder:
         rows = {name: tensor for name, tensor in trained.items() if name.endswith(TRAINED_ROWS)}
         parameters = {name: tensor for name, tensor in trained.items() if name not in rows}
-        weights = whole(method, ctx.base_dir, as_saved(model, parameters, ctx.base_dir) | rows)
-        save_model(folder, ctx.base_dir, weights, getattr(torch, ctx.recipe.model.dtype), ctx.about())
+        weights = whole(method, base, as_saved(model, parameters, base) | rows)
+        save_model(folder, base, weights, getattr(torch, ctx.recipe.model.dtype), ctx.about())
         write_ends(folder, end_tokens(ctx.base_dir, tokenizer_of(ctx)))
 
 

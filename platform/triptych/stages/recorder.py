@@ -10,7 +10,7 @@ from triptych.observe.log import MetricsLog, read_metrics
 from triptych.observe.metrics import RlMetrics, TrainMetrics
 from triptych.observe.trackers import Tracked, Trackers
 from triptych.stages.context import StageContext
-from triptych.train.learner import Learner
+from triptych.train.learners import RoleLearner
 
 
 class Recorder:
@@ -66,9 +66,9 @@ class Recorder:
             self._log.flush(step)
 
 
-def memory(learner: Learner) -> dict[str, Any]:
-    """Peak memory of the worker with most, and how much of it came after its base was loaded. Collective."""
-    device, loaded = learner.model.device, learner.model.loaded_bytes
+def memory(learner: RoleLearner) -> dict[str, Any]:
+    """Peak memory of the worker with most, and how much of it came after its models were loaded. Collective."""
+    device, loaded = learner.model.device, learner.loaded_bytes
     peaks = learner.group.table([peak_memory(device), peak_memory(device) - loaded], device)
     whole, grown = (max(column) for column in zip(*peaks, strict=True))
     return {"peak_memory_bytes": whole, "grown_memory_bytes": grown}

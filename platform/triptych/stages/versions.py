@@ -47,7 +47,7 @@ def with_versions(recipe: Recipe) -> Recipe:
     for name, reference in _versions(recipe, [name for name, stage in stages.items() if stage.inherited]):
         try:
             version = Registry(registry_url(recipe), create=False).get(reference.ref)
-            known = read_known(version)[1] if version.kind in ADAPTERS else None
+            known = _known(version) if version.kind in reference.outputs else None
         except (UserError, RunError):  # `check_versions` says so
             continue
         if known is not None:
@@ -81,6 +81,11 @@ def check_versions(
             warn(f"{where}: {reference.ref} is not checked: {error}")
 
 
+def _known(version: AdapterVersion) -> Known:
+    """What is known of a version; of a whole model, or rows, no method is written down."""
+    return read_known(version)[1] if version.kind in ADAPTERS else Known(version.ref, version.kind, Full())
+
+
 class NoRegistryError(UserError):
     """There is no registry at the place that the recipe names."""
 
@@ -111,9 +116,7 @@ def _check_version(recipe: Recipe, name: str, reference: Reference, version: Ada
         )
     if base is not None:
         check_same_base(version, fingerprint(base, recipe.model.chat_template), recipe.model.base)
-    whole = Known(version.ref, version.kind, Full())
-    known = read_known(version)[1] if version.kind in ADAPTERS else whole
-    if fault := recipe.stages[name].refusal(reference.field, known):
+    if fault := recipe.stages[name].refusal(reference.field, _known(version)):
         raise UserError(f"{dotted(('stages', name, *fault.path))}: {fault.message}")
     if reference.field == START:
         check_quantization(version, recipe.model.quantization)

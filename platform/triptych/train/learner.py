@@ -254,6 +254,24 @@ class Learner:
             named = self.strategy.values(role) | self.model.buffers_of(role)
             return {name: value.detach().cpu() for name, value in named.items()}
 
+    def weights_in_turn(self, role: str) -> Iterator[tuple[str, Tensor]]:
+        """A role's full trained parameters one at a time, by name, on the CPU. Collective: every rank takes them all.
+
+        No process holds all of them at once. They are those that the optimizer trains at.
+        """
+        for name in self.strategy.parameters[role]:
+            yield name, self.strategy.value(role, name).detach().cpu()
+
+    @property
+    def loaded_bytes(self) -> int:
+        """Memory that is held with this process's share of the base, and nothing else."""
+        return self.model.loaded_bytes
+
+    @property
+    def each(self) -> "tuple[Learner]":
+        """This learner, as one of one model."""
+        return (self,)
+
     def state(self) -> LearnerState:
         """This rank's tensors, and counters, from which `load_state` goes on exactly."""
         beside = [Slice(name, tuple(b.shape), 0, b.reshape(-1)) for name, b in self._buffers() if self.group.rank == 0]

@@ -1,6 +1,6 @@
 """Answers of several models by one pool: each model's own, once, and never another's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,9 @@ class Stuck(FakePool):
     """A pool whose weights stay those of the base."""
 
     def sync(self, adapter: bytes, adapter_config: dict[str, Any], version: int) -> Any:
+        return None
+
+    def replace(self, buckets: Iterable[bytes], version: int) -> Any:
         return None
 
 

@@ -12,10 +12,11 @@ from safetensors.torch import save
 
 from triptych import storage
 from triptych.data.end_tokens import answer_texts, end_tokens
-from triptych.engines.base import REPLACED, Logprobs, RolloutRecord, resolve_mode
+from triptych.engines.base import Logprobs, RolloutRecord, resolve_mode
 from triptych.methods.merged import changed_weights
 from triptych.models.adapter import peft_json
 from triptych.models.adapter_effect import LARGEST_GAP
+from triptych.models.full import in_buckets
 from triptych.models.peft_files import largest_rank
 from triptych.models.weights import read_weights
 from triptych.recipe import Evaluation
@@ -80,7 +81,7 @@ class Answers:
         own = passes.learner.forward(passes.role, compute, sample_batch(asked, said, passes.pad)).float().tolist()
         now = [row[: len(answer)] for row, answer in zip(own, said, strict=True)]
         if model.version is not None or self.merged:
-            pool.sync(*weights_for(self.ctx, model, merged=self.merged), self.ctx.stage.models.index(model.ref))
+            send_weights(self.ctx, pool, model, self.ctx.stage.models.index(model.ref), merged=self.merged)
         check_sync(pool.logprobs(self.probes, halves), now, self.before, LARGEST_GAP[self.ctx.recipe.model.dtype])
         self.runs, self.before = model.ref, now
 
@@ -133,12 +134,15 @@ def start_pool(ctx: StageContext[Evaluation], models: Sequence[MeasuredModel]) -
     )
 
 
-def weights_for(ctx: StageContext[Evaluation], model: MeasuredModel, *, merged: bool) -> tuple[bytes, dict[str, Any]]:
-    """A model as a LoRA, or as the weights of the base that differ, and what the bytes are."""
+def send_weights(
+    ctx: StageContext[Evaluation], pool: RolloutPool, model: MeasuredModel, version: int, *, merged: bool
+) -> None:
+    """Give the engines a model as a LoRA, or as the weights of the base that differ."""
     adapter = model.adapter
     if adapter is not None and adapter.is_lora:
         tensors = {name: value.contiguous() for name, value in adapter.weights.items()}
-        return save(tensors), peft_json(adapter.configs["lora"])
+        pool.sync(save(tensors), peft_json(adapter.configs["lora"]), version)
+        return
     if not merged:
         raise ValueError(f"{model.ref}: engines that run adapters get LoRAs alone")
     changed: dict[str, torch.Tensor] = {}
@@ -146,8 +150,7 @@ def weights_for(ctx: StageContext[Evaluation], model: MeasuredModel, *, merged: 
         changed = changed_weights(ctx.base_dir, adapter.method, adapter.weights, ctx.recipe.model.quantization)
     elif model.folder is not None:
         changed = read_weights(model.folder)
-    dtype = getattr(torch, ctx.recipe.model.dtype)
-    return save({name: value.to(dtype).contiguous() for name, value in changed.items()}), REPLACED
+    pool.replace(in_buckets(changed.items(), getattr(torch, ctx.recipe.model.dtype)), version)
 
 
 def _url(ctx: StageContext[Evaluation], name: str, ref: str) -> str:

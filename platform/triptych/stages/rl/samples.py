@@ -14,7 +14,7 @@ from triptych.forward.roles import RoleModel
 from triptych.objectives.masking import widen
 from triptych.rewards.base import Answer
 from triptych.train.batch import Batch, response_mask, sample_batch
-from triptych.train.learner import Learner
+from triptych.train.learners import RoleLearner
 
 
 def moments(name: str, scores: Tensor) -> dict[str, float]:
@@ -81,7 +81,7 @@ class Samples:
         ]
 
     def micro_batches(
-        self, learner: Learner, rows: Sequence[int] | None = None, columns: dict[str, Tensor] | None = None
+        self, learner: RoleLearner, rows: Sequence[int] | None = None, columns: dict[str, Tensor] | None = None
     ) -> list[tuple[list[int], Batch | None]]:
         """This rank's micro-batches of the given rows (all of them): row numbers, and the batch with its `columns`.
 
@@ -95,7 +95,7 @@ class Samples:
         numbers = [[chosen[index] for index in micro] for micro in mine]
         return [(rows, self._batch(rows, columns or {}) if rows else None) for rows in numbers]
 
-    def forward(self, learner: Learner, role: str, compute: Callable[[RoleModel, Batch], Tensor]) -> Tensor:
+    def forward(self, learner: RoleLearner, role: str, compute: Callable[[RoleModel, Batch], Tensor]) -> Tensor:
         """`compute` of every row as `role`, over all ranks: [B, ...] of each micro-batch becomes [N, ...].
 
         Where the second dimension is the answer's tokens, a micro-batch fills the first of them.

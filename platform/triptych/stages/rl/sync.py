@@ -1,20 +1,25 @@
 """The policy's weights into the engines, and the proof, every time, that the engines run them."""
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
 
-from triptych.engines.base import REPLACED, Logprobs, RolloutRecord
+from triptych.engines.base import Logprobs, RolloutRecord
 from triptych.forward.export import adapter_of
-from triptych.forward.roles import BASE, RoleModel
+from triptych.forward.roles import RoleModel
+from triptych.methods.freeze import whole_tables
 from triptych.models.adapter import peft_json
 from triptych.models.adapter_effect import LARGEST_GAP
+from triptych.models.full import in_buckets
+from triptych.models.stored import stored_in_turn
 from triptych.recipe import POLICY
+from triptych.rollout.coordinator import SyncReport
 from triptych.rollout.sync_check import check_sync
 from triptych.stages.rl.worker import RlWorker
+from triptych.stages.whole_model import WholeModel
 from triptych.train.batch import Batch, sample_batch
 from triptych.train.tasks.forward import response_logprobs
 
@@ -28,7 +33,8 @@ class Probe:
 
     prompts: list[list[int]]
     answers: list[list[int]]
-    before: Logprobs
+    before: Logprobs | None
+    """None: nobody can compute them."""
 
 
 def probe(worker: RlWorker, records: Sequence[RolloutRecord], role: str = POLICY) -> Probe:
@@ -43,8 +49,8 @@ def probe(worker: RlWorker, records: Sequence[RolloutRecord], role: str = POLICY
 
 
 def first_sync(worker: RlWorker, version: int) -> None:
-    """Before any answer is there: prompts cut in two stand for answers, and the base for the old weights."""
-    sync_policy(worker, version, _halved(worker, BASE))
+    """Before any answer is there: prompts cut in two stand for answers, and what engines start with for old weights."""
+    sync_policy(worker, version, _halved(worker, worker.sampled_first))
 
 
 def sync_others(worker: RlWorker, version: int, load: Callable[[], None]) -> None:
@@ -55,7 +61,7 @@ def sync_others(worker: RlWorker, version: int, load: Callable[[], None]) -> Non
 
 
 def sync_policy(worker: RlWorker, version: int, asked: Probe) -> dict[str, float]:
-    """Send the policy's adapter to every engine as `version`.
+    """Send the policy to every engine as `version`.
 
     Raises:
         RunError: an engine still runs older weights, or others.
@@ -63,9 +69,8 @@ def sync_policy(worker: RlWorker, version: int, asked: Probe) -> dict[str, float
     learner = worker.learner
     now = _learner_logprobs(worker, POLICY, asked.prompts, asked.answers)
     metrics: dict[str, float] = {}
-    weights = learner.weights(POLICY)
-    if learner.group.rank == 0:
-        report = worker.pool.sync(*_for_engines(worker, weights), version)
+    report = _send(worker, version)
+    if report is not None:
         sequences = [p + a for p, a in zip(asked.prompts, asked.answers, strict=True)]
         engines = worker.pool.logprobs(sequences, [len(prompt) for prompt in asked.prompts])
         check = check_sync(engines, now, asked.before, LARGEST_GAP[worker.ctx.recipe.model.dtype])
@@ -74,21 +79,40 @@ def sync_policy(worker: RlWorker, version: int, asked: Probe) -> dict[str, float
     return learner.group.broadcast(metrics)
 
 
-def _halved(worker: RlWorker, role: str) -> Probe:
-    """Prompts cut in two, the second half as the answer, and what the learner says of it as `role`."""
+def _halved(worker: RlWorker, role: str | None) -> Probe:
+    """Prompts cut in two, the second half as the answer, and what the learner says of it as `role`, if there is one."""
     whole = [prompt.input_ids for prompt in worker.prompts[:PROBES]]
     prompts, answers = [ids[: len(ids) // 2] for ids in whole], [ids[len(ids) // 2 :] for ids in whole]
-    return Probe(prompts, answers, _learner_logprobs(worker, role, prompts, answers))
+    return Probe(prompts, answers, None if role is None else _learner_logprobs(worker, role, prompts, answers))
 
 
-def _for_engines(worker: RlWorker, weights: dict[str, Tensor]) -> tuple[bytes, dict[str, Any]]:
-    """The policy as a LoRA, or, of experts or by another method, as weights of the base, and what the bytes are."""
-    adapter = adapter_of(worker.policy_method, weights, worker.stage.output)
-    if adapter.is_lora:
+def _send(worker: RlWorker, version: int) -> SyncReport | None:
+    """Send the policy to every engine. Every rank calls it; rank 0 gets the pool's report."""
+    learner, policy, dtype = worker.learner, worker.policy, worker.learner.model.dtype
+    if isinstance(policy, WholeModel):
+        trained = _stored(worker, policy, learner.weights_in_turn(POLICY))
+        if learner.group.rank == 0:
+            return worker.pool.replace(in_buckets(trained, dtype), version)
+        deque(trained, maxlen=0)  # rank 0 gathers each tensor from all
+        return None
+    weights = learner.weights(POLICY)
+    if learner.group.rank != 0:
+        return None
+    adapter = adapter_of(policy.method, weights, worker.stage.output)
+    if adapter.is_lora:  # and not of experts
         tensors = {name: value.contiguous() for name, value in adapter.weights.items()}
-        return save(tensors), peft_json(adapter.configs["lora"])
+        return worker.pool.sync(save(tensors), peft_json(adapter.configs["lora"]), version)
     changed = worker.weight_changes(adapter.method).of(adapter.weights)
-    return save({name: value.to(worker.learner.model.dtype).contiguous() for name, value in changed.items()}), REPLACED
+    return worker.pool.replace(in_buckets(changed.items(), dtype), version)
+
+
+def _stored(
+    worker: RlWorker, policy: WholeModel, trained: Iterator[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """What a whole policy trains, by the names and in the form of the files that the engines started with."""
+    folder = policy.folder or worker.ctx.base_dir
+    model = worker.learner.model.lm
+    return stored_in_turn(model, whole_tables(policy.method, folder, trained), folder)
 
 
 def _learner_logprobs(worker: RlWorker, role: str, prompts: list[list[int]], answers: list[list[int]]) -> Logprobs:

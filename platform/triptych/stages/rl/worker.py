@@ -17,7 +17,7 @@ from triptych.data.encode import PromptExample
 from triptych.data.end_tokens import answer_texts, end_tokens
 from triptych.engines.base import SampleRequest
 from triptych.errors import RunError, UserError
-from triptych.forward.roles import RoleModel
+from triptych.forward.roles import BASE, RoleModel
 from triptych.methods.merged import WeightChanges
 from triptych.models.adapter import Adapter, Normalization
 from triptych.models.heads import ScalarHead
@@ -34,9 +34,12 @@ from triptych.stages.recorder import Recorder
 from triptych.stages.rl.prompts import read_prompts
 from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.stopping import Stopping, stopping_of
+from triptych.stages.role_models import RoleModels
 from triptych.stages.stored_adapter import StoredAdapter
+from triptych.stages.whole_model import WholeModel
 from triptych.train import checkpoint
-from triptych.train.learner import Learner, Objective
+from triptych.train.learner import Objective
+from triptych.train.learners import RoleLearner
 from triptych.train.tasks.forward import (
     response_logprobs,
     response_logprobs_and_entropy,
@@ -50,11 +53,12 @@ class RlWorker:
     """Roles, engines and prompts of one rank of the learner."""
 
     ctx: StageContext[Rl]
-    learner: Learner
+    learner: RoleLearner
     pool: RolloutPool
     prompts: list[PromptExample]
     heldout: list[PromptExample]
-    policy_method: Method
+    policy: Adapter | WholeModel
+    """What the policy starts from."""
     reward_roles: Sequence[tuple[str, ...]]
     """Roles of the members of each reward model, in the order of the recipe."""
     writer: checkpoint.Writer
@@ -85,6 +89,13 @@ class RlWorker:
         """True if the policy learns in step `step`, counted from 1."""
         critic = self.stage.algorithm.value_model
         return critic is None or step > critic.warmup_steps
+
+    @property
+    def sampled_first(self) -> str | None:
+        """The role that engines sample before their first sync; None: no role is it."""
+        if isinstance(self.policy, WholeModel):
+            return REFERENCE if self.stage.needs_reference else None
+        return BASE
 
     @property
     def kl_coef(self) -> float:
@@ -174,17 +185,17 @@ class RlWorker:
 
 
 def start(config: dict[str, Any]) -> RlWorker:
-    """The roles of the stage on one base, and what surrounds them."""
+    """The roles of the stage on their models, and what surrounds them."""
     ctx: StageContext[Rl] = config["ctx"]
     stage, stopping = ctx.stage, stopping_of(ctx)
-    model = role_model(ctx, stage.train.memory, get_device())
-    # Taken out of what this process was given, whose copies would stay beside those on the model.
-    initial: StoredAdapter = config.pop("policy")
+    # Taken out of what this process was given, whose copies would stay beside those on the models.
+    initial: StoredAdapter | WholeModel = config.pop("policy")
     rewarding: list[StoredAdapter] = config.pop("rewards")
     teaching: StoredAdapter | None = config.pop("teacher")
-    policy = initial.adapter
+    policy = initial.adapter if isinstance(initial, StoredAdapter) else initial
+    models = RoleModels(lambda folder: role_model(ctx, stage.train.memory, get_device(), folder=folder))
     reward_roles = add_roles(
-        model,
+        models,
         policy,
         *(one.adapter for one in rewarding),
         reference=stage.needs_reference,
@@ -192,14 +203,8 @@ def start(config: dict[str, Any]) -> RlWorker:
         teacher=None if teaching is None else teaching.adapter,
     )
     kl = stage.kl
-    workers = stage.train.workers
-    learner = Learner(
-        model,
-        optimizers_of(stage),
-        optimizer_steps(stage),
-        strategy=workers.strategy,
-        offload=workers.offload,
-        max_bad_steps=stage.train.max_bad_steps,
+    learner = models.learner(
+        optimizers_of(stage), optimizer_steps(stage), stage.train.workers, max_bad_steps=stage.train.max_bad_steps
     )
     worker = RlWorker(
         ctx=ctx,
@@ -208,7 +213,7 @@ def start(config: dict[str, Any]) -> RlWorker:
         pool=config["pool"],
         prompts=read_prompts(ctx, "train"),
         heldout=read_prompts(ctx, "heldout") if stage.data.heldout else [],
-        policy_method=policy.method,
+        policy=policy,
         reward_roles=reward_roles,
         kl=None if kl.target is None else AdaptiveKL(kl.coef, kl.target, kl.horizon),
         pad=tokenizer_of(ctx).pad_token_id,
@@ -236,41 +241,41 @@ def optimizer_steps(stage: Rl) -> dict[str, int]:
 
 
 def add_roles(
-    model: RoleModel,
-    policy: Adapter,
+    models: RoleModels,
+    policy: Adapter | WholeModel,
     *rewards: Adapter,
     reference: bool = True,
     critic: bool = True,
     teacher: Adapter | None = None,
 ) -> list[tuple[str, ...]]:
-    """Policy and reference from one adapter, reward models from the others; scores come out normalised.
+    """Policy and reference from one start, reward models from the others; scores come out normalised.
 
     Each member of an ensemble has a role: they are returned, by reward model. The critic is a copy of the first of
     all, or, without a reward model, of the policy, with a head whose values are zero. `reference`, `critic`: whether
     there shall be such a role.
     """
-    model.add(POLICY, policy.method, trainable=True, weights=policy.weights)
+    models.put(POLICY, policy, trainable=True)
     if reference:
-        model.add(REFERENCE, policy.method, trainable=False, weights=policy.weights)
+        models.put(REFERENCE, policy, trainable=False)
     found = []
     for number, reward in enumerate(rewards):
         found.append(member_roles(role_of(number), 1 + len(reward.others)))
         for role, member in zip(found[-1], (reward, *reward.others), strict=True):
-            add_scoring(model, role, member, _normalization(reward), trainable=False)
+            add_scoring(models.base, role, member, _normalization(reward), trainable=False)
     if critic:
-        _add_critic(model, policy, rewards)
+        _add_critic(models, policy, rewards)
     if teacher is not None:
-        model.add(TEACHER, teacher.method, trainable=False, weights=teacher.weights)
+        models.put(TEACHER, teacher, trainable=False)
     return found
 
 
-def _add_critic(model: RoleModel, policy: Adapter, rewards: Sequence[Adapter]) -> None:
+def _add_critic(models: RoleModels, policy: Adapter | WholeModel, rewards: Sequence[Adapter]) -> None:
     if rewards:
-        add_scoring(model, CRITIC, rewards[0], _normalization(rewards[0]), trainable=True)
+        add_scoring(models.base, CRITIC, rewards[0], _normalization(rewards[0]), trainable=True)
         return
-    head = ScalarHead(model.hidden_size)
+    head = ScalarHead(models.hidden_size)
     head.load(torch.zeros_like(head.weight), torch.zeros_like(head.bias))
-    model.add(CRITIC, policy.method, trainable=True, weights=policy.weights, head=head)
+    models.put(CRITIC, policy, trainable=True, head=head)
 
 
 def _normalization(reward: Adapter) -> Normalization:

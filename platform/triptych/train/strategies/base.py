@@ -69,6 +69,9 @@ class Strategy(Protocol):
     def values(self, role: str) -> dict[str, Tensor]:
         """Full parameters, detached. Collective."""
 
+    def value(self, role: str, name: str) -> Tensor:
+        """A full parameter, detached. Collective."""
+
     def assign(self, role: str, values: Mapping[str, Tensor]) -> None:
         """Overwrite parameters with full values, the same on every rank; optimizer states stay. Every rank calls it."""
 

@@ -79,7 +79,11 @@ class Dense:
 
     def values(self, role: str) -> dict[str, Tensor]:
         """Full parameters, detached."""
-        return {name: self._full(p.detach()) for name, p in self.parameters[role].items()}
+        return {name: self.value(role, name) for name in self.parameters[role]}
+
+    def value(self, role: str, name: str) -> Tensor:
+        """A full parameter, detached."""
+        return self._full(self.parameters[role][name].detach())
 
     @torch.no_grad()
     def assign(self, role: str, values: Mapping[str, Tensor]) -> None:

@@ -115,7 +115,11 @@ class Zero:
 
     def values(self, role: str) -> dict[str, Tensor]:
         """Full parameters, detached."""
-        return {name: safe_get_full_fp32_param(p).detach() for name, p in self.parameters[role].items()}
+        return {name: self.value(role, name) for name in self.parameters[role]}
+
+    def value(self, role: str, name: str) -> Tensor:
+        """A full parameter, detached."""
+        return safe_get_full_fp32_param(self.parameters[role][name]).detach()
 
     @torch.no_grad()
     def assign(self, role: str, values: Mapping[str, Tensor]) -> None:
