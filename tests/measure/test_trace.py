@@ -37,9 +37,10 @@ def real(planned: Recipe) -> int:
     stage = planned.trained["stage"]
     run = dry_run(planned, "stage", random_base(planned.model), "single")
     run.step(WARM)
-    held = [*run.learner.model.parameters(), *run.learner.model.buffers()]
-    held += [b for role in run.learner.model.attached for b in run.learner.model.buffers_of(role).values()]
-    held += [piece.values for piece in run.learner.strategy.slices()]
+    held = [tensor for one in run.learner.each for tensor in (*one.model.parameters(), *one.model.buffers())]
+    for one in run.learner.each:
+        held += [b for role in one.model.attached for b in one.model.buffers_of(role).values()]
+        held += [piece.values for piece in one.strategy.slices()]
     storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in held}
     with Alive(held) as alive:
         run.step(micro_batch(stage), accumulated(stage, micro_batch(stage)))
@@ -88,6 +89,28 @@ def test_stages_and_levers(tmp_path: Path, change: dict[str, Any]) -> None:
     planned = recipe(tmp_path, **change)
     (parts,) = trace(planned, "stage", 4).values()
     assert parts.total() == pytest.approx(real(planned), rel=0.02)
+
+
+WHOLE: dict[str, Any] = {
+    "kind": "rl",
+    "policy": "sft@1",
+    "method": {"name": "full"},
+    "algorithm": {"name": "grpo"},
+    "rewards": [{"name": "length", "limit": 24, "cache": 8}],
+    "rollout": {"prompts_per_step": 2, "max_prompt_tokens": 40, "sampling": {"max_new_tokens": 24}},
+    "train": {"batch": {"micro_tokens": 256}},
+}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"policy": "base"}, {"kl": {"coef": 0.0}}, {"algorithm": {"name": "ppo"}}, {"model": {"dtype": "bfloat16"}}],
+    ids=str,
+)
+def test_a_whole_policy_is_traced_beside_the_models_of_other_roles(tmp_path: Path, change: dict[str, Any]) -> None:
+    planned = recipe(tmp_path, **(WHOLE | change))
+    last = list(trace(planned, "stage", 4).values())[-1]
+    assert last.total() == pytest.approx(real(planned), rel=0.03)
 
 
 @pytest.mark.exhaustive

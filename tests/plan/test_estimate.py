@@ -140,6 +140,33 @@ def test_ppo_has_one_base_in_its_learner_and_engines_beside_it(reviews: Reviews)
     assert ppo.peak_bytes == sum(r.peak_bytes for r in learner) - turns + 2 * ppo.roles["engine"].peak_bytes
 
 
+def test_a_whole_policy_has_a_model_of_its_own_and_its_reference_another(reviews: Reviews) -> None:
+    """Exactly: weights of each copy; float32 masters, gradients and optimizer of what trains."""
+
+    def parts(*overrides: str) -> dict[str, dict[str, int]]:
+        ppo = estimate(reviews("stages.sft.method.name=full", *overrides), machine=SERVER, stage="ppo").stages["ppo"]
+        names = ("weights", "masters", "adapter", "gradients", "optimizer")
+        return {
+            role: {name: found.parts[name].expected for name in names if name in found.parts}
+            for role, found in ppo.roles.items()
+            if role != "engine"
+        }
+
+    whole = {"weights": 2 * WEIGHTS, "masters": 2 * WEIGHTS, "gradients": 4 * WEIGHTS, "optimizer": 8 * WEIGHTS}
+    own, scored = parts(), (ADAPTER + 577) * 4
+    assert own["policy"] == whole
+    assert own["reference"] == {"weights": 2 * WEIGHTS, "adapter": 0}
+    assert own["critic"] == {
+        "weights": 2 * WEIGHTS, "adapter": scored, "gradients": scored, "optimizer": 2 * scored
+    }  # fmt: skip
+    assert own["reward"] == {"adapter": scored}, "it stands on the base that the critic is counted with"
+    assert "weights" not in parts("stages.ppo.policy=base")["critic"], "it shares the base with the reference"
+    assert "reference" not in parts("stages.ppo.kl.coef=0")
+    alone = parts("stages.ppo.rewards=[{name: length, limit: 20, cache: 4}]")
+    head = {"gradients": 4 * WEIGHTS + 4 * 577, "optimizer": 8 * WEIGHTS + 8 * 577}
+    assert alone["critic"] == whole | head, "a copy of the policy"
+
+
 def test_intervals_hold_their_middle(reviews: Reviews) -> None:
     for stage in estimate(reviews(), machine=LAPTOP).stages.values():
         for role in stage.roles.values():

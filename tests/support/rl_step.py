@@ -36,6 +36,7 @@ from triptych.stages.rl.worker import RlWorker, add_roles, optimizer_steps, opti
 from triptych.stages.role_models import RoleModels
 from triptych.stages.whole_model import WholeModel
 from triptych.train.checkpoint import Writer
+from triptych.train.learners import learner_of
 
 __all__ = [
     "CRITIC",
@@ -95,7 +96,8 @@ def make_run(
     if dtype == torch.float64:
         for model in models.each:
             in_float64(model)
-    learner = models.learner(optimizers_of(stage), optimizer_steps(stage), stage.train.workers)
+    chosen = stage.train.workers.strategy
+    learner = learner_of(models.each, optimizers_of(stage), optimizer_steps(stage), strategy=chosen)
     started = folder if whole is None or whole.folder is None else whole.folder
     kl = stage.kl
     return RlWorker(

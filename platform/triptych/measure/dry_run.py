@@ -1,5 +1,6 @@
 """Dry runs: a stage's learner and its largest step, full micro-batches of the longest rows. Needs no data."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pkgutil import resolve_name
@@ -19,12 +20,12 @@ from triptych.recipe import (
     TrainedStage,
     member_roles,
 )
-from triptych.recipe.method import Mam, Unipelt
+from triptych.recipe.method import Mam, Unipelt, trains_base
 from triptych.recipe.stage import MicroBatch
 from triptych.recipe.training import StrategyName
 from triptych.train.batch import Batch
-from triptych.train.group import Group
-from triptych.train.learner import Learner, Objective
+from triptych.train.learner import Objective
+from triptych.train.learners import RoleLearner, learner_of
 from triptych.train.strategies import initial_placement
 from triptych.train.tasks.task import Limits, Task
 
@@ -36,7 +37,7 @@ STEPS = 1000
 class DryRun:
     """A stage's learner, its objectives in their order, and a function that makes batches for them."""
 
-    learner: Learner
+    learner: RoleLearner
     objectives: Sequence[Objective]
     batch: Callable[[MicroBatch], Batch]
 
@@ -70,22 +71,27 @@ def dry_run(
     """
     stage, dtype = recipe.trained[name], getattr(torch, recipe.model.dtype)
     memory, specs = stage.train.memory, stage.roles(recipe.stages)
-    model = RoleModel(
-        initial_placement(base, strategy, device or base.device),
-        dtype,
-        device=device,
-        packing=recipe.model.packing,
-        checkpointing=memory.checkpointing,
-        loss_chunk=memory.loss_chunk,
-    )
+    models = dict.fromkeys(spec.model for spec in specs)
+    bases = [base, *(copy.deepcopy(base) for _ in range(len(models) - 1))]
+
+    def on_model(loaded: PreTrainedModel) -> RoleModel:
+        return RoleModel(
+            initial_placement(loaded, strategy, device or base.device),
+            dtype,
+            device=device,
+            packing=recipe.model.packing,
+            checkpointing=memory.checkpointing,
+            loss_chunk=memory.loss_chunk,
+        )
+
+    made = dict(zip(models, map(on_model, bases), strict=True))
     for spec in specs:
-        add_role(model, spec)
+        add_role(made[spec.model], spec)
     optimizers = {spec.name: spec.optimizer for spec in specs if spec.optimizer is not None}
-    learner = Learner(
-        model,
+    learner = learner_of(
+        list(made.values()),
         optimizers,
         dict.fromkeys(optimizers, STEPS),
-        Group(),
         dropout=stage.shape().dropout,
         strategy=strategy,
         offload=stage.workers.offload,
@@ -120,6 +126,9 @@ def textless(method: Method) -> Method:
 def add_role(model: RoleModel, spec: RoleSpec) -> None:
     """Put a role, or each member of an ensemble, on a model; methods and heads are newly initialised."""
     for role in member_roles(spec.name, spec.copies):
+        if trains_base(spec.method) and not spec.trained:
+            model.add_plain(role, _head(model, spec))
+            continue
         model.add(role, textless(spec.method), trainable=spec.trained, head=_head(model, spec))
 
 

@@ -107,7 +107,8 @@ def _moments(recipe: Recipe, name: str, depth: int, limit: MicroBatch) -> dict[s
         run = dry_run(recipe, name, base, "single")
         _watch(live, run)
         run.step(WARM)
-        states = (s for s in run.learner.strategy.slices() if s.name.split("/")[1] not in (VALUE, LOSS_SCALE))
+        pieces = (piece for learner in run.learner.each for piece in learner.strategy.slices())
+        states = (s for s in pieces if s.name.split("/")[1] not in (VALUE, LOSS_SCALE))
         live.own("optimizer", [state.values for state in states])
         for objective in run.objectives:
             live.forget()
@@ -128,14 +129,14 @@ def _updates_marked(live: LiveMemory) -> Iterator[None]:
 
 
 def _watch(live: LiveMemory, run: DryRun) -> None:
-    """Assign the model's parameters and gradients to parts, and watch its blocks."""
-    model = run.learner.model
-    live.own("weights", [*model.parameters(), *model.buffers()])
-    for named in run.learner.strategy.parameters.values():
-        live.own("adapter", named.values())
-        for parameter in named.values():
-            parameter.register_post_accumulate_grad_hook(lambda p: live.own("gradients", [p.grad]))
-    live.watch(model.blocks())
+    """Assign the models' parameters and gradients to parts, and watch their blocks."""
+    for learner in run.learner.each:
+        live.own("weights", [*learner.model.parameters(), *learner.model.buffers()])
+        for named in learner.strategy.parameters.values():
+            live.own("adapter", named.values())
+            for parameter in named.values():
+                parameter.register_post_accumulate_grad_hook(lambda p: live.own("gradients", [p.grad]))
+        live.watch(learner.model.blocks())
 
 
 def _replaced(parts: Parts, peak: Counter[str], spread: Sharding, fill: Shares) -> Parts:

@@ -1,5 +1,7 @@
 """Memory of each role of a stage, by a closed form."""
 
+from collections.abc import Sequence
+
 from triptych.models.families import packs_rows
 from triptych.models.sizes import Sizes, Tensors
 from triptych.plan.activations import BYTES
@@ -24,7 +26,7 @@ def roles(
     gpu: Gpu | None,
     batch: MicroBatch | None = None,
 ) -> dict[str, Parts]:
-    """Memory of each role of a stage in one process; the base is shared, and counted with the first role.
+    """Memory of each role of a stage in one process; a model is counted with the first role that stands on it.
 
     Args:
         recipe: the recipe.
@@ -45,10 +47,21 @@ def roles(
     )
     specs = stage.roles(recipe.stages)
     found = {spec.name: _role(learner, spec, sizes) for spec in specs}
-    found[specs[0].name] = learner.base(specs[0].method) | found[specs[0].name]
+    first, *others = first_on_each_model(specs)
+    found[first.name] = learner.base(first.method) | found[first.name]
+    for spec in others:
+        found[spec.name] = learner.weights(spec.method if spec.trained else None) | found[spec.name]
     if engines is not None:
         found["engine"] = engine_memory(sizes, recipe.model.dtype, engines, gpu)
     return found
+
+
+def first_on_each_model(specs: Sequence[RoleSpec]) -> list[RoleSpec]:
+    """Of the roles on each model the first one: the models of a stage, in the order in which they are loaded."""
+    found: dict[str, RoleSpec] = {}
+    for spec in specs:
+        found.setdefault(spec.model, spec)
+    return list(found.values())
 
 
 def _role(learner: Worker, spec: RoleSpec, sizes: Sizes) -> Parts:

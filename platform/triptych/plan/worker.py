@@ -52,14 +52,18 @@ class Worker:
 
     def base(self, method: Method) -> Parts:
         """Memory of the base on one worker: weights, masters, DeepSpeed's bucket, kernels and runtime."""
+        bucket = {"bucket": Bytes.exactly(ZERO_BUCKET)} if self.spread.bucket else {}
+        kernels = Bytes.scaled(1e9, KERNELS[BYTES[self.model.dtype]] if self.on_cpu else GPU_KERNELS)
+        runtime = Bytes(*(RUNTIME if self.on_cpu else GPU_RUNTIME))
+        return self.weights(method) | self._placed(bucket) | {"kernels": kernels, "runtime": runtime}
+
+    def weights(self, method: Method | None) -> Parts:
+        """Weights of a model of the base's shape and their masters; `method` trains on it, None: nothing does."""
         loaded, share = self._loaded(), 1 / self.spread.weights
         parts = {"weights": Bytes.scaled(share, (loaded.low, loaded.expected, loaded.high))}
-        if masters := self._masters(method):
+        if masters := 0 if method is None else self._masters(method):
             parts["masters"] = Bytes.exactly(int(share * masters))
-        if self.spread.bucket:
-            parts["bucket"] = Bytes.exactly(ZERO_BUCKET)
-        kernels = Bytes.scaled(1e9, KERNELS[BYTES[self.model.dtype]] if self.on_cpu else GPU_KERNELS)
-        return self._placed(parts) | {"kernels": kernels, "runtime": Bytes(*(RUNTIME if self.on_cpu else GPU_RUNTIME))}
+        return self._placed(parts)
 
     def trained(self, method: Method, head: Sequence[Tensors], optimizer: Optimizer, *, logits: bool) -> Parts:
         """Memory of a role that is updated."""
@@ -77,8 +81,9 @@ class Worker:
         return self._placed(parts) | work | self._snapshot((values + state) // spread.workers, total(work.values()))
 
     def frozen(self, method: Method, head: Sequence[Tensors], members: int = 1) -> Parts:
-        """Memory of a frozen role, in `members` copies."""
-        values = FP32 * sum(tensor.numel for tensor in [*trained(method, self.sizes), *head])
+        """Memory of a frozen role, in `members` copies, beside the model that it stands on, or that it is itself."""
+        own = [] if trains_base(method) else trained(method, self.sizes)
+        values = FP32 * sum(tensor.numel for tensor in [*own, *head])
         return self._placed({"adapter": Bytes.exactly(members * values // self.spread.weights)})
 
     def _transient(self, method: Method, values: int, *, logits: bool) -> Parts:

@@ -107,6 +107,11 @@ class RoleSpec:
         """True if the role has a model for itself; else it stands on the base, which adapters share."""
         return trains_base(self.method) and (self.trained or self.copied)
 
+    @property
+    def model(self) -> str:
+        """Name of the model that it stands on: the role's own, or empty for the base that is shared."""
+        return self.name if self.own_model else ""
+
 
 @dataclass(frozen=True)
 class SamplingShape:

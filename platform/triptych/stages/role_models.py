@@ -1,17 +1,12 @@
 """The models that the roles of a stage stand on: the base, which adapters share, and whole models of single roles."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from triptych.forward.roles import RoleModel
 from triptych.models.adapter import Adapter
 from triptych.models.heads import ScalarHead
-from triptych.recipe import Optimizer, Workers
-from triptych.recipe.training import StrategyChoice
 from triptych.stages.whole_model import WholeModel
-from triptych.train.group import Group
-from triptych.train.learner import MAX_BAD_STEPS, Learner
-from triptych.train.learners import Learners, RoleLearner
 
 
 class RoleModels:
@@ -49,35 +44,6 @@ class RoleModels:
         else:
             (self.base if start.folder is None else self._loaded(start.folder)).add_plain(role, head)
 
-    def learner(
-        self,
-        optimizers: Mapping[str, Optimizer],
-        total_steps: Mapping[str, int],
-        workers: Workers,
-        max_bad_steps: int = MAX_BAD_STEPS,
-    ) -> RoleLearner:
-        """Spread every model over the ranks; the arguments are those of `Learner`."""
-        group, loaded = Group(), max(model.loaded_bytes for model in self.each)
-        before = sum(model.loaded_bytes for model in self.each)
-        learners = []
-        for model in self.each:
-            own = {role: one for role, one in optimizers.items() if model.trainable.get(role)}
-            steps, strategy = {role: total_steps[role] for role in own}, _strategy(workers.strategy, trained=bool(own))
-            learners.append(
-                Learner(
-                    model, own, steps, group, strategy=strategy, offload=workers.offload, max_bad_steps=max_bad_steps
-                )
-            )
-        if len(learners) == 1:
-            return learners[0]
-        # Each model was measured with those before it: the last one's number is of all, before they were spread.
-        return Learners(learners, loaded + sum(model.loaded_bytes for model in self.each) - before)
-
     def _loaded(self, folder: Path | None) -> RoleModel:
         self.each.append(self._load(folder))
         return self.each[-1]
-
-
-def _strategy(chosen: StrategyChoice, *, trained: bool) -> StrategyChoice:
-    """The strategy of one of the models: zero3 shards by an optimizer, so what it trains nothing of is left to fsdp."""
-    return "fsdp" if chosen == "zero3" and not trained else chosen

@@ -6,9 +6,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from triptych.forward.roles import RoleModel
+from triptych.recipe import Optimizer
+from triptych.recipe.training import StrategyChoice
 from triptych.train.batch import Batch
 from triptych.train.group import Group
-from triptych.train.learner import Learner, LearnerState, Objective, StepReport
+from triptych.train.learner import MAX_BAD_STEPS, Learner, LearnerState, Objective, StepReport
 
 
 class RoleLearner(Protocol):
@@ -94,3 +96,34 @@ class Learners:
             own = [role for role, trained in learner.model.trainable.items() if trained]
             counts = {key: {name: counts[name] for name in own} for key, counts in numbers.items()}
             learner.load_state(tensors, counts)
+
+
+def learner_of(
+    models: Sequence[RoleModel],
+    optimizers: Mapping[str, Optimizer],
+    total_steps: Mapping[str, int],
+    *,
+    dropout: bool = False,
+    strategy: StrategyChoice = "auto",
+    offload: bool = False,
+    max_bad_steps: int = MAX_BAD_STEPS,
+) -> RoleLearner:
+    """Spread every model over the ranks, and make an optimizer for each trained role.
+
+    Args:
+        models: in the order in which they were loaded, that of the first trained role first.
+        optimizers: settings of the optimizer of each role that is trained, and so all others: see `Learner`.
+    """
+    group, loaded = Group(), max(model.loaded_bytes for model in models)
+    before, learners = sum(model.loaded_bytes for model in models), []
+    for model in models:
+        own = {role: one for role, one in optimizers.items() if model.trainable.get(role)}
+        steps = {role: total_steps[role] for role in own}
+        # zero3 shards by an optimizer: a model that it has none for is left to fsdp.
+        chosen: StrategyChoice = "fsdp" if strategy == "zero3" and not own else strategy
+        settings: dict[str, Any] = {"dropout": dropout, "offload": offload, "max_bad_steps": max_bad_steps}
+        learners.append(Learner(model, own, steps, group, strategy=chosen, **settings))
+    if len(learners) == 1:
+        return learners[0]
+    # Each model was measured with those before it: the largest number is of all, before they were spread.
+    return Learners(learners, loaded + sum(model.loaded_bytes for model in models) - before)

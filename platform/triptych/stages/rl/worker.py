@@ -39,7 +39,7 @@ from triptych.stages.stored_adapter import StoredAdapter
 from triptych.stages.whole_model import WholeModel
 from triptych.train import checkpoint
 from triptych.train.learner import Objective
-from triptych.train.learners import RoleLearner
+from triptych.train.learners import RoleLearner, learner_of
 from triptych.train.tasks.forward import (
     response_logprobs,
     response_logprobs_and_entropy,
@@ -203,8 +203,14 @@ def start(config: dict[str, Any]) -> RlWorker:
         teacher=None if teaching is None else teaching.adapter,
     )
     kl = stage.kl
-    learner = models.learner(
-        optimizers_of(stage), optimizer_steps(stage), stage.train.workers, max_bad_steps=stage.train.max_bad_steps
+    workers = stage.train.workers
+    learner = learner_of(
+        models.each,
+        optimizers_of(stage),
+        optimizer_steps(stage),
+        strategy=workers.strategy,
+        offload=workers.offload,
+        max_bad_steps=stage.train.max_bad_steps,
     )
     worker = RlWorker(
         ctx=ctx,
