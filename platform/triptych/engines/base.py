@@ -79,6 +79,8 @@ class EnginePlan:
     stop_token_ids: tuple[int, ...]
     base: Model | None = None
     """The model in `model_dir`: how it is rounded, and where nodes that do not have that folder find it."""
+    field: str = "rollout"
+    """Recipe field below the stage that sets the pool, for messages."""
 
     def here(self) -> "EnginePlan":
         """The plan with the model's folder on this node, its weights rounded as the learner's are."""

@@ -5,6 +5,7 @@ frozen one; reward models are frozen, and the critic, where the algorithm has on
 first, head included. Every rank runs the same code; rank 0 talks to the pool and broadcasts what it said.
 """
 
+from contextlib import ExitStack, closing
 from typing import Any
 
 from triptych import storage
@@ -16,13 +17,14 @@ from triptych.errors import UserError
 from triptych.forward.export import adapter_of
 from triptych.models.adapter import Adapter
 from triptych.models.peft_files import largest_rank
-from triptych.recipe import POLICY, Rl, Source
+from triptych.recipe import POLICY, TEACHER, Rl, Source
 from triptych.recipe.refusals import NO_EXPERTS, as_policy, is_lora
 from triptych.registry import AdapterVersion
 from triptych.rollout.pool import RolloutPool
 from triptych.stages.adapter_probes import probes_of
 from triptych.stages.artifact import check_gate, commit_adapter, data_parents, finish, measured, parent, sources
 from triptych.stages.context import StageContext, begin
+from triptych.stages.engine_models import fingerprints, start_engine_model
 from triptych.stages.models import tokenizer_of
 from triptych.stages.rl.largest_batch import largest_batch
 from triptych.stages.rl.loop import fit
@@ -48,15 +50,17 @@ def run(ctx: StageContext[Rl]) -> AdapterVersion:
     tables = {split: _encode(ctx, split, source) for split, source in sources(ctx).items()}
     used = (initial, *rewarding, *([] if teacher is None else [teacher]))
     parents = {one.version.ref: one.version.sha256 for one in used}
-    inputs = begin(ctx, tables, parents | data_parents(ctx))
+    inputs = begin(ctx, tables, parents | data_parents(ctx), fingerprints(ctx))
     ctx.tell_of_data(largest_batch(ctx.recipe, stage, tables["train"].columns["prompt_ids"]))
     if storage.read_manifest(ctx.artifact) is None:
-        pool = start_pool(ctx, policy)
-        try:
+        with ExitStack() as pools:
+            pool = pools.enter_context(closing(start_pool(ctx, policy)))
+            others = {
+                one.name: pools.enter_context(closing(start_engine_model(ctx, one))) for one in stage.engine_models
+            }
             config = {"ctx": ctx, "pool": pool, "policy": initial, "rewards": rewarding, "teacher": teacher}
+            config["teacher_pool"] = others.get(TEACHER)
             launch(ctx.name, _train, config, stage.train.workers, storage.join(ctx.folder, "ray"))
-        finally:
-            pool.close()
     return finish(ctx, inputs, measured(ctx), more=read_ending(ctx))
 
 
