@@ -61,6 +61,8 @@ def test_a_written_recipe_keeps_what_the_algorithm_chose(three_stages: Path) -> 
         (["algorithm.name=grpo"], [POLICY, REFERENCE, REWARD]),
         (["algorithm.name=grpo", "kl.coef=0"], [POLICY, REWARD]),
         (["algorithm={name: opd, teacher: other@1}"], [POLICY, TEACHER, REWARD]),
+        (["algorithm={name: opd, teacher: {base: other}}"], [POLICY, REWARD]),
+        (["algorithm={name: opd, teacher: sft, divergence: jsd}"], [POLICY, TEACHER, REWARD]),
         (["algorithm={name: opd, teacher: sft}", "kl.coef=0.1"], [POLICY, REFERENCE, TEACHER, REWARD]),
     ],
 )
@@ -92,6 +94,31 @@ FAULTS = [
         ["algorithm={name: opd, teacher: reward}"],
         r"algorithm.teacher: .*`reward`",
     ),
+    (
+        ["algorithm={name: opd, teacher: sft, divergence: kl}"],
+        r'algorithm.divergence: cannot be "kl"; allowed: sampled or reverse_kl, forward_kl, jsd',
+    ),
+    (
+        ["algorithm={name: opd, teacher: sft, divergence: reverse_kl, beta: 0.3}"],
+        r"algorithm: beta 0.3 with divergence reverse_kl; allowed: with divergence jsd",
+    ),
+    (
+        ["algorithm={name: opd, teacher: sft, divergence: jsd, gamma: 0.5}"],
+        r"algorithm: gamma 0.5 with divergence jsd, .*; allowed: 0, or divergence sampled",
+    ),
+    (
+        ["algorithm={name: opd, teacher: {base: other}, divergence: forward_kl}"],
+        r"algorithm: divergence forward_kl with a teacher of its own, .*; allowed: divergence sampled, or",
+    ),
+    (["algorithm={name: opd, teacher: {bas: x}}"], r"algorithm.teacher.base: missing"),
+    (
+        ["algorithm={name: opd, teacher: {base: other}}", "rollout.sampling.temperature=0.7"],
+        r"rollout.sampling.temperature: 0.7, and engines judge the tokens of a prompt at temperature 1 alone",
+    ),
+    (
+        ["algorithm={name: opd, teacher: {base: other}}", "algorithm.teacher.engines.sync=adapter"],
+        r"algorithm.teacher.engines.sync: adapter, and a teacher's weights never change; allowed: auto",
+    ),
     (["kl.coef=-0.1"], r"kl.coef: cannot be -0.1; allowed: a number >= 0"),
     (["kl={coef: 0, target: 3.0}"], r"kl.coef: 0, which no target moves"),
     (["importance.floor=3"], r"importance.*floor 3 with cap 2; allowed: a floor less than the cap"),
@@ -120,6 +147,8 @@ def test_what_does_not_fit_together_is_refused(three_stages: Path, overrides: li
         ["algorithm={name: grpo, clip_high: 0.28, aggregation: token, dynamic_sampling: 10}", "kl.coef=0"],
         ["algorithm={name: rloo, dynamic_sampling: 2}", "kl.placement=loss"],
         ["algorithm={name: opd, teacher: sft}", "rewards=[{name: length, limit: 40, cache: 20, weight: 0}]"],
+        ["algorithm={name: opd, teacher: sft, divergence: jsd, beta: 0.1}"],
+        ["algorithm={name: opd, teacher: {base: other}}", "algorithm.teacher.engines.gpus=1"],
         ["algorithm.critic={updates: 2, warmup_steps: 4, lam: 1.0}", "rollout.samples_per_prompt=1"],
     ],
 )

@@ -20,6 +20,7 @@ from tests.support.rl_step import (
     rl_step,
     steps_of_each,
 )
+from triptych.forward.roles import BASE
 from triptych.recipe import REFERENCE, REWARD, TEACHER
 
 OPTIMIZER = {"optimizer": {"lr": 0.01}}
@@ -32,6 +33,10 @@ TERMS: dict[str, dict[str, Any]] = {
     "cispo": {"algorithm": {"name": "cispo"}, "kl": {"coef": 0.05, "kind": "k2"}},
     "gspo": {"algorithm": {"name": "gspo"}, "kl": {"coef": 0.0}},
     "opd": {"algorithm": {"name": "opd", "teacher": "other@1"}, "kl": {"coef": 0.0}},
+    **{
+        name: {"algorithm": {"name": "opd", "teacher": "other@1", "divergence": name}, "kl": {"coef": 0.0}}
+        for name in ("reverse_kl", "forward_kl", "jsd")
+    },
     "single rollout": {
         "algorithm": {"name": "ppo", "critic": OPTIMIZER | {"updates": 2, "lam": 1.0}},
         "kl": {"coef": 0.0},
@@ -86,6 +91,7 @@ def test_a_step_of_one_minibatch_has_ratio_one(tiny_model_dir: Path, tmp_path: P
     assert set(found.before) == {POLICY, REWARD} | {role for role, there in others.items() if there}
     assert ("value_loss" in metrics) == critic
     assert ("kl" in metrics) == ("kl_coef" in metrics) == ("heldout_kl" in evaluate(found.run, "one")) == reference
+    assert ("divergence" in metrics) == ("distillation_loss" in metrics) == (stage.algorithm.distilled is not None)
     assert ("kl_loss" in metrics) == (reference and stage.kl.placement == "loss")
 
 
@@ -109,6 +115,22 @@ def test_distillation_brings_the_policy_to_the_teacher(tiny_model_dir: Path, tmp
     assert sum(gaps[-4:]) < 0.85 * sum(gaps[:4])
     assert all(row["reward"] == 0.0 and math.isfinite(row["reward_model"]) for row in metrics)
     assert evaluate(run, "after")["heldout_teacher_kl"] > 0.0
+
+
+@pytest.mark.slow
+def test_a_teacher_of_its_own_is_asked_for_the_drawn_tokens(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Its engines run the base here: so does the role without an adapter."""
+    sampling = {"max_new_tokens": 6, "temperature": 1.0}
+    rollout = {"prompts_per_step": 3, "samples_per_prompt": 2, "sampling": sampling}
+    algorithm = {"name": "opd", "teacher": {"base": str(tiny_model_dir)}}
+    terms: dict[str, Any] = {"algorithm": algorithm, "rollout": rollout, "evaluation": sampling, "kl": {}}
+    found = learned(tiny_model_dir, tmp_path, **terms)
+    samples = found.run.sample(found.run.prompts[:3], "again", found.run.stage.rollout.sampling)
+    judged = found.run.teacher_logprobs(samples)
+    torch.testing.assert_close(judged, found.run.logprobs(samples, BASE).float(), rtol=0, atol=1e-6)
+    assert TEACHER not in found.run.learner.model.trainable
+    assert math.isfinite(found.metrics["teacher_kl"])
+    assert math.isfinite(evaluate(found.run, "after")["heldout_teacher_kl"])
 
 
 @pytest.mark.slow

@@ -80,6 +80,10 @@ class FakePool:
             found.append(table.gather(1, answer)[:, 0].tolist())
         return [found]
 
+    def judged(self, sequences: list[list[int]], prompt_lens: list[int]) -> Logprobs:
+        """[sequence][response token] at temperature 1."""
+        return self.logprobs(sequences, prompt_lens)[0]
+
     def stats(self) -> dict[str, Any]:
         """No engine was ever restarted."""
         return {"restarts": 0}

@@ -11,10 +11,11 @@ from torch import Tensor
 from tests.support.families import tiny
 from triptych.algorithms.base import Algorithm
 from triptych.algorithms.table import algorithm_of
-from triptych.forward.roles import RoleModel
+from triptych.forward.roles import BASE, RoleModel
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead
 from triptych.objectives.aggregation import Aggregation
+from triptych.objectives.distillation import Divergence
 from triptych.recipe import Full, Lora, Optimizer, Rl
 from triptych.recipe.preference import Sigmoid
 from triptych.train.batch import Batch, answer_batch, language_batch, pair_batch, sample_batch
@@ -25,6 +26,7 @@ from triptych.train.tasks.language import LanguageModeling
 from triptych.train.tasks.reward import PairwiseReward
 from triptych.train.tasks.rl import KlLoss, PolicyUpdate, ValueUpdate
 from triptych.train.tasks.rrhf import RankedPreference
+from triptych.train.tasks.teaching import Teaching
 
 PAD = 0
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -184,6 +186,23 @@ CASES: dict[str, tuple[Objective, Callable[[list[int], torch.dtype], Batch]]] = 
         samples,
     ),
     "policy, over a constant": (PolicyUpdate("policy", PPO.policy_loss, 0.7, Aggregation("constant", 9)), samples),
+    "policy, with the reverse KL to a teacher": (
+        PolicyUpdate(
+            "policy", PPO.policy_loss, 0.7, teaching=Teaching(Divergence("reverse_kl", temperature=0.7), BASE)
+        ),
+        samples,
+    ),
+    "policy, a mean of answers, with a divergence between teacher and policy": (
+        PolicyUpdate(
+            "policy",
+            PPO.policy_loss,
+            0.7,
+            Aggregation("sequence", 9),
+            KlLoss(0.3, "k2"),
+            Teaching(Divergence("jsd", 0.3, 0.7), BASE),
+        ),
+        samples,
+    ),
     "gspo": (PolicyUpdate("policy", algorithm("gspo", clip=0.2).policy_loss, 0.7, Aggregation("sequence", 9)), samples),
     "cispo": (PolicyUpdate("policy", algorithm("cispo").policy_loss, 0.7), samples),
 }

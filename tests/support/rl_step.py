@@ -104,6 +104,7 @@ def make_run(
         ctx=ctx,
         learner=learner,
         pool=cast(RolloutPool, FakePool(started, dtype)),
+        teacher_pool=cast(RolloutPool, FakePool(folder, dtype)) if stage.algorithm.teaching_model else None,
         prompts=[PromptExample(ids, {"number": number}) for number, ids in enumerate(PROMPTS)],
         heldout=[PromptExample(ids, {}) for ids in HELDOUT],
         policy=policy,

@@ -15,7 +15,11 @@ from triptych.recipe.rl import Rl
 
 @dataclass(frozen=True)
 class PolicyDistillation:
-    """Each token is credited with how much likelier the teacher finds it than the policy does."""
+    """Each token is credited with how much likelier the teacher finds it than the policy does.
+
+    Where the divergence is over the whole vocabulary it stands in the learner's objective (`train/tasks/teaching.py`),
+    and tokens are credited with rewards alone.
+    """
 
     stage: Rl
     settings: OnPolicyDistillation
@@ -27,8 +31,10 @@ class PolicyDistillation:
         Rewards with a weight, and a KL penalty in the rewards, are added from each token on.
         """
         assert scored.teacher is not None
-        judged = discounted(scored.teacher - scored.old, scored.mask, self.settings.gamma)
         rewards = discounted(token_rewards(scored, self.stage, kl_coef), scored.mask, 1.0)
+        if self.settings.distilled is not None:
+            return credited(scored, self.stage, rewards)
+        judged = discounted(scored.teacher - scored.old, scored.mask, self.settings.gamma)
         return credited(scored, self.stage, judged + rewards)
 
     def policy_loss(self, logprobs: Tensor, mask: Tensor, credit: Credit) -> LossParts:

@@ -83,6 +83,8 @@ class EnginePlan:
     base: Model | None = None
     """The model in `model_dir`: how it is rounded, and where nodes that do not have that folder find it. None: a whole
     model that was trained."""
+    field: str = "rollout"
+    """Recipe field below the stage that sets the pool, for messages."""
 
     def here(self) -> "EnginePlan":
         """The plan with the model's folder on this node, its weights rounded as the learner's are."""

@@ -27,6 +27,7 @@ from triptych.methods.base import Attachment
 from triptych.methods.peft_family import PeftAttachment
 from triptych.models.blocks import decoder_blocks
 from triptych.models.heads import ClassHead, ScalarHead, check_logits, scale_logits
+from triptych.objectives.distillation import Predictions
 from triptych.objectives.language import chunked_logprobs, token_entropy, token_logprobs
 from triptych.recipe.method import Method, parts_of, trains_base
 from triptych.recipe.training import Checkpointing
@@ -285,8 +286,12 @@ class RoleModel(nn.Module):
 
     def logprobs(self, hidden: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
         """Log-probability [n] of each label [n] after its hidden state [n, d], in float32 or more."""
-        head_trains = any(parameter.requires_grad for parameter in self.lm.get_output_embeddings().parameters())
+        head_trains = self._head_trains
         return chunked_logprobs(self.logits, hidden, labels, temperature, self._loss_chunk, head_trains=head_trains)
+
+    def predictions(self, hidden: Tensor) -> Predictions:
+        """The distributions of the tokens after hidden states [n, d], for a loss over the whole vocabulary."""
+        return Predictions(hidden, self.logits, self._loss_chunk, self._head_trains)
 
     def logprobs_and_entropy(self, hidden: Tensor, labels: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """`logprobs`, and the entropy [n] of each distribution. Without gradients."""
@@ -315,6 +320,10 @@ class RoleModel(nn.Module):
                 f"method.name: {prefixes[0]} stands inside attention, and in a {type(self.lm).__name__} "
                 f"{self.padded_because}; allowed: another method, such as lora or prompt_tuning"
             )
+
+    @property
+    def _head_trains(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.lm.get_output_embeddings().parameters())
 
     def _decoder(self) -> Any:
         return getattr(self.lm, self.lm.base_model_prefix)

@@ -10,7 +10,7 @@ from triptych.plan import memory
 from triptych.plan.amounts import ON_CPU, TRANSIENT, ZERO, Bytes, Parts, total
 from triptych.plan.calibration import MemoryRecord, allocator, calibrate, machine_kind
 from triptych.plan.machines import Machine
-from triptych.plan.placement import PlacedProcess, pack, requests
+from triptych.plan.placement import PlacedProcess, is_engine, pack, requests
 from triptych.plan.sharding import Sharding, sharding
 from triptych.recipe import Recipe
 from triptych.recipe.amount import bytes_of
@@ -88,8 +88,7 @@ def on_devices(
         batch: the largest micro-batch of the stage's data; None: the largest that the recipe allows.
     """
     stage = recipe.trained[name]
-    engine_gpu = machine.gpu if stage.engines is not None and stage.engines.gpus > 0 else None
-    roles = memory.roles(recipe, stage, sizes, strategy, engine_gpu, batch)
+    roles = memory.roles(recipe, stage, sizes, strategy, machine.gpu, batch)
     workers = stage.workers
     if trace is not None:
         on_gpu = workers.gpus > 0 and machine.gpu is not None
@@ -97,13 +96,13 @@ def on_devices(
     known = calibrate(records, machine_kind(machine), recipe.model.dtype, strategy)
     if known.count:
         learned = {
-            role: parts | {"allocator": allocator(parts, known)} for role, parts in roles.items() if role != "engine"
+            role: parts | {"allocator": allocator(parts, known)} for role, parts in roles.items() if not is_engine(role)
         }
         roles |= learned
-    learner = [parts for role, parts in roles.items() if role != "engine"]
+    learner = [parts for role, parts in roles.items() if not is_engine(role)]
     processes = {
         "worker": _peak_of_turns([_on_device(parts) for parts in learner]),
-        "engine": total(roles.get("engine", {}).values()),
+        **{role: total(parts.values()) for role, parts in roles.items() if is_engine(role)},
     }
     offloaded = total(size for parts in learner for part, size in parts.items() if part.startswith(ON_CPU))
     places = pack(requests(name, stage), machine)

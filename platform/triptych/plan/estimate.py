@@ -17,7 +17,7 @@ from triptych.plan.devices import DeviceEstimate, RoleEstimate, Tracer, on_devic
 from triptych.plan.inference import inference_memory, inference_speed, refuse_longer, strategy_of
 from triptych.plan.machines import GIB, Machine
 from triptych.plan.machines import machine as machine_named
-from triptych.plan.placement import place
+from triptych.plan.placement import is_engine, place
 from triptych.plan.settings import resolve_strategy
 from triptych.plan.speed import Speed, UsualRow, stage_speed
 from triptych.recipe import Method, Recipe
@@ -72,7 +72,7 @@ class StageEstimate:
 
 def worker_parts(stage: StageEstimate) -> Parts:
     """Memory of one worker on its device: what each role keeps, and the transient parts of the largest role."""
-    roles = [found.parts for name, found in stage.roles.items() if name != "engine"]
+    roles = [found.parts for name, found in stage.roles.items() if not is_engine(name)]
     kept = [(name, size) for parts in roles for name, size in parts.items() if name not in TRANSIENT]
     turns = [{name: size for name, size in parts.items() if name in TRANSIENT} for parts in roles]
     found: Parts = max(turns, key=lambda turn: total(turn.values()).expected)

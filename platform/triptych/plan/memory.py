@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 
 from triptych.models.families import packs_rows
-from triptych.models.sizes import Sizes, Tensors
+from triptych.models.sizes import Sizes, Tensors, model_sizes
 from triptych.plan.activations import BYTES
 from triptych.plan.amounts import Bytes, Parts
 from triptych.plan.machines import GIB, Gpu
+from triptych.plan.placement import ENGINE, engine_of
 from triptych.plan.sharding import sharding
 from triptych.plan.worker import GPU_RUNTIME, Worker
 from triptych.recipe import Engines, Recipe, RoleSpec, TrainedStage
@@ -33,7 +34,7 @@ def roles(
         stage: one of its stages.
         sizes: of the base.
         strategy: what the stage's resolves to.
-        gpu: the kind of GPU that an engine gets a share of; None: engines run on CPU.
+        gpu: the machine's kind of GPU, of which an engine with `gpus` gets a share; None: engines run on CPU.
         batch: the largest micro-batch of the stage's data; None: the largest that the recipe allows.
     """
     workers, engines = stage.workers, stage.engines
@@ -52,7 +53,10 @@ def roles(
     for spec in others:
         found[spec.name] = learner.weights(spec.method if spec.trained else None) | found[spec.name]
     if engines is not None:
-        found["engine"] = engine_memory(sizes, recipe.model.dtype, engines, gpu)
+        found[ENGINE] = engine_memory(sizes, recipe.model.dtype, engines, gpu if engines.gpus > 0 else None)
+    for one in stage.engine_models:
+        on = gpu if one.engines.gpus > 0 else None
+        found[engine_of(one.name)] = engine_memory(model_sizes(one.model), one.model.dtype, one.engines, on)
     return found
 
 

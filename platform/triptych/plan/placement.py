@@ -8,8 +8,10 @@ from typing import Any
 from triptych.errors import UserError
 from triptych.plan.machines import Machine
 from triptych.recipe import Recipe, StageBase, ready, stage_order
-from triptych.recipe.spec import did_you_mean
+from triptych.recipe.spec import did_you_mean, dotted
 
+ENGINE = "engine"
+"""Role of the processes of a stage's engines."""
 _EPSILON = 1e-6
 
 
@@ -67,6 +69,16 @@ class Placement:
         }
 
 
+def engine_of(model: str) -> str:
+    """Role of the engines that run a model of its own, such as a teacher."""
+    return f"{model} {ENGINE}"
+
+
+def is_engine(role: str) -> bool:
+    """True for the roles of engines."""
+    return role.endswith(ENGINE)
+
+
 def requests(name: str, stage: StageBase) -> list[Request]:
     """Resources that a stage requests from Ray while it runs: none without a learner, and none for its driver."""
     workers, rollout, where = stage.workers, stage.engines, f"stages.{name}"
@@ -76,7 +88,12 @@ def requests(name: str, stage: StageBase) -> list[Request]:
         asked.append(Request(name, "worker", workers.count, workers.cpus, workers.gpus, count))
     if rollout is not None:
         engines = f"{where}.rollout.engines"
-        asked.append(Request(name, "engine", rollout.engines, rollout.cpus, rollout.gpus, engines))
+        asked.append(Request(name, ENGINE, rollout.engines, rollout.cpus, rollout.gpus, engines))
+    for one in stage.engine_models:
+        engines = f"{where}.{dotted(one.field)}.engines.engines"
+        asked.append(
+            Request(name, engine_of(one.name), one.engines.engines, one.engines.cpus, one.engines.gpus, engines)
+        )
     return asked
 
 

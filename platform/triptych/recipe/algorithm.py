@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from triptych.recipe.base import Closed, Count, Fraction, Positive, TagAt
+from triptych.recipe.teacher import TeacherModel, WholeDivergence
 from triptych.recipe.training import Optimizer
 
 KlPlacement = Literal["reward", "loss"]
@@ -97,7 +98,22 @@ class AlgorithmBase(Closed):
 
     @property
     def teaching(self) -> str | None:
-        """The stage, or registered version, whose log-probabilities are learned from; None: there is no teacher."""
+        """The stage, or registered version, that is learned from; None: there is no such teacher."""
+        return None
+
+    @property
+    def teaching_model(self) -> TeacherModel | None:
+        """The model of its own that is learned from; None: there is no such teacher."""
+        return None
+
+    @property
+    def taught(self) -> bool:
+        """True if there is a teacher."""
+        return self.teaching is not None or self.teaching_model is not None
+
+    @property
+    def distilled(self) -> tuple[WholeDivergence, float] | None:
+        """Divergence from the teacher that stands in the policy's loss, and its beta; None: there is none there."""
         return None
 
 
@@ -184,23 +200,54 @@ class ReinforcePp(ClippedRatio):
 
 
 class OnPolicyDistillation(ClippedRatio):
-    """On-policy distillation: the reverse KL to a teacher, on what the policy itself samples.
+    """On-policy distillation: what the policy itself samples is brought to what a teacher makes of it.
 
-    Agarwal et al. 2024 (arXiv 2306.13649) with their beta 1, as a policy gradient (Gu et al. 2024, arXiv 2306.08543).
-    Rewards are added by their weights; `weight: 0` records one alone.
+    Agarwal et al. 2024 (GKD, arXiv 2306.13649), all of its samples being the policy's. `divergence: sampled` is the
+    reverse KL as a policy gradient (Gu et al. 2024, arXiv 2306.08543), from the drawn tokens alone. Rewards are added
+    by their weights; `weight: 0` records one alone.
     """
 
     name: Literal["opd"] = "opd"
     kl_coef = 0.0
 
-    teacher: str
-    """The stage, or registered adapter version on the same base, that is learned from."""
+    teacher: str | TeacherModel
+    """What is learned from: a stage, or a registered adapter version on the same base, or a model of its own."""
+    divergence: Literal["sampled"] | WholeDivergence = "sampled"
+    """Distance to the teacher. `sampled`: the reverse KL by the drawn tokens, as their advantage. `reverse_kl`,
+    `forward_kl`, `jsd`: over the whole vocabulary at each token, in the policy's loss beside what rewards give."""
+    beta: float | None = Field(None, gt=0, lt=1)
+    """Share of the teacher in the mixture of `jsd`: near 0 it learns as by the forward KL, near 1 as by the reverse
+    one. None: 0.5."""
     gamma: Fraction = 0.0
     """Discount of the teacher's judgement of later tokens; 0: a token is credited with its own alone."""
 
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> "OnPolicyDistillation":
+        if self.beta is not None and self.divergence != "jsd":
+            raise ValueError(f"beta {self.beta:g} with divergence {self.divergence}; allowed: with divergence jsd")
+        if self.distilled is not None and self.gamma:
+            raise ValueError(
+                f"gamma {self.gamma:g} with divergence {self.divergence}, which is of each token alone; allowed: 0, or "
+                "divergence sampled"
+            )
+        if self.distilled is not None and self.teaching_model is not None:
+            raise ValueError(
+                f"divergence {self.divergence} with a teacher of its own, whose engines give the probability of the "
+                "drawn tokens alone; allowed: divergence sampled, or a teacher that is an adapter on the same base"
+            )
+        return self
+
     @property
-    def teaching(self) -> str:
-        return self.teacher
+    def teaching(self) -> str | None:
+        return self.teacher if isinstance(self.teacher, str) else None
+
+    @property
+    def teaching_model(self) -> TeacherModel | None:
+        return None if isinstance(self.teacher, str) else self.teacher
+
+    @property
+    def distilled(self) -> tuple[WholeDivergence, float] | None:
+        return None if self.divergence == "sampled" else (self.divergence, 0.5 if self.beta is None else self.beta)
 
 
 class Cispo(ScaledBaseline):

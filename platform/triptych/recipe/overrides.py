@@ -96,7 +96,7 @@ def _step(spec: Spec, data: Any, rest: str) -> tuple[str | int, str, Spec]:
     first, _, after = rest.partition(".")
     if spec.discriminator is not None:
         spec = _chosen(spec, data, first)
-    if spec.model is not None:
+    if spec.model is not None or (isinstance(data, dict) and spec.keys()):
         known = spec.keys()
         if first not in known:
             raise _UnknownStepError(first, f"unknown key{did_you_mean(first, known)}; allowed: {', '.join(known)}")

@@ -12,7 +12,7 @@ from triptych.recipe.evaluation import BASE
 from triptych.recipe.method import Full, Method, names_of
 from triptych.recipe.refusals import as_policy, is_lora, keeps_form
 from triptych.recipe.reward import LengthReward, ModelReward, RewardTerm, labels, role_of
-from triptych.recipe.rollout import Rollout, Sampling
+from triptych.recipe.rollout import EngineModel, Rollout, Sampling
 from triptych.recipe.spec import Path
 from triptych.recipe.stage import (
     CRITIC,
@@ -31,6 +31,7 @@ from triptych.recipe.stage import (
     method_of,
 )
 from triptych.recipe.stopping import StopRules, stopping_faults
+from triptych.recipe.teacher import teacher_faults
 from triptych.recipe.training import BatchBase, Optimizer, TrainingBase, Workers
 from triptych.recipe.whole_policy import Whole, of_adapter, whole_faults
 
@@ -193,6 +194,12 @@ class Rl(TrainedStage):
         return self.rollout
 
     @property
+    def engine_models(self) -> tuple[EngineModel, ...]:
+        """A teacher of its own."""
+        one = self.algorithm.teaching_model
+        return () if one is None else (EngineModel(TEACHER, ("algorithm", "teacher"), one.model, one.engines),)
+
+    @property
     def shards_by_default(self) -> bool:
         return False
 
@@ -211,7 +218,7 @@ class Rl(TrainedStage):
 
     def reports(self) -> tuple[str, ...]:
         """Reward, KL to reference and teacher, what the answers are like, the judge's score, as far as measured."""
-        kls = {"kl": self.needs_reference, "teacher_kl": self.algorithm.teaching is not None}
+        kls = {"kl": self.needs_reference, "teacher_kl": self.algorithm.taught}
         measured = [name for name, there in (kls | {"judge": self.judge is not None}).items() if there]
         return ("reward", "length", "truncated", "distinct2", *measured)
 
@@ -242,7 +249,8 @@ class Rl(TrainedStage):
         if critic is not None:
             found.append(RoleSpec(CRITIC, valued, critic.optimizer, _CRITIC_OPTIMIZER, _SCALAR, updates=critic.updates))
         if self.algorithm.teaching is not None:
-            found.append(RoleSpec(TEACHER, method_of(stages, self.algorithm.teaching), None))
+            in_loss = self.algorithm.distilled is not None
+            found.append(RoleSpec(TEACHER, method_of(stages, self.algorithm.teaching), None, in_loss=in_loss))
         return (*found, *(_scoring(role_of(number), ref, stages) for number, ref in enumerate(models)))
 
     def shape(self) -> WorkShape:
@@ -277,6 +285,7 @@ class Rl(TrainedStage):
         yield from self._reward_faults()
         yield from self._missing_eos_faults()
         yield from whole_faults(self, stages)
+        yield from teacher_faults(self)
         for role in self.trained_roles(stages):
             if role.optimizer is not None and role.optimizer.name == "adamw_schedule_free":
                 yield Fault(
@@ -348,7 +357,7 @@ class Rl(TrainedStage):
 
     def _reward_faults(self) -> Iterator[Fault]:
         named, longest = labels(self.rewards), self.rollout.sampling.max_new_tokens
-        if all(reward.weight == 0 for reward in self.rewards) and self.algorithm.teaching is None:
+        if all(reward.weight == 0 for reward in self.rewards) and not self.algorithm.taught:
             yield Fault(("rewards", 0, "weight"), "0, and no other reward is learned from; allowed: one other than 0")
         for number, reward in enumerate(self.rewards):
             if named[number] in named[:number]:

@@ -1,10 +1,13 @@
 """Settings of rollouts: sampling of answers during reinforcement learning."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
 from triptych.recipe.base import Closed, Count, Fraction, Positive
+from triptych.recipe.model import Model
+from triptych.recipe.spec import Path
 
 LEAST_TEMPERATURE = 0.01
 """vLLM samples at no lower one."""
@@ -41,6 +44,18 @@ class Engines(Closed):
     loses what is too small to move a weight; merged on CPU in other precisions, and of families without LoRA there."""
     timeout_s: Positive = 300.0
     """An engine that answers nothing for this long is replaced."""
+
+
+@dataclass(frozen=True)
+class EngineModel:
+    """A model of its own that engines run beside a stage, such as a teacher."""
+
+    name: str
+    """What it is to the stage."""
+    field: Path
+    """Path of its fields below the stage; those of its engines stand in `engines` there."""
+    model: Model
+    engines: Engines
 
 
 class Rollout(Engines):

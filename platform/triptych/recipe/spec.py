@@ -113,8 +113,9 @@ class Spec:
         return held if isinstance(held, type) and issubclass(held, BaseModel) else None
 
     def keys(self) -> list[str]:
-        """The fields of the model at this place."""
-        return sorted(_fields(self.model)) if self.model else []
+        """The fields of the models that may stand at this place."""
+        models = [member.model for member in self.members()]
+        return sorted({name for model in models if model is not None for name in _fields(model)})
 
     def options(self) -> list[str]:
         """The texts that a literal at this place allows."""
@@ -134,6 +135,8 @@ class Spec:
                 return Spec.of(args[1])
             if get_origin(member.annotation) is tuple and isinstance(step, int):
                 return Spec.of(args[0] if args[-1] is ... else args[step])
+            if self.discriminator is None and member.model is not None and step in _fields(member.model):
+                return Spec.of_field(_fields(member.model)[str(step)])
         raise KeyError(step)
 
     def key(self) -> "Spec":

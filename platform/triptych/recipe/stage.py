@@ -18,7 +18,7 @@ from triptych.recipe.training import Optimizer, TrainingBase, Workers
 
 if TYPE_CHECKING:
     from triptych.recipe.errors import Fault
-    from triptych.recipe.rollout import Engines
+    from triptych.recipe.rollout import EngineModel, Engines
 
 Output = ArtifactKind | Literal["none"]
 """Result of a stage, by the kinds of artifacts in the registry; `none`: a stage that registers nothing."""
@@ -97,6 +97,8 @@ class RoleSpec:
     """Optimiser steps of a trained role for each one of the first."""
     copied: bool = True
     """False for a frozen whole model that is the base itself, which others stand on too."""
+    in_loss: bool = False
+    """True for a frozen role that the first role's loss compares itself with, over the whole vocabulary."""
 
     @property
     def trained(self) -> bool:
@@ -257,6 +259,11 @@ class StageBase(Closed):
     def engines(self) -> "Engines | None":
         """Engines that sample for the stage while it runs."""
         return None
+
+    @property
+    def engine_models(self) -> "tuple[EngineModel, ...]":
+        """Models of their own that engines run while the stage does, beside `engines`."""
+        return ()
 
     def measuring(self) -> MeasuringShape | None:
         """Amounts of passes without gradients, for a stage that has workers and trains nothing."""

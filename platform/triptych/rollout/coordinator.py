@@ -23,7 +23,7 @@ from triptych.engines.base import (
 from triptych.errors import RunError, UserError
 from triptych.recipe.rollout import Sampling
 from triptych.rollout.engine_actor import EngineActor, EngineProcess
-from triptych.rollout.leases import Leases
+from triptych.rollout.leases import LARGEST_CHUNK, Leases, shares_of
 
 PLACEMENT_TIMEOUT_S = 120.0
 LOAD_TIMEOUT_S = 1800.0
@@ -153,9 +153,24 @@ class Coordinator:
     async def logprobs(self, sequences: list[list[int]], prompt_lens: list[int]) -> list[Logprobs]:
         """Log-probabilities by each engine; see `RolloutPool.logprobs`."""
         async with self._turn:
-            return await self._all(
-                lambda slot: self._ask(slot, "logprobs", lambda actor: actor.logprobs.remote(sequences, prompt_lens))
-            )
+            return await self._all(lambda slot: self._judge(slot, sequences, prompt_lens))
+
+    @ray.method
+    async def judged(self, sequences: list[list[int]], prompt_lens: list[int]) -> Logprobs:
+        """Log-probabilities by the pool, of which each engine takes a share; see `RolloutPool.judged`."""
+        shares = shares_of([len(sequence) for sequence in sequences], len(self._slots))
+        found: Logprobs = [[] for _ in sequences]
+
+        async def ask(slot: Slot) -> None:
+            share = shares[slot.stats.index]
+            for places in (share[at : at + LARGEST_CHUNK] for at in range(0, len(share), LARGEST_CHUNK)):
+                answer = await self._judge(slot, [sequences[at] for at in places], [prompt_lens[at] for at in places])
+                for place, row in zip(places, answer, strict=True):
+                    found[place] = row
+
+        async with self._turn:
+            await self._all(ask)
+        return found
 
     @ray.method
     async def generate(self, requests: list[SampleRequest], sampling: Sampling) -> list[RolloutRecord]:
@@ -247,6 +262,9 @@ class Coordinator:
         slot.stats.tokens += sum(len(record.response_ids) for record in records)
         return records
 
+    async def _judge(self, slot: Slot, sequences: list[list[int]], prompt_lens: list[int]) -> Logprobs:
+        return await self._ask(slot, "logprobs", lambda actor: actor.logprobs.remote(sequences, prompt_lens))
+
     async def _send_weights(self, slot: Slot) -> None:
         weights = self._weights
         if weights is None:
@@ -315,10 +333,11 @@ class Coordinator:
         total, free = ray.cluster_resources(), ray.available_resources()
         wanted = {"CPU": rollout.cpus} | ({"GPU": rollout.gpus} if rollout.gpus else {})
         cluster = " and ".join(f"{total.get(key, 0):g} {key} ({free.get(key, 0):g} free)" for key in wanted)
+        field = self._plan.field
         each = " and ".join(f"{amount:g} {key}" for key, amount in wanted.items())
         return (
             f"{waiting} of {len(self._slots)} rollout engines found no place within {placement_timeout_s:.0f} s: "
-            f"each needs {each}, the cluster has {cluster}; lower rollout.engines, rollout.cpus or rollout.gpus, "
+            f"each needs {each}, the cluster has {cluster}; lower {field}.engines, {field}.cpus or {field}.gpus, "
             "or free what other jobs hold"
         )
 

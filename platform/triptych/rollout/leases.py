@@ -21,6 +21,12 @@ def chunked(requests: Sequence[SampleRequest], engines: int) -> list[list[Sample
     return [longest_first[i::count] for i in range(count)]
 
 
+def shares_of(lengths: Sequence[int], engines: int) -> list[list[int]]:
+    """Sequences for each engine, by their places: dealt round, the longest first."""
+    longest_first = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    return [longest_first[number::engines] for number in range(engines)]
+
+
 class Leases:
     """The accounting of one call of `generate`."""
 

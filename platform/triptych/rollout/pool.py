@@ -51,6 +51,7 @@ class RolloutPool:
         placement_timeout_s: float = PLACEMENT_TIMEOUT_S,
         base: Model | None = None,
         engine: str = "vllm",
+        field: str = "rollout",
     ) -> "RolloutPool":
         """A pool whose engines all answer; they run the base model until the first `sync`.
 
@@ -64,6 +65,7 @@ class RolloutPool:
             placement_timeout_s: longest wait for a place in the cluster.
             base: the model in `model_dir`: how it is rounded, and where nodes that do not have that folder find it.
             engine: a kind of `engines.table`.
+            field: recipe field below the stage that sets the pool, for messages.
 
         Raises:
             RunError: resources were missing for `placement_timeout_s`, or an engine did not start.
@@ -77,6 +79,7 @@ class RolloutPool:
             lora_r=lora_r,
             stop_token_ids=tuple(stop_token_ids),
             base=base,
+            field=field,
         )
         # Not in the placement group of a caller, such as a trial's: it, and so its engines, would be put there.
         placed = ray.remote(Coordinator).options(num_cpus=0, scheduling_strategy="DEFAULT")
@@ -125,6 +128,14 @@ class RolloutPool:
     def logprobs(self, sequences: list[list[int]], prompt_lens: list[int]) -> list[Logprobs]:
         """[engine][sequence][response token]: teacher-forced log-probabilities at temperature 1, for `check_sync`."""
         return self._answer(self._coordinator.logprobs.remote(sequences, prompt_lens))
+
+    def judged(self, sequences: list[list[int]], prompt_lens: list[int]) -> Logprobs:
+        """[sequence][response token]: teacher-forced log-probabilities at temperature 1; engines share the sequences.
+
+        Raises:
+            RunError: engines die again and again, or a call fails.
+        """
+        return self._answer(self._coordinator.judged.remote(sequences, prompt_lens))
 
     def stats(self) -> dict[str, Any]:
         """Tokens, seconds, restarts, in all and by engine, since the start."""

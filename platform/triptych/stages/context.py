@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pydantic import ValidationError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from triptych.stages.stored_adapter import StoredAdapter
 
 StageT = TypeVar("StageT", bound=StageBase)
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Monitor(Protocol):
@@ -123,16 +125,22 @@ def _on_hub(base: str, folder: Path) -> dict[str, str] | None:
     return {"id": base, "revision": folder.name}
 
 
-def begin(ctx: StageContext[Any], tables: Mapping[str, Table], parents: Mapping[str, str]) -> dict[str, Any]:
+def begin(
+    ctx: StageContext[Any], tables: Mapping[str, Table], parents: Mapping[str, str], models: Mapping[str, str] = _NONE
+) -> dict[str, Any]:
     """`remember`, and write the stage's tables."""
-    inputs = remember(ctx, {split: table.digest for split, table in tables.items()}, parents)
+    inputs = remember(ctx, {split: table.digest for split, table in tables.items()}, parents, models)
     for split, table in tables.items():
         write_table(storage.join(ctx.folder, "data", split), table)
     return inputs
 
 
-def remember(ctx: StageContext[Any], digests: Mapping[str, str], parents: Mapping[str, str]) -> dict[str, Any]:
+def remember(
+    ctx: StageContext[Any], digests: Mapping[str, str], parents: Mapping[str, str], models: Mapping[str, str] = _NONE
+) -> dict[str, Any]:
     """Write down what the stage is made from: its fields, the digests of its rows (by split) and of its parents.
+
+    `models`: fingerprints of models of their own, by field.
 
     Raises:
         UserError: its folder was begun from something else; the differing fields are named.
@@ -144,6 +152,7 @@ def remember(ctx: StageContext[Any], digests: Mapping[str, str], parents: Mappin
         "seed": ctx.recipe.seed,
         "data": dict(digests),
         "parents": dict(parents),
+        **({"models": dict(models)} if models else {}),
     }
     _write_or_compare(storage.join(ctx.folder, "state.json"), inputs, _chosen(ctx))
     return inputs

@@ -12,12 +12,13 @@ from triptych.data.rows import DataRow, RowKind
 from triptych.data.sources import PARSERS, absent_path, check_first_rows
 from triptych.errors import UserError
 from triptych.measure.base_check import check_base
-from triptych.models.base import base_here, model_tokenizer
+from triptych.models.base import base_here, model_tokenizer, resolve_base
 from triptych.models.families import check_sampled
 from triptych.models.identity import tokenizer_files
 from triptych.models.sizes import read_config
 from triptych.recipe import Recipe, Source
 from triptych.recipe.spec import dotted
+from triptych.stages.engine_models import check_engine_models
 from triptych.stages.first_rows import FirstRows
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def check_plan(recipe: Recipe, names: Iterable[str], warn: Warn) -> FirstRows:
     chosen = _computing(recipe, names)
     check_base(recipe, chosen)
     check_engines(recipe, chosen)
+    check_engine_models(recipe, chosen, base_here)
     check_libraries(recipe, chosen)
     if any("@" in reference.ref for name in chosen for reference in recipe.stages[name].references()):
         _check_versions(recipe, chosen, warn)
@@ -75,6 +77,7 @@ def check_run(recipe: Recipe, names: Iterable[str], folder: Path) -> None:
     chosen = _computing(recipe, names)
     check_base(recipe, chosen)
     check_engines(recipe, chosen)
+    check_engine_models(recipe, chosen, resolve_base)
     check_libraries(recipe, chosen)
     check_rows(recipe, chosen, folder, STARTED, here=True)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from triptych import storage
 from triptych.data.text_scores import SCORERS, distinct_n
 from triptych.observe.log import plain
-from triptych.recipe import POLICY, REFERENCE, TEACHER, Rl
+from triptych.recipe import POLICY, REFERENCE, Rl
 from triptych.stages.context import StageContext
 from triptych.stages.rl.rewarding import score_answers
 from triptych.stages.rl.samples import Samples
@@ -42,15 +42,15 @@ def evaluate(worker: RlWorker, label: str) -> dict[str, float]:
 
 def _kl(worker: RlWorker, samples: Samples) -> dict[str, float]:
     """KL to the reference and to the teacher, nats an answer, as far as there are such."""
-    stage = worker.stage
-    roles = {REFERENCE: "heldout_kl"} if stage.needs_reference else {}
-    roles |= {TEACHER: "heldout_teacher_kl"} if stage.algorithm.teaching is not None else {}
-    policy = worker.logprobs(samples, POLICY) if roles else None
-    return {
-        name: (policy - worker.logprobs(samples, role)).sum(dim=1).mean().item()
-        for role, name in roles.items()
-        if policy is not None
+    others = {
+        "heldout_kl": worker.logprobs(samples, REFERENCE) if worker.stage.needs_reference else None,
+        "heldout_teacher_kl": worker.teacher_logprobs(samples),
     }
+    there = {name: logprobs for name, logprobs in others.items() if logprobs is not None}
+    if not there:
+        return {}
+    policy = worker.logprobs(samples, POLICY)
+    return {name: (policy - logprobs).sum(dim=1).mean().item() for name, logprobs in there.items()}
 
 
 def _write_answers(

@@ -10,10 +10,13 @@ from torch import Tensor
 from triptych.data.batches import cut
 from triptych.data.encode import PromptExample
 from triptych.engines.base import RolloutRecord
+from triptych.errors import RunError
 from triptych.forward.roles import RoleModel
 from triptych.objectives.masking import widen
 from triptych.rewards.base import Answer
+from triptych.rollout.pool import RolloutPool
 from triptych.train.batch import Batch, response_mask, sample_batch
+from triptych.train.group import Group
 from triptych.train.learners import RoleLearner
 
 
@@ -113,6 +116,20 @@ class Samples:
             else:
                 whole[rows, : values.shape[1]] = values
         return torch.stack([part for part in learner.group.gather(whole) if part is not None]).sum(dim=0)
+
+    def judged(self, pool: RolloutPool, group: Group) -> Tensor:
+        """[N, R] log-probabilities at temperature 1 by a pool's model, which the first rank asks for; 0 past the end.
+
+        Raises:
+            RunError: the pool's answers did not arrive.
+        """
+        sequences = [[*record.prompt_ids, *record.response_ids] for record in self.records]
+        starts = [len(record.prompt_ids) for record in self.records]
+        found = group.broadcast(pool.judged(sequences, starts) if group.rank == 0 else None)
+        if found is None:
+            raise RunError("rank 0 broadcast no log-probabilities")
+        flat = torch.tensor([value for row in found for value in row])
+        return torch.zeros(self.mask.shape).masked_scatter(self.mask, flat)
 
     def _batch(self, rows: list[int], columns: dict[str, Tensor]) -> Batch:
         prompts = [self.records[row].prompt_ids for row in rows]

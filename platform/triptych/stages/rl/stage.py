@@ -6,6 +6,7 @@ first, head included. A policy that is a whole model stands on a model of its ow
 rank runs the same code; rank 0 talks to the pool and broadcasts what it said.
 """
 
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from triptych.errors import UserError
 from triptych.forward.export import adapter_of
 from triptych.models.adapter import Adapter
 from triptych.models.peft_files import largest_rank
-from triptych.recipe import POLICY, Full, Rl, Source
+from triptych.recipe import POLICY, TEACHER, Full, Rl, Source
 from triptych.recipe.evaluation import BASE
 from triptych.recipe.refusals import NO_EXPERTS, as_policy, is_lora, on_quantized
 from triptych.recipe.spec import dotted
@@ -40,6 +41,7 @@ from triptych.stages.artifact import (
     sources,
 )
 from triptych.stages.context import StageContext, begin
+from triptych.stages.engine_models import fingerprints, start_engine_model
 from triptych.stages.models import tokenizer_of
 from triptych.stages.rl.largest_batch import largest_batch
 from triptych.stages.rl.loop import fit
@@ -61,15 +63,18 @@ def run(ctx: StageContext[Rl]) -> AdapterVersion:
     tables = {split: _encode(ctx, split, source) for split, source in sources(ctx).items()}
     used = [one.version for one in (policy, *rewarding, teacher) if one is not None and one.version is not None]
     parents = {version.ref: version.sha256 for version in used}
-    inputs = begin(ctx, tables, parents | data_parents(ctx))
+    inputs = begin(ctx, tables, parents | data_parents(ctx), fingerprints(ctx))
     ctx.tell_of_data(largest_batch(ctx.recipe, stage, tables["train"].columns["prompt_ids"]))
     if storage.read_manifest(ctx.artifact) is None:
-        pool = start_pool(ctx, policy.adapter if isinstance(policy, StoredAdapter) else policy)
-        try:
+        with ExitStack() as pools:
+            started = policy.adapter if isinstance(policy, StoredAdapter) else policy
+            pool = pools.enter_context(closing(start_pool(ctx, started)))
+            others = {
+                one.name: pools.enter_context(closing(start_engine_model(ctx, one))) for one in stage.engine_models
+            }
             config = {"ctx": ctx, "pool": pool, "policy": policy, "rewards": rewarding, "teacher": teacher}
+            config["teacher_pool"] = others.get(TEACHER)
             launch(ctx.name, _train, config, stage.train.workers, storage.join(ctx.folder, "ray"))
-        finally:
-            pool.close()
     return finish(ctx, inputs, measured(ctx), more=read_ending(ctx))
 
 

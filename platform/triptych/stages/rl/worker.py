@@ -66,6 +66,8 @@ class RlWorker:
     pad: int
     changes: WeightChanges | None = None
     stopping: Stopping = field(default_factory=Stopping)
+    teacher_pool: RolloutPool | None = None
+    """Engines of a teacher that is a model of its own."""
     running: RunningMoments | None = None
     """Moments of the scores of all steps; None: scores are not normalised."""
 
@@ -147,6 +149,12 @@ class RlWorker:
         both = samples.forward(self.learner, role, compute)
         return both[..., 0], both[..., 1]
 
+    def teacher_logprobs(self, samples: Samples) -> Tensor | None:
+        """Log-probabilities [N, R] by the teacher, a frozen role or engines of its own; None without one."""
+        if self.teacher_pool is not None:
+            return samples.judged(self.teacher_pool, self.learner.group)
+        return self.logprobs(samples, TEACHER) if self.stage.algorithm.taught else None
+
     def forward_passes(self, samples: Samples, scores: Tensor) -> Scored:
         """The scored answers with the forward passes that the algorithm needs."""
         old, entropy = self.logprobs_and_entropy(samples, POLICY)
@@ -161,7 +169,7 @@ class RlWorker:
             entropy=entropy,
             reference=self.logprobs(samples, REFERENCE) if self.stage.needs_reference else None,
             values=samples.forward(self.learner, CRITIC, response_values) if needs_values else None,
-            teacher=self.logprobs(samples, TEACHER) if self.stage.algorithm.teaching is not None else None,
+            teacher=self.teacher_logprobs(samples),
         )
 
     def texts(self, sequences: Sequence[Sequence[int]]) -> list[str]:
@@ -217,6 +225,7 @@ def start(config: dict[str, Any]) -> RlWorker:
         learner=learner,
         writer=checkpoint.Writer(ctx.checkpoints, learner.group),
         pool=config["pool"],
+        teacher_pool=config["teacher_pool"],
         prompts=read_prompts(ctx, "train"),
         heldout=read_prompts(ctx, "heldout") if stage.data.heldout else [],
         policy=policy,

@@ -36,8 +36,8 @@ def response_values(model: RoleModel, batch: Batch) -> Tensor:
 
 def response_logprobs(model: RoleModel, batch: Batch, temperature: float) -> Tensor:
     """Log-probability [B, R] of each token of the answer; 0 past its end."""
-    hidden, labels = _response(model, batch)
-    return _spread(model.logprobs(hidden, labels, temperature), batch)
+    hidden, labels = response_states(model, batch)
+    return spread(model.logprobs(hidden, labels, temperature), batch)
 
 
 def response_logprobs_and_entropy(model: RoleModel, batch: Batch, temperature: float) -> Tensor:
@@ -45,18 +45,18 @@ def response_logprobs_and_entropy(model: RoleModel, batch: Batch, temperature: f
 
     Without gradients.
     """
-    both = model.logprobs_and_entropy(*_response(model, batch), temperature)
-    return torch.stack([_spread(values, batch) for values in both], dim=2)
+    both = model.logprobs_and_entropy(*response_states(model, batch), temperature)
+    return torch.stack([spread(values, batch) for values in both], dim=2)
 
 
-def _response(model: RoleModel, batch: Batch) -> tuple[Tensor, Tensor]:
+def response_states(model: RoleModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """Hidden states [n, d] that the n answer tokens [n] of a batch were drawn from."""
     mask = response_mask(batch["length"])
     hidden = before_response(model.hidden(batch["ids"], batch["mask"]), batch)
     return hidden[mask], response_ids(batch)[mask]
 
 
-def _spread(values: Tensor, batch: Batch) -> Tensor:
+def spread(values: Tensor, batch: Batch) -> Tensor:
     """Values [n] of answer tokens at their places [B, R]; 0 elsewhere."""
     mask = response_mask(batch["length"])
     return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
@@ -80,7 +80,7 @@ def answer_logprob(model: RoleModel, batch: Batch) -> Tensor:
 
 def answer_logprob_and_greedy(model: RoleModel, batch: Batch) -> Tensor:
     """[B, 2], float64: the log-probability of each whole answer, and 1 where each of its tokens is the likeliest."""
-    hidden, labels = _response(model, batch)
-    logprobs = _spread(model.logprobs(hidden, labels).double(), batch)
-    misses = _spread((model.likeliest(hidden) != labels).double(), batch)
+    hidden, labels = response_states(model, batch)
+    logprobs = spread(model.logprobs(hidden, labels).double(), batch)
+    misses = spread((model.likeliest(hidden) != labels).double(), batch)
     return torch.stack([logprobs.sum(dim=1), (misses.sum(dim=1) == 0).double()], dim=1)

@@ -16,8 +16,9 @@ from triptych.objectives.masking import keep
 from triptych.recipe import Rl
 from triptych.train.batch import Batch, response_mask, sample_batch
 from triptych.train.learner import Metrics, Objective, Sums
-from triptych.train.tasks.forward import response_logprobs, response_values
+from triptych.train.tasks.forward import response_states, response_values, spread
 from triptych.train.tasks.task import Limits, Task
+from triptych.train.tasks.teaching import Teaching, teaching_of
 
 
 @dataclass(frozen=True)
@@ -36,22 +37,40 @@ class KlLoss:
 
 @dataclass(frozen=True)
 class PolicyUpdate:
-    """Policy loss over answer tokens; the batch has the columns of a `Credit`."""
+    """Policy loss over answer tokens; the batch has the columns of a `Credit`.
+
+    `teaching`: what a teacher adds to it over the whole vocabulary.
+    """
 
     role: str
     compute: Loss
     temperature: float
     aggregation: Aggregation = TOKENS
     kl: KlLoss | None = None
+    teaching: Teaching | None = None
 
     def denominators(self, batch: Batch) -> Sums:
-        divisor = self.aggregation.divisor(batch["length"])
-        return {"policy": divisor} if self.kl is None else {"policy": divisor, "kl": divisor}
+        named = {"policy": True, "kl": self.kl is not None, "distillation": self.teaching is not None}
+        return dict.fromkeys(
+            [name for name, there in named.items() if there], self.aggregation.divisor(batch["length"])
+        )
 
     def loss(self, model: RoleModel, batch: Batch) -> tuple[Sums, Metrics]:
-        mask, divisor = response_mask(batch["length"]), self.aggregation.divisor(batch["length"])
-        logprobs, credit = response_logprobs(model, batch, self.temperature), Credit.of_columns(batch, mask.shape[1])
+        teacher = None if self.teaching is None else self.teaching.predictions(model, batch)
+        states, labels = response_states(model, batch)
+        mask = response_mask(batch["length"])
         shares = self.aggregation.shares(mask)
+        parts, metrics = self._credited(spread(model.logprobs(states, labels, self.temperature), batch), batch, shares)
+        if self.teaching is not None and teacher is not None:
+            total, found = self.teaching.of(model.predictions(states), teacher, shares[mask])
+            divisor = self.aggregation.divisor(batch["length"])
+            parts, metrics = parts | {"distillation": total}, metrics | found | {"distillation_loss": (total, divisor)}
+        return parts, metrics
+
+    def _credited(self, logprobs: Tensor, batch: Batch, shares: Tensor) -> tuple[Sums, Metrics]:
+        """The algorithm's loss, and the KL penalty where it stands in it, from log-probabilities [B, R]."""
+        mask, divisor = response_mask(batch["length"]), self.aggregation.divisor(batch["length"])
+        credit = Credit.of_columns(batch, mask.shape[1])
         weighted = replace(credit, weights=credit.weights * shares.to(credit.weights.dtype))
         total, count, sums = self.compute(logprobs, mask, weighted)
         parts, metrics = {"policy": total}, {name: (value, count) for name, value in sums.items()}
@@ -90,7 +109,8 @@ def objectives(stage: Rl, roles: Sequence[str], kl_coef: float | None = None) ->
     algorithm, sampling = algorithm_of(stage), stage.rollout.sampling
     aggregation = Aggregation(stage.algorithm.aggregation, sampling.max_new_tokens)
     kl = KlLoss(stage.kl.coef if kl_coef is None else kl_coef, stage.kl.kind) if _kl_in_loss(stage) else None
-    updates: list[Objective] = [PolicyUpdate(roles[0], algorithm.policy_loss, sampling.temperature, aggregation, kl)]
+    policy = PolicyUpdate(roles[0], algorithm.policy_loss, sampling.temperature, aggregation, kl, teaching_of(stage))
+    updates: list[Objective] = [policy]
     if algorithm.value_loss is not None:
         updates.append(ValueUpdate(roles[1], algorithm.value_loss))
     return updates
