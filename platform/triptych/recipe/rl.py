@@ -5,13 +5,14 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from triptych.recipe.algorithm import SETTINGS, AlgorithmSettings, Importance, Kl, Ppo
+from triptych.recipe.algorithm import AlgorithmSettings, Importance, Kl, Ppo
 from triptych.recipe.base import Closed, Count, NoEffect
 from triptych.recipe.errors import Fault
 from triptych.recipe.evaluation import BASE
 from triptych.recipe.method import Full, Method, names_of
 from triptych.recipe.refusals import as_policy, is_lora, keeps_form
-from triptych.recipe.reward import LengthReward, ModelReward, RewardTerm, labels, role_of
+from triptych.recipe.reward import ModelReward, RewardTerm, role_of
+from triptych.recipe.rl_faults import rl_faults
 from triptych.recipe.rollout import EngineModel, Rollout, Sampling
 from triptych.recipe.spec import Path
 from triptych.recipe.stage import (
@@ -30,13 +31,9 @@ from triptych.recipe.stage import (
     WorkShape,
     method_of,
 )
-from triptych.recipe.stopping import StopRules, stopping_faults
-from triptych.recipe.teacher import teacher_faults
+from triptych.recipe.stopping import StopRules
 from triptych.recipe.training import BatchBase, Optimizer, TrainingBase, Workers
 from triptych.recipe.whole_policy import Whole, of_adapter, whole_faults
-
-LARGEST_ERROR = 0.2
-"""Largest relative error that an adaptive KL coefficient answers to (Ziegler et al. 2019, section 2.2)."""
 
 _SCALAR = HeadSpec(1, bias=True)
 _CRITIC_OPTIMIZER = ("algorithm", "critic", "optimizer")
@@ -249,8 +246,7 @@ class Rl(TrainedStage):
         if critic is not None:
             found.append(RoleSpec(CRITIC, valued, critic.optimizer, _CRITIC_OPTIMIZER, _SCALAR, updates=critic.updates))
         if self.algorithm.teaching is not None:
-            in_loss = self.algorithm.distilled is not None
-            found.append(RoleSpec(TEACHER, method_of(stages, self.algorithm.teaching), None, in_loss=in_loss))
+            found.append(RoleSpec(TEACHER, method_of(stages, self.algorithm.teaching), None))
         return (*found, *(_scoring(role_of(number), ref, stages) for number, ref in enumerate(models)))
 
     def shape(self) -> WorkShape:
@@ -278,115 +274,8 @@ class Rl(TrainedStage):
         )
 
     def faults(self, stages: Mapping[str, StageBase]) -> Iterator[Fault]:
-        """A policy that engines cannot run, amounts that do not fit a step, optimizers whose ratios mean nothing."""
-        yield from self._amount_faults()
-        yield from self._kl_faults()
-        yield from self._group_faults()
-        yield from self._reward_faults()
-        yield from self._missing_eos_faults()
-        yield from whole_faults(self, stages)
-        yield from teacher_faults(self)
-        for role in self.trained_roles(stages):
-            if role.optimizer is not None and role.optimizer.name == "adamw_schedule_free":
-                yield Fault(
-                    (*role.optimizer_field, "name"),
-                    "adamw_schedule_free samples at one point and takes gradients at another, and the ratios compare "
-                    "the two; allowed: adamw, adamw_8bit, sgd, lion, muon",
-                )
-        if self.train.stopping is not None:
-            yield from stopping_faults(
-                self.train.stopping,
-                reference=self.needs_reference,
-                heldout=self.data.heldout is not None,
-                evaluated=self.train.evaluate_every is not None,
-                judged=self.judge is not None,
-            )
-
-    def _amount_faults(self) -> Iterator[Fault]:
-        samples, minibatches = (
-            self.rollout.prompts_per_step * self.rollout.samples_per_prompt,
-            self.train.batch.minibatches,
-        )
-        if minibatches > samples:
-            yield Fault(
-                ("train", "batch", "minibatches"),
-                f"{minibatches}, and a step has {samples} samples; allowed: up to {samples}",
-            )
-        critic = self.algorithm.value_model
-        if critic is not None and critic.warmup_steps >= self.train.steps:
-            yield Fault(
-                ("algorithm", "critic", "warmup_steps"),
-                f"{critic.warmup_steps}, and the stage has {self.train.steps} steps, in one of which the policy must "
-                f"learn; allowed: less than {self.train.steps}",
-            )
-
-    def _kl_faults(self) -> Iterator[Fault]:
-        """A penalty without a gradient, or with a coefficient that could not move or could change its sign."""
-        if self.kl.placement == "loss" and self.kl.kind == "k1" and self.needs_reference:
-            yield Fault(
-                ("kl", "kind"),
-                "k1 in the loss, where its gradient is 0 on average and holds the policy to nothing; allowed: k2 or "
-                "k3, or k1 with `kl.placement: reward`",
-            )
-        if self.kl.target is not None and not self.needs_reference:
-            yield Fault(("kl", "coef"), "0, which no target moves; allowed: more than 0, or no `kl.target`")
-        samples = self.rollout.prompts_per_step * self.rollout.samples_per_prompt
-        least = samples * LARGEST_ERROR
-        if self.kl.target is not None and self.kl.horizon <= least:
-            yield Fault(
-                ("kl", "horizon"),
-                f"{self.kl.horizon:g}, and a step of {samples} samples could take the coefficient to zero or below; "
-                f"allowed: more than {least:g}",
-            )
-
-    def _group_faults(self) -> Iterator[Fault]:
-        """Groups that have nothing to compare, or in which equal scores are no sign of equal rewards."""
-        if self.algorithm.grouped and self.rollout.samples_per_prompt < 2:
-            without = ", ".join(name for name, settings in SETTINGS.items() if not settings.grouped)
-            yield Fault(
-                ("rollout", "samples_per_prompt"),
-                f"1, and {self.algorithm.name} compares the answers to one prompt with each other; allowed: at least "
-                f"2, or `algorithm.name` {without}",
-            )
-        if self.algorithm.more_rounds is not None and self.needs_reference and self.kl.placement == "reward":
-            yield Fault(
-                ("algorithm", "dynamic_sampling"),
-                "leaves out answers of equal scores, and with the KL in their rewards they differ; allowed: with "
-                "`kl.placement: loss` or `kl.coef: 0`, or no dynamic_sampling",
-            )
-
-    def _reward_faults(self) -> Iterator[Fault]:
-        named, longest = labels(self.rewards), self.rollout.sampling.max_new_tokens
-        if all(reward.weight == 0 for reward in self.rewards) and not self.algorithm.taught:
-            yield Fault(("rewards", 0, "weight"), "0, and no other reward is learned from; allowed: one other than 0")
-        for number, reward in enumerate(self.rewards):
-            if named[number] in named[:number]:
-                yield Fault(
-                    ("rewards", number, "label"),
-                    f"{named[number]} is the label of an earlier reward too; allowed: each label once",
-                )
-            if isinstance(reward, LengthReward) and reward.unpunished >= longest:
-                yield Fault(
-                    ("rewards", number, "limit"),
-                    f"answers of up to rollout.sampling.max_new_tokens = {longest} tokens are never punished, which "
-                    f"begins above {reward.unpunished}; allowed: limit - cache below {longest}",
-                )
-
-    def _missing_eos_faults(self) -> Iterator[Fault]:
-        fixed = self.missing_eos_score
-        if fixed is None:
-            return
-        if self.missing_eos_penalty:
-            yield Fault(
-                ("missing_eos_penalty",),
-                f"{self.missing_eos_penalty:g}, and missing_eos_score is {fixed:g}; allowed: one of them",
-            )
-        if abs(fixed) > self.reward_clip:
-            yield Fault(
-                ("missing_eos_score",),
-                f"{fixed:g}, and reward_clip {self.reward_clip:g} would cut it; allowed: up to {self.reward_clip:g} in "
-                "size",
-            )
+        """Combinations of its own fields that cannot work: see `rl_faults`."""
+        return rl_faults(self, stages)
 
     def refusal(self, field: Path, known: Known) -> Fault | None:
         """Reason why engines cannot run the policy that the stage starts from."""

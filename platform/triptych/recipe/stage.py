@@ -97,8 +97,6 @@ class RoleSpec:
     """Optimiser steps of a trained role for each one of the first."""
     copied: bool = True
     """False for a frozen whole model that is the base itself, which others stand on too."""
-    in_loss: bool = False
-    """True for a frozen role that the first role's loss compares itself with, over the whole vocabulary."""
 
     @property
     def trained(self) -> bool:
