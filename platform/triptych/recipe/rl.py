@@ -9,7 +9,7 @@ from triptych.recipe.algorithm import SETTINGS, AlgorithmSettings, Importance, K
 from triptych.recipe.base import Closed, Count, NoEffect
 from triptych.recipe.errors import Fault
 from triptych.recipe.method import Method, names_of
-from triptych.recipe.refusals import as_policy, is_lora, keeps_form
+from triptych.recipe.refusals import as_policy, as_scorer, is_lora, keeps_form
 from triptych.recipe.reward import LengthReward, ModelReward, RewardTerm, labels, role_of
 from triptych.recipe.rollout import Rollout, Sampling
 from triptych.recipe.spec import Path
@@ -346,7 +346,9 @@ class Rl(TrainedStage):
             )
 
     def refusal(self, field: Path, known: Known) -> Fault | None:
-        """Reason why engines cannot run the policy that the stage starts from."""
+        """Reason why engines cannot run the policy that the stage starts from, or a reward model cannot score."""
+        if known.kind == "reward_model" and (reason := as_scorer(known.method)):
+            return Fault(field, f"`{known.ref}` is {reason}")
         if field != ("policy",) or known.method is None:
             return None
         if reason := as_policy(known.method):

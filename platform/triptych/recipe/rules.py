@@ -86,7 +86,7 @@ def _method(recipe: Recipe, stage: TrainedStage) -> Iterator[Fault]:
     method, quantization = stage.own_method, recipe.model.quantization
     if method is None:
         return
-    with_head = any(role.head for role in stage.roles(recipe.stages))
+    with_head = not stage.whole_with_head and any(role.head for role in stage.roles(recipe.stages))
     reasons = [
         beside_head(method, stage.kind) if with_head else None,
         under_strategy(method, stage.workers.strategy),

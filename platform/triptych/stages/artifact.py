@@ -237,15 +237,22 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
+def whole_weights(
+    method: Freeze | Full, model: PreTrainedModel, base: Path, trained: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """All weights of the model in `base`, by the names of its files, with what was trained of the loaded `model`."""
+    rows = {name: tensor for name, tensor in trained.items() if name.endswith(TRAINED_ROWS)}
+    parameters = {name: tensor for name, tensor in trained.items() if name not in rows}
+    return whole(method, base, as_saved(model, parameters, base) | rows)
+
+
 def _commit_model(
     ctx: StageContext[Any], model: PreTrainedModel, trained: Mapping[str, Tensor], metrics: Mapping[str, float]
 ) -> None:
     """Commit the base with its trained weights as the stage's output; it stops where answers ended in training."""
     method: Freeze | Full = ctx.stage.method
     with committed_output(ctx, metrics) as folder:
-        rows = {name: tensor for name, tensor in trained.items() if name.endswith(TRAINED_ROWS)}
-        parameters = {name: tensor for name, tensor in trained.items() if name not in rows}
-        weights = whole(method, ctx.base_dir, as_saved(model, parameters, ctx.base_dir) | rows)
+        weights = whole_weights(method, model, ctx.base_dir, trained)
         save_model(folder, ctx.base_dir, weights, getattr(torch, ctx.recipe.model.dtype), ctx.about())
         write_ends(folder, end_tokens(ctx.base_dir, tokenizer_of(ctx)))
 
