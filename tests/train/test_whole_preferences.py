@@ -104,7 +104,7 @@ def test_loss_and_gradient_are_those_of_plain_torch(tiny_model_dir: Path, case: 
     batch = make(ROW_NUMBERS, torch.float64)
     plain = in_float64(load_causal_lm(tiny_model_dir, torch.float64)).requires_grad_(True)
     loss = loss_of(case, plain, batch)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     learner = make_learner(make_model(tiny_model_dir, METHODS[name]))
     if case != "kto":  # its evaluation measures a baseline of each micro-batch
         assert learner.evaluate(objective, [batch])["loss"] == pytest.approx(loss.item(), rel=1e-10)
