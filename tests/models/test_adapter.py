@@ -17,6 +17,7 @@ from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead
 from triptych.recipe import CRITIC, POLICY, REFERENCE, REWARD, Lora
 from triptych.stages.rl.worker import add_roles
+from triptych.stages.role_models import RoleModels
 from triptych.train.batch import sample_batch
 from triptych.train.tasks.forward import mean_scores, response_logprobs, response_values, sequence_scores
 
@@ -50,7 +51,7 @@ def test_the_adapter_alone_on_the_original_base_is_the_policy(
     model.add("sft", config, trainable=False)
     weights = random_adapter(model, "sft", 0)
     model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
-    add_roles(model, adapter_of(config, weights, "policy"), reward)
+    add_roles(RoleModels(lambda folder: model), adapter_of(config, weights, "policy"), reward)
     save_adapter(tmp_path, adapter_of(config, model.adapter(POLICY), "policy"), ABOUT)
 
     ids = torch.randint(5, 300, (2, 9), generator=torch.Generator().manual_seed(3))
@@ -71,7 +72,7 @@ def test_ppo_starts_with_equal_pairs_of_roles_on_one_base(tiny_model_dir: Path, 
     base = load_causal_lm(tiny_model_dir, torch.float32)
     frozen = sum(parameter.numel() for parameter in base.parameters())
     model = RoleModel(base)
-    add_roles(model, policy, reward)
+    add_roles(RoleModels(lambda folder: model), policy, reward)
     assert sum(p.numel() for name, p in model.lm.named_parameters() if "lora_" not in name) == frozen
 
     batch = sample_batch([[5, 6, 7], [8, 9]], [[10, 11], [12, 13, 14]], pad=0)
@@ -155,7 +156,7 @@ def test_without_a_reward_model_the_critic_is_the_policy_with_values_of_zero(tin
     model.add("sft", config, trainable=False)
     policy = adapter_of(config, random_adapter(model, "sft", 0), "policy")
     model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
-    assert add_roles(model, policy) == []
+    assert add_roles(RoleModels(lambda folder: model), policy) == []
     assert [role for role, trains in model.trainable.items() if trains] == [POLICY, CRITIC]
     assert all(torch.equal(model.adapter(CRITIC)[name], tensor) for name, tensor in model.adapter(POLICY).items())
     batch = sample_batch([[5, 6, 7], [8, 9]], [[10, 11], [12, 13, 14]], pad=0)
@@ -175,7 +176,7 @@ def test_ppo_scores_by_the_mean_of_the_members_and_starts_the_critic_from_the_fi
     model.add("sft", ensemble.method, trainable=False)
     policy = adapter_of(ensemble.method, random_adapter(model, "sft", 0), "policy")
     model = RoleModel(load_causal_lm(tiny_model_dir, torch.float32))
-    [roles] = add_roles(model, policy, ensemble)
+    [roles] = add_roles(RoleModels(lambda folder: model), policy, ensemble)
     assert roles == ("reward", "reward-1", "reward-2")
     assert [role for role, trains in model.trainable.items() if trains] == [POLICY, CRITIC]
 

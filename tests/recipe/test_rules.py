@@ -116,7 +116,7 @@ REFUSED = [
     ),
     (
         ["stages.reward.method={name: freeze, layers: 1}"],
-        "stages.reward.method: freeze makes a whole model, and a reward stage makes a head beside a frozen base",
+        "stages.ppo.rewards.0.stage: `reward` is a reward model that is a whole model, which cannot stand beside other",
     ),
     (
         ["stages.reward.method.name=hra", "model.quantization=int8"],

@@ -53,11 +53,6 @@ def test_a_gate_needs_held_out_pairs(recipe_file: Path) -> None:
         load_recipe(recipe_file, [f"{GATE}0.8", "stages.reward.data.heldout=null"])
 
 
-def test_a_reward_model_is_an_adapter(recipe_file: Path) -> None:
-    with pytest.raises(RecipeError, match=r"stages\.reward\.method: full makes a whole model"):
-        load_recipe(recipe_file, ["stages.reward.method={name: full}"])
-
-
 @pytest.fixture
 def ensemble_recipe(recipe_file: Path, tmp_path: Path) -> Path:
     """Two members, 8 steps; a quarter of the held-out pairs contradict the training pairs."""

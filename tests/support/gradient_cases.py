@@ -16,7 +16,8 @@ from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead
 from triptych.objectives.aggregation import Aggregation
 from triptych.objectives.distillation import Divergence
-from triptych.recipe import Full, Lora, Optimizer, Rl
+from triptych.recipe import Full, Lora, Method, Optimizer, Rl
+from triptych.recipe.method import Freeze
 from triptych.recipe.preference import Sigmoid
 from triptych.train.batch import Batch, answer_batch, language_batch, pair_batch, sample_batch
 from triptych.train.learner import Learner, Objective
@@ -77,6 +78,23 @@ def make_mixture() -> RoleModel:
     for parameter in model.parameters_of("policy").values():
         parameter.data += 0.05 * torch.randn_like(parameter)
     return model
+
+
+WHOLE_METHODS: dict[str, Method] = {"full": Full(), "freeze": Freeze(layers=1)}
+
+
+def make_untied(dtype: torch.dtype, method: Method) -> RoleModel:
+    """A tiny model whose output head has weights of its own, which scores nothing: a reward model by its base."""
+    torch.manual_seed(0)
+    model = RoleModel(tiny("llama", dtype))
+    model.add("critic", method, trainable=True, head=ScalarHead(model.hidden_size))
+    return in_float64(model) if dtype == torch.float64 else model
+
+
+def few_pairs(indexes: list[int]) -> Batch:
+    """As `pairs`, in the tokens that a tiny family knows."""
+    made = [[token % 90 + 3 for part in row for token in part] for row in rows(16)]
+    return pair_batch([(made[2 * i], made[2 * i + 1]) for i in indexes], PAD)
 
 
 def few_words(indexes: list[int]) -> Batch:

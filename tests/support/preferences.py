@@ -17,6 +17,7 @@ PAIRS = [
 ROWS: dict[str, list[dict[str, Any]]] = {
     "sft": [{"prompt": f"Film {i}?", "response": f"It is {WORDS[i % 4]}."} for i in range(6)],
     "dpo": PAIRS,
+    "reward": PAIRS,
     "kto": [
         {"prompt": f"Film {i}?", "completion": f"It is {WORDS[i % 2]} {'and long ' * (i % 3)}.", "label": i % 2 == 0}
         for i in range(6)

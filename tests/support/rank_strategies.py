@@ -7,7 +7,17 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.support.gradient_cases import CASES, few_words, gradients, make_learner, make_mixture, make_model
+from tests.support.gradient_cases import (
+    CASES,
+    WHOLE_METHODS,
+    few_pairs,
+    few_words,
+    gradients,
+    make_learner,
+    make_mixture,
+    make_model,
+    make_untied,
+)
 
 SHARES = ([[0, 1, 2], [3, 4]], [[5, 6, 7], None])  # unequal, and one empty micro-batch
 
@@ -21,6 +31,15 @@ def save_gradients(folder: Path, out: Path, strategy: str) -> None:
             learner = make_learner(model, strategy=strategy)
             batches = [make(share, dtype) if share else None for share in SHARES[dist.get_rank()]]
             _save(out / f"{method}-{case}.safetensors", gradients(learner, objective, batches))
+
+
+def save_gradients_of_heads(out: Path, strategy: str) -> None:
+    """Of a reward model's head and the weights below it; the model's own output head is apart, and reads nothing."""
+    dtype = torch.float32 if strategy.startswith("zero") else torch.float64
+    for name, method in WHOLE_METHODS.items():
+        learner = make_learner(make_untied(dtype, method), strategy=strategy)
+        batches = [few_pairs(share) if share else None for share in SHARES[dist.get_rank()]]
+        _save(out / f"{name}.safetensors", gradients(learner, CASES["pairs"][0], batches))
 
 
 def save_gradients_in_half(folder: Path, out: Path) -> None:

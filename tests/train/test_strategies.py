@@ -12,12 +12,15 @@ from tests.support import rank_strategies, rank_traces
 from tests.support.gradient_cases import (
     CASES,
     TOLERANCE,
+    WHOLE_METHODS,
     assert_equal,
+    few_pairs,
     few_words,
     gradients,
     make_learner,
     make_mixture,
     make_model,
+    make_untied,
 )
 from tests.support.ranks import Ranks
 from triptych.errors import UserError
@@ -36,6 +39,23 @@ def test_gradients_are_those_of_one_process(ranks: Ranks, tiny_model_dir: Path, 
         for case in CASES:
             found = load_file(tmp_path / f"{method}-{case}.safetensors")
             assert_equal(found, of_one_process(tiny_model_dir, dtype, method, case), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [pytest.param(name, marks=() if name in ("fsdp", "zero3") else pytest.mark.exhaustive) for name in STRATEGIES],
+)
+def test_gradients_of_a_whole_reward_model_are_those_of_one_process(
+    ranks: Ranks, tmp_path: Path, strategy: str
+) -> None:
+    ranks.run(rank_strategies.save_gradients_of_heads, tmp_path, strategy)
+    dtype = torch.float32 if strategy.startswith("zero") else torch.float64
+    for name, method in WHOLE_METHODS.items():
+        learner = make_learner(make_untied(dtype, method))
+        expected = gradients(learner, CASES["pairs"][0], [few_pairs(list(range(8)))])
+        found = load_file(tmp_path / f"{name}.safetensors")
+        assert found["head.weight"].abs().max() > 0
+        assert_equal(found, expected, TOLERANCE[dtype])
 
 
 @pytest.mark.exhaustive

@@ -85,7 +85,7 @@ def _refusals(method: Any) -> dict[str, str]:
 
     reasons = {strategy: under_strategy(method, strategy) for strategy in _STRATEGIES}
     reasons |= {"quantized base": on_quantized(method, "int8"), "ppo": as_policy(method)}
-    reasons["reward, classification"] = beside_head(method, "reward")
+    reasons["classification"] = beside_head(method, "classification")
     return {place: reason for place, reason in reasons.items() if reason}
 
 

@@ -24,12 +24,13 @@ from triptych.models.peft_files import (
     ADAPTER_WEIGHTS,
     FACTS,
     HEAD_WEIGHTS,
+    WHOLE,
     expert_parameters,
     peft_name,
     role_name,
 )
 from triptych.recipe.method import Method, parts_of
-from triptych.recipe.refusals import is_lora
+from triptych.recipe.refusals import WHOLE_REWARD, is_lora
 
 _PREFIX = "prefix.safetensors"
 _STATE = "state.safetensors"
@@ -122,10 +123,10 @@ def save_adapter(folder: Path, adapter: Adapter, about: Mapping[str, Any]) -> No
         _save(in_file, part / ADAPTER_WEIGHTS)
         if name in adapter.peft:
             _save(own, part / _PREFIX)
-    facts: dict[str, Any] = dict(about) | kind_fields(adapter.kind) | {"method": _dumped(adapter.method)}
+    facts: dict[str, Any] = dict(about) | kind_fields(adapter.kind) | {"method": dumped(adapter.method)}
     if adapter.state is not None:
         _save(adapter.state, folder / _STATE)
-        facts["trained"] = _dumped(adapter.trained)
+        facts["trained"] = dumped(adapter.trained)
     if adapter.head is not None:
         save_file({k: v.contiguous() for k, v in adapter.head.items()}, folder / HEAD_WEIGHTS)
     if adapter.normalization is not None:
@@ -157,6 +158,8 @@ def load_adapter(folder: Path, kind: str, *, to_go_on: bool = False) -> Adapter:
     found = kind_in(facts) or "policy"
     if found != kind:
         raise UserError(f"{folder.name}: an adapter of kind {found!r}, where {kind!r} is needed")
+    if facts.get(WHOLE):
+        raise UserError(f"{folder.name}: {WHOLE_REWARD}; allowed: a reward model that is an adapter")
     adapter = _load(folder, facts)
     if to_go_on and (folder / _STATE).is_file():
         adapter = replace(adapter, state=load_file(folder / _STATE), trained=_parsed(folder, facts["trained"]))
@@ -237,7 +240,8 @@ def _parts(folder: Path, method: Method) -> dict[str, tuple[Path, str]]:
     return {part.name: (folder / part.name, f"{part.name}.") for part in parts}
 
 
-def _dumped(method: Method | None) -> Any:
+def dumped(method: Method | None) -> Any:
+    """A method as triptych.json has it."""
     return _METHOD.dump_python(method, mode="json") if method is not None else None
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from triptych.artifact_kinds import kind_fields
+from triptych.artifact_kinds import ArtifactKind, kind_fields
 from triptych.models.peft_files import FACTS, MODEL_WEIGHTS
 
 _GENERATION = "generation_config.json"
@@ -56,24 +56,28 @@ def save_model(
     dtype: torch.dtype,
     about: Mapping[str, Any],
     changes: Mapping[str, Any] | None = None,
+    *,
+    kind: ArtifactKind = "model",
+    exact: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write weights (Hugging Face names) in `dtype`, with the tokenizer and the configuration of `base`.
 
     `about`: facts of its origin; a `chat_template` among them replaces the base's. `changes`: fields of config.json
-    that differ.
+    that differ. `exact`: further tensors, each in its own precision.
     """
     config = json.loads((base / "config.json").read_text()) | dict(changes or {})
     config.pop("torch_dtype", None)
     config["dtype"] = str(dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True))
     tensors = {name: tensor.to(dtype).contiguous() for name, tensor in weights.items()}
+    tensors |= {name: tensor.contiguous() for name, tensor in (exact or {}).items()}
     save_file(tensors, folder / MODEL_WEIGHTS, metadata={"format": "pt"})
     for name in _TOKENIZER:
         if (base / name).is_file():
             shutil.copyfile(base / name, folder / name)
     if "chat_template" in about:
         (folder / "chat_template.jinja").write_text(about["chat_template"], encoding="utf-8")
-    (folder / FACTS).write_text(json.dumps(dict(about) | kind_fields("model"), indent=2, sort_keys=True))
+    (folder / FACTS).write_text(json.dumps(dict(about) | kind_fields(kind), indent=2, sort_keys=True))
 
 
 def write_ends(folder: Path, ends: Sequence[int]) -> None:

@@ -3,8 +3,10 @@
 peft's own two files are the configuration and the weights; Triptych adds the facts, and a head where there is one.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -13,6 +15,10 @@ HEAD_WEIGHTS = "head.safetensors"
 """A reward model's or a classifier's head."""
 MODEL_WEIGHTS = "model.safetensors"
 """A whole model, where it is one file."""
+SCORE = "score.weight"
+"""A whole reward model's head, among its weights."""
+WHOLE = "whole"
+"""Field of the facts that is true of a reward model that is a whole model."""
 FACTS = "triptych.json"
 """Facts that peft's files do not hold: kind, base, base_fingerprint, method."""
 PREFIX = "base_model.model."
@@ -27,6 +33,12 @@ _OF_EXPERTS = re.compile(
 """Name of a tensor for the parameter of a module of experts, as roles call it: peft leaves the parameter out."""
 
 Value = TypeVar("Value")
+
+
+def is_whole(folder: Path) -> bool:
+    """True of the folder of a reward model that is a whole model."""
+    facts = folder / FACTS
+    return facts.is_file() and bool(json.loads(facts.read_text(encoding="utf-8")).get(WHOLE))
 
 
 def of_module(patterns: Mapping[str, Value] | None, module: str, default: Value) -> Value:

@@ -1,7 +1,7 @@
 """Stage kinds that learn from rows (chats, labels, preference pairs), and the table of all kinds."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 from triptych.recipe.base import Count, Fraction, NoEffect, Tagged
 from triptych.recipe.errors import Fault
 from triptych.recipe.evaluation import Evaluation
+from triptych.recipe.method import names_of, trains_base
 from triptych.recipe.preference import PREFERENCE_KINDS
 from triptych.recipe.rl import Rl
 from triptych.recipe.spec import Path
@@ -23,7 +24,7 @@ from triptych.recipe.stage import (
     WorkShape,
     member_roles,
 )
-from triptych.recipe.start import head_refusal, members_refusal, method_refusal
+from triptych.recipe.start import head_refusal, members_refusal, method_refusal, whole_refusal
 from triptych.recipe.supervised import PolicyStage, SupervisedStage
 
 _OF_ENTITY = re.compile("[BIES]-.+")
@@ -66,7 +67,7 @@ class HeadedStage(SupervisedStage):
         """Reason why training cannot go on from this adapter, or with its head."""
         if self.keeps_head:
             return super().refusal(field, known) or head_refusal(self.kind, self.output, self.classes, known)
-        found = None if self.inherited else method_refusal(self.method, known)
+        found = whole_refusal(known) or (None if self.inherited else method_refusal(self.method, known))
         return found or members_refusal(self.copies, known, new_head=True)
 
 
@@ -197,6 +198,7 @@ class Reward(HeadedStage):
     task = "triptych.train.tasks.reward:TASK"
     examples = "triptych.data.examples:pairs"
     rows = "pairs"
+    whole_with_head = True
 
     kind: Literal["reward"]
     min_accuracy: NoEffect[Fraction] = 0.0
@@ -217,6 +219,15 @@ class Reward(HeadedStage):
     @property
     def output(self) -> Output:
         return "reward_model"
+
+    def faults(self, stages: Mapping[str, StageBase]) -> Iterator[Fault]:
+        """An ensemble of whole models."""
+        if self.members > 1 and trains_base(self.method):
+            yield Fault(
+                ("members",),
+                f"{self.members}, and {names_of(self.method)} makes a whole model of each, of which one alone is "
+                "trained at a time; allowed: 1, or a method that makes adapters",
+            )
 
     @property
     def copies(self) -> int:

@@ -17,6 +17,10 @@ NOT_GATHERED = (
 """Reason why zero3 cannot train LoRA on experts, as a sentence on `workers.strategy`."""
 
 
+WHOLE_REWARD = "a reward model that is a whole model, which cannot stand beside other roles on a frozen base"
+"""What a whole reward model is where only adapters are read."""
+
+
 def on_quantized(method: Method, quantization: str) -> str | None:
     """Reason why a method cannot train on a base of 8 or 4 bits."""
     if trains_base(method):
@@ -52,6 +56,11 @@ def beside_head(method: Method, kind: str) -> str | None:
     if trains_base(method):
         return f"{names_of(method)} makes a whole model, and a {kind} stage makes a head beside a frozen base"
     return None
+
+
+def as_scorer(method: Method | None) -> str | None:
+    """Reason why a reward model of a method cannot score beside the other roles of a stage."""
+    return f"{WHOLE_REWARD}; allowed: one that is an adapter" if method is not None and trains_base(method) else None
 
 
 def as_policy(method: Method) -> str | None:

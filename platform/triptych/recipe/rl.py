@@ -10,7 +10,7 @@ from triptych.recipe.base import Closed, Count, NoEffect
 from triptych.recipe.errors import Fault
 from triptych.recipe.evaluation import BASE
 from triptych.recipe.method import Full, Method, names_of
-from triptych.recipe.refusals import as_policy, is_lora, keeps_form
+from triptych.recipe.refusals import as_policy, as_scorer, is_lora, keeps_form
 from triptych.recipe.reward import ModelReward, RewardTerm, role_of
 from triptych.recipe.rl_faults import rl_faults
 from triptych.recipe.rollout import EngineModel, Rollout, Sampling
@@ -278,7 +278,9 @@ class Rl(TrainedStage):
         return rl_faults(self, stages)
 
     def refusal(self, field: Path, known: Known) -> Fault | None:
-        """Reason why engines cannot run the policy that the stage starts from."""
+        """Reason why engines cannot run the policy that the stage starts from, or a reward model cannot score."""
+        if known.kind == "reward_model" and (reason := as_scorer(known.method)):
+            return Fault(field, f"`{known.ref}` is {reason}")
         if field != ("policy",) or known.method is None:
             return None
         if known.kind == "model":

@@ -86,7 +86,8 @@ def _method(recipe: Recipe, stage: TrainedStage) -> Iterator[Fault]:
     method, quantization = stage.own_method, recipe.model.quantization
     if method is None:
         return
-    makes_head = stage.output != "model" and any(role.head for role in stage.roles(recipe.stages))
+    whole = stage.whole_with_head or stage.output == "model"
+    makes_head = not whole and any(role.head for role in stage.roles(recipe.stages))
     reasons = [
         beside_head(method, stage.kind) if makes_head else None,
         under_strategy(method, stage.workers.strategy),

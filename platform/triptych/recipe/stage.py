@@ -335,6 +335,8 @@ class TrainedStage(StageBase):
     largest_batch: ClassVar[str | None] = None
     """Name of the function (stages) of recipe, stage, training rows and tokenizer that finds the largest micro-batch
     of the rows, as `module:function`; None: a plan goes by the recipe alone."""
+    whole_with_head: ClassVar[bool] = False
+    """True if the kind saves a whole model together with the head that it trains."""
 
     data: Data
     """Rows that it learns from, and rows that it is measured on."""

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from triptych.recipe.errors import Fault
-from triptych.recipe.method import Method, names_of, parts_of
+from triptych.recipe.method import Method, names_of, parts_of, trains_base
 from triptych.recipe.stage import Known
 
 _OF_TRAINING = frozenset({"lr", "dropout", "encoder_dropout", "robust_drop_layers"})
@@ -20,6 +20,14 @@ def method_refusal(method: Method, known: Known) -> Fault | None:
         allowed = "allowed: the same, or no `method`: it is taken over"
         return Fault(("method",), f"{own}, and `{known.ref}` was trained with {other}; {allowed}")
     return None
+
+
+def whole_refusal(known: Known) -> Fault | None:
+    """Reason why no training goes on from a whole model with a head, which is no adapter."""
+    if known.method is None or not trains_base(known.method):
+        return None
+    message = f"`{known.ref}` is a whole model with a head; allowed: an adapter, or no `from`"
+    return Fault(("from",), message)
 
 
 def members_refusal(members: int, known: Known, *, new_head: bool) -> Fault | None:

@@ -22,7 +22,7 @@ from triptych.recipe.stage import (
     WorkShape,
     adapter_method,
 )
-from triptych.recipe.start import members_refusal, method_refusal
+from triptych.recipe.start import members_refusal, method_refusal, whole_refusal
 from triptych.recipe.training import Training
 
 ADAPTERS: tuple[Output, ...] = ("policy", "reward_model", "classifier")
@@ -92,7 +92,7 @@ class SupervisedStage(TrainedStage):
 
     def refusal(self, field: Path, known: Known) -> Fault | None:
         """Reason why training cannot go on from this adapter."""
-        found = None if self.inherited else method_refusal(self.method, known)
+        found = whole_refusal(known) or (None if self.inherited else method_refusal(self.method, known))
         return found or members_refusal(self.copies, known, new_head=False)
 
     def output_method(self, stages: Mapping[str, StageBase]) -> Method:

@@ -18,6 +18,7 @@ _KINDS = {
     "reward_model": "A reward model: an adapter and a scalar head",
     "classifier": "A classifier: an adapter and a head of classes",
     "model": "A whole model",
+    "whole_reward": "A reward model: a whole model with a scalar head",
     "dataset": "Rows of a data set",
 }
 _PEFT = """\
@@ -31,6 +32,11 @@ _MODEL = """\
 from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("THIS FOLDER")
+"""
+_REWARD = """\
+from transformers import AutoModelForSequenceClassification
+
+model = AutoModelForSequenceClassification.from_pretrained("THIS FOLDER")
 """
 
 
@@ -61,18 +67,25 @@ class Exported:
     """What evaluations measured of it."""
     merged: str | None = None
     """Precision and losses of the merge, where the folder is the base with the adapter in its weights."""
+    whole_reward: bool = False
+    """True of a reward model that is a whole model."""
 
     @property
     def whole(self) -> bool:
-        return self.merged is not None or self.version.kind == "model"
+        return self.form in ("model", "whole_reward")
+
+    @property
+    def form(self) -> str:
+        """Key of what is said of it."""
+        if self.whole_reward:
+            return "whole_reward"
+        return "model" if self.merged is not None else self.version.kind
 
 
 def write_card(folder: Path, found: Exported) -> None:
     """Write the card of what was exported to a folder."""
     version, lineage = found.version, found.version.lineage
-    what = (
-        f"{_KINDS['model' if found.whole else version.kind]}, trained by {found.method} on {found.base or version.base}"
-    )
+    what = f"{_KINDS[found.form]}, trained by {found.method} on {found.base or version.base}"
     text = "\n".join(
         [
             _front(found),
@@ -116,7 +129,7 @@ def _front(found: Exported) -> str:
 
 def _loading(folder: Path, found: Exported) -> str:
     if found.whole:
-        return f"```python\n{_MODEL}```\n"
+        return f"```python\n{_REWARD if found.whole_reward else _MODEL}```\n"
     again = f"`triptych adapters register {found.version.name} FOLDER` adds this folder to another registry"
     if not (folder / ADAPTER_CONFIG).is_file():
         return f"Neither peft nor transformers has a format for it: {again}.\n"

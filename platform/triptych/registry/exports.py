@@ -9,7 +9,7 @@ from typing import Any
 from triptych import storage
 from triptych.errors import RunError, UserError
 from triptych.models.identity import difference
-from triptych.models.peft_files import ADAPTER_CONFIG, FACTS
+from triptych.models.peft_files import ADAPTER_CONFIG, FACTS, is_whole
 from triptych.registry.card import EvaluationResults, Exported, trained_by, write_card
 from triptych.registry.from_hub import HUB_ID
 from triptych.registry.records import AdapterVersion
@@ -38,7 +38,9 @@ def describe(
         config: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         config |= {"base_model_name_or_path": name, "revision": revision}
         file.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-    write_card(folder, Exported(version, ancestors, trained_by(folder), name, evaluations))
+    write_card(
+        folder, Exported(version, ancestors, trained_by(folder), name, evaluations, whole_reward=is_whole(folder))
+    )
     return name
 
 

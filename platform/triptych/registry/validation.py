@@ -17,6 +17,8 @@ from triptych.models.peft_files import (
     LORA_FACTOR,
     MODEL_WEIGHTS,
     PREFIX,
+    SCORE,
+    is_whole,
     of_module,
 )
 from triptych.registry.facts import Facts
@@ -84,8 +86,10 @@ def check_content(folder: Path, kind: str) -> Facts:
 
 def _needed(folder: Path, kind: str, methods: Sequence[str]) -> list[str]:
     """The tensor files without which the folder is no artifact of its kind."""
+    if kind == "model" or (kind in _ADAPTERS and is_whole(folder)):
+        return [MODEL_WEIGHTS]
     if kind not in _ADAPTERS:
-        return [MODEL_WEIGHTS] if kind == "model" else []
+        return []
     if len(methods) > 1:
         return [f"{name}/{ADAPTER_WEIGHTS}" for name in methods]
     if not methods:  # made elsewhere, so in peft's format
@@ -168,10 +172,13 @@ def _checked_probes(folder: Path) -> Probes | None:
 
 def _check_head(folder: Path, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> None:
     head = shapes.get(HEAD_WEIGHTS)
-    if head is None:
+    if is_whole(folder):
+        weight = shapes[MODEL_WEIGHTS].get(SCORE, ())
+        if len(weight) != 2 or weight[0] != 1:
+            raise ArtifactError(f"{MODEL_WEIGHTS}: {SCORE} is the head of a reward model, [1, d], not {list(weight)}")
+    elif head is None:
         raise ArtifactError(f"{HEAD_WEIGHTS} is missing: a reward model without its head gives no scores")
-    weight = head.get("weight", ())
-    if set(head) != {"weight", "bias"} or len(weight) != 2 or weight[0] != 1 or head["bias"] != (1,):
+    elif set(head) != {"weight", "bias"} or head["weight"] != (1, *head["weight"][1:2]) or head["bias"] != (1,):
         raise ArtifactError(f"{HEAD_WEIGHTS} holds weight [1, d] and bias [1], not {dict(head)}")
     normalization = _read_json(folder / FACTS).get("normalization")
     if not isinstance(normalization, dict) or not (

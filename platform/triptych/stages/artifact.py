@@ -239,6 +239,15 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
+def whole_weights(
+    method: Freeze | Full, model: PreTrainedModel, base: Path, trained: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """All weights of the model in `base`, by the names of its files, with what was trained of the loaded `model`."""
+    rows = {name: tensor for name, tensor in trained.items() if name.endswith(TRAINED_ROWS)}
+    parameters = {name: tensor for name, tensor in trained.items() if name not in rows}
+    return whole(method, base, as_saved(model, parameters, base) | rows)
+
+
 def _commit_model(
     ctx: StageContext[Any],
     model: PreTrainedModel,
@@ -249,9 +258,7 @@ def _commit_model(
     """Commit the model in `base` with its trained weights as the stage's output; it stops where answers ended."""
     method: Freeze | Full = ctx.stage.method
     with committed_output(ctx, metrics) as folder:
-        rows = {name: tensor for name, tensor in trained.items() if name.endswith(TRAINED_ROWS)}
-        parameters = {name: tensor for name, tensor in trained.items() if name not in rows}
-        weights = whole(method, base, as_saved(model, parameters, base) | rows)
+        weights = whole_weights(method, model, base, trained)
         save_model(folder, base, weights, getattr(torch, ctx.recipe.model.dtype), ctx.about())
         write_ends(folder, end_tokens(ctx.base_dir, tokenizer_of(ctx)))
 

@@ -1,9 +1,9 @@
-"""Reward model: preference pairs -> adapters with a scalar head, and the constants that normalise their score."""
+"""Reward model: preference pairs -> adapters or a whole model, with a scalar head and what normalises its score."""
 
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,14 +12,25 @@ from torch import Tensor
 from triptych import storage
 from triptych.data.table import StoredTable, read_table
 from triptych.forward.export import adapter_of
-from triptych.forward.roles import RoleModel
-from triptych.models.adapter import Adapter, Normalization
+from triptych.forward.roles import HEAD, RoleModel
+from triptych.models.adapter import Normalization
 from triptych.models.heads import ScalarHead
+from triptych.models.whole_reward import save_whole_reward
 from triptych.recipe import REWARD, member_roles
 from triptych.recipe.kinds import Reward
+from triptych.recipe.method import trains_base
 from triptych.registry import AdapterVersion
-from triptych.stages.artifact import check_gate, commit_adapter, finish, measured, write_ranks
+from triptych.stages.artifact import (
+    check_gate,
+    commit_adapter,
+    committed_output,
+    finish,
+    measured,
+    whole_weights,
+    write_ranks,
+)
 from triptych.stages.context import StageContext
+from triptych.stages.models import tokenizer_of
 from triptych.stages.start import add_role, going_on
 from triptych.stages.supervised.loop import fitting
 from triptych.stages.supervised.reward_evaluation import (
@@ -106,10 +117,10 @@ def learn(ctx: StageContext[Reward], model: RoleModel, role: str = REWARD) -> Tr
     members = list(roles)
     normalization = measure_normalization(score_pairs(learner, members, rows["train"], budget, _drawn(ctx)))
     scores = score_pairs(learner, members, rows["heldout"], budget) if "heldout" in rows else None
-    adapter = _adapter(ctx, learner, members, normalization)
+    weights = {member: learner.weights(member) for member in members}
     if learner.group.rank == 0:
         metrics = {} if scores is None else _measured(ctx, objective, scores, normalization)
-        commit_adapter(ctx, adapter, metrics)
+        _commit(ctx, model, weights, normalization, metrics)
 
 
 def _drawn(ctx: StageContext[Reward]) -> list[int]:
@@ -141,15 +152,40 @@ def _measured(
     return metrics | {"heldout_ece": report["calibration"]["ece"]}
 
 
-def _adapter(
-    ctx: StageContext[Reward], learner: Learner, roles: Sequence[str], normalization: Normalization
-) -> Adapter:
-    """The trained reward model, on every rank; each member keeps the constants of the ensemble."""
-    weights = {role: learner.weights(role) for role in roles}
-    if learner.group.rank == 0:
-        write_ranks(ctx, weights)
-    members = [
+def _commit(
+    ctx: StageContext[Reward],
+    model: RoleModel,
+    weights: Mapping[str, Mapping[str, Tensor]],
+    normalization: Normalization,
+    metrics: Mapping[str, float],
+) -> None:
+    """Commit the weights of all members, by role, as the reward model. Rank 0 calls it."""
+    write_ranks(ctx, weights)
+    if trains_base(ctx.stage.method):
+        (own,) = weights.values()
+        _commit_whole(ctx, model, own, normalization, metrics)
+        return
+    first, *others = (
         dataclasses.replace(adapter_of(ctx.stage.method, own, ctx.stage.output), normalization=normalization)
-        for own in weights.values()
-    ]
-    return dataclasses.replace(members[0], others=tuple(members[1:]))
+        for own in weights.values()  # each member keeps the constants of the ensemble
+    )
+    commit_adapter(ctx, dataclasses.replace(first, others=tuple(others)), metrics)
+
+
+def _commit_whole(
+    ctx: StageContext[Reward],
+    model: RoleModel,
+    trained: Mapping[str, Tensor],
+    normalization: Normalization,
+    metrics: Mapping[str, float],
+) -> None:
+    """Commit a reward model whose method trains the base."""
+    method: Any = ctx.stage.method
+    head = {name.removeprefix(HEAD): tensor for name, tensor in trained.items() if name.startswith(HEAD)}
+    own = {name: tensor for name, tensor in trained.items() if not name.startswith(HEAD)}
+    weights = whole_weights(method, model.lm, ctx.base_dir, own)
+    dtype = getattr(torch, ctx.recipe.model.dtype)
+    with committed_output(ctx, metrics) as folder:
+        save_whole_reward(
+            folder, ctx.base_dir, method, weights, head, normalization, dtype, tokenizer_of(ctx), ctx.about()
+        )
