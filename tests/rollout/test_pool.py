@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 import ray
+import torch
+from safetensors.torch import load_file, save
+from transformers import LlamaForCausalLM
 
 from triptych.engines.base import (
     BASE_VERSION,
@@ -213,6 +216,26 @@ def test_a_merged_sync_is_what_the_learner_computes(
     assert mean_gap(base, new) > 100 * NOISE, "the adapter must matter"
     check = check_sync(pool.logprobs(*tokens), new, base, tolerance=NOISE)
     assert all(engine.conclusive and engine.share == pytest.approx(1, abs=0.01) for engine in check.engines)
+
+
+def test_replaced_weights_reach_the_head_that_shares_them_with_the_embedding(
+    pool: RolloutPool, model_dir: Path
+) -> None:
+    model = LlamaForCausalLM.from_pretrained(model_dir)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(5)
+        for weight in model.parameters():
+            weight += 0.02 * torch.randn_like(weight)
+    names = sorted(load_file(model_dir / "model.safetensors"))
+    state = model.state_dict()
+    buckets = [save({name: state[name].contiguous() for name in some}) for some in (names[:3], names[3:])]
+    pool.replace(buckets, version=3)
+    ids = [[5, 60, 71, 182, 93, 204], [7, 300, 11, 45, 9, 33]]
+    with torch.no_grad():
+        logp = model(torch.tensor(ids)).logits.log_softmax(-1)[:, :-1]
+    expected = logp.gather(2, torch.tensor(ids)[:, 1:, None])[:, 1:, 0]
+    for found in pool.logprobs(ids, [2, 2]):
+        torch.testing.assert_close(torch.tensor(found), expected, atol=NOISE, rtol=0.0)
 
 
 def test_the_check_catches_an_engine_that_skips_a_sync(

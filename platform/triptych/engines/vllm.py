@@ -191,7 +191,23 @@ class MergeExtension:
         experts = _unset_experts(self.model_runner.get_model()) if device.type == "cpu" else []
         with torch.inference_mode():
             self.model_runner.reload_weights(weights_iterator=weights(model_config.dtype, device))
+            if device.type == "cpu":
+                _pack_heads(self.model_runner.get_model())
         _check_experts(experts, changed)
+
+
+def _pack_heads(model: Any) -> None:
+    """Pack the output head anew where it shares the embedding's weights.
+
+    vLLM packs a head for its CPU kernel when weights of its own are loaded. Those that it shares come under the
+    embedding's name, and its kernel would go on with the old ones.
+    """
+    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+
+    for layer in model.modules():
+        method = getattr(layer, "quant_method", None)
+        if isinstance(method, UnquantizedEmbeddingMethod) and hasattr(layer, "cpu_linear"):
+            method.process_weights_after_loading(layer)
 
 
 def _noting(buckets: Iterable[bytes], names: set[str]) -> Iterator[bytes]:
