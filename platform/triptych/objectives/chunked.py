@@ -11,7 +11,7 @@ LogitsOf = Callable[[Tensor], Tensor]
 """Hidden states [n, d] -> logits [n, vocabulary]."""
 
 
-class Measure(Protocol):
+class TokenMeasure(Protocol):
     """A number of each token that follows from its own logits and from no other token's."""
 
     def value(self, logits: Tensor, rows: slice) -> Tensor:
@@ -21,7 +21,9 @@ class Measure(Protocol):
         """`value`, and its derivative [m, V] to the logits, which are detached."""
 
 
-def measured(measure: Measure, logits_of: LogitsOf, hidden: Tensor, chunk: int | None, *, head_trains: bool) -> Tensor:
+def measured(
+    measure: TokenMeasure, logits_of: LogitsOf, hidden: Tensor, chunk: int | None, *, head_trains: bool
+) -> Tensor:
     """The measure [n] of hidden states [n, d], with the logits of at most `chunk` tokens at once (None: of all).
 
     With a frozen head nothing is computed twice: the gradient of a token's number to its hidden state needs no other
@@ -49,7 +51,7 @@ class _FrozenHead(torch.autograd.Function):
     """A measure [n], and its gradients [n, d] to the hidden states, chunk by chunk."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, logits_of: LogitsOf, measure: Measure, size: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, logits_of: LogitsOf, measure: TokenMeasure, size: int) -> Tensor:
         differentiate = ctx.needs_input_grad[0]
         values: list[Tensor] = []
         gradients: list[Tensor] = []

@@ -193,8 +193,11 @@ class Rl(TrainedStage):
     @property
     def engine_models(self) -> tuple[EngineModel, ...]:
         """A teacher of its own."""
-        one = self.algorithm.teaching_model
-        return () if one is None else (EngineModel(TEACHER, ("algorithm", "teacher"), one.model, one.engines),)
+        one, shape = self.algorithm.teaching_model, self.shape()
+        if one is None:
+            return ()
+        place = ("algorithm", "teacher")
+        return (EngineModel(TEACHER, place, one.model, one.engines, shape.context, shape.context_field),)
 
     @property
     def shards_by_default(self) -> bool:

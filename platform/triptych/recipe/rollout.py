@@ -56,6 +56,10 @@ class EngineModel:
     """Path of its fields below the stage; those of its engines stand in `engines` there."""
     model: Model
     engines: Engines
+    context: int
+    """Tokens of the longest sequence that it gets."""
+    context_field: str
+    """The stage's fields that this follows from."""
 
 
 class Rollout(Engines):

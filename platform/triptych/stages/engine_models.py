@@ -13,7 +13,6 @@ from triptych.recipe import Recipe
 from triptych.recipe.model import Model
 from triptych.recipe.rollout import EngineModel
 from triptych.recipe.spec import dotted
-from triptych.recipe.stage import TrainedStage
 
 if TYPE_CHECKING:
     from triptych.rollout.pool import RolloutPool
@@ -35,8 +34,7 @@ def check_engine_models(recipe: Recipe, names: Iterable[str], find: Callable[[Mo
             if folder is None or base is None:
                 continue
             check_sampled(json.loads((folder / "config.json").read_text(encoding="utf-8")), one.engines, place)
-            if isinstance(stage, TrainedStage):
-                _check_length(one, place, stage)
+            _check_length(one, place)
             _check_tokens(one, place, folder, base, recipe)
 
 
@@ -58,7 +56,7 @@ def start_engine_model(ctx: "StageContext[Any]", one: EngineModel) -> "RolloutPo
         dtype=one.model.dtype,
         rollout=one.engines.model_copy(update={"sync": "merged"}),
         lora_r=1,
-        max_model_len=ctx.stage.shape().context + 1,  # an engine samples one token behind those that it judges
+        max_model_len=one.context + 1,  # an engine samples one token behind those that it judges
         stop_token_ids=[],
         base=one.model,
         field=dotted((*one.field, "engines")),
@@ -75,11 +73,11 @@ def fingerprints(ctx: "StageContext[Any]") -> dict[str, str]:
     return found
 
 
-def _check_length(one: EngineModel, place: str, stage: TrainedStage) -> None:
-    shape, longest = stage.shape(), model_sizes(one.model).max_length
-    if longest is not None and shape.context + 1 > longest:
+def _check_length(one: EngineModel, place: str) -> None:
+    longest = model_sizes(one.model).max_length
+    if longest is not None and one.context + 1 > longest:
         raise UserError(
-            f"{place}.base: {one.model.base} takes {longest} tokens, and {shape.context_field} is {shape.context}; "
+            f"{place}.base: {one.model.base} takes {longest} tokens, and {one.context_field} is {one.context}; "
             f"allowed: up to {longest - 1} with this {one.name}"
         )
 
