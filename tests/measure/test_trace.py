@@ -131,14 +131,15 @@ def test_blocks_that_are_not_alike_are_all_traced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "case",
+    ("case", "saved"),
     [
-        "lora, 350m, bfloat16, 8192 x 512, reward",
-        "ia3, 1b, bfloat16, 4096 x 2048, checkpointing selective, chunk None",
-        "houlsby, 135m, bfloat16, 8192 x 256, classification, padded",
+        ("lora, 350m, bfloat16, 8192 x 512, reward", 0),
+        ("ia3, 1b, bfloat16, 4096 x 2048, checkpointing selective, chunk None", 2 * 2048 * 128_256),
+        ("houlsby, 135m, bfloat16, 8192 x 256, classification, padded", 0),
     ],
 )
-def test_a_gpus_tensors_are_those_traced(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpus_tensors_are_those_traced(case: str, saved: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`saved`: since the GPU was measured, the loss holds 2 bytes less of each logit of the tokens that are learned."""
     tests = Path(__file__).parents[1]
     monkeypatch.syspath_prepend(tests / "bench")
     from plan.configurations import gpu_configurations
@@ -149,7 +150,7 @@ def test_a_gpus_tensors_are_those_traced(case: str, monkeypatch: pytest.MonkeyPa
     (role,) = estimate(planned, machine="1xh200-141", exact=True, trace=traced).stages["stage"].roles.values()
     before = ("weights", "runtime", "kernels", "cpu_snapshot")
     parts = {name: size.expected for name, size in role.parts.items() if name not in before}
-    assert sum(parts.values()) == pytest.approx(actual, rel=0.005)
+    assert sum(parts.values()) == pytest.approx(actual - saved, rel=0.005)
 
 
 def test_roles_of_ppo_take_turns(three_stages: Path) -> None:
