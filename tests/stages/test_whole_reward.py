@@ -121,6 +121,34 @@ def test_padding_of_the_tokenizer_beside_it_is_what_transformers_looks_for(
     assert config["architectures"] == ["LlamaForSequenceClassification"]
 
 
+@pytest.mark.slow
+def test_an_end_token_that_the_base_pads_with_is_scored_and_named_by_no_padding(
+    tmp_path: Path, tiny_model_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else transformers would skip it, and score the token before it."""
+    end = AutoTokenizer.from_pretrained(tiny_model_copy)
+    monkeypatch.setattr("triptych.models.base._padding_token", lambda tokenizer: tokenizer.eos_token)
+    for name, changes in {
+        "config.json": {"pad_token_id": end.eos_token_id},
+        "tokenizer_config.json": {"pad_token": end.eos_token},
+    }.items():
+        file = tiny_model_copy / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    loaded = recipe(tmp_path, tiny_model_copy, reward=reward(tmp_path, METHODS["full"]))
+    run_recipe(loaded, Silent())
+    folder, batch = artifact(loaded), training_pairs(loaded)
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    constants = json.loads((folder / "triptych.json").read_text())["normalization"]
+    rows = [ids[mask.bool()] for ids, mask in zip(batch["ids"], batch["mask"], strict=True)]
+    assert {int(row[-1]) for row in rows} == {end.eos_token_id}
+    with torch.no_grad():
+        plain = torch.cat([classifier(input_ids=row[None]).logits[:, 0] for row in rows])
+    own = scores(folder, batch)
+    torch.testing.assert_close((plain - constants["mean"]) / constants["std"], own, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="no padding token"):
+        classifier(input_ids=batch["ids"], attention_mask=batch["mask"].long())
+
+
 class Stopped(Exception):  # noqa: N818 - stands for a signal
     """Ends a stage in the midst of its steps."""
 

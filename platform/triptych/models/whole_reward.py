@@ -55,7 +55,7 @@ def save_whole_reward(
     exact = {SCORE: head["weight"]}
     changes = _classifier_fields(base, tokenizer)
     save_model(folder, base, weights, dtype, facts, changes, kind="reward_model", exact=exact)
-    if "pad_token_id" in changes and (folder / _TOKENIZER_CONFIG).is_file():
+    if changes["pad_token_id"] is not None and (folder / _TOKENIZER_CONFIG).is_file():
         settings = json.loads((folder / _TOKENIZER_CONFIG).read_text(encoding="utf-8"))
         settings["pad_token"] = tokenizer.pad_token
         text = json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False)
@@ -82,13 +82,13 @@ def scoring_head(folder: Path) -> ScalarHead:
 def _classifier_fields(base: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Fields of config.json by which transformers loads the model as a classifier with one output.
 
-    It scores the last token that is no padding token, so one that may end a text is not named as such; transformers
-    then refuses batches of several rows.
+    It scores the last token that is no padding token, so one that may end a text is not named as such, though the base
+    names it; transformers then refuses batches of several rows.
     """
     config = json.loads((base / "config.json").read_text())
     fields: dict[str, Any] = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     if classifier := MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(config["model_type"]):
         fields["architectures"] = [classifier]
-    if tokenizer.pad_token_id != tokenizer.eos_token_id:
-        fields["pad_token_id"] = tokenizer.pad_token_id
+    pad = tokenizer.pad_token_id
+    fields["pad_token_id"] = None if pad == tokenizer.eos_token_id else pad
     return fields
