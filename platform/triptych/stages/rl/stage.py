@@ -55,9 +55,9 @@ from triptych.train.on_ray import launch
 
 def run(ctx: StageContext[Rl]) -> AdapterVersion:
     """Prompts -> rollouts and updates -> registered policy. Goes on from where an earlier call stopped."""
+    rewarding = [_reward_model(ctx, ref) for ref in ctx.stage.reward_models.values()]
     policy, ctx = _policy(ctx)
     stage = ctx.stage
-    rewarding = [_reward_model(ctx, ref) for ref in stage.reward_models.values()]
     teaching = stage.algorithm.teaching
     teacher = None if teaching is None else parent(ctx, teaching, "policy")
     tables = {split: _encode(ctx, split, source) for split, source in sources(ctx).items()}
