@@ -17,14 +17,14 @@ def chunked(requests: Sequence[SampleRequest], engines: int) -> list[list[Sample
     an idle engine takes the next.
     """
     count = max(min(len(requests), engines), -(-len(requests) // LARGEST_CHUNK))
-    longest_first = sorted(requests, key=lambda request: -len(request.prompt_ids))
-    return [longest_first[i::count] for i in range(count)]
+    shares = shares_of([len(request.prompt_ids) for request in requests], count)
+    return [[requests[place] for place in share] for share in shares]
 
 
-def shares_of(lengths: Sequence[int], engines: int) -> list[list[int]]:
-    """Sequences for each engine, by their places: dealt round, the longest first."""
+def shares_of(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """`count` shares of sequences of these lengths, by their places: dealt round, the longest first."""
     longest_first = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-    return [longest_first[number::engines] for number in range(engines)]
+    return [longest_first[number::count] for number in range(count)]
 
 
 class Leases:
