@@ -8,16 +8,15 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.one_process import Silent
+from tests.support.one_process import Silent, stopped_at_step
 from tests.support.preferences import LORA, recipe, stage
-from triptych.errors import RunError, UserError
+from triptych.errors import UserError
 from triptych.observe.log import read_metrics
 from triptych.recipe import Recipe, RecipeError
 from triptych.registry import Registry, registry_url
 from triptych.stages.preflight import check_plan
 from triptych.stages.run import check_recipe, run_folder, run_recipe
 from triptych.stages.supervised import references
-from triptych.train.learner import Learner
 
 pytestmark = pytest.mark.usefixtures("one_process")
 
@@ -127,10 +126,6 @@ def test_a_ranking_of_more_answers_than_the_recipe_says_is_refused(tmp_path: Pat
         run_recipe(loaded, Silent())
 
 
-class Stopped(Exception):  # noqa: N818 - stands for a signal
-    """Ends a stage in the midst of its steps."""
-
-
 @pytest.mark.slow
 def test_a_resumed_stage_reads_its_references_and_ends_where_an_undisturbed_one_does(
     tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
@@ -139,18 +134,9 @@ def test_a_resumed_stage_reads_its_references_and_ends_where_an_undisturbed_one_
         return recipe(tmp_path, tiny_model_dir, name, dpo=stage(tmp_path, "dpo", method=LORA))
 
     undisturbed = run_recipe(make("undisturbed"), Silent())["dpo"]["metrics"]
-    loaded, step, taken = make("stopped"), Learner.step, []
-
-    def stopping(*args: Any) -> Any:
-        taken.append(1)
-        if len(taken) == 4:
-            raise Stopped
-        return step(*args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Learner, "step", stopping)
-        with pytest.raises((Stopped, RunError)):
-            run_recipe(loaded, Silent())
+    loaded = make("stopped")
+    with stopped_at_step(4):
+        run_recipe(loaded, Silent())
     kept = sorted((Path(run_folder(loaded)) / "stages/dpo/references").iterdir())
     assert [folder.name.partition("-")[0] for folder in kept] == ["heldout", "train"]
     assert pq.read_table(kept[1] / "references.parquet").column_names == ["ref_chosen", "ref_rejected"]

@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.support.one_process import Silent
+from tests.support.one_process import Silent, stopped_at_step
 from tests.support.preferences import LORA, recipe, stage
 from triptych.data.table import read_table
-from triptych.errors import RunError, UserError
+from triptych.errors import UserError
 from triptych.forward.roles import RoleModel
 from triptych.models.adapter import load_adapter
 from triptych.models.base import load_causal_lm
@@ -22,7 +22,6 @@ from triptych.registry import Registry, registry_url
 from triptych.stages.preflight import check_plan
 from triptych.stages.run import check_recipe, run_folder, run_recipe
 from triptych.stages.supervised.reward import batch_of_pairs
-from triptych.train.learner import Learner
 from triptych.train.tasks.forward import sequence_scores
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -149,31 +148,15 @@ def test_an_end_token_that_the_base_pads_with_is_scored_and_named_by_no_padding(
         classifier(input_ids=batch["ids"], attention_mask=batch["mask"].long())
 
 
-class Stopped(Exception):  # noqa: N818 - stands for a signal
-    """Ends a stage in the midst of its steps."""
-
-
 @pytest.mark.slow
-def test_a_resumed_stage_ends_where_an_undisturbed_one_does(
-    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_stage_ends_where_an_undisturbed_one_does(tmp_path: Path, tiny_model_dir: Path) -> None:
     def make(name: str) -> Recipe:
         return recipe(tmp_path, tiny_model_dir, name, reward=reward(tmp_path, METHODS["full"]))
 
     undisturbed, stopped = make("undisturbed"), make("stopped")
     run_recipe(undisturbed, Silent())
-    step, taken = Learner.step, []
-
-    def stopping(*args: Any) -> Any:
-        taken.append(1)
-        if len(taken) == 4:
-            raise Stopped
-        return step(*args)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Learner, "step", stopping)
-        with pytest.raises((Stopped, RunError)):
-            run_recipe(stopped, Silent())
+    with stopped_at_step(4):
+        run_recipe(stopped, Silent())
     assert not artifact(stopped).exists()
     run_recipe(stopped, Silent())
     own, expected = (scores(artifact(one), training_pairs(one)) for one in (stopped, undisturbed))

@@ -36,3 +36,27 @@ def one_process() -> Iterator[None]:
         patched.setattr(training, "launch", launch)
         patched.setattr(training, "get_device", lambda: torch.device("cpu"))
         yield
+
+
+class Stopped(Exception):  # noqa: N818 - stands for a signal
+    """The end of a process in the middle of a stage."""
+
+
+@contextmanager
+def stopped_at_step(number: int) -> Iterator[None]:
+    """Inside, a stage is stopped at its optimiser step `number`; that it was is checked at the end."""
+    from triptych.errors import RunError
+    from triptych.train.learner import Learner
+
+    step, taken = Learner.step, []
+
+    def stopping(*args: Any) -> Any:
+        taken.append(1)
+        if len(taken) == number:
+            raise Stopped
+        return step(*args)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Learner, "step", stopping)
+        with pytest.raises((Stopped, RunError)):
+            yield
