@@ -24,6 +24,7 @@ from triptych.objectives.kl import AdaptiveKL
 from triptych.objectives.running import RunningMoments
 from triptych.recipe import CRITIC, POLICY, Lora, Recipe, Rl
 from triptych.rollout.pool import RolloutPool
+from triptych.rollout.trajectory import Trajectory
 from triptych.stages.context import StageContext
 from triptych.stages.recorder import Recorder
 from triptych.stages.rl.evaluation import evaluate
@@ -158,7 +159,7 @@ def token_rewards(run: RlWorker, samples: Samples, scores: Tensor, old: Tensor, 
 
 def samples_of(records: Sequence[RolloutRecord]) -> Samples:
     """Answers to one prompt."""
-    return Samples(records, [PromptExample([], {})], [0] * len(records), PAD, 24, 0.7)
+    return Samples(list(map(Trajectory.of, records)), [PromptExample([], {})], [0] * len(records), PAD, 24, 0.7)
 
 
 def pool_of(run: RlWorker) -> FakePool:

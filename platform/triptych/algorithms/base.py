@@ -18,7 +18,7 @@ class Scored:
     groups: Tensor
     """[N] integers, equal for the answers to one prompt."""
     mask: Tensor
-    """[N, R] bool, true at answer tokens."""
+    """[N, R] bool, true at answer tokens that the policy drew."""
     truncated: Tensor
     """[N] bool, true for answers that were cut by their length."""
     rollout: Tensor

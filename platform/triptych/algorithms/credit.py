@@ -18,7 +18,7 @@ def answer_scores(scores: Tensor, truncated: Tensor, stage: Rl) -> Tensor:
 
 
 def token_rewards(scored: Scored, stage: Rl, kl_coef: float) -> Tensor:
-    """[N, R]: the score, once, at the last token of an answer; minus the KL penalty at each, if it is in the rewards.
+    """[N, R]: the score, once, at the last token that was drawn; minus the KL penalty at each, if it is in the rewards.
 
     Ziegler et al. 2019 (arXiv 1909.08593), equation 2.
     """
@@ -27,7 +27,7 @@ def token_rewards(scored: Scored, stage: Rl, kl_coef: float) -> Tensor:
         penalty = kl_penalty(scored.old, scored.reference, kind=stage.kl.kind)
         rewards = torch.where(scored.mask, -kl_coef * penalty, 0.0)
     final = answer_scores(scored.scores, scored.truncated, stage)
-    last = scored.mask.sum(dim=1) - 1
+    last = scored.mask.cumsum(dim=1).argmax(dim=1)
     return rewards.index_put((torch.arange(len(last)), last), final.to(rewards.dtype), accumulate=True)
 
 

@@ -13,7 +13,7 @@ from triptych.observe.runs import RunView, StageView
 
 FOLDER = "rollouts"
 _PREFIX = "step-"
-_COLUMNS = ("group", "prompt", "response", "score", "finish_reason", "versions", "response_ids")
+_COLUMNS = ("group", "prompt", "response", "score", "finish_reason", "versions")
 """Columns that every version has written."""
 
 
@@ -102,7 +102,7 @@ def _best_first(rows: list[dict[str, Any]]) -> tuple[SampledAnswer, ...]:
         SampledAnswer(
             row["response"],
             math.nan if row["score"] is None else row["score"],
-            len(row["response_ids"]),
+            sum(version is not None for version in row["versions"]),
             row["finish_reason"],
             row["versions"][-1] if row["versions"] else -1,
         )

@@ -25,15 +25,26 @@ def pair_batch(pairs: Sequence[tuple[list[int], list[int]]], pad: int) -> Batch:
     return {"ids": ids, "mask": mask}
 
 
-def sample_batch(prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad: int) -> Batch:
-    """Prompts and their answers -> ids, mask [B, T], `start` [B] (prompt length) and `length` [B] (answer length)."""
+def sample_batch(
+    prompts: Sequence[Sequence[int]],
+    responses: Sequence[Sequence[int]],
+    pad: int,
+    drawn: Sequence[Sequence[bool]] | None = None,
+) -> Batch:
+    """Prompts and their answers -> ids, mask [B, T], `start` [B] (prompt length) and `length` [B] (answer length).
+
+    `drawn`: for each token of each answer, whether it counts as one; the batch has it as `drawn` [B, R]. None: all do.
+    """
     ids, mask = pad_right([[*p, *r] for p, r in zip(prompts, responses, strict=True)], pad)
-    return {
+    batch = {
         "ids": ids,
         "mask": mask,
         "start": torch.tensor([len(p) for p in prompts]),
         "length": torch.tensor([len(r) for r in responses]),
     }
+    if drawn is None:
+        return batch
+    return batch | {"drawn": pad_right([list(map(int, row)) for row in drawn], 0)[0].bool()}
 
 
 def answer_batch(sequences: Sequence[Sequence[int]], starts: Sequence[int], pad: int) -> Batch:
@@ -46,6 +57,12 @@ def response_mask(length: Tensor, width: int | None = None) -> Tensor:
     """[B] lengths -> bool [B, R], true at the answer's tokens."""
     width = int(length.max()) if width is None else width
     return torch.arange(width, device=length.device) < length[:, None]
+
+
+def answer_mask(batch: Batch) -> Tensor:
+    """[B, R] bool, true at the answer's tokens; of answers in several turns, at those that the policy drew."""
+    mask = response_mask(batch["length"])
+    return mask & batch["drawn"][:, : mask.shape[1]] if "drawn" in batch else mask
 
 
 def before_response(hidden: Tensor, batch: Batch) -> Tensor:

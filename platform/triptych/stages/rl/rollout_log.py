@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,9 +11,12 @@ from torch import Tensor
 
 from triptych import storage
 from triptych.algorithms.base import Credit, Scored
+from triptych.rollout.trajectory import Trajectory
 from triptych.stages.rl.rewarding import Rewarded
 from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.worker import RlWorker
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ def write_rollouts(worker: RlWorker, step: int, samples: Samples, rewarded: Rewa
     """Write all answers of a step, counted from 1, as one Parquet file; a step that is done again replaces it.
 
     `score` is the sum over the rewards, `reward_<label>` each reward's own; null where there is none. What was computed
-    of each token before the update is a list an answer, null for those that were not learned from.
+    of each token before the update is a list an answer, null for those that were not learned from. Such a list has null
+    at tokens that the policy did not draw, as those of `logprobs` and `versions` have.
     """
     records = samples.records
     columns = {
@@ -39,13 +44,14 @@ def write_rollouts(worker: RlWorker, step: int, samples: Samples, rewarded: Rewa
         "response": worker.texts([record.response_ids for record in records]),
         "prompt_ids": [list(record.prompt_ids) for record in records],
         "response_ids": [list(record.response_ids) for record in records],
-        "logprobs": [list(record.logprobs) for record in records],
-        "versions": [list(record.versions) for record in records],
+        "drawn": [list(record.drawn) for record in records],
+        "logprobs": [at_drawn(record, record.logprobs) for record in records],
+        "versions": [at_drawn(record, record.versions) for record in records],
         "finish_reason": [record.finish_reason for record in records],
         "seed": [record.seed for record in records],
         "score": _or_null(rewarded.total),
         **{f"reward_{label}": _or_null(scores) for label, scores in rewarded.parts.items()},
-        **({} if learned is None else _of_tokens(len(records), learned)),
+        **({} if learned is None else _of_tokens(records, learned)),
     }
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer)
@@ -56,8 +62,8 @@ def _or_null(scores: Tensor) -> pa.Array:
     return pa.array(scores.double().numpy(), from_pandas=True)
 
 
-def _of_tokens(count: int, learned: Learned) -> dict[str, list[list[float] | None]]:
-    """Column -> for each of `count` answers a number a token."""
+def _of_tokens(records: Sequence[Trajectory], learned: Learned) -> dict[str, list[list[float | None] | None]]:
+    """Column -> for each answer a number a token."""
     scored, credit = learned.scored, learned.credit
     matrices = {
         "policy_logprobs": scored.old,
@@ -67,11 +73,16 @@ def _of_tokens(count: int, learned: Learned) -> dict[str, list[list[float] | Non
         "advantages": credit.advantages,
         "importance_weights": credit.weights,
     }
-    lengths = scored.mask.sum(dim=1).tolist()
-    found: dict[str, list[list[float] | None]] = {}
+    found: dict[str, list[list[float | None] | None]] = {}
     for name, matrix in matrices.items():
         if matrix is not None:
-            column = found[name] = [None] * count
-            for place, (row, length) in enumerate(zip(learned.rows, lengths, strict=True)):
-                column[row] = matrix[place, :length].tolist()
+            column = found[name] = [None] * len(records)
+            for place, row in enumerate(learned.rows):
+                column[row] = at_drawn(records[row], matrix[place][scored.mask[place]].tolist())
     return found
+
+
+def at_drawn(record: Trajectory, values: Sequence[T]) -> list[T | None]:
+    """Values of the tokens that the policy drew, at their places among all; None elsewhere."""
+    own = iter(values)
+    return [next(own) if drawn else None for drawn in record.drawn]

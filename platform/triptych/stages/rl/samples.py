@@ -9,13 +9,13 @@ from torch import Tensor
 
 from triptych.data.batches import cut
 from triptych.data.encode import PromptExample
-from triptych.engines.base import RolloutRecord
 from triptych.errors import RunError
 from triptych.forward.roles import RoleModel
 from triptych.objectives.masking import widen
 from triptych.rewards.base import Answer
 from triptych.rollout.pool import RolloutPool
-from triptych.train.batch import Batch, response_mask, sample_batch
+from triptych.rollout.trajectory import Trajectory
+from triptych.train.batch import Batch, sample_batch
 from triptych.train.group import Group
 from triptych.train.learners import RoleLearner
 
@@ -28,9 +28,9 @@ def moments(name: str, scores: Tensor) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Samples:
-    """N answers, the same on every rank; R is the longest answer's length."""
+    """N answers, the same on every rank; R is the longest one's length, what environments wrote included."""
 
-    records: Sequence[RolloutRecord]
+    records: Sequence[Trajectory]
     prompts: Sequence[PromptExample]
     groups: Sequence[int]
     """For each answer, the place of its prompt in `prompts`: equal for the answers to one prompt."""
@@ -41,12 +41,14 @@ class Samples:
 
     @cached_property
     def mask(self) -> Tensor:
-        """[N, R] bool, true at answer tokens."""
-        return response_mask(torch.tensor([len(record.response_ids) for record in self.records]))
+        """[N, R] bool, true at tokens that the policy drew."""
+        width = max(len(record.drawn) for record in self.records)
+        rows = [[*record.drawn, *[False] * (width - len(record.drawn))] for record in self.records]
+        return torch.tensor(rows, dtype=torch.bool)
 
     @cached_property
     def rollout_logprobs(self) -> Tensor:
-        """[N, R] log-probabilities that the engines gave; 0 past an answer's end."""
+        """[N, R] log-probabilities that the engines gave; 0 where the policy drew nothing."""
         flat = torch.tensor([value for record in self.records for value in record.logprobs])
         return torch.zeros(self.mask.shape).masked_scatter(self.mask, flat)
 
@@ -134,5 +136,6 @@ class Samples:
     def _batch(self, rows: list[int], columns: dict[str, Tensor]) -> Batch:
         prompts = [self.records[row].prompt_ids for row in rows]
         responses = [self.records[row].response_ids for row in rows]
-        batch = sample_batch(prompts, responses, self.pad)
+        drawn = [self.records[row].drawn for row in rows]
+        batch = sample_batch(prompts, responses, self.pad, None if all(map(all, drawn)) else drawn)
         return batch | {name: column[rows] for name, column in columns.items()}

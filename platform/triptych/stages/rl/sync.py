@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from safetensors.torch import save
 from torch import Tensor
 
-from triptych.engines.base import Logprobs, RolloutRecord
+from triptych.engines.base import Logprobs
 from triptych.forward.export import adapter_of
 from triptych.forward.roles import RoleModel
 from triptych.methods.freeze import whole_tables
@@ -18,6 +18,7 @@ from triptych.models.stored import stored_in_turn
 from triptych.recipe import POLICY
 from triptych.rollout.coordinator import SyncReport
 from triptych.rollout.sync_check import check_sync
+from triptych.rollout.trajectory import Trajectory
 from triptych.stages.rl.worker import RlWorker
 from triptych.stages.whole_model import WholeModel
 from triptych.train.batch import Batch, sample_batch
@@ -37,7 +38,7 @@ class Probe:
     """None: nobody can compute them."""
 
 
-def probe(worker: RlWorker, records: Sequence[RolloutRecord], role: str = POLICY) -> Probe:
+def probe(worker: RlWorker, records: Sequence[Trajectory], role: str = POLICY) -> Probe:
     """Ask the learner about some answers, as `role`.
 
     Engines score sequences that are shorter than their context: what fills it loses its first tokens.

@@ -28,6 +28,7 @@ from triptych.recipe.reward import CalledReward, role_of
 from triptych.rewards.base import Scorer
 from triptych.rewards.table import SCORERS
 from triptych.rollout.pool import RolloutPool
+from triptych.rollout.trajectory import Trajectory
 from triptych.stages.context import StageContext
 from triptych.stages.models import role_model, tokenizer_of
 from triptych.stages.recorder import Recorder
@@ -119,7 +120,8 @@ class RlWorker:
             RunError: the pool's answers did not arrive.
         """
         requests = self.requests(prompts, label) if self.learner.group.rank == 0 else []
-        records = self.pool.generate(requests, sampling) if self.learner.group.rank == 0 else None
+        answers = self.pool.generate(requests, sampling) if self.learner.group.rank == 0 else []
+        records = list(map(Trajectory.of, answers)) or None
         received = self.learner.group.broadcast(records)
         if received is None:
             raise RunError("rank 0 broadcast no samples")

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from triptych.forward.roles import RoleModel
 from triptych.objectives import IGNORE
-from triptych.train.batch import Batch, before_response, last_token, response_ids, response_mask
+from triptych.train.batch import Batch, answer_mask, before_response, last_token, response_ids
 
 
 def sequence_scores(model: RoleModel, batch: Batch) -> Tensor:
@@ -35,7 +35,7 @@ def response_values(model: RoleModel, batch: Batch) -> Tensor:
 
 
 def response_logprobs(model: RoleModel, batch: Batch, temperature: float) -> Tensor:
-    """Log-probability [B, R] of each token of the answer; 0 past its end."""
+    """Log-probability [B, R] of each token of the answer; 0 past its end, and where an environment wrote."""
     hidden, labels = response_states(model, batch)
     return spread(model.logprobs(hidden, labels, temperature), batch)
 
@@ -51,14 +51,14 @@ def response_logprobs_and_entropy(model: RoleModel, batch: Batch, temperature: f
 
 def response_states(model: RoleModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """Hidden states [n, d] that the n answer tokens [n] of a batch were drawn from."""
-    mask = response_mask(batch["length"])
+    mask = answer_mask(batch)
     hidden = before_response(model.hidden(batch["ids"], batch["mask"]), batch)
     return hidden[mask], response_ids(batch)[mask]
 
 
 def spread(values: Tensor, batch: Batch) -> Tensor:
     """Values [n] of answer tokens at their places [B, R]; 0 elsewhere."""
-    mask = response_mask(batch["length"])
+    mask = answer_mask(batch)
     return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
 
 

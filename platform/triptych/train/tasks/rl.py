@@ -14,7 +14,7 @@ from triptych.objectives.aggregation import TOKENS, Aggregation
 from triptych.objectives.kl import kl_penalty
 from triptych.objectives.masking import keep
 from triptych.recipe import Rl
-from triptych.train.batch import Batch, response_mask, sample_batch
+from triptych.train.batch import Batch, answer_mask, sample_batch
 from triptych.train.learner import Metrics, Objective, Sums
 from triptych.train.tasks.forward import response_states, response_values, spread
 from triptych.train.tasks.task import Limits, Task
@@ -51,25 +51,23 @@ class PolicyUpdate:
 
     def denominators(self, batch: Batch) -> Sums:
         named = {"policy": True, "kl": self.kl is not None, "distillation": self.teaching is not None}
-        return dict.fromkeys(
-            [name for name, there in named.items() if there], self.aggregation.divisor(batch["length"])
-        )
+        return dict.fromkeys([name for name, there in named.items() if there], self._divisor(batch))
 
     def loss(self, model: RoleModel, batch: Batch) -> tuple[Sums, Metrics]:
         teacher = None if self.teaching is None else self.teaching.predictions(model, batch)
         states, labels = response_states(model, batch)
-        mask = response_mask(batch["length"])
+        mask = answer_mask(batch)
         shares = self.aggregation.shares(mask)
         parts, metrics = self._credited(spread(model.logprobs(states, labels, self.temperature), batch), batch, shares)
         if self.teaching is not None and teacher is not None:
             total, found = self.teaching.of(model.predictions(states), teacher, shares[mask])
-            divisor = self.aggregation.divisor(batch["length"])
-            parts, metrics = parts | {"distillation": total}, metrics | found | {"distillation_loss": (total, divisor)}
+            metrics |= found | {"distillation_loss": (total, self._divisor(batch))}
+            parts["distillation"] = total
         return parts, metrics
 
     def _credited(self, logprobs: Tensor, batch: Batch, shares: Tensor) -> tuple[Sums, Metrics]:
         """The algorithm's loss, and the KL penalty where it stands in it, from log-probabilities [B, R]."""
-        mask, divisor = response_mask(batch["length"]), self.aggregation.divisor(batch["length"])
+        mask, divisor = answer_mask(batch), self._divisor(batch)
         credit = Credit.of_columns(batch, mask.shape[1])
         weighted = replace(credit, weights=credit.weights * shares.to(credit.weights.dtype))
         total, count, sums = self.compute(logprobs, mask, weighted)
@@ -80,6 +78,9 @@ class PolicyUpdate:
             metrics["kl_loss"] = (parts["kl"], divisor)
         return parts, {"policy_loss": (total, divisor)} | metrics
 
+    def _divisor(self, batch: Batch) -> Tensor:
+        return self.aggregation.divisor(answer_mask(batch).sum(dim=1))
+
 
 @dataclass(frozen=True)
 class ValueUpdate:
@@ -89,10 +90,10 @@ class ValueUpdate:
     compute: Loss
 
     def denominators(self, batch: Batch) -> Sums:
-        return {"value": batch["length"].sum()}
+        return {"value": answer_mask(batch).sum()}
 
     def loss(self, model: RoleModel, batch: Batch) -> tuple[Sums, Metrics]:
-        mask = response_mask(batch["length"])
+        mask = answer_mask(batch)
         values = response_values(model, batch)
         total, count, metrics = self.compute(values, mask, Credit.of_columns(batch, mask.shape[1]))
         return {"value": total}, {"loss": (total, count)} | {k: (v, count) for k, v in metrics.items()}
