@@ -106,6 +106,13 @@ class Gsm8kReward(CalledReward):
         return self.answer
 
 
+class EnvironmentReward(CalledReward):
+    """Sum of the rewards that the environment gave for the turns of a trajectory."""
+
+    name: Literal["environment"] = "environment"
+    """Kind of the reward."""
+
+
 class FormatReward(CalledReward):
     """1 where a regular expression matches the whole answer, else 0."""
 
@@ -213,6 +220,7 @@ RewardTerm = Annotated[
     Annotated[ModelReward, Tag("model")]
     | Annotated[FunctionReward, Tag("function")]
     | Annotated[Gsm8kReward, Tag("gsm8k")]
+    | Annotated[EnvironmentReward, Tag("environment")]
     | Annotated[FormatReward, Tag("format")]
     | Annotated[LengthReward, Tag("length")]
     | Annotated[HttpReward, Tag("http")]

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from triptych.recipe.algorithm import AlgorithmSettings, Importance, Kl, Ppo
 from triptych.recipe.base import Closed, Count, NoEffect
+from triptych.recipe.environment import EnvironmentSettings, SingleTurn
 from triptych.recipe.errors import Fault
 from triptych.recipe.evaluation import BASE
 from triptych.recipe.method import Full, Method, names_of
@@ -98,6 +99,8 @@ class Rl(TrainedStage):
     """Scores of an answer, of which the weighted sum is learned from."""
     schedule: Synchronous = Synchronous()
     """Schedule of sampling and learning."""
+    environment: EnvironmentSettings = SingleTurn()
+    """Who replies to the policy's turns; none, where it answers in a single one."""
     rollout: Rollout = Rollout()
     """Prompts of a step, and the engines that answer them."""
     train: RlTraining
@@ -145,6 +148,11 @@ class Rl(TrainedStage):
         if self.missing_eos_score is not None and "missing_eos_penalty" not in self.model_fields_set:
             object.__setattr__(self, "missing_eos_penalty", 0.0)  # a recipe is frozen once it is made
         return self
+
+    @property
+    def answer_tokens(self) -> int:
+        """Tokens behind a prompt in the longest rollout."""
+        return self.environment.longest(self.rollout.sampling.max_new_tokens)
 
     @property
     def needs_reference(self) -> bool:
@@ -255,26 +263,31 @@ class Rl(TrainedStage):
     def shape(self) -> WorkShape:
         """Amounts of an optimiser step; a row is a sample."""
         rollout, batch = self.rollout, self.train.batch
-        longest = rollout.max_prompt_tokens + rollout.sampling.max_new_tokens
-        evaluated = rollout.max_prompt_tokens + self.evaluation.max_new_tokens
+        longest = rollout.max_prompt_tokens + self.answer_tokens
+        evaluated = rollout.max_prompt_tokens + self.environment.longest(self.evaluation.max_new_tokens)
         sampling = "evaluation" if evaluated > longest else "rollout.sampling"
         shape = SamplingShape(
             rollout.prompts_per_step,
             rollout.samples_per_prompt,
             rollout.max_prompt_tokens,
-            rollout.sampling.max_new_tokens,
+            rollout.sampling.max_new_tokens * self.environment.turns,
             batch.epochs,
             batch.minibatches,
         )
         return WorkShape(
             longest=longest,
             context=max(longest, evaluated),
-            context_field=f"rollout.max_prompt_tokens + {sampling}.max_new_tokens",
+            context_field=f"rollout.max_prompt_tokens + {self._answer_field(sampling)}",
             rows_per_update=shape.samples // batch.minibatches,
             logits=True,
             dropout=False,
             sampling=shape,
         )
+
+    def _answer_field(self, sampling: str) -> str:
+        """The fields that the length of a longest answer follows from."""
+        turns, own = self.environment.turns, f"{sampling}.max_new_tokens"
+        return own if turns == 1 else f"{turns} x {own} + {turns - 1} x environment.max_reply_tokens"
 
     def faults(self, stages: Mapping[str, StageBase]) -> Iterator[Fault]:
         """Combinations of its own fields that cannot work: see `rl_faults`."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from triptych.recipe.algorithm import SETTINGS
+from triptych.recipe.environment import Replying
 from triptych.recipe.errors import Fault
 from triptych.recipe.reward import LengthReward, labels
 from triptych.recipe.stage import StageBase
@@ -101,7 +102,7 @@ def _group_faults(stage: "Rl") -> Iterator[Fault]:
 
 
 def _reward_faults(stage: "Rl") -> Iterator[Fault]:
-    named, longest = labels(stage.rewards), stage.rollout.sampling.max_new_tokens
+    named, longest = labels(stage.rewards), stage.answer_tokens
     if all(reward.weight == 0 for reward in stage.rewards) and not stage.algorithm.taught:
         yield Fault(("rewards", 0, "weight"), "0, and no other reward is learned from; allowed: one other than 0")
     for number, reward in enumerate(stage.rewards):
@@ -109,6 +110,11 @@ def _reward_faults(stage: "Rl") -> Iterator[Fault]:
             yield Fault(
                 ("rewards", number, "label"),
                 f"{named[number]} is the label of an earlier reward too; allowed: each label once",
+            )
+        if reward.name == "environment" and not isinstance(stage.environment, Replying):
+            yield Fault(
+                ("rewards", number, "name"),
+                f"environment, and {stage.environment.name} gives no reward; allowed: with an environment that replies",
             )
         if isinstance(reward, LengthReward) and reward.unpunished >= longest:
             yield Fault(

@@ -22,13 +22,15 @@ class Answer:
     response_ids: tuple[int, ...]
     """Ends with the stop token where there was one."""
     text: str
-    """The response without special tokens and without white space at either end."""
+    """The response without special tokens and without white space at either end; of several turns, the last one."""
     fields: Mapping[str, Any]
     """The other columns of the prompt's row, such as a reference answer."""
     prompt: Sequence[Mapping[str, Any]] = ()
     """The prompt's messages, each with `role` and `content`."""
     group: int = 0
     """Equal for the answers to one prompt."""
+    earned: float = 0.0
+    """Sum of the rewards that the environment gave."""
 
     @property
     def prompt_text(self) -> str:

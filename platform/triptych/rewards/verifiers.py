@@ -7,7 +7,7 @@ from typing import Any
 import regex
 
 from triptych.data.answers import final_number, right_answers
-from triptych.recipe.reward import FormatReward, Gsm8kReward, LengthReward
+from triptych.recipe.reward import EnvironmentReward, FormatReward, Gsm8kReward, LengthReward
 from triptych.rewards.asking import Asking, RefusedError, in_thread
 from triptych.rewards.base import Answer, Given
 from triptych.rewards.in_calls import in_calls
@@ -46,6 +46,11 @@ def gsm8k(settings: Gsm8kReward) -> RuleScore:
         return float(final_number(answer.text) in right)
 
     return RuleScore(rule)
+
+
+def earned(settings: EnvironmentReward) -> RuleScore:
+    """What the environment gave."""
+    return RuleScore(lambda answer: answer.earned)
 
 
 def written_as(settings: FormatReward) -> RuleScore:

@@ -23,7 +23,7 @@ def evaluate(worker: RlWorker, label: str) -> dict[str, float]:
     stage = worker.stage
     samples = worker.sample(worker.heldout, "heldout", stage.evaluation)
     rewarded = score_answers(worker, samples)
-    answers = worker.texts([record.response_ids for record in samples.records])
+    answers = worker.texts([record.last_turn for record in samples.records])
     metrics = {
         **rewarded.metrics("heldout_"),
         **_kl(worker, samples),

@@ -29,7 +29,7 @@ def of_rows(recipe: Recipe, stage: Rl, rows: Sequence[Any], tokenizer: "PreTrain
 
 def largest_batch(recipe: Recipe, stage: Rl, prompts: Prompts) -> MicroBatch:
     """Tokens of the largest micro-batch of an update, low, expected and high by how long answers are."""
-    limit = stage.rollout.sampling.max_new_tokens
+    limit = stage.answer_tokens
     found = [_largest(recipe, stage, prompts, max(1, int(share * limit))) for share in SHARES]
     tokens = [one for one, _ in found]
     most, expected = max(tokens), sorted(tokens)[-2]

@@ -34,7 +34,8 @@ class Rewarded:
     weights: Sequence[float]
     """Weight of each reward in the sum."""
     failed: Tensor
-    """[N] bool: answers that a reward gave no score although it should; they are left out of the step."""
+    """[N] bool: answers that a reward gave no score although it should, or whose environment failed; they are left out
+    of the step."""
 
     @cached_property
     def total(self) -> Tensor:
@@ -75,11 +76,11 @@ def score_answers(worker: RlWorker, samples: Samples) -> Rewarded:
         RunError: a reward model gave no finite number, another reward failed for more answers than it may, or no
             answer has a score.
     """
-    texts = worker.texts([record.response_ids for record in samples.records])
+    texts = worker.texts([record.last_turn for record in samples.records])
     prompts = worker.texts([record.prompt_ids for record in samples.records])
     answers = samples.answers(texts, prompts)
     by_number = _of_models(worker, samples, answers)
-    failed = torch.zeros(len(answers), dtype=torch.bool)
+    failed = samples.failed.clone()
     for number, given in _of_scorers(worker, answers).items():
         failed |= _checked(worker, samples, number, given)
         by_number[number] = torch.tensor([score if isinstance(score, float) else torch.nan for score in given])

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import pyarrow as pa
@@ -41,7 +42,7 @@ def write_rollouts(worker: RlWorker, step: int, samples: Samples, rewarded: Rewa
         "lease": [record.lease for record in records],
         "group": list(samples.groups),
         "prompt": worker.texts([record.prompt_ids for record in records]),
-        "response": worker.texts([record.response_ids for record in records]),
+        "response": [told(worker, record) for record in records],
         "prompt_ids": [list(record.prompt_ids) for record in records],
         "response_ids": [list(record.response_ids) for record in records],
         "drawn": [list(record.drawn) for record in records],
@@ -80,6 +81,13 @@ def _of_tokens(records: Sequence[Trajectory], learned: Learned) -> dict[str, lis
             for place, row in enumerate(learned.rows):
                 column[row] = at_drawn(records[row], matrix[place][scored.mask[place]].tolist())
     return found
+
+
+def told(worker: RlWorker, record: Trajectory) -> str:
+    """The policy's turns and the replies to them as text, each on lines of its own."""
+    places = [0, *(place for turn in record.turns for place in turn)]
+    parts = [record.response_ids[start:end] for start, end in pairwise(places)]
+    return "\n".join(worker.texts([part for part in parts if part]))
 
 
 def at_drawn(record: Trajectory, values: Sequence[T]) -> list[T | None]:

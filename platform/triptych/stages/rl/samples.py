@@ -57,6 +57,11 @@ class Samples:
         """[N] bool: answers cut by their length."""
         return torch.tensor([record.finish_reason == "length" for record in self.records])
 
+    @cached_property
+    def failed(self) -> Tensor:
+        """[N] bool: trajectories whose environment failed."""
+        return torch.tensor([record.failed is not None for record in self.records])
+
     def joined(self, other: "Samples") -> "Samples":
         """These answers, then the other ones, whose prompts are other prompts."""
         groups = [len(self.prompts) + group for group in other.groups]
@@ -81,6 +86,7 @@ class Samples:
                 self.prompts[group].fields,
                 self.prompts[group].messages or ({"role": "user", "content": prompt},),
                 group,
+                record.earned,
             )
             for record, text, prompt, group in zip(self.records, texts, prompts, self.groups, strict=True)
         ]

@@ -15,7 +15,9 @@ from triptych.algorithms.base import Algorithm, Scored
 from triptych.algorithms.table import algorithm_of
 from triptych.data.encode import PromptExample
 from triptych.data.end_tokens import answer_texts, end_tokens
+from triptych.data.replies import ReplyTokens
 from triptych.engines.base import SampleRequest
+from triptych.environments.table import ENVIRONMENTS
 from triptych.errors import RunError, UserError
 from triptych.forward.roles import BASE, RoleModel
 from triptych.methods.merged import WeightChanges
@@ -24,6 +26,7 @@ from triptych.models.heads import ScalarHead
 from triptych.objectives.kl import AdaptiveKL
 from triptych.objectives.running import RunningMoments
 from triptych.recipe import CRITIC, POLICY, REFERENCE, TEACHER, Method, Optimizer, Rl, Sampling, member_roles
+from triptych.recipe.environment import Replying
 from triptych.recipe.reward import CalledReward, role_of
 from triptych.rewards.base import Scorer
 from triptych.rewards.table import SCORERS
@@ -32,6 +35,7 @@ from triptych.rollout.trajectory import Trajectory
 from triptych.stages.context import StageContext
 from triptych.stages.models import role_model, tokenizer_of
 from triptych.stages.recorder import Recorder
+from triptych.stages.rl.episodes import Player
 from triptych.stages.rl.prompts import read_prompts
 from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.stopping import Stopping, stopping_of
@@ -120,14 +124,35 @@ class RlWorker:
             RunError: the pool's answers did not arrive.
         """
         requests = self.requests(prompts, label) if self.learner.group.rank == 0 else []
-        answers = self.pool.generate(requests, sampling) if self.learner.group.rank == 0 else []
-        records = list(map(Trajectory.of, answers)) or None
+        records = self._played(requests, prompts, sampling) if self.learner.group.rank == 0 else None
         received = self.learner.group.broadcast(records)
         if received is None:
             raise RunError("rank 0 broadcast no samples")
         groups = [number for number in range(len(prompts)) for _ in range(self.stage.rollout.samples_per_prompt)]
         micro_tokens = self.stage.train.batch.micro_tokens
         return Samples(received, prompts, groups, self.pad, micro_tokens, sampling.temperature)
+
+    def _played(
+        self, requests: list[SampleRequest], prompts: Sequence[PromptExample], sampling: Sampling
+    ) -> list[Trajectory]:
+        """A trajectory of each request, in their order."""
+        if self.player is None:
+            return list(map(Trajectory.of, self.pool.generate(requests, sampling)))
+        copies = self.stage.rollout.samples_per_prompt
+        fields = [dict(prompt.fields) for prompt in prompts for _ in range(copies)]
+        return self.player.play(requests, fields, lambda asked: self.pool.generate(asked, sampling))
+
+    @cached_property
+    def player(self) -> Player | None:
+        """The stage's environment; None where the policy answers in a single turn. UserError: it cannot be had."""
+        settings, seed = self.stage.environment, self.ctx.recipe.seed
+        if not isinstance(settings, Replying):
+            return None
+        replies = ReplyTokens(self._tokenizer, settings.role)
+        make, field = ENVIRONMENTS[settings.name](settings), f"stages.{self.ctx.name}.environment"
+        return Player(
+            settings, make, replies, lambda ids: self.texts([ids])[0], lambda i, lease: request(i, lease, seed), field
+        )
 
     @cached_property
     def scorers(self) -> dict[int, Scorer]:
@@ -238,7 +263,7 @@ def start(config: dict[str, Any]) -> RlWorker:
         running=RunningMoments() if stage.normalize_scores else None,
     )
     if learner.group.rank == 0:
-        worker.scorers  # noqa: B018 - what cannot be had is told before anything is sampled
+        worker.scorers, worker.player  # noqa: B018 - what cannot be had is told before anything is sampled
     return worker
 
 

@@ -108,7 +108,7 @@ def objectives(stage: Rl, roles: Sequence[str], kl_coef: float | None = None) ->
         kl_coef: coefficient of the KL penalty, as far as it stands in the loss; None: the recipe's.
     """
     algorithm, sampling = algorithm_of(stage), stage.rollout.sampling
-    aggregation = Aggregation(stage.algorithm.aggregation, sampling.max_new_tokens)
+    aggregation = Aggregation(stage.algorithm.aggregation, stage.answer_tokens)
     kl = KlLoss(stage.kl.coef if kl_coef is None else kl_coef, stage.kl.kind) if _kl_in_loss(stage) else None
     policy = PolicyUpdate(roles[0], algorithm.policy_loss, sampling.temperature, aggregation, kl, teaching_of(stage))
     updates: list[Objective] = [policy]
@@ -123,7 +123,7 @@ def _kl_in_loss(stage: Rl) -> bool:
 
 def _full_batch(stage: Rl, limits: Limits) -> Batch:
     """Prompts and answers of the longest lengths, and what the objectives read of each answer's token."""
-    rows, prompt = limits.rows(), max(1, limits.length - stage.rollout.sampling.max_new_tokens)
+    rows, prompt = limits.rows(), max(1, limits.length - stage.answer_tokens)
     cuts = [min(prompt, len(row) - 1) for row in rows]
     prompts = [row[:cut] for row, cut in zip(rows, cuts, strict=True)]
     batch = sample_batch(prompts, [row[cut:] for row, cut in zip(rows, cuts, strict=True)], 0)

@@ -1,0 +1,1 @@
+"""Environments that reply to a policy's turns; no torch and no Ray."""

@@ -1,0 +1,41 @@
+"""Environments that tests name in recipes."""
+
+import time
+from typing import Any
+
+from triptych.environments.base import Step
+
+
+class Counting:
+    """Replies with the number of the turn, and gives it as reward; the second turn of prompt `last` is the last."""
+
+    def __init__(self, number: int = 0, last: int = -1, **fields: Any) -> None:
+        self.turn, self.ends = 0, number == last
+
+    async def step(self, text: str) -> Step:
+        self.turn += 1
+        return Step(None if self.ends and self.turn == 2 else f"turn {self.turn}", float(self.turn))
+
+
+class Failing:
+    """Raises on prompt `broken`, and hangs on prompt `hung`."""
+
+    def __init__(self, number: int = 0, broken: int = -1, hung: int = -1, **fields: Any) -> None:
+        self.number, self.broken, self.hung = number, broken, hung
+
+    def step(self, text: str) -> Step:
+        if self.number == self.broken:
+            raise ValueError("no such door")
+        if self.number == self.hung:
+            time.sleep(60)
+        return Step()
+
+
+class Wordy:
+    """Replies at length."""
+
+    def __init__(self, **fields: Any) -> None:
+        pass
+
+    def step(self, text: str) -> Step:
+        return Step("word " * 200)
