@@ -52,6 +52,7 @@ from triptych.rewards.base import Answer, Forward
 from triptych.rewards.table import REWARDS
 from triptych.rollout.coordinator import SyncReport
 from triptych.rollout.pool import RolloutPool
+from triptych.rollout.trajectory import Trajectory
 from triptych.stages.recorder import Recorder
 from triptych.stages.rl.prompts import prompt_table, read_prompts
 from triptych.stages.rl.sync import probe, sync_policy
@@ -216,7 +217,8 @@ def test_answers_that_fill_the_context_are_checked_without_their_first_tokens(
         return answered(sequences, prompt_lens)
 
     monkeypatch.setattr(pool_of(run), "logprobs", logprobs)
-    full = RolloutRecord("", (50, 61, 72, 83, 94, 105), (70,) * 6, (-1.0,) * 6, (0,) * 6, "length", seed=0, engine=0)
+    ids = (50, 61, 72, 83, 94, 105)
+    full = Trajectory.of(RolloutRecord("", ids, (70,) * 6, (-1.0,) * 6, (0,) * 6, "length", seed=0, engine=0))
     sync_policy(run, 1, probe(run, [full, replace(full, prompt_ids=(50, 61))]))
     assert asked == [[61, 72, 83, 94, 105, *(70,) * 6], [50, 61, *(70,) * 6]]
 

@@ -20,7 +20,7 @@ class Answer:
 
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
-    """Ends with the stop token where there was one."""
+    """Ends with the stop token where there was one; of several turns, those of the last one."""
     text: str
     """The response without special tokens and without white space at either end; of several turns, the last one."""
     fields: Mapping[str, Any]
@@ -31,6 +31,13 @@ class Answer:
     """Equal for the answers to one prompt."""
     earned: float = 0.0
     """Sum of the rewards that the environment gave."""
+    earlier: int = 0
+    """Tokens of the turns before the last one."""
+
+    @property
+    def tokens(self) -> int:
+        """All tokens that the policy drew."""
+        return self.earlier + len(self.response_ids)
 
     @property
     def prompt_text(self) -> str:

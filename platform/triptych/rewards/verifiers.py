@@ -70,7 +70,7 @@ def length(settings: LengthReward) -> RuleScore:
     """From 0 to -1: by the distance from a target, or above a limit (Yu et al. 2025, arXiv 2503.14476, equation 13)."""
 
     def rule(answer: Answer) -> float:
-        tokens = len(answer.response_ids)
+        tokens = answer.tokens
         if settings.target is not None and settings.tolerance is not None:
             return -min(1.0, abs(tokens - settings.target) / settings.tolerance)
         assert settings.cache is not None

@@ -16,7 +16,7 @@ from triptych.rollout.trajectory import Trajectory
 
 Generate = Callable[[list[SampleRequest]], list[RolloutRecord]]
 """Answers to requests, in their order."""
-Ask = Callable[[list[int], str], SampleRequest]
+MakeRequest = Callable[[list[int], str], SampleRequest]
 """A request for an answer to token ids, under a lease."""
 SHOWN = 3
 """Failures that a message shows."""
@@ -39,7 +39,7 @@ class _Running:
     failed: str | None = None
     ended: bool = False
 
-    def request(self, ask: Ask) -> SampleRequest:
+    def request(self, ask: MakeRequest) -> SampleRequest:
         """The request for the next turn: all tokens so far."""
         if not self.records:
             return self.first
@@ -84,7 +84,7 @@ class Player:
     replies: ReplyTokens
     text: Callable[[Sequence[int]], str]
     """A turn's tokens as text."""
-    ask: Ask
+    ask: MakeRequest
     field: str
     """The environment's field in the recipe, for messages."""
 

@@ -81,12 +81,13 @@ class Samples:
         return [
             Answer(
                 record.prompt_ids,
-                record.response_ids,
+                record.last_turn,
                 text,
                 self.prompts[group].fields,
                 self.prompts[group].messages or ({"role": "user", "content": prompt},),
                 group,
                 record.earned,
+                sum(record.drawn) - len(record.last_turn),
             )
             for record, text, prompt, group in zip(self.records, texts, prompts, self.groups, strict=True)
         ]
