@@ -49,7 +49,7 @@ def test_rules_of_evaluations_need_evaluations(rules: dict[str, Any]) -> None:
 
 def test_the_watch_for_reward_hacking_needs_a_judge() -> None:
     assert problems(recipe(train={"stopping": WATCH}, judge=None)) == [
-        "stages.rl.train.stopping.hacking: needs a score that training never sees; allowed: with `judge`"
+        "stages.rl.train.stopping.hacking: needs a score that training never sees; allowed: with `watch` or `judge`"
     ]
     recipe_with(recipe(train={"stopping": HELDOUT}, judge=None), [])
 
@@ -69,3 +69,46 @@ def test_every_rule_is_off_by_default() -> None:
     assert differences(before, with_effect(stage)) == ""
     ruled = recipe(train={"stopping": {"kl": {"limit": 5.0}}}).stages["rl"]
     assert differences(before, with_effect(ruled)) != ""
+
+
+SETS = {"sums": {"data": {"path": "sums.jsonl"}, "rewards": [{"name": "gsm8k"}], "pass_at": [1, 2]}}
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"heldout": {"metric": "heldout_sums_pass_at_2"}}, None),
+        ({"heldout": {"metric": "heldout_sums_reward"}}, None),
+        ({"hacking": {"margin": 0.1, "set": "sums"}}, None),
+        (
+            {"heldout": {"metric": "heldout_sums_kl"}},
+            "heldout.metric: `heldout_sums_kl`; allowed: heldout_reward, heldout_sums_reward, heldout_sums_pass_at_1, "
+            "heldout_sums_pass_at_2",
+        ),
+        ({"hacking": {"margin": 0.1, "set": "tales"}}, "hacking.set: `tales` is no such set; allowed: none, sums"),
+    ],
+)
+def test_rules_may_aim_at_any_set_that_is_measured(rules: dict[str, Any], message: str | None) -> None:
+    changed = recipe(train={"stopping": rules}, evaluations=SETS)
+    if message is None:
+        recipe_with(changed, [])
+    else:
+        assert problems(changed) == [f"stages.rl.train.stopping.{message}"]
+
+
+def test_a_set_with_a_name_suffices_for_rules() -> None:
+    data = {"train": {"path": "prompts.jsonl"}}
+    rules = {"heldout": {"metric": "heldout_sums_reward"}, "hacking": {"margin": 0.1, "set": "sums"}}
+    recipe_with(recipe(train={"stopping": rules}, data=data, evaluations=SETS), [])
+    assert problems(recipe(train={"stopping": HELDOUT}, data=data, evaluations=SETS)) == [
+        "stages.rl.train.stopping.heldout.metric: `heldout_reward`; allowed: heldout_sums_reward, "
+        "heldout_sums_pass_at_1, heldout_sums_pass_at_2"
+    ]
+
+
+def test_the_rules_of_before_mean_what_they_meant() -> None:
+    stage = recipe(train={"stopping": WATCH | HELDOUT}).stages["rl"]
+    assert isinstance(stage, Rl)
+    rules = stage.train.stopping
+    assert rules is not None
+    assert (rules.best_by, rules.hacking and rules.hacking.split) == ("heldout_reward", "heldout")

@@ -136,7 +136,7 @@ def test_answers_without_a_score_are_left_out_of_everything_but_the_record(
     assert metrics["tokens"] == sum(len(record.response_ids) for record in pool_of(run).records[0])
     table = pq.read_table(Path(run.ctx.folder) / "rollouts" / "step-00000001.parquet").to_pydict()
     assert table["score"] == table["reward_function"] == [0.0, 0.0, None, None, 2.0, 2.0]
-    assert "rewards[0] (function): no score of 2 of 6 answers" in caplog.text
+    assert "rewards.0 (function): no score of 2 of 6 answers" in caplog.text
     assert "no judgement of number one" in caplog.text
     assert repr(run.texts([run.prompts[1].input_ids])[0]) in caplog.text
     assert all(math.isfinite(value) for value in metrics.values())
@@ -145,7 +145,7 @@ def test_answers_without_a_score_are_left_out_of_everything_but_the_record(
 def test_more_failures_than_allowed_stop_the_run_by_the_rewards_name(still: RlWorker) -> None:
     strict = NUMBERED | {"calls": CALLS | {"max_failed": 0.3}}
     run = with_terms(still, rewards=[MODEL, strict])
-    with pytest.raises(RunError, match=r"rewards\[1\] \(function\): no score of 2 of 6 answers, and calls\.max_failed"):
+    with pytest.raises(RunError, match=r"rewards\.1 \(function\): no score of 2 of 6 answers, and calls\.max_failed"):
         score_answers(run, sampled(run))
     score_answers(with_terms(still, rewards=[MODEL, strict | {"calls": CALLS | {"max_failed": 0.34}}]), sampled(still))
 
@@ -180,7 +180,7 @@ def test_fewer_scores_than_minibatches_make_a_minibatch_each(
 
 
 def test_heldout_answers_without_a_score_are_counted_and_left_out_of_means(still: RlWorker) -> None:
-    run = replace(with_terms(still, rewards=[NUMBERED]), reward_roles=[], heldout=still.prompts[1:3])
+    run = replace(with_terms(still, rewards=[NUMBERED]), reward_roles=[], heldout={"heldout": still.prompts[1:3]})
     metrics = evaluate(run, "rewards")
     assert metrics["heldout_reward"] == metrics["heldout_reward_function"] == 2.0
     assert metrics["heldout_reward_failed"] == 2.0
@@ -189,7 +189,7 @@ def test_heldout_answers_without_a_score_are_counted_and_left_out_of_means(still
 def test_what_cannot_be_imported_is_told_by_its_field(still: RlWorker) -> None:
     run = with_terms(still, rewards=[MODEL, {"name": "function", "function": "no_such_module_of_anyone:f"}])
     with pytest.raises(UserError, match=r"stages\.rl\.rewards\.1\.function: no_such_module_of_anyone:f cannot be"):
-        _ = run.scorers
+        run.check_rewards()
 
 
 def without_a_model(folder: Path, home: Path, strategy: str) -> tuple[dict[str, float], list[float], int]:

@@ -262,7 +262,7 @@ def test_a_score_that_is_no_number_is_named_before_anything_is_learned(
 
     monkeypatch.setitem(REWARDS, "model", lambda settings, roles: Broken())
     before = {name: p.detach().clone() for name, p in run.learner.model.parameters_of(POLICY).items()}
-    with pytest.raises(RunError, match=rf"rewards\[0\] \(model\): its score of .* is {score}.*for 1 of 6") as refused:
+    with pytest.raises(RunError, match=rf"rewards\.0 \(model\): its score of .* is {score}.*for 1 of 6") as refused:
         rl_step(run, 1)
     record = pool_of(run).records[-1][-1]
     assert repr(run.texts([record.prompt_ids])[0]) in str(refused.value)
@@ -412,7 +412,7 @@ def test_the_heldout_kl_is_of_the_policies_that_were_sampled(run: RlWorker) -> N
         for parameter in run.learner.model.parameters_of(POLICY).values():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)).double() * 0.1)
     metrics = evaluate(run, "one")
-    samples = run.sample(run.heldout, "heldout", evaluation)
+    samples = run.sample(run.heldout["heldout"], "heldout", evaluation)
 
     def total(role: str, temperature: float) -> Tensor:
         compute = partial(response_logprobs, temperature=temperature)
@@ -424,7 +424,8 @@ def test_the_heldout_kl_is_of_the_policies_that_were_sampled(run: RlWorker) -> N
 
 
 def test_one_heldout_answer_has_no_deviation(run: RlWorker) -> None:
-    run = replace(with_terms(run, rollout=run.stage.rollout.model_dump() | ONE), heldout=run.heldout[:1])
+    run = with_terms(run, rollout=run.stage.rollout.model_dump() | ONE)
+    run = replace(run, heldout={"heldout": run.heldout["heldout"][:1]})
     metrics = evaluate(run, "before")
     assert "heldout_reward_std" not in metrics
     assert all(math.isfinite(value) for value in metrics.values())

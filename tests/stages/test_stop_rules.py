@@ -60,6 +60,16 @@ CASES: dict[str, tuple[dict[str, Any], list[Row], int, int]] = {
         0,
         6,
     ),
+    "heldout of another metric": (
+        {"heldout": {"metric": "heldout_sums_pass_at_4", "patience": 2}},
+        # The reward without a name rises all the while.
+        [
+            {"heldout_reward": float(step), "heldout_sums_pass_at_4": value, "seconds": 1.0}
+            for step, value in enumerate([0.1, 0.3, 0.2, 0.4, 0.4, 0.39, 0.9])
+        ],
+        0,
+        5,
+    ),
     "tokens": ({"budget": {"sampled_tokens": 30}}, steps("kl", [0] * 5), 1, 3),
     "wall": ({"budget": {"wall_hours": 0.5}}, steps("seconds", [600, 1799.9, 1800, 2400]), 1, 3),
     "devices": ({"budget": {"device_hours": 2.0}}, steps("seconds", [600, 1799.9, 1800, 2400]), 1, 3),
@@ -92,6 +102,42 @@ def test_a_restart_at_any_step_decides_the_same(case: str) -> None:
         again.judge(first + cut - 1, rows[cut - 1])  # a step that is done again counts once
         assert judged(again, rows[cut:], first + cut) == fires
         assert again.best_step == _whole(config, rows, first).best_step
+
+
+WATCHED = {"hacking": {"margin": 0.1, "patience": 2, "set": "sums"}}
+FALLS = [(0.0, 0.5), (1.0, 0.6), (2.0, 0.51), (3.0, 0.4), (0.9, 0.3), (4.0, 0.3), (5.0, 0.2), (6.0, 0.1)]
+"""Reward and watch of a set: best watch 0.6 at 1; fallen far enough, and with more reward, at 3, 5 and 6."""
+
+
+def watched_rows() -> list[Row]:
+    """Evaluations of the set; those of the prompts without a name are all as they should be."""
+    fine = {"heldout_reward": 1.0, "heldout_watch": 1.0, "seconds": 1.0}
+    return [fine | {"heldout_sums_reward": reward, "heldout_sums_watch": watch} for reward, watch in FALLS]
+
+
+def test_hacking_is_told_by_any_watch_of_any_set_at_its_step_and_no_earlier() -> None:
+    rules = Stopping(StopRules.model_validate(WATCHED), watched="watch")
+    assert judged(rules, watched_rows(), 0) == 6
+    assert rules.stopped is not None
+    assert rules.stopped.why.startswith("the watch fell from 0.6 to 0.2 while the held-out reward rose from 1 to 5")
+    assert rules.stopped.numbers == {
+        "heldout_sums_watch": 0.2,
+        "best_watch": 0.6,
+        "heldout_sums_reward": 5.0,
+        "reward_at_best_watch": 1.0,
+        "evaluations": 2,
+    }
+    assert (rules.best_by, rules.best_step) == ("heldout_sums_reward", 2)  # after it the watch had fallen
+
+
+def test_a_watch_decides_the_same_after_a_restart() -> None:
+    config = StopRules.model_validate(WATCHED)
+    for cut in range(1, 7):
+        rules = Stopping(config, watched="watch")
+        assert judged(rules, watched_rows()[:cut], 0) is None
+        again = Stopping(config, watched="watch")
+        again.load_state(json.loads(json.dumps(rules.state())))
+        assert judged(again, watched_rows()[cut:], cut) == 6
 
 
 def test_what_was_found_is_told_in_numbers_and_words() -> None:

@@ -23,7 +23,9 @@ from triptych.models.base import load_causal_lm
 from triptych.objectives.kl import AdaptiveKL
 from triptych.objectives.running import RunningMoments
 from triptych.recipe import CRITIC, POLICY, Lora, Recipe, Rl
+from triptych.recipe.stage import MEASURING
 from triptych.rollout.pool import RolloutPool
+from triptych.rollout.requests import request
 from triptych.rollout.trajectory import Trajectory
 from triptych.stages.context import StageContext
 from triptych.stages.recorder import Recorder
@@ -33,7 +35,15 @@ from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.step import prompts_of, rl_step, update
 from triptych.stages.rl.stopping import stopping_of
 from triptych.stages.rl.sync import first_sync
-from triptych.stages.rl.worker import RlWorker, add_roles, optimizer_steps, optimizers_of, request, resume, save
+from triptych.stages.rl.worker import (
+    RlWorker,
+    add_roles,
+    add_scoring_roles,
+    optimizer_steps,
+    optimizers_of,
+    resume,
+    save,
+)
 from triptych.stages.role_models import RoleModels
 from triptych.stages.whole_model import WholeModel
 from triptych.train.checkpoint import Writer
@@ -94,6 +104,7 @@ def make_run(
     critic, rewards = stage.algorithm.value_model is not None, [rewarding] * len(stage.reward_models)
     teacher = None if stage.algorithm.teaching is None else _teacher(adapter)
     reward_roles = add_roles(models, policy, *rewards, reference=stage.needs_reference, critic=critic, teacher=teacher)
+    measured_by = add_scoring_roles(models, MEASURING, [rewarding] * len(stage.measuring_models))
     if dtype == torch.float64:
         for model in models.each:
             in_float64(model)
@@ -107,7 +118,7 @@ def make_run(
         pool=cast(RolloutPool, FakePool(started, dtype)),
         teacher_pool=cast(RolloutPool, FakePool(folder, dtype)) if stage.algorithm.teaching_model else None,
         prompts=[PromptExample(ids, {"number": number}) for number, ids in enumerate(PROMPTS)],
-        heldout=[PromptExample(ids, {}) for ids in HELDOUT],
+        heldout={split: [PromptExample(ids, {}) for ids in HELDOUT] for split in stage.heldout_sets},
         policy=policy,
         reward_roles=reward_roles,
         writer=Writer(ctx.checkpoints, learner.group),
@@ -115,6 +126,7 @@ def make_run(
         pad=PAD,
         stopping=stopping_of(ctx),
         running=RunningMoments() if stage.normalize_scores else None,
+        measuring_roles=dict(zip(stage.measuring_models, measured_by, strict=True)),
     )
 
 
@@ -227,7 +239,7 @@ def _context(folder: Path, home: Path, strategy: str, dtype: torch.dtype) -> Sta
         "policy": "sft@1",
         "rewards": [{"stage": "reward@1"}],
         "algorithm": {"critic": {"optimizer": {"lr": 0.01}}},
-        "data": {"train": {"path": "prompts.jsonl"}},
+        "data": {"train": {"path": "prompts.jsonl"}, "heldout": {"path": "prompts.heldout.jsonl"}},
         "rollout": {"prompts_per_step": 3, "samples_per_prompt": 2, "sampling": sampling},
         "evaluation": sampling,
         "train": {

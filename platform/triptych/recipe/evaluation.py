@@ -8,7 +8,8 @@ from pydantic import Field, field_validator, model_validator
 from triptych.recipe.base import Closed, Count, Name, NoEffect
 from triptych.recipe.data import Source
 from triptych.recipe.errors import Fault
-from triptych.recipe.measures import Better, Measure
+from triptych.recipe.heldout import pass_at_faults
+from triptych.recipe.measures import Better, Measure, VerifierMeasure
 from triptych.recipe.method import names_of
 from triptych.recipe.refusals import as_policy, as_scorer, is_lora
 from triptych.recipe.rollout import LEAST_TEMPERATURE, Engines, Sampling
@@ -267,6 +268,11 @@ class Evaluation(StageBase):
                 )
 
     def _engine_faults(self, stages: Mapping[str, StageBase]) -> Iterator[Fault]:
+        for name, one in self.sets.items():
+            for place, k in enumerate(one.measure.pass_at if isinstance(one.measure, VerifierMeasure) else ()):
+                yield from pass_at_faults(
+                    ("sets", name, "measure", "pass_at", place), k, self.rollout.samples_per_prompt
+                )
         for i, ref in enumerate(self.models):
             if ref == BASE or ref not in stages:
                 continue

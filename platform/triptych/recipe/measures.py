@@ -95,6 +95,9 @@ class VerifierMeasure(MeasureBase):
     for case, punctuation and articles, and F1 of words, as SQuAD's script has it."""
     pattern: str | None = Field(None, min_length=1)
     """Regular expression, for `match: regex`; its first group counts, if it has one."""
+    pass_at: tuple[Count, ...] = ()
+    """Numbers of answers k for pass@k: the chance that one of k answers to a prompt is right, without bias (Chen et al.
+    2021, arXiv 2107.03374, equation 1)."""
 
     @model_validator(mode="after")
     def _pattern_where_it_is_read(self) -> "VerifierMeasure":
@@ -108,8 +111,10 @@ class VerifierMeasure(MeasureBase):
         return self
 
     def figures(self) -> dict[str, Better]:
-        """Share of right answers, F1 of words, share of answers that were cut by their length."""
-        return {"accuracy": "higher", **({"f1": "higher"} if self.match == "words" else {}), "truncated": "lower"}
+        """Share of right answers, pass@k, F1 of words, share of answers that were cut by their length."""
+        passed: dict[str, Better] = {f"pass_at_{k}": "higher" for k in self.pass_at}
+        words: dict[str, Better] = {"f1": "higher"} if self.match == "words" else {}
+        return {"accuracy": "higher", **passed, **words, "truncated": "lower"}
 
 
 class JudgeMeasure(MeasureBase):

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
@@ -26,6 +26,9 @@ Label = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$"), AfterValidator(
 
 class RewardBase(Closed):
     """What all rewards have."""
+
+    verifies: ClassVar[bool] = False
+    """True if its scores are 1 for right and 0 for wrong."""
 
     name: str
     """Kind of the reward."""
@@ -96,6 +99,8 @@ class Gsm8kReward(CalledReward):
     Cobbe et al. 2021 (arXiv 2110.14168) end their answers with `#### 72`.
     """
 
+    verifies = True
+
     name: Literal["gsm8k"] = "gsm8k"
     """Kind of the reward."""
     answer: str = Field("answer", min_length=1)
@@ -115,6 +120,8 @@ class EnvironmentReward(CalledReward):
 
 class FormatReward(CalledReward):
     """1 where a regular expression matches the whole answer, else 0."""
+
+    verifies = True
 
     name: Literal["format"] = "format"
     """Kind of the reward."""
@@ -241,6 +248,6 @@ def labels(rewards: Sequence[RewardBase]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def role_of(number: int) -> str:
-    """Name of the role of the first member of the reward model `number`, counted from 0."""
-    return REWARD if number == 0 else f"{REWARD}_{number + 1}"
+def role_of(number: int, first: str = REWARD) -> str:
+    """Name of the role of the first member of the reward model `number`, counted from 0; `first`: that of number 0."""
+    return first if number == 0 else f"{first}_{number + 1}"

@@ -1,15 +1,17 @@
 """The stage kind of reinforcement learning."""
 
-from collections.abc import Iterator, Mapping
-from typing import Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from triptych.recipe.algorithm import AlgorithmSettings, Importance, Kl, Ppo
 from triptych.recipe.base import Closed, Count, NoEffect
+from triptych.recipe.data import Origin, Source
 from triptych.recipe.environment import EnvironmentSettings, SingleTurn
 from triptych.recipe.errors import Fault
 from triptych.recipe.evaluation import BASE
+from triptych.recipe.heldout import UNNAMED, HeldoutSet, SetName
 from triptych.recipe.method import Full, Method, names_of
 from triptych.recipe.refusals import as_policy, as_scorer, is_lora, keeps_form
 from triptych.recipe.reward import ModelReward, RewardTerm, role_of
@@ -18,6 +20,7 @@ from triptych.recipe.rollout import EngineModel, Rollout, Sampling
 from triptych.recipe.spec import Path
 from triptych.recipe.stage import (
     CRITIC,
+    MEASURING,
     POLICY,
     REFERENCE,
     TEACHER,
@@ -119,8 +122,12 @@ class Rl(TrainedStage):
     """Subtracted from the score of an answer that was cut by its length; 0 if left out beside `missing_eos_score`."""
     evaluation: Sampling = Sampling()
     """Settings for the sampling of held-out answers; those left out are `rollout.sampling`'s."""
+    evaluations: dict[SetName, HeldoutSet] = {}
+    """Further sets of held-out prompts by name, each with metrics of its own, `heldout_<name>_*`."""
     judge: Literal["vader"] | None = None
-    """A score that training never sees, measured on the held-out answers."""
+    """A score that training never sees, measured on the held-out answers as `heldout_judge`; `watch` is any other."""
+    watch: RewardTerm | None = None
+    """A reward that training never sees, measured on the held-out answers as `heldout_watch`."""
 
     @field_validator("kl")
     @classmethod
@@ -137,10 +144,16 @@ class Rl(TrainedStage):
     def _as_in_rollouts(cls, evaluation: Sampling, info: ValidationInfo) -> Sampling:
         """Measure what is trained, as far as the recipe does not say."""
         rollout = info.data.get("rollout")
+        return evaluation if rollout is None else rollout.sampling.changed(evaluation)
+
+    @field_validator("evaluations")
+    @classmethod
+    def _sets_as_in_rollouts(cls, sets: dict[str, HeldoutSet], info: ValidationInfo) -> dict[str, HeldoutSet]:
+        """Measure what is trained, as far as the recipe does not say."""
+        rollout: Rollout | None = info.data.get("rollout")
         if rollout is None:
-            return evaluation
-        given = {name: getattr(evaluation, name) for name in evaluation.model_fields_set}
-        return evaluation.model_copy(update=rollout.sampling.model_dump() | given)
+            return sets
+        return {name: _as_sampled(one, rollout) for name, one in sets.items()}
 
     @model_validator(mode="after")
     def _fixed_or_less(self) -> "Rl":
@@ -163,6 +176,38 @@ class Rl(TrainedStage):
     def reward_models(self) -> dict[int, str]:
         """Number of a reward -> the reward stage, or registered reward model, that it is."""
         return {number: one.stage for number, one in enumerate(self.rewards) if isinstance(one, ModelReward)}
+
+    @property
+    def heldout_sets(self) -> dict[str, HeldoutSet]:
+        """Sets of held-out prompts by their splits, whose names their metrics begin with; the one without a name first.
+
+        Each says how many answers a prompt gets.
+        """
+        own, rollout = self.data.heldout, self.rollout
+        first = {} if own is None else {UNNAMED: HeldoutSet(data=own, sampling=self.evaluation)}
+        named = first | {f"{UNNAMED}_{name}": one for name, one in self.evaluations.items()}
+        return {split: _as_sampled(one, rollout) for split, one in named.items()}
+
+    @property
+    def watched(self) -> Literal["judge", "watch"] | None:
+        """The score that training never sees, by its metric in each held-out set; None: there is none."""
+        if self.watch is not None:
+            return "watch"
+        return None if self.judge is None else "judge"
+
+    def terms(self, split: str) -> dict[Path, RewardTerm]:
+        """Rewards whose weighted sum is the score of a split's answers, by their fields below the stage."""
+        own = self.heldout_sets[split].rewards if split in self.heldout_sets else None
+        field: Path = ("rewards",) if own is None else ("evaluations", split.removeprefix(f"{UNNAMED}_"), "rewards")
+        return {(*field, number): term for number, term in enumerate(own or self.rewards)}
+
+    @property
+    def measuring_models(self) -> tuple[str, ...]:
+        """Reward stages, or registered reward models, that score held-out answers alone, each once."""
+        watched = () if self.watch is None else (self.watch,)
+        terms = (*watched, *(term for one in self.evaluations.values() for term in one.rewards or ()))
+        found = dict.fromkeys(one.stage for one in terms if isinstance(one, ModelReward))
+        return tuple(ref for ref in found if ref not in self.reward_models.values())
 
     @property
     def whole(self) -> Whole | None:
@@ -211,24 +256,58 @@ class Rl(TrainedStage):
     def shards_by_default(self) -> bool:
         return False
 
+    def splits(self) -> dict[str, Source]:
+        """Prompts that are learned from, and those of each held-out set."""
+        return {"train": self.data.train} | {split: one.data for split, one in self.heldout_sets.items()}
+
+    def split_field(self, split: str) -> Path:
+        named = split.removeprefix(f"{UNNAMED}_")
+        return super().split_field(split) if named == split else ("evaluations", named, "data")
+
+    def with_sources(self, change: Callable[[Origin], dict[str, Any]]) -> "Rl":
+        changed = super().with_sources(change)
+        sets = {
+            name: one.model_copy(update={"data": one.data.changed(change)}) for name, one in self.evaluations.items()
+        }
+        return changed.model_copy(update={"evaluations": sets})
+
     def longest_prompt(self, split: str) -> int | None:
         return self.rollout.max_prompt_tokens
 
     def references(self) -> tuple[Reference, ...]:
-        """Data, policy, teacher and reward models."""
+        """Data, policy, teacher and reward models, those that measure alone too."""
         models, teacher = self.reward_models.items(), self.algorithm.teaching
         return (
             *super().references(),
             *([Reference(("policy",), self.policy, ("policy", "model"))] if self.policy != BASE else []),
             *([Reference(("algorithm", "teacher"), teacher, ("policy",))] if teacher is not None else []),
             *(Reference(("rewards", number, "stage"), ref, ("reward_model",)) for number, ref in models),
+            *(Reference((*field, "stage"), one.stage, ("reward_model",)) for field, one in self._measuring_terms()),
         )
 
+    def _measuring_terms(self) -> Iterator[tuple[Path, ModelReward]]:
+        """Each reward model that measures held-out answers, with its field."""
+        if isinstance(self.watch, ModelReward):
+            yield ("watch",), self.watch
+        for name, one in self.evaluations.items():
+            for number, term in enumerate(one.rewards or ()):
+                if isinstance(term, ModelReward):
+                    yield ("evaluations", name, "rewards", number), term
+
     def reports(self) -> tuple[str, ...]:
-        """Reward, KL to reference and teacher, what the answers are like, the judge's score, as far as measured."""
-        kls = {"kl": self.needs_reference, "teacher_kl": self.algorithm.taught}
-        measured = [name for name, there in (kls | {"judge": self.judge is not None}).items() if there]
-        return ("reward", "length", "truncated", "distinct2", *measured)
+        """Of each held-out set: reward, pass@k, KLs, what answers are like, what training never sees; as measured."""
+        optional = {
+            "kl": self.needs_reference,
+            "teacher_kl": self.algorithm.taught,
+            "judge": self.judge is not None,
+            "watch": self.watch is not None,
+        }
+        every = ("reward", "length", "truncated", "distinct2", *(name for name, there in optional.items() if there))
+        return tuple(
+            f"{split}_{name}".removeprefix(f"{UNNAMED}_")
+            for split, one in self.heldout_sets.items()
+            for name in (*every, *(f"pass_at_{k}" for k in one.pass_at))
+        )
 
     def logs(self) -> tuple[str, ...]:
         """Reward of the sampled answers, and memory."""
@@ -248,7 +327,10 @@ class Rl(TrainedStage):
         return method_of(stages, self.policy)
 
     def roles(self, stages: Mapping[str, StageBase]) -> tuple[RoleSpec, ...]:
-        """Policy; its frozen reference, if the KL counts; critic and teacher, if there are any; reward models."""
+        """Policy; its frozen reference, if the KL counts; critic and teacher, if there are any; reward models.
+
+        Those that score held-out answers alone come last.
+        """
         policy, models = self.whole or method_of(stages, self.policy), list(self.reward_models.values())
         valued, critic = method_of(stages, models[0]) if models else policy, self.algorithm.value_model
         found = [RoleSpec(POLICY, policy, self.train.optimizer, ("train", "optimizer"), logits=True)]
@@ -258,14 +340,17 @@ class Rl(TrainedStage):
             found.append(RoleSpec(CRITIC, valued, critic.optimizer, _CRITIC_OPTIMIZER, _SCALAR, updates=critic.updates))
         if self.algorithm.teaching is not None:
             found.append(RoleSpec(TEACHER, method_of(stages, self.algorithm.teaching), None))
-        return (*found, *(_scoring(role_of(number), ref, stages) for number, ref in enumerate(models)))
+        found += [_scoring(role_of(number), ref, stages) for number, ref in enumerate(models)]
+        measuring = enumerate(self.measuring_models)
+        return (*found, *(_scoring(role_of(number, MEASURING), ref, stages) for number, ref in measuring))
 
     def shape(self) -> WorkShape:
         """Amounts of an optimiser step; a row is a sample."""
         rollout, batch = self.rollout, self.train.batch
         longest = rollout.max_prompt_tokens + self.answer_tokens
-        evaluated = rollout.max_prompt_tokens + self.environment.longest(self.evaluation.max_new_tokens)
-        sampling = "evaluation" if evaluated > longest else "rollout.sampling"
+        written = {"rollout.sampling": rollout.sampling, "evaluation": self.evaluation}
+        written |= {f"evaluations.{name}.sampling": one.sampling for name, one in self.evaluations.items()}
+        sampling = max(written, key=lambda field: written[field].max_new_tokens)  # the first of equals
         shape = SamplingShape(
             rollout.prompts_per_step,
             rollout.samples_per_prompt,
@@ -276,7 +361,7 @@ class Rl(TrainedStage):
         )
         return WorkShape(
             longest=longest,
-            context=max(longest, evaluated),
+            context=rollout.max_prompt_tokens + self.environment.longest(written[sampling].max_new_tokens),
             context_field=f"rollout.max_prompt_tokens + {self._answer_field(sampling)}",
             rows_per_update=shape.samples // batch.minibatches,
             logits=True,
@@ -311,6 +396,12 @@ class Rl(TrainedStage):
                 f"adapter, and engines run no {names_of(known.method)} beside the weights; allowed: auto, merged",
             )
         return None
+
+
+def _as_sampled(one: HeldoutSet, rollout: Rollout) -> HeldoutSet:
+    """The set with what it leaves out of its sampling as in rollouts."""
+    copies = one.samples_per_prompt or rollout.samples_per_prompt
+    return one.model_copy(update={"sampling": rollout.sampling.changed(one.sampling), "samples_per_prompt": copies})
 
 
 def _scoring(role: str, ref: str, stages: Mapping[str, StageBase]) -> RoleSpec:

@@ -1,12 +1,14 @@
 """Combinations of the fields of reinforcement learning that cannot work, each refused before anything starts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from triptych.recipe.algorithm import SETTINGS
 from triptych.recipe.environment import Replying
 from triptych.recipe.errors import Fault
-from triptych.recipe.reward import LengthReward, labels
+from triptych.recipe.heldout import set_faults
+from triptych.recipe.reward import JudgeReward, LengthReward, RewardBase, labels
+from triptych.recipe.spec import Path
 from triptych.recipe.stage import StageBase
 from triptych.recipe.stopping import stopping_faults
 from triptych.recipe.teacher import teacher_faults
@@ -25,6 +27,8 @@ def rl_faults(stage: "Rl", stages: Mapping[str, StageBase]) -> Iterator[Fault]:
     yield from _kl_faults(stage)
     yield from _group_faults(stage)
     yield from _reward_faults(stage)
+    yield from _set_faults(stage)
+    yield from _watch_faults(stage)
     yield from _missing_eos_faults(stage)
     yield from whole_faults(stage, stages)
     yield from teacher_faults(stage)
@@ -39,9 +43,9 @@ def rl_faults(stage: "Rl", stages: Mapping[str, StageBase]) -> Iterator[Fault]:
         yield from stopping_faults(
             stage.train.stopping,
             reference=stage.needs_reference,
-            heldout=stage.data.heldout is not None,
+            measured=[f"heldout_{name}" for name in stage.reports()],
             evaluated=stage.train.evaluate_every is not None,
-            judged=stage.judge is not None,
+            watched=stage.watched,
         )
 
 
@@ -102,26 +106,76 @@ def _group_faults(stage: "Rl") -> Iterator[Fault]:
 
 
 def _reward_faults(stage: "Rl") -> Iterator[Fault]:
-    named, longest = labels(stage.rewards), stage.answer_tokens
     if all(reward.weight == 0 for reward in stage.rewards) and not stage.algorithm.taught:
         yield Fault(("rewards", 0, "weight"), "0, and no other reward is learned from; allowed: one other than 0")
+    yield from _label_faults(("rewards",), stage.rewards)
     for number, reward in enumerate(stage.rewards):
-        if named[number] in named[:number]:
-            yield Fault(
-                ("rewards", number, "label"),
-                f"{named[number]} is the label of an earlier reward too; allowed: each label once",
-            )
-        if reward.name == "environment" and not isinstance(stage.environment, Replying):
-            yield Fault(
-                ("rewards", number, "name"),
-                f"environment, and {stage.environment.name} gives no reward; allowed: with an environment that replies",
-            )
+        yield from _answer_faults(stage, ("rewards", number), reward, stage.rollout.samples_per_prompt)
+        longest = stage.answer_tokens
         if isinstance(reward, LengthReward) and reward.unpunished >= longest:
             yield Fault(
                 ("rewards", number, "limit"),
                 f"answers of up to rollout.sampling.max_new_tokens = {longest} tokens are never punished, which "
                 f"begins above {reward.unpunished}; allowed: limit - cache below {longest}",
             )
+
+
+def _label_faults(field: Path, rewards: Sequence[RewardBase]) -> Iterator[Fault]:
+    named = labels(rewards)
+    for number, label in enumerate(named):
+        if label in named[:number]:
+            yield Fault(
+                (*field, number, "label"), f"{label} is the label of an earlier reward too; allowed: each label once"
+            )
+
+
+def _answer_faults(stage: "Rl", field: Path, reward: RewardBase, samples: int) -> Iterator[Fault]:
+    """A judge that compares answers to one prompt, of which there is one; an environment's reward without one."""
+    if reward.name == "environment" and not isinstance(stage.environment, Replying):
+        yield Fault(
+            (*field, "name"),
+            f"environment, and {stage.environment.name} gives no reward; allowed: with an environment that replies",
+        )
+    if isinstance(reward, JudgeReward) and reward.mode == "pairs" and samples < 2:
+        yield Fault(
+            (*field, "mode"),
+            "pairs compares the answers to a prompt, and it has one; allowed: rating, or more samples_per_prompt",
+        )
+
+
+def _set_faults(stage: "Rl") -> Iterator[Fault]:
+    """Sets whose pass@k, or whose rewards, cannot be measured."""
+    for name, one in stage.evaluations.items():
+        field, samples = ("evaluations", name), one.samples_per_prompt or stage.rollout.samples_per_prompt
+        yield from set_faults(field, one, stage.rewards, samples)
+        yield from _label_faults((*field, "rewards"), one.rewards or ())
+        for number, reward in enumerate(one.rewards or ()):
+            yield from _answer_faults(stage, (*field, "rewards", number), reward, samples)
+        if one.rewards and all(reward.weight == 0 for reward in one.rewards):
+            yield Fault((*field, "rewards", 0, "weight"), "0, and so is every other; allowed: one other than 0")
+
+
+def _watch_faults(stage: "Rl") -> Iterator[Fault]:
+    """A watch that training sees, that measures nothing, or that is weighed as if it were learned from."""
+    watch = stage.watch
+    if watch is None:
+        return
+    if stage.judge is not None:
+        yield Fault(("judge",), "a second score that training never sees, beside `watch`; allowed: one of them")
+    if not stage.heldout_sets:
+        yield Fault(("watch",), "no held-out answers to measure; allowed: with `data.heldout` or `evaluations`")
+    for field in ("weight", "label"):
+        if getattr(watch, field) != type(watch).model_fields[field].default:
+            yield Fault(("watch", field), "is for rewards that are summed, and this is `heldout_watch`; allowed: none")
+    if any(_asks(one) == _asks(watch) for one in stage.rewards if one.weight != 0):
+        yield Fault(("watch",), "training learns from the same reward; allowed: one that is not among `rewards`")
+    for one in stage.heldout_sets.values():
+        yield from _answer_faults(stage, ("watch",), watch, one.samples_per_prompt or 1)
+
+
+def _asks(reward: RewardBase) -> dict[str, object]:
+    """What a reward scores, however it is called, weighed and named."""
+    return reward.model_dump(exclude={"calls", "label", "weight"})
 
 
 def _missing_eos_faults(stage: "Rl") -> Iterator[Fault]:

@@ -23,6 +23,11 @@ class Sampling(Closed):
     top_p: float = Field(1.0, gt=0, le=1)
     """Probability mass that tokens are drawn from: the most likely ones that reach it together."""
 
+    def changed(self, given: "Sampling") -> "Sampling":
+        """These settings, but for those that `given` does not leave out."""
+        own = {name: getattr(given, name) for name in given.model_fields_set}
+        return given.model_copy(update=self.model_dump() | own)
+
 
 class Engines(Closed):
     """A pool of vLLM engines."""

@@ -4,13 +4,13 @@ Everything that plans, sweeps or orders stages reads these; nothing outside the 
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from triptych.artifact_kinds import ArtifactKind
 from triptych.recipe.base import Closed, Name, NoEffect
-from triptych.recipe.data import Data, Source
+from triptych.recipe.data import Data, Origin, Source
 from triptych.recipe.matrix import Lora
 from triptych.recipe.method import Method, trains_base
 from triptych.recipe.spec import Path
@@ -24,7 +24,7 @@ Output = ArtifactKind | Literal["none"]
 """Result of a stage, by the kinds of artifacts in the registry; `none`: a stage that registers nothing."""
 
 POLICY, REFERENCE, CRITIC, REWARD, CLASSIFIER = "policy", "reference", "critic", "reward", "classifier"
-TEACHER = "teacher"
+TEACHER, MEASURING = "teacher", "measuring"
 """Names of the roles that stages put on the base model."""
 
 Shares = tuple[float, float, float]
@@ -359,6 +359,12 @@ class TrainedStage(StageBase):
 
     def rows_of(self, split: str) -> str | None:
         return self.rows
+
+    def with_sources(self, change: Callable[[Origin], dict[str, Any]]) -> Self:
+        """The stage with some fields of each table that it reads changed."""
+        train, heldout = self.data.train.changed(change), self.data.heldout
+        data = Data(train=train, heldout=heldout.changed(change) if heldout else None)
+        return self.model_copy(update={"data": data})
 
     def passes_over(self) -> tuple[Source | None, ...]:
         """The training rows."""

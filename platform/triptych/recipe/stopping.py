@@ -1,11 +1,13 @@
 """Rules and budgets that end a stage of reinforcement learning before its last step; each is off unless it is given."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from triptych.recipe.base import Closed, Count, Positive
 from triptych.recipe.errors import Fault
+from triptych.recipe.heldout import UNNAMED
 
 
 class KlLimit(Closed):
@@ -31,23 +33,32 @@ class RewardPlateau(Closed):
 class HeldoutReward(Closed):
     """End where the reward on held-out prompts no longer rises; the best evaluated weights are kept."""
 
+    metric: str = "heldout_reward"
+    """The reward, or pass@k, of a held-out set: `heldout_<set>_reward`, `heldout_<set>_pass_at_<k>`."""
     patience: Count = 3
-    """Evaluations without a new best `heldout_reward` that end the stage."""
+    """Evaluations without a new best that end the stage."""
     min_delta: float = Field(0.0, ge=0)
     """A smaller gain is no new best."""
 
 
 class RewardHacking(Closed):
-    """End where the judge, which training never sees, falls while the reward on held-out prompts rises.
+    """End where the watch or judge, which training never sees, falls while the reward on held-out prompts rises.
 
     Rewards that are optimised too far part from what they stand for (Gao et al. 2023, arXiv 2210.10760). The weights
-    that are kept have the best `heldout_reward` of the evaluations at which the judge had not fallen.
+    that are kept are the best of the evaluations at which the watch had not fallen.
     """
 
+    set: str | None = None
+    """Set of `evaluations` whose reward and watch are compared; None: the one without a name."""
     margin: float = Field(ge=0)
-    """Fall of `heldout_judge` below its best so far that is put up with."""
+    """Fall of `heldout_watch`, or `heldout_judge`, below its best so far that is put up with."""
     patience: Count = 2
-    """Evaluations in a row, each with a larger fall and with more reward than where the judge was best, that end it."""
+    """Evaluations in a row, each with a larger fall and with more reward than where the watch was best, that end it."""
+
+    @property
+    def split(self) -> str:
+        """The set's split, which its metrics begin with."""
+        return UNNAMED if self.set is None else f"{UNNAMED}_{self.set}"
 
 
 class RlBudget(Closed):
@@ -81,22 +92,34 @@ class StopRules(Closed):
     heldout: HeldoutReward | None = None
     """A reward on held-out prompts that no longer rises."""
     hacking: RewardHacking | None = None
-    """A reward that rises while an independent judge falls."""
+    """A reward that rises while a score that training never sees falls."""
     budget: RlBudget | None = None
     """Tokens, hours and device-hours that the stage may take."""
 
+    @property
+    def best_by(self) -> str | None:
+        """Held-out metric by which the weights that are kept are the best; None: the last are kept."""
+        if self.heldout is not None:
+            return self.heldout.metric
+        return None if self.hacking is None else f"{self.hacking.split}_reward"
+
 
 def stopping_faults(
-    rules: StopRules, *, reference: bool, heldout: bool, evaluated: bool, judged: bool
+    rules: StopRules,
+    *,
+    reference: bool,
+    measured: Sequence[str],
+    evaluated: bool,
+    watched: Literal["judge", "watch"] | None,
 ) -> Iterator[Fault]:
     """Faults of rules whose numbers are never measured; paths are below the stage.
 
     Args:
         rules: the stage's.
         reference: whether the KL to a reference is measured.
-        heldout: whether it has held-out prompts.
+        measured: metrics of the stage's held-out prompts.
         evaluated: whether it is measured on them during training.
-        judged: whether an independent judge scores the answers.
+        watched: the score that training never sees.
     """
     if rules.kl is not None and not reference:
         yield Fault(("train", "stopping", "kl"), "no KL is measured where `kl.coef` is 0; allowed: more, or no kl here")
@@ -104,9 +127,26 @@ def stopping_faults(
         if getattr(rules, name) is None:
             continue
         field = ("train", "stopping", name)
-        if not heldout:
+        if not measured:
             yield Fault(field, f"no held-out prompts to measure; allowed: with `data.heldout`, or no stopping.{name}")
         if not evaluated:
             yield Fault(field, f"needs evaluations during training; allowed: with `train.evaluate_every`, or no {name}")
-    if rules.hacking is not None and not judged:
-        yield Fault(("train", "stopping", "hacking"), "needs a score that training never sees; allowed: with `judge`")
+    if rules.hacking is not None and watched is None:
+        yield Fault(
+            ("train", "stopping", "hacking"), "needs a score that training never sees; allowed: with `watch` or `judge`"
+        )
+    if measured:
+        yield from _unmeasured(rules, measured)
+
+
+def _unmeasured(rules: StopRules, measured: Sequence[str]) -> Iterator[Fault]:
+    """Metrics, or sets, that are not there, or of which more is not better."""
+    risen = [name for name in measured if name.endswith("_reward") or "_pass_at_" in name]
+    if rules.heldout is not None and rules.heldout.metric not in risen:
+        yield Fault(
+            ("train", "stopping", "heldout", "metric"), f"`{rules.heldout.metric}`; allowed: {', '.join(risen)}"
+        )
+    if rules.hacking is not None and f"{rules.hacking.split}_reward" not in risen:
+        sets = [name.removesuffix("_reward").removeprefix(f"{UNNAMED}_") for name in risen if name.endswith("_reward")]
+        known = ", ".join("none" if name == UNNAMED else name for name in sets)
+        yield Fault(("train", "stopping", "hacking", "set"), f"`{rules.hacking.set}` is no such set; allowed: {known}")

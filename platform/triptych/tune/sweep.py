@@ -101,7 +101,7 @@ def check_sweep(recipe: Recipe) -> Sweep:
     allowed = reported_metrics(stage)
     for objective in sweep.objectives:
         if objective.metric not in allowed:
-            without = "" if stage.data.heldout else f" (stages.{sweep.stage}.data.heldout would give more)"
+            without = "" if len(stage.splits()) > 1 else f" (stages.{sweep.stage}.data.heldout would give more)"
             raise UserError(
                 f"sweep.objective.metric: stage {sweep.stage} reports no {objective.metric!r}; allowed: "
                 f"{', '.join(allowed)}{without}"
@@ -119,7 +119,7 @@ def check_sweep(recipe: Recipe) -> Sweep:
 
 def reported_metrics(stage: TrainedStage) -> tuple[str, ...]:
     """Metrics that trials of a stage report, any of which may be an objective: held-out ones, and those of steps."""
-    heldout = stage.reports() if stage.data.heldout else ()
+    heldout = stage.reports() if len(stage.splits()) > 1 else ()
     return (*(f"heldout_{name}" for name in heldout), *stage.logs())
 
 

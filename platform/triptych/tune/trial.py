@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.data.files import absolute
-from triptych.recipe import Asha, Data, Recipe, Storage, Values, with_values
+from triptych.recipe import Asha, Recipe, Storage, Values, with_values
 
 
 @dataclass(frozen=True)
@@ -85,20 +85,15 @@ def trial_recipe(recipe: Recipe, values: Values, name: str, folder: str) -> Reci
     assert recipe.sweep is not None
     with_point = with_values(recipe, values)
     only = recipe.sweep.stage
-    stage = with_point.trained[only].model_copy(
-        update={"needs": (), "register_as": None, "data": _placed(with_point.trained[only].data)}
-    )
+    # Absolute paths: a trial's driver has another working directory.
+    placed = with_point.trained[only].with_sources(absolute)
+    stage = placed.model_copy(update={"needs": (), "register_as": None})
     model = with_point.model
     if Path(model.base).expanduser().is_dir():
         model = model.model_copy(update={"base": str(Path(model.base).expanduser().resolve())})
     return with_point.model_copy(
         update={"name": name, "storage": Storage(runs=folder), "stages": {only: stage}, "model": model}
     )
-
-
-def _placed(data: Data) -> Data:
-    """The data with absolute paths: a trial's driver has another working directory."""
-    return Data(train=data.train.changed(absolute), heldout=data.heldout.changed(absolute) if data.heldout else None)
 
 
 def plain_metrics(row: Mapping[str, Any]) -> dict[str, float]:

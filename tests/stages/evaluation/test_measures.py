@@ -160,6 +160,19 @@ def test_a_verifier_compares_the_last_number(evaluate: Evaluate, write_rows: Wri
     assert flat(ctx.stage, estimates(ctx)) == {"sums.base.accuracy": pytest.approx(2 / 3), "sums.base.truncated": 1.0}
 
 
+def test_a_verifier_tells_how_often_one_of_k_answers_is_right(evaluate: Evaluate, write_rows: Write) -> None:
+    sums = {"data": write_rows("sums", SUMS), "measure": {"name": "verifier", "pass_at": [1, 2]}}
+    ctx = evaluate(["base"], {"sums": sums}, rollout={"samples_per_prompt": 3, "sampling": {"temperature": 1.0}})
+    encoded(ctx)
+    answered(ctx, "sums", "base", [["4", "no", "5"], ["1000", "1000", "1000"], ["0", "1", "7"]])
+    measured_here(ctx)
+    found = numbers(ctx, "sums", "base")
+    assert found["pass_at_1"] == pytest.approx([1 / 3, 1.0, 0.0])
+    assert found["pass_at_1"] == pytest.approx(found["accuracy"])
+    assert found["pass_at_2"] == pytest.approx([2 / 3, 1.0, 0.0])  # of three pairs, two hold the right one
+    assert flat(ctx.stage, estimates(ctx))["sums.base.pass_at_2"] == pytest.approx(5 / 9)
+
+
 @pytest.mark.parametrize(
     ("match", "answer", "right"),
     [

@@ -1,11 +1,21 @@
 """Intervals of figures, against values worked out by hand and by resampling."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 
-from triptych.stages.evaluation.statistics import Z, exponential, jackknife, macro_f1, mean, ratio
+from triptych.stages.evaluation.statistics import (
+    Z,
+    exponential,
+    jackknife,
+    macro_f1,
+    mean,
+    mean_of_groups,
+    pass_at,
+    ratio,
+)
 
 
 def test_a_mean_has_the_error_of_the_textbook() -> None:
@@ -15,6 +25,32 @@ def test_a_mean_has_the_error_of_the_textbook() -> None:
     assert found.value == 4.0
     assert found.low == pytest.approx(4 - Z * error)
     assert found.high == pytest.approx(4 + Z * error)
+
+
+@pytest.mark.parametrize("answers", [1, 2, 5, 6])
+def test_pass_at_k_is_the_share_of_drawings_with_a_right_answer(answers: int) -> None:
+    """Every set of k of the answers is as likely, and passes if one in it is right."""
+    for right in range(answers + 1):
+        for k in range(1, answers + 1):
+            drawn = list(itertools.combinations([True] * right + [False] * (answers - right), k))
+            assert pass_at(k, right, answers) == pytest.approx(sum(map(any, drawn)) / len(drawn), abs=1e-15)
+
+
+def test_pass_at_k_holds_for_many_answers() -> None:
+    assert pass_at(1, 3, 1000) == pytest.approx(0.003, abs=1e-15)
+    assert pass_at(1000, 1, 5000) == pytest.approx(0.2, abs=1e-12)
+
+
+def test_answers_to_one_prompt_are_no_rows_of_their_own() -> None:
+    """Copies of a prompt's answers make no figure surer; groups of unequal size count by their answers."""
+    once, thrice = (
+        mean_of_groups({0: [1.0], 1: [4.0], 2: [9.0]}),
+        mean_of_groups({0: [1.0] * 3, 1: [4.0] * 3, 2: [9.0] * 3}),
+    )
+    assert once.interval() == thrice.interval() == mean([1.0, 4.0, 9.0]).interval()
+    unequal = mean_of_groups({0: [1.0, 2.0, 3.0], 1: [10.0]})
+    assert unequal.value == 4.0
+    assert unequal.interval() == ratio([6.0, 10.0], [3, 1]).interval()
 
 
 def test_a_share_has_wilsons_interval() -> None:

@@ -21,6 +21,7 @@ from triptych.models.peft_files import largest_rank
 from triptych.models.weights import read_weights
 from triptych.recipe import Evaluation
 from triptych.rollout.pool import RolloutPool
+from triptych.rollout.requests import requests
 from triptych.rollout.sync_check import check_sync
 from triptych.stages.context import StageContext
 from triptych.stages.evaluation.base import RowColumns
@@ -28,7 +29,6 @@ from triptych.stages.evaluation.models import MeasuredModel
 from triptych.stages.evaluation.passes import Passes
 from triptych.stages.models import tokenizer_of
 from triptych.stages.rl.sync import PROBES
-from triptych.stages.rl.worker import request
 from triptych.train.batch import sample_batch
 from triptych.train.tasks.forward import response_logprobs
 
@@ -56,11 +56,7 @@ class Answers:
         if passes.learner.group.rank == 0 and self.pool is not None and storage.read_manifest(url) is None:
             self._sync(self.pool, passes, model, rows["prompt_ids"])
             settings, seed = self.ctx.stage.rollout, self.ctx.recipe.seed
-            asked = [
-                request(prompt, f"{name}/{row}/{copy}", seed)
-                for row, prompt in enumerate(rows["prompt_ids"])
-                for copy in range(settings.samples_per_prompt)
-            ]
+            asked = requests(rows["prompt_ids"], settings.samples_per_prompt, name, seed)
             records = self.pool.generate(asked, settings.sampling)
             commit_answers(self.ctx, name, model.ref, self._columns(records))
         passes.learner.group.barrier()

@@ -17,7 +17,7 @@ from triptych.stages.context import StageContext
 from triptych.stages.evaluation.base import Figures, MeasureTask, RowColumns, SetRows
 from triptych.stages.evaluation.models import MeasuredModel
 from triptych.stages.evaluation.passes import Passes
-from triptych.stages.evaluation.statistics import Statistic, mean
+from triptych.stages.evaluation.statistics import Statistic, mean, pass_at
 from triptych.stages.models import tokenizer_of
 from triptych.train.batch import Batch, sample_batch
 from triptych.train.tasks.forward import mean_scores
@@ -44,7 +44,7 @@ def _with_number(row: DataRow, chats: ChatCheck, match: str) -> DataRow:
 
 
 def _verified(passes: Passes, rows: RowColumns, settings: VerifierMeasure) -> dict[str, list[Any]]:
-    """A row's shares of right and of cut answers, and mean F1 of words."""
+    """A row's shares of right and of cut answers, its pass@k, and mean F1 of words."""
     scored = [
         [_compared(answer, right, settings) for answer in answers]
         for answers, right in zip(rows["answer"], rows["answers"], strict=True)
@@ -52,6 +52,8 @@ def _verified(passes: Passes, rows: RowColumns, settings: VerifierMeasure) -> di
     found: dict[str, list[Any]] = {"answer": list(rows["answer"]), "right": list(rows["answers"])}
     found["cut"] = [_mean(some) for some in rows["cut"]]
     found["accuracy"] = [_mean([hit for hit, _ in some]) for some in scored]
+    for k in settings.pass_at:
+        found[f"pass_at_{k}"] = [pass_at(k, round(sum(hit for hit, _ in some)), len(some)) for some in scored]
     return found | ({"f1": [_mean([f1 for _, f1 in some]) for some in scored]} if settings.match == "words" else {})
 
 
@@ -68,8 +70,9 @@ def _compared(answer: str, right: Sequence[str], settings: VerifierMeasure) -> t
 
 def _accuracy(figures: Figures, settings: VerifierMeasure) -> dict[str, Statistic]:
     own = figures.own
+    passed = {name: mean(own[name]) for name in (f"pass_at_{k}" for k in settings.pass_at)}
     words = {"f1": mean(own["f1"])} if settings.match == "words" else {}
-    return {"accuracy": mean(own["accuracy"]), **words, "truncated": mean(own["cut"])}
+    return {"accuracy": mean(own["accuracy"]), **passed, **words, "truncated": mean(own["cut"])}
 
 
 def _prompts(ctx: StageContext[Evaluation], name: str, models: Sequence[MeasuredModel]) -> SetRows:

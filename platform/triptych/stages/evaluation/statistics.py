@@ -8,7 +8,7 @@ have intervals that hold for few rows and near 0 and 1: Wilson's (1927), and for
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -64,6 +64,22 @@ def mean(values: Sequence[float]) -> Statistic:
     found = np.asarray(values, np.float64)
     hits = found if np.isin(found, (0.0, 1.0)).all() else None
     return Statistic(float(found.mean()), (found - found.mean()) / len(found), hits)
+
+
+def pass_at(k: int, right: int, answers: int) -> float:
+    """Chance that at least one of `k` answers to a prompt is right, as so many of its `answers` tell without bias.
+
+    1 - C(answers - right, k) / C(answers, k) (Chen et al. 2021, arXiv 2107.03374, equation 1), of `k` up to `answers`.
+    """
+    return 1.0 - math.comb(answers - right, k) / math.comb(answers, k)
+
+
+def mean_of_groups(groups: Mapping[Any, Sequence[float]]) -> Statistic:
+    """The mean over all numbers, with the error of their groups: answers to one prompt are no rows of their own."""
+    sizes, totals = [len(own) for own in groups.values()], [math.fsum(own) for own in groups.values()]
+    if len(set(sizes)) == 1:
+        return mean([total / sizes[0] for total in totals])
+    return ratio(totals, sizes)
 
 
 def ratio(totals: Sequence[float], weights: Sequence[float]) -> Statistic:

@@ -9,15 +9,16 @@ from triptych.algorithms.base import Scored
 from triptych.errors import RunError
 from triptych.recipe import CRITIC, POLICY, REFERENCE, TEACHER
 from triptych.stages.rl.samples import Samples
+from triptych.stages.rl.terms import Terms
 from triptych.stages.rl.worker import RlWorker
 
 
-def check_scores(worker: RlWorker, samples: Samples, number: int, scores: Tensor) -> None:
+def check_scores(worker: RlWorker, samples: Samples, terms: Terms, number: int, scores: Tensor) -> None:
     """RunError where a reward model gave other than one finite score for each answer; it names prompt and answer.
 
-    `number`: of the reward in the recipe.
+    `number`: of the reward in `terms`.
     """
-    name = reward_field(worker, number)
+    name = terms.place(number)
     if scores.shape != (len(samples.records),):
         raise RunError(
             f"{name}: its scores have the shape {list(scores.shape)} for {len(samples.records)} answers; allowed: one "
@@ -30,11 +31,6 @@ def check_scores(worker: RlWorker, samples: Samples, number: int, scores: Tensor
             f"{name}: its score of {shown_answer(worker, samples, row)} is {scores[row].item()}, and so {_share(bad)}; "
             "allowed: finite numbers. Nothing was learned from this step: mend the reward, or leave out the prompt"
         )
-
-
-def reward_field(worker: RlWorker, number: int) -> str:
-    """Place and name of a reward, for messages."""
-    return f"stages.{worker.ctx.name}.rewards[{number}] ({worker.stage.rewards[number].name})"
 
 
 def shown_answer(worker: RlWorker, samples: Samples, row: int) -> str:

@@ -7,7 +7,7 @@ from triptych.observe.metrics import RlMetrics
 from triptych.stages.recorder import Recorder
 from triptych.stages.rl.evaluation import evaluate
 from triptych.stages.rl.step import rl_step
-from triptych.stages.rl.stopping import READ, write_ending
+from triptych.stages.rl.stopping import write_ending
 from triptych.stages.rl.sync import first_sync, sync_others
 from triptych.stages.rl.worker import RlWorker, resume, save
 from triptych.train import checkpoint
@@ -70,7 +70,7 @@ def _judge(worker: RlWorker, step: int, row: dict[str, Any]) -> bool:
     stopping, group = worker.stopping, worker.learner.group
     if not stopping.rules:
         return False
-    seen = {name: row[name] for name in READ if name in row} | {"seconds": stopping.seconds}
+    seen = {name: value for name, value in row.items() if isinstance(value, float)} | {"seconds": stopping.seconds}
     return stopping.judge(step, group.broadcast(seen))
 
 

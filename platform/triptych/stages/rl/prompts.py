@@ -10,6 +10,7 @@ from triptych.data.table import Table, read_table
 from triptych.errors import UserError
 from triptych.recipe import Rl
 from triptych.recipe.reward import CalledReward
+from triptych.recipe.spec import dotted
 from triptych.stages.context import StageContext
 
 
@@ -26,14 +27,17 @@ def prompt_table(prompts: Sequence[PromptExample], digest: str) -> Table:
 
 def check_columns(ctx: StageContext[Rl], split: str, prompts: Sequence[PromptExample]) -> None:
     """UserError where more prompts lack a reward's column than it may leave without a score."""
-    for number, reward in enumerate(ctx.stage.rewards):
+    watch = ctx.stage.watch if split in ctx.stage.heldout_sets else None
+    asked = ctx.stage.terms(split) | ({("watch",): watch} if watch is not None else {})
+    for field, reward in asked.items():
         if not isinstance(reward, CalledReward) or reward.column is None:
             continue
         missing = sum(prompt.fields.get(reward.column) is None for prompt in prompts)
         if missing > reward.calls.max_failed * len(prompts):
             raise UserError(
-                f"stages.{ctx.name}.rewards.{number} ({reward.name}): {missing} of {len(prompts)} rows of data.{split} "
-                f"have no column {reward.column!r}; the first row has: {', '.join(sorted(prompts[0].fields)) or 'none'}"
+                f"stages.{ctx.name}.{dotted(field)} ({reward.name}): {missing} of {len(prompts)} rows of "
+                f"{dotted(ctx.stage.split_field(split))} have no column {reward.column!r}; the first row has: "
+                f"{', '.join(sorted(prompts[0].fields)) or 'none'}"
             )
 
 

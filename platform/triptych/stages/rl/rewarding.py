@@ -15,8 +15,9 @@ from triptych.recipe.reward import CalledReward, labels
 from triptych.rewards.asking import Asking, Failed
 from triptych.rewards.base import Answer, Given
 from triptych.rewards.table import REWARDS
-from triptych.stages.rl.finite import check_scores, reward_field, shown_answer
+from triptych.stages.rl.finite import check_scores, shown_answer
 from triptych.stages.rl.samples import Samples, moments
+from triptych.stages.rl.terms import Terms
 from triptych.stages.rl.worker import RlWorker
 
 SHOWN = 3
@@ -69,26 +70,27 @@ class Rewarded:
         return moments(f"{prefix}reward", self.total[self.kept]) | means | missing
 
 
-def score_answers(worker: RlWorker, samples: Samples) -> Rewarded:
-    """Ask all rewards about the answers. Every rank calls it, and gets the same.
+def score_answers(worker: RlWorker, samples: Samples, terms: Terms | None = None) -> Rewarded:
+    """Ask rewards about the answers, by default all that are learned from. Every rank calls it, and gets the same.
 
     Raises:
         RunError: a reward model gave no finite number, another reward failed for more answers than it may, or no
             answer has a score.
     """
+    asked = terms or worker.terms
     texts = worker.texts([record.last_turn for record in samples.records])
     prompts = worker.texts([record.prompt_ids for record in samples.records])
     answers = samples.answers(texts, prompts)
-    by_number = _of_models(worker, samples, answers)
+    by_number = _of_models(worker, samples, asked, answers)
     failed = samples.failed.clone()
-    for number, given in _of_scorers(worker, answers).items():
-        failed |= _checked(worker, samples, number, given)
+    for number, given in _of_scorers(worker, asked, answers).items():
+        failed |= _checked(worker, samples, asked, number, given)
         by_number[number] = torch.tensor([score if isinstance(score, float) else torch.nan for score in given])
-    rewards = worker.stage.rewards
-    parts = {label: by_number[number] for number, label in enumerate(labels(rewards))}
-    found = Rewarded(parts, [one.weight for one in rewards], failed)
+    parts = {label: by_number[number] for number, label in enumerate(labels(asked.rewards))}
+    found = Rewarded(parts, [one.weight for one in asked.rewards], failed)
     if not found.kept:
-        raise RunError(f"stages.{worker.ctx.name}.rewards: none of {len(answers)} answers has a score")
+        where = asked.fields[0].rsplit(".", 1)[0]
+        raise RunError(f"stages.{worker.ctx.name}.{where}: none of {len(answers)} answers has a score")
     return found
 
 
@@ -111,45 +113,45 @@ def with_fixed_scores(stage: Rl, samples: Samples, scores: Tensor) -> Tensor:
     return scores.masked_fill(samples.truncated & scores.isfinite(), stage.missing_eos_score)
 
 
-def _of_models(worker: RlWorker, samples: Samples, answers: Sequence[Answer]) -> dict[int, Tensor]:
+def _of_models(worker: RlWorker, samples: Samples, terms: Terms, answers: Sequence[Answer]) -> dict[int, Tensor]:
     """Scores [N] by number of the reward: passes of all ranks together."""
     found = {}
-    for number, roles in zip(worker.stage.reward_models, worker.reward_roles, strict=True):
-        settings = worker.stage.rewards[number]
+    for number, roles in terms.roles.items():
+        settings = terms.rewards[number]
         model = REWARDS[settings.name](settings, roles)  # type: ignore[arg-type]
         found[number] = model.score(answers, partial(samples.forward, worker.learner))
-        check_scores(worker, samples, number, found[number])
+        check_scores(worker, samples, terms, number, found[number])
     return found
 
 
-def _of_scorers(worker: RlWorker, answers: Sequence[Answer]) -> dict[int, list[Given]]:
+def _of_scorers(worker: RlWorker, terms: Terms, answers: Sequence[Answer]) -> dict[int, list[Given]]:
     """Scores by number of the reward: the first rank asks, all others wait for what it was told."""
-    if not any(isinstance(one, CalledReward) for one in worker.stage.rewards):
+    if not any(isinstance(one, CalledReward) for one in terms.rewards):
         return {}
     asks = worker.learner.group.rank == 0
-    return worker.learner.group.broadcast(asyncio.run(_asked(worker, answers)) if asks else {})
+    return worker.learner.group.broadcast(asyncio.run(_asked(terms, answers)) if asks else {})
 
 
-async def _asked(worker: RlWorker, answers: Sequence[Answer]) -> dict[int, list[Given]]:
+async def _asked(terms: Terms, answers: Sequence[Answer]) -> dict[int, list[Given]]:
     """What each scorer says; all are asked at once."""
 
     async def ask(number: int) -> list[Given]:
-        settings = worker.stage.rewards[number]
+        settings = terms.rewards[number]
         assert isinstance(settings, CalledReward)
-        return list(await worker.scorers[number].score(answers, Asking(settings.calls)))
+        return list(await terms.scorers[number].score(answers, Asking(settings.calls)))
 
-    found = await asyncio.gather(*map(ask, worker.scorers))
-    return dict(zip(worker.scorers, found, strict=True))
+    found = await asyncio.gather(*map(ask, terms.scorers))
+    return dict(zip(terms.scorers, found, strict=True))
 
 
-def _checked(worker: RlWorker, samples: Samples, number: int, given: Sequence[Given]) -> Tensor:
+def _checked(worker: RlWorker, samples: Samples, terms: Terms, number: int, given: Sequence[Given]) -> Tensor:
     """[N] bool: the answers that a reward failed for, of which the log shows some.
 
     Raises:
         RunError: they are more than it may fail for.
     """
     reasons = {row: score.reason for row, score in enumerate(given) if isinstance(score, Failed)}
-    settings, name = worker.stage.rewards[number], reward_field(worker, number)
+    settings, name = terms.rewards[number], terms.place(number)
     assert isinstance(settings, CalledReward)
     shown = [f"{shown_answer(worker, samples, row)}: {reasons[row]}" for row in list(reasons)[:SHOWN]]
     share = f"no score of {len(reasons)} of {len(given)} answers"

@@ -56,13 +56,14 @@ from triptych.train.on_ray import launch
 def run(ctx: StageContext[Rl]) -> AdapterVersion:
     """Prompts -> rollouts and updates -> registered policy. Goes on from where an earlier call stopped."""
     rewarding = [_reward_model(ctx, ref) for ref in ctx.stage.reward_models.values()]
+    measuring = [_reward_model(ctx, ref) for ref in ctx.stage.measuring_models]
     policy, ctx = _policy(ctx)
     stage = ctx.stage
     teaching = stage.algorithm.teaching
     teacher = None if teaching is None else parent(ctx, teaching, "policy")
     tables = {split: _encode(ctx, split, source) for split, source in sources(ctx).items()}
-    used = [one.version for one in (policy, *rewarding, teacher) if one is not None and one.version is not None]
-    parents = {version.ref: version.sha256 for version in used}
+    used = [one for one in (policy, *rewarding, *measuring, teacher) if one is not None]
+    parents = {one.version.ref: one.version.sha256 for one in used if one.version is not None}
     inputs = begin(ctx, tables, parents | data_parents(ctx), fingerprints(ctx))
     ctx.tell_of_data(largest_batch(ctx.recipe, stage, tables["train"].columns["prompt_ids"]))
     if storage.read_manifest(ctx.artifact) is None:
@@ -73,7 +74,7 @@ def run(ctx: StageContext[Rl]) -> AdapterVersion:
                 one.name: pools.enter_context(closing(start_engine_model(ctx, one))) for one in stage.engine_models
             }
             config = {"ctx": ctx, "pool": pool, "policy": policy, "rewards": rewarding, "teacher": teacher}
-            config["teacher_pool"] = others.get(TEACHER)
+            config |= {"teacher_pool": others.get(TEACHER), "measuring": measuring}
             launch(ctx.name, _train, config, stage.train.workers, storage.join(ctx.folder, "ray"))
     return finish(ctx, inputs, measured(ctx), more=read_ending(ctx))
 

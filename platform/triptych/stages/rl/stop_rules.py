@@ -27,8 +27,9 @@ class Reason:
 class StopRule(Protocol):
     """One rule."""
 
-    needs: ClassVar[str]
-    """Metric without which a row is none of the rule's."""
+    @property
+    def needs(self) -> str:
+        """Metric without which a row is none of the rule's."""
 
     def judge(self, step: int, numbers: StepNumbers) -> Reason | None:
         """Take in the numbers at a step, counted from 1 (0: before the first); the reason to end there, if any."""
@@ -102,21 +103,25 @@ class PlateauRule:
 class HeldoutRule:
     """Counts evaluations since the best held-out reward; the one before the first step is among them."""
 
-    needs: ClassVar[str] = "heldout_reward"
     config: HeldoutReward
     stopper: Stopper = field(init=False)
 
     def __post_init__(self) -> None:
         self.stopper = _rising(self.config.patience, self.config.min_delta)
 
+    @property
+    def needs(self) -> str:
+        return self.config.metric
+
     def judge(self, step: int, numbers: StepNumbers) -> Reason | None:
-        reward = numbers["heldout_reward"]
-        self.stopper.see(step, reward)
+        value = numbers[self.needs]
+        self.stopper.see(step, value)
         if not self.stopper.stops:
             return None
         waited = self.stopper.waited
-        why = f"the held-out reward had no new best in {waited} evaluations: {_beside_best(reward, self.stopper)}"
-        return Reason(why, {"heldout_reward": reward} | _best_of(self.stopper))
+        name = "the held-out reward" if self.needs == "heldout_reward" else self.needs
+        why = f"{name} had no new best in {waited} evaluations: {_beside_best(value, self.stopper)}"
+        return Reason(why, {self.needs: value} | _best_of(self.stopper))
 
     def state(self) -> dict[str, Any]:
         return {"stopper": self.stopper.state()}
@@ -127,32 +132,43 @@ class HeldoutRule:
 
 @dataclass
 class HackingRule:
-    """Counts evaluations in a row whose judge has fallen from its best while the held-out reward rose since then."""
+    """Counts evaluations in a row whose watch has fallen from its best while the held-out reward rose since then."""
 
-    needs: ClassVar[str] = "heldout_reward"
     config: RewardHacking
+    watched: str = "judge"
+    """Name of the score that training never sees."""
     best: float = -math.inf
-    """Best of the judge."""
+    """Best of the watch."""
     reward_then: float = math.nan
-    """Held-out reward at the evaluation with the best of the judge."""
+    """Held-out reward at the evaluation with the best of the watch."""
     suspicious: int = 0
 
+    @property
+    def needs(self) -> str:
+        return f"{self.config.split}_reward"
+
+    @property
+    def watch(self) -> str:
+        """Metric of the score that training never sees."""
+        return f"{self.config.split}_{self.watched}"
+
     def judge(self, step: int, numbers: StepNumbers) -> Reason | None:
-        judge, reward = numbers["heldout_judge"], numbers["heldout_reward"]
-        if math.isfinite(judge) and judge > self.best:
-            self.best, self.reward_then = judge, reward
+        watch, reward = numbers[self.watch], numbers[self.needs]
+        if math.isfinite(watch) and watch > self.best:
+            self.best, self.reward_then = watch, reward
         hacked = self.has_fallen(numbers) and reward > self.reward_then
         self.suspicious = self.suspicious + 1 if hacked else 0
         if self.suspicious < self.config.patience:
             return None
-        fall = f"the judge fell from {self.best:.4g} to {judge:.4g} while the held-out reward rose from "
+        fall = f"the {self.watched} fell from {self.best:.4g} to {watch:.4g} while the held-out reward rose from "
         why = f"{fall}{self.reward_then:.4g} to {reward:.4g}, {self.suspicious} evaluations in a row"
-        found = {"heldout_judge": judge, "best_judge": self.best, "heldout_reward": reward}
-        return Reason(why, found | {"reward_at_best_judge": self.reward_then, "evaluations": self.suspicious})
+        found = {self.watch: watch, f"best_{self.watched}": self.best, self.needs: reward}
+        then = {f"reward_at_best_{self.watched}": self.reward_then, "evaluations": self.suspicious}
+        return Reason(why, found | then)
 
     def has_fallen(self, numbers: StepNumbers) -> bool:
-        """Whether the judge is no number, or below its best by more than the margin."""
-        return not numbers["heldout_judge"] >= self.best - self.config.margin
+        """Whether the watch is no number, or below its best by more than the margin."""
+        return not numbers[self.watch] >= self.best - self.config.margin
 
     def state(self) -> dict[str, Any]:
         return {"best": self.best, "reward_then": self.reward_then, "suspicious": self.suspicious}
@@ -188,11 +204,14 @@ class BudgetRule:
         self.tokens = state["tokens"]
 
 
-def rules_of(config: StopRules, devices: float) -> dict[str, StopRule]:
-    """The rules that are on, by their fields, the one that explains most first: if several fire at once, it counts."""
+def rules_of(config: StopRules, devices: float, watched: str) -> dict[str, StopRule]:
+    """The rules that are on, by their fields, the one that explains most first: if several fire at once, it counts.
+
+    `watched`: see `HackingRule`.
+    """
     found: dict[str, StopRule] = {}
     if config.hacking is not None:
-        found["hacking"] = HackingRule(config.hacking)
+        found["hacking"] = HackingRule(config.hacking, watched)
     if config.kl is not None:
         found["kl"] = KlRule(config.kl)
     if config.heldout is not None:

@@ -13,8 +13,6 @@ from triptych.stages.context import StageContext
 from triptych.stages.rl.stop_rules import HackingRule, StepNumbers, StopRule, rules_of
 from triptych.train.stopping import Stopper
 
-READ = ("reward", "kl", "tokens", "heldout_reward", "heldout_judge")
-"""Metrics that rules read."""
 _FILE = "ending.json"
 
 
@@ -32,9 +30,11 @@ class Stopped:
 class Stopping:
     """State of a stage's rules; without rules nothing fires and no evaluation is best."""
 
-    def __init__(self, config: StopRules | None = None, devices: float = 1.0) -> None:
-        """Begin to count the time. `devices`: see `devices_of`."""
-        self.rules: dict[str, StopRule] = {} if config is None else rules_of(config, devices)
+    def __init__(self, config: StopRules | None = None, devices: float = 1.0, watched: str = "judge") -> None:
+        """Begin to count the time. `devices`: see `devices_of`; `watched`: see `HackingRule`."""
+        self.rules: dict[str, StopRule] = {} if config is None else rules_of(config, devices, watched)
+        self.best_by = None if config is None else config.best_by
+        """Held-out metric by which an evaluation is the best; None: the last weights are kept."""
         self.stopped: Stopped | None = None
         self.step = -1
         """Last step that was judged; 0: the evaluation before the first step."""
@@ -45,7 +45,7 @@ class Stopping:
     @property
     def keeps_best(self) -> bool:
         """True if the stage ends with the weights of its best evaluation."""
-        return not self.rules.keys().isdisjoint(("heldout", "hacking"))
+        return self.best_by is not None
 
     @property
     def best_step(self) -> int | None:
@@ -74,7 +74,7 @@ class Stopping:
         for name, reason in reasons.items():
             if reason is not None and self.stopped is None:
                 self.stopped = Stopped(name, step, reason.why, reason.numbers)
-        return self._may_be_best(numbers) and self._best.see(step, numbers["heldout_reward"])
+        return self._may_be_best(numbers) and self._best.see(step, numbers[str(self.best_by)])
 
     def state(self) -> dict[str, Any]:
         """State for a checkpoint, read by `load_state`."""
@@ -96,14 +96,14 @@ class Stopping:
 
     def _may_be_best(self, numbers: StepNumbers) -> bool:
         watch = self.rules.get("hacking")
-        if not self.keeps_best or "heldout_reward" not in numbers:
+        if self.best_by not in numbers:
             return False
         return not (isinstance(watch, HackingRule) and watch.has_fallen(numbers))
 
 
 def stopping_of(ctx: StageContext[Rl]) -> Stopping:
     """The stage's rules at their beginning; its time begins."""
-    return Stopping(ctx.stage.train.stopping, devices_of(ctx))
+    return Stopping(ctx.stage.train.stopping, devices_of(ctx), ctx.stage.watched or "judge")
 
 
 def devices_of(ctx: StageContext[Rl]) -> float:

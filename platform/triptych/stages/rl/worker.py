@@ -1,6 +1,6 @@
 """State of a rank of the RL stage: the roles, the pool, the prompts; how it starts, saves and goes on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -10,7 +10,6 @@ from ray.train.torch import get_device
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from triptych import storage
 from triptych.algorithms.base import Algorithm, Scored
 from triptych.algorithms.table import algorithm_of
 from triptych.data.encode import PromptExample
@@ -18,7 +17,7 @@ from triptych.data.end_tokens import answer_texts, end_tokens
 from triptych.data.replies import ReplyTokens
 from triptych.engines.base import SampleRequest
 from triptych.environments.table import ENVIRONMENTS
-from triptych.errors import RunError, UserError
+from triptych.errors import RunError
 from triptych.forward.roles import BASE, RoleModel
 from triptych.methods.merged import WeightChanges
 from triptych.models.adapter import Adapter, Normalization
@@ -27,10 +26,11 @@ from triptych.objectives.kl import AdaptiveKL
 from triptych.objectives.running import RunningMoments
 from triptych.recipe import CRITIC, POLICY, REFERENCE, TEACHER, Method, Optimizer, Rl, Sampling, member_roles
 from triptych.recipe.environment import Replying
-from triptych.recipe.reward import CalledReward, role_of
-from triptych.rewards.base import Scorer
-from triptych.rewards.table import SCORERS
+from triptych.recipe.reward import ModelReward, RewardTerm, role_of
+from triptych.recipe.spec import Path, dotted
+from triptych.recipe.stage import MEASURING, REWARD
 from triptych.rollout.pool import RolloutPool
+from triptych.rollout.requests import request, requests
 from triptych.rollout.trajectory import Trajectory
 from triptych.stages.context import StageContext
 from triptych.stages.models import role_model, tokenizer_of
@@ -39,6 +39,7 @@ from triptych.stages.rl.episodes import Player
 from triptych.stages.rl.prompts import read_prompts
 from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.stopping import Stopping, stopping_of
+from triptych.stages.rl.terms import Terms
 from triptych.stages.role_models import RoleModels
 from triptych.stages.stored_adapter import StoredAdapter
 from triptych.stages.whole_model import WholeModel
@@ -61,7 +62,8 @@ class RlWorker:
     learner: RoleLearner
     pool: RolloutPool
     prompts: list[PromptExample]
-    heldout: list[PromptExample]
+    heldout: Mapping[str, Sequence[PromptExample]]
+    """Held-out prompts by the splits of `Rl.heldout_sets`."""
     policy: Adapter | WholeModel
     """What the policy starts from."""
     reward_roles: Sequence[tuple[str, ...]]
@@ -75,6 +77,8 @@ class RlWorker:
     """Engines of a teacher that is a model of its own."""
     running: RunningMoments | None = None
     """Moments of the scores of all steps; None: scores are not normalised."""
+    measuring_roles: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Roles of the members of each of `Rl.measuring_models`."""
 
     @property
     def stage(self) -> Rl:
@@ -108,39 +112,38 @@ class RlWorker:
     def kl_coef(self) -> float:
         return self.stage.kl.coef if self.kl is None else self.kl.coef
 
-    def requests(self, prompts: Sequence[PromptExample], label: str) -> list[SampleRequest]:
-        """Each prompt `samples_per_prompt` times; every answer has a lease and a random stream of its own."""
-        copies, seed = self.stage.rollout.samples_per_prompt, self.ctx.recipe.seed
-        return [
-            request(prompt.input_ids, f"{label}/{number}/{copy}", seed)
-            for number, prompt in enumerate(prompts)
-            for copy in range(copies)
-        ]
+    def requests(self, prompts: Sequence[PromptExample], label: str, copies: int | None = None) -> list[SampleRequest]:
+        """Each prompt `copies` times, by default as often as in rollouts."""
+        each = copies or self.stage.rollout.samples_per_prompt
+        return requests([prompt.input_ids for prompt in prompts], each, label, self.ctx.recipe.seed)
 
-    def sample(self, prompts: Sequence[PromptExample], label: str, sampling: Sampling) -> Samples:
+    def sample(
+        self, prompts: Sequence[PromptExample], label: str, sampling: Sampling, copies: int | None = None
+    ) -> Samples:
         """Answers of the pool to `requests`, in their order, on every rank.
 
         Raises:
             RunError: the pool's answers did not arrive.
         """
-        requests = self.requests(prompts, label) if self.learner.group.rank == 0 else []
-        records = self._played(requests, prompts, sampling) if self.learner.group.rank == 0 else None
+        asked = self.requests(prompts, label, copies) if self.learner.group.rank == 0 else []
+        each = copies or self.stage.rollout.samples_per_prompt
+        rows = [prompt for prompt in prompts for _ in range(each)]
+        records = self._played(asked, rows, sampling) if self.learner.group.rank == 0 else None
         received = self.learner.group.broadcast(records)
         if received is None:
             raise RunError("rank 0 broadcast no samples")
-        groups = [number for number in range(len(prompts)) for _ in range(self.stage.rollout.samples_per_prompt)]
+        groups = [number for number in range(len(prompts)) for _ in range(each)]
         micro_tokens = self.stage.train.batch.micro_tokens
         return Samples(received, prompts, groups, self.pad, micro_tokens, sampling.temperature)
 
     def _played(
-        self, requests: list[SampleRequest], prompts: Sequence[PromptExample], sampling: Sampling
+        self, asked: list[SampleRequest], rows: Sequence[PromptExample], sampling: Sampling
     ) -> list[Trajectory]:
-        """A trajectory of each request, in their order."""
+        """A trajectory of each request, in their order; `rows`: of each one's prompt."""
         if self.player is None:
-            return list(map(Trajectory.of, self.pool.generate(requests, sampling)))
-        copies = self.stage.rollout.samples_per_prompt
-        fields = [dict(prompt.fields) for prompt in prompts for _ in range(copies)]
-        return self.player.play(requests, fields, lambda asked: self.pool.generate(asked, sampling))
+            return list(map(Trajectory.of, self.pool.generate(asked, sampling)))
+        fields = [dict(row.fields) for row in rows]
+        return self.player.play(asked, fields, lambda turn: self.pool.generate(turn, sampling))
 
     @cached_property
     def player(self) -> Player | None:
@@ -155,16 +158,37 @@ class RlWorker:
         )
 
     @cached_property
-    def scorers(self) -> dict[int, Scorer]:
-        """Number of a reward -> what scores outside the learner. UserError where that cannot be had."""
-        called = {number: one for number, one in enumerate(self.stage.rewards) if isinstance(one, CalledReward)}
-        return {number: self._scorer(number, one) for number, one in called.items()}
+    def terms(self) -> Terms:
+        """The rewards that are learned from."""
+        models = zip(self.stage.reward_models, self.reward_roles, strict=True)
+        return self._terms(self.stage.terms("train"), dict(models))
 
-    def _scorer(self, number: int, settings: CalledReward) -> Scorer:
-        try:
-            return SCORERS[settings.name](settings)
-        except UserError as error:
-            raise UserError(f"stages.{self.ctx.name}.rewards.{number}.{error}") from error
+    @cached_property
+    def heldout_terms(self) -> dict[str, Terms]:
+        """The rewards of each held-out set."""
+        found = {}
+        for split, one in self.stage.heldout_sets.items():
+            found[split] = self.terms if one.rewards is None else self._terms(self.stage.terms(split))
+        return found
+
+    @cached_property
+    def watch(self) -> Terms | None:
+        """The reward that training never sees; None: there is none."""
+        return None if self.stage.watch is None else self._terms({("watch",): self.stage.watch})
+
+    def _terms(self, rewards: Mapping[Path, RewardTerm], roles: Mapping[int, Sequence[str]] | None = None) -> Terms:
+        """`roles`: of the reward models by their numbers; None: those of whichever role has the model."""
+        settings, fields = list(rewards.values()), [dotted(field) for field in rewards]
+        if roles is None:
+            known = dict(zip(self.stage.reward_models.values(), self.reward_roles, strict=True)) | self.measuring_roles
+            roles = {number: known[one.stage] for number, one in enumerate(settings) if isinstance(one, ModelReward)}
+        return Terms(self.ctx.name, settings, fields, roles)
+
+    def check_rewards(self) -> None:
+        """UserError where a reward, the watch or the environment cannot be had. The rank that asks them calls it."""
+        self.player  # noqa: B018 - it is made here, and kept
+        for terms in (self.terms, *self.heldout_terms.values(), *([self.watch] if self.watch else [])):
+            terms.scorers  # noqa: B018 - it is made here, and kept
 
     def logprobs(self, samples: Samples, role: str) -> Tensor:
         """Log-probabilities [N, R] at the temperature of the samples."""
@@ -226,6 +250,7 @@ def start(config: dict[str, Any]) -> RlWorker:
     # Taken out of what this process was given, whose copies would stay beside those on the models.
     initial: StoredAdapter | WholeModel = config.pop("policy")
     rewarding: list[StoredAdapter] = config.pop("rewards")
+    measuring: list[StoredAdapter] = config.pop("measuring")
     teaching: StoredAdapter | None = config.pop("teacher")
     policy = initial.adapter if isinstance(initial, StoredAdapter) else initial
     models = RoleModels(lambda folder: role_model(ctx, stage.train.memory, get_device(), folder=folder))
@@ -237,6 +262,8 @@ def start(config: dict[str, Any]) -> RlWorker:
         critic=stage.algorithm.value_model is not None,
         teacher=None if teaching is None else teaching.adapter,
     )
+    measured_by = add_scoring_roles(models, MEASURING, [one.adapter for one in measuring])
+    measuring_roles = dict(zip(stage.measuring_models, measured_by, strict=True))
     kl = stage.kl
     workers = stage.train.workers
     learner = learner_of(
@@ -254,16 +281,17 @@ def start(config: dict[str, Any]) -> RlWorker:
         pool=config["pool"],
         teacher_pool=config["teacher_pool"],
         prompts=read_prompts(ctx, "train"),
-        heldout=read_prompts(ctx, "heldout") if stage.data.heldout else [],
+        heldout={split: read_prompts(ctx, split) for split in stage.heldout_sets},
         policy=policy,
         reward_roles=reward_roles,
         kl=None if kl.target is None else AdaptiveKL(kl.coef, kl.target, kl.horizon),
         pad=tokenizer_of(ctx).pad_token_id,
         stopping=stopping,
         running=RunningMoments() if stage.normalize_scores else None,
+        measuring_roles=measuring_roles,
     )
     if learner.group.rank == 0:
-        worker.scorers, worker.player  # noqa: B018 - what cannot be had is told before anything is sampled
+        worker.check_rewards()  # before anything is sampled
     return worker
 
 
@@ -299,11 +327,7 @@ def add_roles(
     models.put(POLICY, policy, trainable=True)
     if reference:
         models.put(REFERENCE, policy, trainable=False)
-    found = []
-    for number, reward in enumerate(rewards):
-        found.append(member_roles(role_of(number), 1 + len(reward.others)))
-        for role, member in zip(found[-1], (reward, *reward.others), strict=True):
-            add_scoring(models.base, role, member, _normalization(reward), trainable=False)
+    found = add_scoring_roles(models, REWARD, rewards)
     if critic:
         _add_critic(models, policy, rewards)
     if teacher is not None:
@@ -320,6 +344,16 @@ def _add_critic(models: RoleModels, policy: Adapter | WholeModel, rewards: Seque
     models.put(CRITIC, policy, trainable=True, head=head)
 
 
+def add_scoring_roles(models: RoleModels, first: str, rewards: Sequence[Adapter]) -> list[tuple[str, ...]]:
+    """Put reward models on the base as frozen roles, one for each member; the first one's is called `first`."""
+    found = []
+    for number, reward in enumerate(rewards):
+        found.append(member_roles(role_of(number, first), 1 + len(reward.others)))
+        for role, member in zip(found[-1], (reward, *reward.others), strict=True):
+            add_scoring(models.base, role, member, _normalization(reward), trainable=False)
+    return found
+
+
 def _normalization(reward: Adapter) -> Normalization:
     if reward.normalization is None:
         raise RunError("the reward model has no normalisation constants")
@@ -331,12 +365,6 @@ def add_scoring(model: RoleModel, role: str, member: Adapter, normalization: Nor
     head = member.scalar_head()
     head.standardize(normalization.mean, normalization.std)
     model.add(role, member.method, trainable=trainable, weights=member.weights, head=head)
-
-
-def request(prompt: list[int], lease: str, seed: object) -> SampleRequest:
-    """One answer to ask for; its random stream follows from `seed` and the lease alone."""
-    stream = int(storage.digest_of([seed, lease])[:8], 16)
-    return SampleRequest(lease, tuple(prompt), stream)
 
 
 def resume(worker: RlWorker) -> int:
