@@ -3,8 +3,9 @@
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import httpx
 
@@ -26,6 +27,22 @@ def headers_of(settings: ServedReward) -> dict[str, str]:
         raise UserError(f"url: {settings.url} would be sent a token unencrypted; allowed: https, or no token_env")
     token = credentials.read(settings.token_env, f"token_env: {settings.url} asks for a token")
     return {"Authorization": f"Bearer {token}"}
+
+
+S = TypeVar("S", bound=ServedReward)
+
+
+@dataclass(frozen=True)
+class ServedScore(Generic[S]):
+    """A reward that a server gives, with its token."""
+
+    settings: S
+    headers: Mapping[str, str]
+
+    @classmethod
+    def of(cls, settings: S) -> Self:
+        """The reward, with its token. UserError: as `headers_of`."""
+        return cls(settings, headers_of(settings))
 
 
 class JsonClient:

@@ -1,27 +1,17 @@
 """Reward of a server: answers as JSON to it, scores back."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from triptych.recipe.reward import HttpReward
 from triptych.rewards.asking import Asking
 from triptych.rewards.base import Answer, Given
-from triptych.rewards.client import JsonClient, headers_of
+from triptych.rewards.client import JsonClient, ServedScore
 from triptych.rewards.in_calls import in_calls
 
 
-@dataclass(frozen=True)
-class HttpScore:
+class HttpScore(ServedScore[HttpReward]):
     """What a server says of answers; docs/rewards.md has the protocol."""
-
-    settings: HttpReward
-    headers: Mapping[str, str]
-
-    @classmethod
-    def of(cls, settings: HttpReward) -> "HttpScore":
-        """The reward, with its token. UserError: as `headers_of`."""
-        return cls(settings, headers_of(settings))
 
     async def score(self, answers: Sequence[Answer], asking: Asking) -> Sequence[Given]:
         """The server's scores, by requests of as many answers as the recipe says."""

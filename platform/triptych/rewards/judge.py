@@ -7,13 +7,12 @@ import asyncio
 import itertools
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from triptych.recipe.reward import JudgeReward
 from triptych.rewards.asking import Asking, Failed
 from triptych.rewards.base import Answer, Given
-from triptych.rewards.client import ChatClient, headers_of
+from triptych.rewards.client import ChatClient, ServedScore
 
 _RATING = re.compile(r"\[\[\s*(-?\d+(?:\.\d+)?)\s*\]\]")
 _WINNER = re.compile(r"\[\[\s*([ABC])\s*\]\]")
@@ -24,17 +23,8 @@ AskJudge = Callable[[str], Awaitable[str]]
 """A question to the judge -> what it writes."""
 
 
-@dataclass(frozen=True)
-class JudgeScore:
+class JudgeScore(ServedScore[JudgeReward]):
     """What a model says of answers, from 0 to 1."""
-
-    settings: JudgeReward
-    headers: Mapping[str, str]
-
-    @classmethod
-    def of(cls, settings: JudgeReward) -> "JudgeScore":
-        """The reward, with its token. UserError: as `headers_of`."""
-        return cls(settings, headers_of(settings))
 
     async def score(self, answers: Sequence[Answer], asking: Asking) -> Sequence[Given]:
         """Ratings as the share of their range, or shares of comparisons won; None for the only answer to a prompt."""
