@@ -92,6 +92,14 @@ def test_samples(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert triptych(monkeypatch, "runs", "samples", "done", "--runs", str(runs), "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert [answer["score"] for answer in found["groups"][1]["answers"]] == [1.5, None]
+    samples = runs / "done" / "stages" / "ppo" / "samples"
+    samples.mkdir(exist_ok=True)
+    (samples / "before.sums.jsonl").write_text(json.dumps({"prompt": "6 * 7?", "response": "42", "reward": 1.0}))
+    words = ("runs", "samples", "done", "--runs", str(runs), "--heldout", "sums", "--step", "0")
+    assert triptych(monkeypatch, *words) == 0
+    assert "done, ppo, sums, before: 1 prompts" in capsys.readouterr().out
+    assert triptych(monkeypatch, *words, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["evaluation"] == "before"
 
 
 def test_report(runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -318,3 +318,24 @@ def test_chromium_renders_it_alone(make_run: MakeRun, tmp_path: Path) -> None:
     assert root is not None
     assert 'data-requests="0"' in root[0]
     assert re.search(r'data-probe="step \d+\|train [\d.]+', root[0])
+
+
+def test_answers_of_every_held_out_set_are_shown(make_run: MakeRun) -> None:
+    run = make_run("reviews")
+    rows = [{"group": 0, "prompt": "user\n6 * 7?\nassistant", "response": "forty-two", "reward": 1.0, "watch": 0.25}]
+    for label in ("before", "after"):
+        (run / "stages" / "ppo" / "samples" / f"{label}.sums.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    page = render(read_run(str(run)))
+    assert "Answers to held-out prompts: sums" in page
+    assert "watch <b>0.25</b>" in page
+    assert page.count("Answers to held-out prompts") == 2
+
+
+def test_held_out_sets_stand_side_by_side_in_a_chart() -> None:
+    row = {"heldout_reward": 1.0, "heldout_sums_reward": 0.5, "heldout_sums_pass_at_4": 0.75, "heldout_sums_watch": 0.1}
+    row |= {"heldout_rewards_chosen": 2.0, "heldout_reward_std": 3.0}
+    shown, _ = charts([{"step": 1.0, **row}, {"step": 2.0, **row}])
+    named = {chart.title: [series.name for series in chart.series] for chart in shown}
+    assert named["Held-out reward"] == ["reward", "sums reward"]
+    assert named["Held-out pass@k"] == ["sums pass at 4"]
+    assert named["Held-out watch"] == ["sums watch"]

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from triptych.errors import UserError
-from triptych.observe.rollouts import SampledAnswer, read_groups, sampling_stage, steps_of
+from triptych.observe.rollouts import SampledAnswer, read_groups, read_heldout, sampling_stage, steps_of
 from triptych.observe.runs import RunView, read_run
 
 RECIPE = "name: reviews\nmodel: {base: tiny}\nstages:\n  sft: {kind: sft}\n  rl: {kind: rl}\n  more: {kind: rl}\n"
@@ -81,3 +81,44 @@ def test_a_group_is_plain_data(run: RunView) -> None:
     _, groups = read_groups(sampling_stage(run, "rl"), 1)
     answer = {"text": "early", "score": 0.0, "tokens": 2, "finish_reason": "stop", "version": 3}
     assert json.loads(json.dumps(groups[0].as_dict())) == {"prompt": "prompt 0", "mean": 0.0, "answers": [answer]}
+
+
+OF_TWO = [(0, "wrong", 0.0), (1, "right", 1.0)]
+
+
+def answered(run: RunView, label: str, rows: list[dict[str, Any]]) -> None:
+    folder = Path(run.url) / "stages" / "rl" / "samples"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{label}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_held_out_answers_come_best_first_by_set_and_evaluation(run: RunView) -> None:
+    told = {"tokens": 4, "finish_reason": "length", "version": 12}
+    rows = [{"group": g, "prompt": "same?", "response": said, "reward": score} | told for g, said, score in OF_TWO]
+    for label in ("before", "step-00000010", "after"):
+        answered(run, f"{label}.sums", rows)
+    answered(run, "before", [{"prompt": "old?", "response": "so", "reward": None, "judge": 0.5}])
+    stage = sampling_stage(run, "rl")
+    label, groups = read_heldout(stage, "sums", None)
+    assert label == "after"
+    assert [group.answers for group in groups] == [
+        (SampledAnswer("right", 1.0, 4, "length", 12),),
+        (SampledAnswer("wrong", 0.0, 4, "length", 12),),
+    ], "two rows of the data with one prompt are two groups"
+    assert [read_heldout(stage, "sums", step)[0] for step in (0, 10)] == ["before", "step-00000010"]
+    label, [group] = read_heldout(stage, "heldout", None)
+    assert (label, group.prompt, group.answers[0].version) == ("before", "old?", -1)
+    with pytest.raises(UserError, match="--step 5: sums was answered before, step-00000010, after"):
+        read_heldout(stage, "sums", 5)
+    with pytest.raises(UserError, match=r"--heldout: stage rl has no answers of 'tales'; allowed: .*sums"):
+        read_heldout(stage, "tales", None)
+
+
+def test_an_evaluation_before_the_first_step_is_there_to_see(run: RunView) -> None:
+    folder = Path(run.url) / "stages" / "more" / "samples"
+    folder.mkdir(parents=True)
+    (folder / "before.jsonl").write_text(json.dumps({"prompt": "so?", "response": "yes", "reward": 1.0}) + "\n")
+    stage = sampling_stage(run, "more")
+    assert read_heldout(stage, "heldout", None)[0] == "before"
+    with pytest.raises(UserError, match="stage more took no step yet; `--heldout` shows its held-out answers"):
+        read_groups(stage, None)

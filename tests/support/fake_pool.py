@@ -30,6 +30,7 @@ class FakePool:
         self._model = in_float64(model) if dtype == torch.float64 else model
         self._base = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
         self.version = BASE_VERSION
+        self.seconds = 0.0
         self.requests: list[list[SampleRequest]] = []
         self.records: list[list[RolloutRecord]] = []
         self.buckets: list[dict[str, Tensor]] = []
@@ -85,8 +86,8 @@ class FakePool:
         return self.logprobs(sequences, prompt_lens)[0]
 
     def stats(self) -> dict[str, Any]:
-        """No engine was ever restarted."""
-        return {"restarts": 0}
+        """No engine was ever restarted; both sampled for as long as `seconds` says."""
+        return {"restarts": 0, "engines": [{"seconds": self.seconds}, {"seconds": self.seconds}]}
 
     def _sampled(self, requests: Sequence[SampleRequest], sampling: Sampling) -> list[RolloutRecord]:
         answers: list[list[int]] = [[] for _ in requests]

@@ -79,7 +79,7 @@ __all__ = [
 METHOD = Lora(r=4, alpha=8)
 PROMPTS = [[50, 61, 72, 83], [90, 81, 72], [50, 61, 72, 99, 100], [111, 122, 133], [140, 151, 162, 173, 184, 195]]
 HELDOUT = [[201, 212, 223], [234, 245, 256, 267]]
-MEASURED_ANEW = ("seconds", "memory_bytes")
+MEASURED_ANEW = ("seconds", "memory_bytes", "engines_idle", "learner_waits")
 """Parts of the names of metrics that no two runs share."""
 TRAINING = ("steps", "checkpoint_every", "evaluate_every", "stopping", "optimizer")
 """Terms of a run that are fields of `train`."""

@@ -154,19 +154,29 @@ def samples(
     runs: Runs = "runs",
     stage: Annotated[str | None, typer.Option(help="Stage, where several sample.")] = None,
     step: Annotated[int | None, typer.Option(help="Step, counted from 1; the last one by default.")] = None,
+    heldout: Annotated[
+        str | None,
+        typer.Option(help="Held-out answers of a set in `evaluations`, or of `heldout`; --step 0: before training."),
+    ] = None,
     groups: Annotated[int, typer.Option(min=1, help="Prompts to show from either end.")] = 3,
     as_json: AsJson = False,
 ) -> None:
     """Sampled answers of a step of reinforcement learning: the prompts that scored best and worst, answer by answer."""
-    from triptych.observe.rollouts import read_groups, sampling_stage
+    from triptych.observe.rollouts import read_groups, read_heldout, sampling_stage
     from triptych.observe.runs import find_run
 
     found = sampling_stage(find_run(runs, name), stage)
-    number, all_groups = read_groups(found, step)
+    if heldout is None:
+        number, all_groups = read_groups(found, step)
+        told: dict[str, int | str] = {"step": number}
+        title = f"step {number}"
+    else:
+        label, all_groups = read_heldout(found, heldout, step)
+        told, title = {"set": heldout, "evaluation": label}, f"{heldout}, {label}"
     if as_json:
-        typer.echo(json.dumps({"step": number, "groups": [group.as_dict() for group in all_groups]}))
+        typer.echo(json.dumps(told | {"groups": [group.as_dict() for group in all_groups]}))
         return
-    print_samples(f"{name}, {found.name}, step {number}", all_groups, groups)
+    print_samples(f"{name}, {found.name}, {title}", all_groups, groups)
 
 
 @app.command()

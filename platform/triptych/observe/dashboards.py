@@ -118,6 +118,7 @@ RL = Dashboard(
                 f"mean {_BY_STAGE}": f"max by (run, stage) ({m.RL_REWARD.exported}{_STAGE})",
                 f"standard deviation {_BY_STAGE}": f"max by (run, stage) ({m.RL_REWARD_STD.exported}{_STAGE})",
                 f"answers without one {_BY_STAGE}": f"max by (run, stage) ({m.RL_REWARD_FAILED.exported}{_STAGE})",
+                f"prompts of one score {_BY_STAGE}": f"max by (run, stage) ({m.RL_FLAT_GROUPS.exported}{_STAGE})",
             },
         ),
         _gauge("KL to the reference, nats a response", m.RL_KL),
@@ -128,8 +129,21 @@ RL = Dashboard(
         _gauge("Answers cut by their length", m.RL_TRUNCATED, "percentunit"),
         _gauge("Engine against learner: log-probability gap", m.RL_GAP),
         _shares(m.RL_SECONDS, "phase"),
-        _gauge("Policy version of the rollout pool", m.RL_VERSION),
-        _gauge("Rollout engines replaced", m.RL_RESTARTS),
+        Panel(
+            "Policy version of the rollout pool",
+            {
+                _BY_STAGE: f"max by (run, stage) ({m.RL_VERSION.exported}{_STAGE})",
+                f"staleness {_BY_STAGE}": f"max by (run, stage) ({m.RL_STALENESS.exported}{_STAGE})",
+            },
+        ),
+        Panel(
+            "Rollout engines replaced",
+            {
+                _BY_STAGE: f"max by (run, stage) ({m.RL_RESTARTS.exported}{_STAGE})",
+                f"share of a step idle {_BY_STAGE}": f"max by (run, stage) ({m.RL_ENGINES_IDLE.exported}{_STAGE})",
+                f"learner waits {_BY_STAGE}": f"max by (run, stage) ({m.RL_LEARNER_WAITS.exported}{_STAGE})",
+            },
+        ),
         _gauge("Policy loss", m.RL_POLICY_LOSS),
         _gauge("Value loss", m.RL_VALUE_LOSS),
         _gauge("Gradient norm", m.RL_GRAD_NORM),

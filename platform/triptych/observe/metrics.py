@@ -118,6 +118,12 @@ RL_REWARD_STD = Metric("triptych_rl_reward_std", "gauge", "Standard deviation of
 RL_REWARD_FAILED = Metric(
     "triptych_rl_reward_failed", "gauge", "Answers of the step that were left out since they have no score.", _STAGE
 )
+RL_FLAT_GROUPS = Metric(
+    "triptych_rl_flat_groups_fraction",
+    "gauge",
+    "Prompts of the step whose answers all have one score, where an algorithm compares them.",
+    _STAGE,
+)
 RL_KL = Metric("triptych_rl_kl", "gauge", "Mean KL to the reference, nats a response.", _STAGE)
 RL_KL_COEF = Metric("triptych_rl_kl_coef", "gauge", "Coefficient of the KL penalty.", _STAGE)
 RL_ENTROPY = Metric("triptych_rl_entropy", "gauge", "Mean entropy of the policy, nats a token.", _STAGE)
@@ -138,7 +144,24 @@ RL_NON_FINITE = Metric(
     "triptych_rl_non_finite_steps_total", "counter", "Policy updates skipped: gradient not finite.", _STAGE
 )
 RL_RESTARTS = Metric("triptych_rl_engine_restarts", "gauge", "Rollout engines replaced since the start.", _STAGE)
-RL_SECONDS = Metric("triptych_rl_seconds_total", "counter", "Seconds by phase of the step.", (*_STAGE, "phase"))
+RL_STALENESS = Metric(
+    "triptych_rl_staleness",
+    "gauge",
+    "Mean updates of the learner since a token was drawn.",
+    _STAGE,
+)
+RL_ENGINES_IDLE = Metric(
+    "triptych_rl_engines_idle_fraction", "gauge", "Share of the step in which an engine did not sample.", _STAGE
+)
+RL_LEARNER_WAITS = Metric(
+    "triptych_rl_learner_waits_fraction", "gauge", "Share of the step in which the learner waited for answers.", _STAGE
+)
+RL_SECONDS = Metric(
+    "triptych_rl_seconds_total",
+    "counter",
+    "Seconds by phase of the step, and of evaluations and checkpoints.",
+    (*_STAGE, "phase"),
+)
 
 METRICS: dict[str, Metric] = {value.name: value for value in list(globals().values()) if isinstance(value, Metric)}
 """All metrics by name."""
@@ -161,6 +184,7 @@ RL_ROW = {
     "reward": RL_REWARD,
     "reward_std": RL_REWARD_STD,
     "reward_failed": RL_REWARD_FAILED,
+    "flat_groups": RL_FLAT_GROUPS,
     "kl": RL_KL,
     "kl_coef": RL_KL_COEF,
     "entropy": RL_ENTROPY,
@@ -173,6 +197,9 @@ RL_ROW = {
     "grad_norm": RL_GRAD_NORM,
     "learning_rate": RL_LEARNING_RATE,
     "engine_restarts": RL_RESTARTS,
+    "staleness": RL_STALENESS,
+    "engines_idle": RL_ENGINES_IDLE,
+    "learner_waits": RL_LEARNER_WAITS,
     "peak_memory_bytes": RL_MEMORY,
 }
 """Key of a row in the metrics log of a reinforcement-learning stage -> gauge."""

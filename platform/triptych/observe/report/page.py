@@ -13,6 +13,7 @@ from triptych.observe.runs import RunView, StageView, read_run
 _FIRST_TILES = (
     "heldout_reward",
     "heldout_judge",
+    "heldout_watch",
     "heldout_accuracy",
     "heldout_f1",
     "heldout_macro_f1",
@@ -27,6 +28,7 @@ _NAMES = {
     "heldout_length": "Answer length, tokens",
     "heldout_truncated": "Cut by length",
     "heldout_judge": "Independent judge",
+    "heldout_watch": "Watch, never trained on",
     "heldout_ece": "Calibration error",
     "heldout_f1": "Held-out F1",
     "heldout_macro_f1": "Held-out macro F1",
@@ -65,7 +67,6 @@ def render(run: RunView) -> str:
 
 def _stage(stage: StageView) -> dict[str, Any]:
     first, later = series.charts(stage.rows)
-    shown, prompts = samples.pairs(stage.samples)
     return {
         "view": stage,
         "status": stage.status,
@@ -79,8 +80,7 @@ def _stage(stage: StageView) -> dict[str, Any]:
         "ranks": ranks.view(stage),
         "charts": first,
         "more": later,
-        "pairs": shown,
-        "prompts": prompts,
+        "answers": [(of.removeprefix("."), *samples.pairs(stage.samples, of)) for of in samples.sets(stage.samples)],
         "data": (stage.state or {}).get("data") or {},
     }
 

@@ -23,19 +23,24 @@ class Pair:
     after: JsonObject | None
 
 
-def pairs(samples: dict[str, list[JsonObject]]) -> tuple[list[Pair], int]:
-    """The pairs to show and the number of distinct prompts, in the order in which prompts were asked."""
-    before, after = (_first_answers(samples.get(label, [])) for label in ("before", "after"))
+def sets(samples: dict[str, list[JsonObject]]) -> list[str]:
+    """Suffixes of the labels of each held-out set: empty for the one without a name, which comes first."""
+    return list(dict.fromkeys(["", *sorted(f".{own}" for label in samples if (own := label.partition(".")[2]))]))
+
+
+def pairs(samples: dict[str, list[JsonObject]], of: str = "") -> tuple[list[Pair], int]:
+    """The pairs to show of one of `sets`, and the number of distinct prompts, in the order in which they were asked."""
+    before, after = (_first_answers(samples.get(f"{label}{of}", [])) for label in ("before", "after"))
     prompts = list(dict.fromkeys([*before, *after]))
     shown = [Pair(prompt, question(prompt), before.get(prompt), after.get(prompt)) for prompt in prompts[:MAX_PROMPTS]]
     return shown, len(prompts)
 
 
 def means(rows: Sequence[JsonObject]) -> dict[str, float]:
-    """Mean `reward` and `judge` over the answers that have one."""
+    """Mean `reward`, `judge` and `watch` over the answers that have one."""
     values: dict[str, list[float]] = defaultdict(list)
     for row in rows:
-        for key in ("reward", "judge"):
+        for key in ("reward", "judge", "watch"):
             if isinstance(row.get(key), int | float):
                 values[key].append(row[key])
     return {key: sum(found) / len(found) for key, found in values.items()}

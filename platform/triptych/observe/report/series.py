@@ -1,6 +1,7 @@
 """Charts of a report, and their points from a stage's metrics rows."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -58,8 +59,7 @@ _PLANS = (
     ),
     _Plan("Log-probabilities", "nats an answer", (("logps_chosen", "chosen"), ("logps_rejected", "rejected"))),
     _Plan("Reward", "mean and standard deviation", (("reward", "mean"), ("reward_std", "deviation")), "band"),
-    _Plan("Held-out reward", "", (("heldout_reward", "reward"),)),
-    _Plan("Held-out judge", "never trained on", (("heldout_judge", "judge"),)),
+    _Plan("Prompts of one score", "share of a step's, from which nothing is learned", (("flat_groups", "prompts"),)),
     _Plan("KL to the reference", "nats a response", (("kl", "train"), ("heldout_kl", "held out"))),
     _Plan("KL to the teacher", "nats a response", (("teacher_kl", "train"), ("heldout_teacher_kl", "held out"))),
     _Plan("Response length", "tokens", (("response_length", "train"), ("heldout_length", "held out"))),
@@ -69,12 +69,25 @@ _PLANS = (
         "Engine against learner", "|log-probability gap|, nats", (("logprob_gap", "mean"), ("logprob_gap_max", "max"))
     ),
     _Plan(
+        "Waiting",
+        "share of a step",
+        (("engines_idle", "engines that do not sample"), ("learner_waits", "learner, for answers")),
+        from_zero=True,
+    ),
+    _Plan("Staleness", "updates since a token was drawn", (("staleness", "mean"), ("staleness_max", "most"))),
+    _Plan(
         "Throughput",
         "tokens a second",
         (("tokens_per_second", "learner"), ("rollout_tokens_per_second", "engines")),
         from_zero=True,
     ),
 )
+_OF_SETS = (
+    (r"heldout_([a-z0-9-]+_)?reward", "Held-out reward", ""),
+    (r"heldout_[a-z0-9-]+_pass_at_\d+", "Held-out pass@k", "chance that one of k answers is right"),
+    (r"heldout_([a-z0-9-]+_)?(judge|watch)", "Held-out watch", "never trained on"),
+)
+"""Pattern of the metrics of held-out sets that share a chart, its title and its note."""
 _LATER = (
     _Plan("Policy loss", "", (("policy_loss", "policy"),)),
     _Plan("Value loss", "", (("value_loss", "value"),)),
@@ -93,11 +106,21 @@ def charts(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Chart], list[Chart]]
         for key in dict.fromkeys(key for row in rows for key in row)
         if key.startswith("seconds_")
     )
-    first = [*_PLANS, _Plan("Where a step's time goes", "seconds", phases, "stack")]
+    first = [*_heldout(rows), *_PLANS, _Plan("Where a step's time goes", "seconds", phases, "stack")]
     planned = {key for plan in (*first, *_LATER) for key, _ in plan.keys} | {"step", "step_seconds"}
     rest = sorted({key for row in rows for key in row if key not in planned})
     others = [_Plan(key.replace("_", " ").capitalize(), "", ((key, key),)) for key in rest]
     return _made(first, rows), _made([*_LATER, *others], rows)
+
+
+def _heldout(rows: Sequence[Mapping[str, Any]]) -> list[_Plan]:
+    """Reward, pass@k and what training never sees, of all held-out sets side by side."""
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row) if key.startswith("heldout_")]
+    plans = []
+    for metric, title, note in _OF_SETS:
+        named = [(key, key.removeprefix("heldout_").replace("_", " ")) for key in keys if re.fullmatch(metric, key)]
+        plans.append(_Plan(title, note, tuple(named)))
+    return plans
 
 
 def _made(plans: Iterable[_Plan], rows: Sequence[Mapping[str, Any]]) -> list[Chart]:

@@ -19,7 +19,7 @@ from triptych.stages.rl.worker import RlWorker
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredAnswers:
     """N answers to the prompts of one set, and what is told of them."""
 
     samples: Samples
@@ -53,7 +53,7 @@ def evaluate(worker: RlWorker, label: str) -> dict[str, float]:
     return metrics
 
 
-def _measured(worker: RlWorker, split: str, prompts: Sequence[PromptExample]) -> Measured:
+def _measured(worker: RlWorker, split: str, prompts: Sequence[PromptExample]) -> MeasuredAnswers:
     """Answers to the prompts of a set, and their scores, those that training never sees too."""
     stage, one = worker.stage, worker.stage.heldout_sets[split]
     samples = worker.sample(prompts, split, one.sampling, one.samples_per_prompt)
@@ -64,10 +64,10 @@ def _measured(worker: RlWorker, split: str, prompts: Sequence[PromptExample]) ->
     if worker.watch is not None:
         [scores] = score_answers(worker, samples, worker.watch).parts.values()
         watched["watch"] = scores.tolist()
-    return Measured(samples, answers, score_answers(worker, samples, worker.heldout_terms[split]), watched)
+    return MeasuredAnswers(samples, answers, score_answers(worker, samples, worker.heldout_terms[split]), watched)
 
 
-def _figures(worker: RlWorker, split: str, found: Measured) -> dict[str, Statistic]:
+def _figures(worker: RlWorker, split: str, found: MeasuredAnswers) -> dict[str, Statistic]:
     """Figures that have an interval, over prompts: reward, pass@k, and what training never sees."""
     scores = found.rewarded.total.double().tolist()
     figures: dict[str, Sequence[float]] = {"reward": scores, **found.watched}
@@ -99,7 +99,7 @@ def _by_group(samples: Samples, scores: Sequence[float]) -> dict[int, list[float
     return found
 
 
-def _metrics(worker: RlWorker, split: str, found: Measured) -> dict[str, float]:
+def _metrics(worker: RlWorker, split: str, found: MeasuredAnswers) -> dict[str, float]:
     samples = found.samples
     return {
         **found.rewarded.metrics(f"{split}_"),
@@ -123,7 +123,7 @@ def _kl(worker: RlWorker, samples: Samples) -> dict[str, float]:
     return {name: (policy - logprobs).sum(dim=1).mean().item() for name, logprobs in there.items()}
 
 
-def _write_answers(worker: RlWorker, label: str, split: str, found: Measured) -> None:
+def _write_answers(worker: RlWorker, label: str, split: str, found: MeasuredAnswers) -> None:
     """Write the answers of a set as rows of JSON: `samples/<label>.jsonl`, or `samples/<label>.<set>.jsonl`."""
     records, scores = found.samples.records, found.rewarded.total.tolist()
     prompts = worker.texts([record.prompt_ids for record in records])

@@ -6,11 +6,13 @@ from typing import Any
 from triptych.observe.metrics import RlMetrics
 from triptych.stages.recorder import Recorder
 from triptych.stages.rl.evaluation import evaluate
-from triptych.stages.rl.step import rl_step
+from triptych.stages.rl.flat_groups import warning
+from triptych.stages.rl.step import rl_step, seconds_of
 from triptych.stages.rl.stopping import write_ending
 from triptych.stages.rl.sync import first_sync, sync_others
 from triptych.stages.rl.worker import RlWorker, resume, save
 from triptych.train import checkpoint
+from triptych.train.clock import Clock
 
 SHOWN = ("reward", "kl", "logprob_gap")
 
@@ -41,17 +43,28 @@ def _step(worker: RlWorker, recorder: Recorder, step: int) -> None:
     """One step, with the evaluation and the checkpoint that are due after it."""
     train = worker.stage.train
     row = {"step": step} | rl_step(worker, step)
-    evaluated = _is_evaluated(worker, step)
+    _tell_of_flat_groups(worker, row.get("flat_groups"))
+    clock, evaluated = Clock(), _is_evaluated(worker, step)
     if evaluated:
         row |= evaluate(worker, f"step-{step:08d}")
+        clock.lap("evaluate")
     best = _judge(worker, step, row)
     recorder.record(row)
     ends = step == train.steps or worker.stopping.stopped is not None
     pauses = evaluated and worker.ctx.monitor is not None and not ends
     if best or ends or pauses or step % train.checkpoint_every == 0:
         save(worker, recorder, step)
+        clock.lap("checkpoint")
+    recorder.count(seconds_of(clock))
     if pauses:
         _pause(worker, step)
+
+
+def _tell_of_flat_groups(worker: RlWorker, share: float | None) -> None:
+    """Warn where most prompts of a step teach nothing, for many steps in a row."""
+    mean = worker.flat.see(share)
+    if mean is not None and worker.learner.group.rank == 0:
+        log.warning("stage %s: %s", worker.ctx.name, warning(worker.stage, mean))
 
 
 def _is_evaluated(worker: RlWorker, step: int) -> bool:

@@ -3,7 +3,10 @@
 import math
 from typing import Literal
 
+from torch import Tensor
+
 from triptych.algorithms.base import Credit, Scored
+from triptych.algorithms.credit import answer_scores
 from triptych.data.batches import epoch_order
 from triptych.data.encode import PromptExample
 from triptych.objectives.policy import importance_metrics
@@ -11,10 +14,12 @@ from triptych.recipe import POLICY
 from triptych.stages.recorder import memory
 from triptych.stages.rl.dynamic import draw, learned_rows
 from triptych.stages.rl.finite import check_passes
+from triptych.stages.rl.flat_groups import flat_share
 from triptych.stages.rl.rewarding import Rewarded, learned_scores
 from triptych.stages.rl.rollout_log import Learned, write_rollouts
 from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.sync import PROBES, probe, sync_policy
+from triptych.stages.rl.waiting import busy_seconds, staleness, waiting
 from triptych.stages.rl.worker import RlWorker
 from triptych.train.clock import Clock
 
@@ -26,7 +31,7 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
         RunError: a reward gives too few scores, or a log-probability or a value is no finite number; nothing has been
             learned from the step.
     """
-    clock = Clock()
+    busy, clock = busy_seconds(worker), Clock()
 
     # 1. Answers of the engines, which run the weights of the step before, and a score of each.
     drawn, rewarded = draw(worker, step, prompts_of(worker, step), clock)
@@ -34,9 +39,10 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
     # 2. Those that are learned from, if there are any: they have a score, and with dynamic sampling not that of all
     # the others to their prompt.
     all_scores = learned_scores(worker, drawn, rewarded)
-    rows = learned_rows(worker.stage, drawn, all_scores)
+    rows, flat = learned_rows(worker.stage, drawn, all_scores), spread(worker, drawn, all_scores)
     if not rows:
-        return recorded(worker, step, drawn, rewarded, None) | memory(worker.learner) | seconds_of(clock)
+        metrics = recorded(worker, step, drawn, rewarded, None) | flat
+        return metrics | memory(worker.learner) | times(worker, busy, clock)
     samples, scores = drawn.of_rows(rows), all_scores[rows]
 
     # 3. Policy, and reference and critic where the algorithm needs them, look at the answers.
@@ -63,14 +69,27 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
 
     # 7. A record of the answers.
     metrics = recorded(worker, step, drawn, rewarded, Learned(rows, scored, credit)) | answer_metrics(scored, kl_coef)
-    metrics |= importance(scored, credit, worker.stage.importance.level)
+    metrics |= importance(scored, credit, worker.stage.importance.level) | flat
     clock.lap("record")
-    return metrics | memory(worker.learner) | updates | synced | seconds_of(clock)
+    return metrics | memory(worker.learner) | updates | synced | times(worker, busy, clock)
 
 
 def seconds_of(clock: Clock) -> dict[str, float]:
     """Seconds of each phase of a step."""
     return {f"seconds_{phase}": taken for phase, taken in clock.seconds.items()}
+
+
+def times(worker: RlWorker, busy: float, clock: Clock) -> dict[str, float]:
+    """Seconds of each phase, and how long engines and learner waited; `busy`: `busy_seconds` before the step."""
+    return seconds_of(clock) | waiting(worker, busy_seconds(worker) - busy, clock.seconds)
+
+
+def spread(worker: RlWorker, drawn: Samples, scores: Tensor) -> dict[str, float]:
+    """`flat_groups`, of an algorithm that compares the answers to a prompt: the share with nothing to compare."""
+    if not worker.stage.algorithm.grouped:
+        return {}
+    share = flat_share(drawn.groups, answer_scores(scores, drawn.truncated, worker.stage))
+    return {} if share is None else {"flat_groups": share}
 
 
 def prompts_of(worker: RlWorker, step: int) -> list[PromptExample]:
@@ -113,6 +132,7 @@ def recorded(
         "response_length": drawn.mask.sum(dim=1).float().mean().item(),
         "truncated": drawn.truncated.float().mean().item(),
         "tokens": float(drawn.mask.sum()),
+        **staleness(step, drawn.records),
         **({"sampled": sampled, "without_spread": 1.0 - kept / sampled} if dynamic else {}),
     }
 

@@ -36,6 +36,7 @@ from triptych.stages.context import StageContext
 from triptych.stages.models import role_model, tokenizer_of
 from triptych.stages.recorder import Recorder
 from triptych.stages.rl.episodes import Player
+from triptych.stages.rl.flat_groups import FlatGroups
 from triptych.stages.rl.prompts import read_prompts
 from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.stopping import Stopping, stopping_of
@@ -73,6 +74,7 @@ class RlWorker:
     pad: int
     changes: WeightChanges | None = None
     stopping: Stopping = field(default_factory=Stopping)
+    flat: FlatGroups = field(default_factory=FlatGroups)
     teacher_pool: RolloutPool | None = None
     """Engines of a teacher that is a model of its own."""
     running: RunningMoments | None = None
