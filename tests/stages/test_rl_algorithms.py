@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.environment_runs import run_of
 from tests.support.ranks import Ranks
 from tests.support.rl_step import (
     CRITIC,
@@ -131,6 +132,17 @@ def test_a_teacher_of_its_own_is_asked_for_the_drawn_tokens(tiny_model_dir: Path
     assert TEACHER not in found.run.learner.model.trainable
     assert math.isfinite(found.metrics["teacher_kl"])
     assert math.isfinite(evaluate(found.run, "after")["heldout_teacher_kl"])
+
+
+def test_a_teacher_of_its_own_tells_nothing_of_what_an_environment_wrote(tiny_model_dir: Path, tmp_path: Path) -> None:
+    algorithm = {"name": "opd", "teacher": {"base": str(tiny_model_dir)}}
+    run = run_of(tiny_model_dir, tmp_path, arguments={"last": 0}, algorithm=algorithm)
+    samples = run.sample(run.prompts[:3], "0", run.stage.rollout.sampling)
+    assert not all(all(one.drawn) for one in samples.records)
+    judged = run.teacher_logprobs(samples)
+    assert judged is not None
+    expected = run.logprobs(samples, BASE).masked_fill(~samples.mask, 0.0).float()  # at temperature 1 too
+    torch.testing.assert_close(judged, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow

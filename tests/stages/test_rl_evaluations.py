@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support import reward_functions
+from tests.support.environment_runs import run_of
 from tests.support.ranks import Ranks
 from tests.support.rl_step import (
     RlWorker,
@@ -203,3 +204,15 @@ def test_two_ranks_measure_what_one_does_and_the_first_alone_asks_the_watch(
     assert first[0] == pytest.approx(alone, abs=1e-9)
     assert second[0] == pytest.approx(alone, abs=1e-9)
     assert (first[1], second[1]) == (2, 0)
+
+
+def test_a_set_of_fewer_answers_is_played_with_the_rows_of_its_own_prompts(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    one = {"data": {"path": "plays.jsonl"}, "samples_per_prompt": 1, "rewards": [{"name": "environment"}]}
+    run = run_of(tiny_model_dir, tmp_path, arguments={"last": 1}, evaluations={"plays": one})
+    prompts = [PromptExample([5, 6 + number], {"number": number}) for number in range(3)]
+    found = replace(run, heldout={"heldout_plays": prompts})
+    metrics = evaluate(found, "after")
+    assert [row["reward"] for row in written(found, "after.plays")] == [6.0, 3.0, 6.0]
+    assert metrics["heldout_plays_reward_environment"] == 5.0

@@ -11,6 +11,7 @@ import torch
 from tests.support.rl_step import RlWorker, first_sync, make_run, pool_of, prompts_of, rl_step
 from triptych.engines.base import RolloutRecord
 from triptych.observe.log import read_metrics
+from triptych.rollout.trajectory import Trajectory
 from triptych.stages.rl import loop
 from triptych.stages.rl.flat_groups import STEPS, FlatGroups, flat_share
 from triptych.stages.rl.waiting import staleness, waiting
@@ -109,7 +110,7 @@ def test_answers_of_the_newest_weights_are_not_stale(tiny_model_dir: Path, tmp_p
 def test_staleness_is_counted_token_by_token() -> None:
     """Step 5 learns with the weights of four updates."""
     records = [
-        RolloutRecord("", (1,), (2,) * len(drawn), (-1.0,) * len(drawn), drawn, "stop", seed=0, engine=0)
+        Trajectory.of(RolloutRecord("", (1,), (2,) * len(drawn), (-1.0,) * len(drawn), drawn, "stop", seed=0, engine=0))
         for drawn in ((4, 4), (2, 3, 4))
     ]
     assert staleness(5, records) == {"staleness": pytest.approx(3 / 5), "staleness_max": 2.0}

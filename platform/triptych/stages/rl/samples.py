@@ -127,7 +127,9 @@ class Samples:
         return torch.stack([part for part in learner.group.gather(whole) if part is not None]).sum(dim=0)
 
     def judged(self, pool: RolloutPool, group: Group) -> Tensor:
-        """[N, R] log-probabilities at temperature 1 by a pool's model, which the first rank asks for; 0 past the end.
+        """[N, R] log-probabilities at temperature 1 by a pool's model, which the first rank asks for.
+
+        0 where the policy drew nothing.
 
         Raises:
             RunError: the pool's answers did not arrive.
@@ -137,7 +139,8 @@ class Samples:
         found = group.broadcast(pool.judged(sequences, starts) if group.rank == 0 else None)
         if found is None:
             raise RunError("rank 0 broadcast no log-probabilities")
-        flat = torch.tensor([value for row in found for value in row])
+        read = zip(found, (record.drawn for record in self.records), strict=True)
+        flat = torch.tensor([value for row, drawn in read for value, own in zip(row, drawn, strict=True) if own])
         return torch.zeros(self.mask.shape).masked_scatter(self.mask, flat)
 
     def _batch(self, rows: list[int], columns: dict[str, Tensor]) -> Batch:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
-from triptych.engines.base import RolloutRecord
+from triptych.rollout.trajectory import Trajectory
 from triptych.stages.rl.worker import RlWorker
 
 
@@ -27,7 +27,7 @@ def waiting(worker: RlWorker, busy: float, seconds: Mapping[str, float]) -> dict
     return {"engines_idle": max(0.0, idle), "learner_waits": seconds.get("sample", 0.0) / whole}
 
 
-def staleness(step: int, records: Sequence[RolloutRecord]) -> dict[str, float]:
+def staleness(step: int, records: Sequence[Trajectory]) -> dict[str, float]:
     """Updates that the learner's policy of step `step`, counted from 1, was ahead of the one that drew each token.
 
     Mean over tokens, and the most; 0 where every answer is of the newest weights.
