@@ -44,12 +44,14 @@ class RewardBase(Closed):
 
 
 class ModelReward(RewardBase):
-    """Score of a reward model: the mean over its members, normalised."""
+    """Score of a reward model: the mean over its members, to mean 0 and variance 1 of known answers."""
 
     name: Literal["model"] = "model"
     """Kind of the reward."""
     stage: str
     """The reward stage, or a registered reward model."""
+    normalized_by: Literal["pairs", "policy"] = "pairs"
+    """The known answers: of the pairs that it learned from, or of the policy before it learns, to a step's prompts."""
 
 
 class Calls(Closed):

@@ -7,6 +7,7 @@ from triptych.observe.metrics import RlMetrics
 from triptych.stages.recorder import Recorder
 from triptych.stages.rl.evaluation import evaluate
 from triptych.stages.rl.flat_groups import warning
+from triptych.stages.rl.normalization import normalize_by_policy
 from triptych.stages.rl.step import rl_step, seconds_of
 from triptych.stages.rl.stopping import write_ending
 from triptych.stages.rl.sync import first_sync, sync_others
@@ -27,6 +28,7 @@ def fit(worker: RlWorker) -> dict[str, float]:
     done, total, rank = resume(worker), worker.stage.train.steps, worker.learner.group.rank
     with Recorder(worker.ctx, RlMetrics, rank, SHOWN, done=done, total=total) as recorder:
         first_sync(worker, done)
+        normalize_by_policy(worker)
         if worker.heldout and done == 0 and _judge(worker, 0, evaluate(worker, "before")):
             save(worker, recorder, 0)
         for step in range(done + 1, total + 1):

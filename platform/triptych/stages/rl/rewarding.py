@@ -11,7 +11,7 @@ from torch import Tensor
 
 from triptych.errors import RunError
 from triptych.recipe import Rl
-from triptych.recipe.reward import CalledReward, labels
+from triptych.recipe.reward import CalledReward, ModelReward, labels
 from triptych.rewards.asking import Asking, Failed
 from triptych.rewards.base import Answer, Given
 from triptych.rewards.table import REWARDS
@@ -116,12 +116,22 @@ def with_fixed_scores(stage: Rl, samples: Samples, scores: Tensor) -> Tensor:
 def _of_models(worker: RlWorker, samples: Samples, terms: Terms, answers: Sequence[Answer]) -> dict[int, Tensor]:
     """Scores [N] by number of the reward: passes of all ranks together."""
     found = {}
-    for number, roles in terms.roles.items():
-        settings = terms.rewards[number]
-        model = REWARDS[settings.name](settings, roles)  # type: ignore[arg-type]
-        found[number] = model.score(answers, partial(samples.forward, worker.learner))
-        check_scores(worker, samples, terms, number, found[number])
+    for number in terms.roles:
+        scores, reward = model_scores(worker, samples, terms, number, answers), terms.rewards[number]
+        if isinstance(reward, ModelReward) and reward.normalized_by == "policy":
+            constants = worker.constants[reward.stage]
+            scores = (scores - constants.mean) / constants.std
+        found[number] = scores
     return found
+
+
+def model_scores(worker: RlWorker, samples: Samples, terms: Terms, number: int, answers: Sequence[Answer]) -> Tensor:
+    """Scores [N] by a reward model as it normalises them itself. RunError: one is no finite number."""
+    settings = terms.rewards[number]
+    model = REWARDS[settings.name](settings, terms.roles[number])  # type: ignore[arg-type]
+    scores = model.score(answers, partial(samples.forward, worker.learner))
+    check_scores(worker, samples, terms, number, scores)
+    return scores
 
 
 def _of_scorers(worker: RlWorker, terms: Terms, answers: Sequence[Answer]) -> dict[int, list[Given]]:

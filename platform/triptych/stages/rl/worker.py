@@ -81,6 +81,8 @@ class RlWorker:
     """Moments of the scores of all steps; None: scores are not normalised."""
     measuring_roles: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Roles of the members of each of `Rl.measuring_models`."""
+    constants: dict[str, Normalization] = field(default_factory=dict)
+    """Reward models that are normalised by the policy -> mean and deviation of their scores of its first answers."""
 
     @property
     def stage(self) -> Rl:
@@ -189,8 +191,13 @@ class RlWorker:
     def check_rewards(self) -> None:
         """UserError where a reward, the watch or the environment cannot be had. The rank that asks them calls it."""
         self.player  # noqa: B018 - it is made here, and kept
-        for terms in (self.terms, *self.heldout_terms.values(), *([self.watch] if self.watch else [])):
+        for terms in self.all_terms:
             terms.scorers  # noqa: B018 - it is made here, and kept
+
+    @property
+    def all_terms(self) -> list[Terms]:
+        """The rewards at every place of the stage."""
+        return [self.terms, *self.heldout_terms.values(), *([self.watch] if self.watch else [])]
 
     def logprobs(self, samples: Samples, role: str) -> Tensor:
         """Log-probabilities [N, R] at the temperature of the samples."""
@@ -381,6 +388,7 @@ def resume(worker: RlWorker) -> int:
         worker.stopping.load_state(last.state["stopping"])
     if worker.running is not None:
         worker.running.load_state_dict(last.state["running"])
+    worker.constants = {ref: Normalization(*one) for ref, one in last.state.get("constants", {}).items()}
     return last.step
 
 
@@ -393,5 +401,6 @@ def save(worker: RlWorker, recorder: Recorder, step: int) -> None:
         "kl": None if worker.kl is None else worker.kl.state_dict(),
         "running": None if worker.running is None else worker.running.state_dict(),
         "stopping": worker.stopping.state(),
+        "constants": {ref: [one.mean, one.std] for ref, one in worker.constants.items()},
     }
     worker.writer.save(step, state.slices, numbers, best=worker.stopping.best_step)
