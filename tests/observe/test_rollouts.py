@@ -18,7 +18,7 @@ RECIPE = "name: reviews\nmodel: {base: tiny}\nstages:\n  sft: {kind: sft}\n  rl:
 
 def row(group: int, response: str, score: float | None, **other: Any) -> dict[str, Any]:
     own = {"lease": f"0/{group}/{response}", "group": group, "prompt": f"prompt {group}", "response": response}
-    return own | {"score": score, "finish_reason": "stop", "versions": [3], "response_ids": [1, 2]} | other
+    return own | {"score": score, "finish_reason": "stop", "versions": [3, 3], "response_ids": [1, 2]} | other
 
 
 def write(run: Path, stage: str, step: int, rows: list[dict[str, Any]]) -> None:

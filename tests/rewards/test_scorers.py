@@ -135,7 +135,7 @@ def test_what_hangs_is_given_up_and_nobody_waits_for_it() -> None:
     reward_functions.released.clear()
     found = scores(function("some_hang", calls, per_call=1), list(map(answer, ["good", "bad"])))
     assert found == [1.0, Failed("no answer within 0.3 s")]
-    assert sum("work" in thread.name for thread in threading.enumerate()) == 2, "both attempts are still at it"
+    assert sum(thread.name == "reward-work" for thread in threading.enumerate()) == 2, "both attempts are still at it"
     reward_functions.released.set()
 
 
@@ -177,6 +177,24 @@ def test_a_call_is_made_again_until_it_answers() -> None:
 def test_what_cannot_be_imported_is_refused(named: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         SCORERS["function"](FunctionReward(function=named))
+
+
+def test_a_coroutine_may_keep_a_client_from_call_to_call() -> None:
+    settings = function("by_client", Calls(retries=0, timeout_s=10.0))
+    assert [scores(settings, [answer("a"), answer("b")]) for _ in range(3)] == [[0.25, 0.25]] * 3
+
+
+def test_a_coroutine_that_is_given_up_is_cancelled() -> None:
+    reward_functions.CANCELLED.clear()
+    [found] = scores(function("never", Calls(retries=0, timeout_s=0.2)), [answer("a")])
+    assert found == Failed("no answer within 0.2 s")
+    assert reward_functions.CANCELLED.wait(10.0)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("leaving", "SystemExit: 3"), ("giving_up", "CancelledError: ")])
+def test_a_coroutine_that_ends_itself_is_a_failure_and_others_go_on(name: str, reason: str) -> None:
+    assert scores(function(name), [answer("a")]) == [Failed(f"RuntimeError: it ended by {reason}")]
+    assert scores(function("later"), [answer("a")]) == [0.5]
 
 
 # The wrapper

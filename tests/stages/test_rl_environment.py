@@ -56,6 +56,17 @@ def test_tokens_in_are_tokens_out_over_three_turns(tiny_model_dir: Path, tmp_pat
     assert len({request.seed for turn in pool.requests for request in turn}) == 18
 
 
+def test_an_asynchronous_environment_goes_on_with_what_it_began_in_an_earlier_turn(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    run = run_of(tiny_model_dir, tmp_path, "Feeding", environment={"calls": {"timeout_s": 10.0}})
+    replies = ReplyTokens(load_tokenizer(tiny_model_dir), "user")
+    for one in trajectories(run):
+        written = [token for token, own in zip(one.response_ids, one.drawn, strict=True) if not own]
+        assert (one.failed, one.earned) == (None, 3.0)
+        assert written == [*replies.of("turn 1"), *replies.of("turn 2")]
+
+
 def test_an_environment_ends_a_trajectory_and_so_does_a_turn_that_was_cut(tiny_model_dir: Path, tmp_path: Path) -> None:
     run = run_of(tiny_model_dir, tmp_path, arguments={"last": 0})
     numbers = [prompt.fields["number"] for prompt in prompts_of(run, 1)]

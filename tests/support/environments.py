@@ -1,5 +1,6 @@
 """Environments that tests name in recipes."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -39,3 +40,21 @@ class Wordy:
 
     def step(self, text: str) -> Step:
         return Step("word " * 200)
+
+
+class Feeding:
+    """Replies with what a task of its own, begun in the first turn, has put into a queue."""
+
+    def __init__(self, **fields: Any) -> None:
+        self.queue: asyncio.Queue[str] | None = None
+
+    async def step(self, text: str) -> Step:
+        if self.queue is None:
+            self.queue = asyncio.Queue(maxsize=1)
+            self.task = asyncio.create_task(self._feed(self.queue))
+        return Step(await self.queue.get(), 1.0)
+
+    async def _feed(self, queue: asyncio.Queue[str]) -> None:
+        for turn in range(1, 9):
+            await asyncio.sleep(0.01)  # the loop is needed between the turns too
+            await queue.put(f"turn {turn}")

@@ -94,3 +94,52 @@ def by_number(completions: list[str], number: list[int], **others: Any) -> list[
 def bad(**given: Any) -> list[float]:
     """Raises always."""
     raise ValueError("out of order")
+
+
+class Client:
+    """A client as libraries have them: a task reads for it, on the event loop where it was opened."""
+
+    def __init__(self) -> None:
+        self.asked: asyncio.Queue[asyncio.Future[float]] = asyncio.Queue()
+        self.task = asyncio.create_task(self._serve())
+
+    async def ask(self) -> float:
+        found = asyncio.get_running_loop().create_future()
+        await self.asked.put(found)
+        return await found
+
+    async def _serve(self) -> None:
+        while True:
+            (await self.asked.get()).set_result(0.25)
+
+
+CLIENTS: list[Client] = []
+
+
+async def by_client(completions: list[str]) -> list[float]:
+    """A coroutine function that opens its client once, and keeps it from call to call."""
+    if not CLIENTS:
+        CLIENTS.append(Client())
+    return [await CLIENTS[0].ask() for _ in completions]
+
+
+CANCELLED = threading.Event()
+
+
+async def never(completions: list[str]) -> list[float]:
+    """A coroutine that waits for ever, and says when it is cancelled."""
+    try:
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+    except asyncio.CancelledError:
+        CANCELLED.set()
+        raise
+
+
+async def leaving(completions: list[str]) -> list[float]:
+    """A coroutine that ends the process, as it thinks."""
+    raise SystemExit(3)
+
+
+async def giving_up(completions: list[str]) -> list[float]:
+    """A coroutine that was cancelled by itself."""
+    raise asyncio.CancelledError

@@ -11,7 +11,8 @@ from triptych.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_CHAT = (Message("user", "Hi"), Message("assistant", "Hello"))
+_PLAIN, _THOUGHT = "Hello", "<think>\nThey greet me.\n</think>\n\nHello"
+_REPLY = "And then?"
 
 
 class ReplyTokens:
@@ -21,29 +22,37 @@ class ReplyTokens:
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", role: Literal["user", "tool"]) -> None:
-        """UserError: the template writes other tokens before a reply than it has written without it."""
+        """UserError: once a reply follows, the template writes a turn otherwise, or leaves the thoughts in it out."""
         self._template, self._tokens, self._role = ChatTemplate(tokenizer), TurnTokens(tokenizer), role
         self.end = end_of_turn(tokenizer)
         """The token that ends a turn; a turn that ends otherwise has no reply."""
-        [turn] = self._template.turns(_CHAT)
-        self._before = turn.prompt + turn.answer
-        self._ids = self._tokens.ids([self._before])[0]
-        self.of("And then?")
+        self._end_text = tokenizer.decode([self.end])
+        self._behind(_PLAIN, _REPLY)
+        self._behind(_THOUGHT, _REPLY)
 
     def of(self, reply: str) -> list[int]:
         """The tokens of a reply; control tokens in it are taken apart. UserError: as at the start."""
-        said = Message(self._role, self._template.escaped(reply))
+        return self._behind(_PLAIN, reply)
+
+    def _behind(self, answer: str, reply: str) -> list[int]:
+        """The tokens that follow an answer's turn where there is a reply to it."""
+        chat = (Message("user", "Hi"), Message("assistant", answer))
         try:
-            text = self._template.prompt((*_CHAT, said))
+            [turn] = self._template.turns(chat)
+            text = self._template.prompt((*chat, Message(self._role, self._template.escaped(reply))))
         except ValueError as error:
             raise UserError(
                 f"environment.role: {self._role}: {error}; allowed: a role that the template writes"
             ) from None
-        ids = self._tokens.ids([text])[0]
-        if not text.startswith(self._before) or ids[: len(self._ids)] != self._ids:
-            raise UserError(
-                "model.base: its chat template writes earlier turns otherwise once a reply follows, so the tokens "
-                "that were drawn would not be those of the chat; allowed: environment.name single_turn, or another "
-                "template"
-            )
-        return ids[len(self._ids) :]
+        # A template may mark the last turn alone, as Qwen3's does with empty thoughts before an answer that has none:
+        # what an engine draws is the answer without them.
+        for before in (turn.prompt + turn.answer, turn.prompt + answer + self._end_text):
+            kept, ids = self._tokens.ids([before, text])
+            if text.startswith(before) and ids[: len(kept)] == kept:
+                return ids[len(kept) :]
+        what = "leaves the thoughts of earlier turns out" if answer == _THOUGHT else "writes earlier turns otherwise"
+        raise UserError(
+            f"model.base: its chat template {what} once a reply by the role {self._role} follows, so the tokens that "
+            "were drawn would not be those of the chat; allowed: another environment.role, environment.name "
+            "single_turn, or another template"
+        )

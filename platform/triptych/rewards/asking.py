@@ -2,11 +2,13 @@
 
 import asyncio
 import inspect
+import os
 import random
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from triptych.recipe.reward import Calls
@@ -73,8 +75,17 @@ class Asking:
 async def in_thread(function: Callable[[], Any]) -> Any:
     """What a function returns, which may be a coroutine function; it runs in a thread of its own.
 
-    The thread is left alone when the caller gives up: Python has no way to end it, nor does it keep a process alive.
+    The thread is left alone when the caller gives up: Python has no way to end it, nor does it keep a process alive. A
+    coroutine runs on the process's one event loop for such, on which clients and locks that outlive a call stay good,
+    and is cancelled when the caller gives up.
     """
+    result = await _threaded(function)
+    if not inspect.isawaitable(result):
+        return result
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_awaited(result), _lasting_loop()))
+
+
+async def _threaded(function: Callable[[], Any]) -> Any:
     loop = asyncio.get_running_loop()
     found: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
 
@@ -86,8 +97,6 @@ async def in_thread(function: Callable[[], Any]) -> Any:
         result, raised = None, None
         try:
             result = function()
-            if inspect.isawaitable(result):
-                result = asyncio.run(_awaited(result))
         except BaseException as error:  # noqa: BLE001 - `sys.exit` in a reward is a fault of the reward
             raised = error
         with suppress(RuntimeError):  # the loop is closed: its caller gave up long ago
@@ -95,12 +104,40 @@ async def in_thread(function: Callable[[], Any]) -> Any:
 
     threading.Thread(target=work, name="reward-work", daemon=True).start()
     result, error = await found
-    if isinstance(error, Exception):
-        raise error
     if error is not None:
-        raise RuntimeError(f"it ended by {type(error).__name__}: {error}")
+        raise error if isinstance(error, Exception) else _ended(error)
     return result
 
 
 async def _awaited(result: Awaitable[T]) -> T:
-    return await result
+    """The result; what would end the loop of all such calls is an error of this one."""
+    try:
+        return await result
+    except Exception:
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise
+        raise _ended(error) from None
+
+
+def _ended(error: BaseException) -> RuntimeError:
+    return RuntimeError(f"it ended by {type(error).__name__}: {error}")
+
+
+_starting = threading.Lock()
+
+
+def _lasting_loop() -> asyncio.AbstractEventLoop:
+    """The event loop on which all coroutines of rewards and environments in this process run."""
+    with _starting:
+        return _loop_of(os.getpid())
+
+
+@cache
+def _loop_of(process: int) -> asyncio.AbstractEventLoop:
+    """A fork has none of its parent's threads, and so needs a loop of its own."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="async-calls", daemon=True).start()
+    return loop

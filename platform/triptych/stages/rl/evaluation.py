@@ -134,7 +134,7 @@ def _write_answers(worker: RlWorker, label: str, split: str, found: MeasuredAnsw
             "response": found.answers[number],
             "reward": scores[number],
             **{name: watched[number] for name, watched in found.watched.items()},
-            "tokens": len(record.response_ids),
+            "tokens": sum(record.drawn),
             "finish_reason": record.finish_reason,
             "version": record.versions[-1],
         }
