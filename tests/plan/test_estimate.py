@@ -167,6 +167,28 @@ def test_a_whole_policy_has_a_model_of_its_own_and_its_reference_another(reviews
     assert alone["critic"] == whole | head, "a copy of the policy"
 
 
+def test_a_whole_reward_model_has_a_model_of_its_own_in_the_learner(reviews: Reviews) -> None:
+    """Exactly: its weights beside those of the base; of the critic, which copies it, also what trains."""
+
+    def parts(*overrides: str) -> dict[str, dict[str, int]]:
+        ppo = estimate(reviews("stages.reward.method.name=full", *overrides), machine=SERVER, stage="ppo").stages["ppo"]
+        names = ("weights", "masters", "adapter", "gradients", "optimizer")
+        return {
+            role: {name: found.parts[name].expected for name in names if name in found.parts}
+            for role, found in ppo.roles.items()
+        }
+
+    grpo = parts("stages.ppo.algorithm={name: grpo}")
+    assert grpo["reward"] == {"weights": 2 * WEIGHTS, "adapter": 4 * 577}
+    assert grpo["policy"]["weights"] == 2 * WEIGHTS
+    assert "weights" not in grpo["reference"]
+    ppo = parts()
+    assert ppo["critic"] == {
+        "weights": 2 * WEIGHTS, "masters": 2 * WEIGHTS, "gradients": 4 * WEIGHTS + 4 * 577,
+        "optimizer": 8 * WEIGHTS + 8 * 577,
+    }  # fmt: skip
+
+
 def test_intervals_hold_their_middle(reviews: Reviews) -> None:
     for stage in estimate(reviews(), machine=LAPTOP).stages.values():
         for role in stage.roles.values():

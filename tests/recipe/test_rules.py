@@ -115,8 +115,9 @@ REFUSED = [
         "stages.ppo.policy: `sft`: p_tuning_v2 cannot be merged into the weights",
     ),
     (
-        ["stages.reward.method={name: freeze, layers: 1}"],
-        "stages.ppo.rewards.0.stage: `reward` is a reward model that is a whole model, which cannot stand beside other",
+        ["stages.sft.method.name=full", "stages.reward.from=sft", "stages.reward.method={name: lora}"],
+        "stages.reward.method: lora makes an adapter on model.base, and the weights of the whole model `sft` are "
+        "others; allowed: full or freeze, or the folder of that model as model.base",
     ),
     (
         ["stages.reward.method.name=hra", "model.quantization=int8"],
@@ -199,3 +200,29 @@ def test_a_recipe_with_an_inherited_whole_method_is_written_without_it(three_sta
     written.write_text(dump_recipe(recipe))
     assert load_recipe(written) == recipe
     assert load_recipe(written, ["stages.sft.method.name=lora"]).stages["ppo"].output == "policy"
+
+
+@pytest.mark.parametrize("policy", ["sft", "base"])
+def test_a_whole_reward_model_has_a_model_of_its_own_and_so_has_the_critic(three_stages: Path, policy: str) -> None:
+    words = ["stages.reward.method={name: freeze, layers: 1}", f"stages.ppo.policy={policy}"]
+    recipe = load_recipe(three_stages, words)
+    roles = {role.name: role for role in recipe.stages["ppo"].roles(recipe.stages)}
+    assert roles["reward"].method == roles["critic"].method == Freeze(layers=1)
+    assert (roles["reward"].model, roles["critic"].model) == ("reward", "critic")
+    assert not roles["reward"].trained
+
+
+def test_a_reward_stage_takes_over_the_method_of_a_whole_model(three_stages: Path) -> None:
+    words = ["stages.sft.method={name: freeze, layers: 2}", "stages.reward={kind: reward, from: sft, "
+             "data: {train: {path: pairs.jsonl}}, train: {steps: 1}}"]  # fmt: skip
+    assert load_recipe(three_stages, words).stages["reward"].own_method == Freeze(layers=2)
+    other = [*words, "stages.reward.method.name=full"]
+    assert load_recipe(three_stages, other).stages["reward"].own_method == Full()
+    with pytest.raises(RecipeError, match=r"stages\.reward\.members: 2, and freeze makes a whole model of each"):
+        load_recipe(three_stages, [*words, "stages.reward.members=2"])
+
+
+def test_policies_share_of_the_steps_is_what_the_critics_first_ones_leave(three_stages: Path) -> None:
+    recipe = load_recipe(three_stages, ["stages.ppo.algorithm.critic.warmup_steps=2", "stages.ppo.train.steps=8"])
+    shares = {role.name: role.learning for role in recipe.stages["ppo"].roles(recipe.stages)}
+    assert (shares["policy"], shares["critic"]) == (0.75, 1.0)

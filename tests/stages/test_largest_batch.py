@@ -2,28 +2,35 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
 import torch
 
 from tests.support.families import tiny
+from tests.support.preferences import LORA, ROWS, recipe, stage
+from triptych.data import load_rows
 from triptych.data.batches import computed_tokens, step_rows
-from triptych.objectives import IGNORE
+from triptych.data.checked import ChatCheck
+from triptych.models.base import model_tokenizer
 from triptych.plan import estimate
 from triptych.plan.memory import micro_batch
 from triptych.recipe import Recipe, load_recipe
 from triptych.recipe.stage import MicroBatch
 from triptych.stages.context import StageContext
 from triptych.stages.rl.largest_batch import largest_batch as largest_of_samples
-from triptych.stages.supervised.largest_batch import largest_batch
+from triptych.stages.supervised.largest_batch import largest_batch, of_rows
 from triptych.stages.supervised.loop import Rows
 from triptych.train.tasks.rl import TASK
 from triptych.train.tasks.task import Limits
 
 MakeContext = Callable[[dict[str, Any]], StageContext[Any]]
 
+ENDS = 1
+"""Tokens behind the text of an answer that are learned too."""
 LENGTHS = [5, 60, 20, 33, 8, 41, 12, 27, 55, 3]
 
 
@@ -48,8 +55,7 @@ def test_the_largest_micro_batch_is_that_of_all_steps(three_stages: Path, packin
     sets = ("batch.rows=4", "batch.micro_tokens=96", "batch.max_length=64")
     ctx = context(three_stages, "sft", f"model.packing={packing}", *(f"stages.sft.train.{one}" for one in sets))
     rows = rows_of(LENGTHS)
-    labels = [[IGNORE] * (length // 2) + [1] * (length - length // 2) for length in LENGTHS]
-    found = largest_batch(ctx.recipe, ctx.stage, rows.sequences, labels)
+    found = largest_batch(ctx.recipe, ctx.stage, rows.sequences, [length - length // 2 for length in LENGTHS])
     tokens, learned = [], []
     for step in range(ctx.stage.train.total_steps(len(LENGTHS))):
         for [*micros] in rows.cut(step_rows(len(LENGTHS), 4, ctx.recipe.seed, step), 96, 1, packing=packing):
@@ -58,6 +64,30 @@ def test_the_largest_micro_batch_is_that_of_all_steps(three_stages: Path, packin
     assert found.tokens == max(tokens) <= 96
     assert found.length == max(LENGTHS)
     assert found.learned == pytest.approx((max(learned) / max(tokens),) * 3)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "kto", "rrhf", "sft"])
+def test_the_tokens_of_answers_alone_have_logits(kind: str, tmp_path: Path, tiny_model_dir: Path) -> None:
+    """All rows are one micro-batch: its answers' tokens, counted by the tokenizer, over all that it computes."""
+    loaded = recipe(tmp_path, tiny_model_dir, stage=stage(tmp_path, kind, method=LORA))
+    own = loaded.trained["stage"].train.batch.model_copy(update={"micro_tokens": 4096})
+    train = loaded.trained["stage"].train.model_copy(update={"batch": own})
+    planned: Any = loaded.trained["stage"].model_copy(update={"train": train})
+    tokenizer = model_tokenizer(tiny_model_dir, loaded.model)
+    examples = resolve_name(planned.examples)(planned)
+    rows = load_rows(planned.data.train, planned.rows, ChatCheck(tokenizer, "refuse")).items
+    found = of_rows(loaded, planned, rows, tokenizer)
+    assert found is not None
+    items = examples.encode(rows, tokenizer).items
+    sequences = [examples.sequences_of(partial(getattr, item)) for item in items]
+    said = [
+        row.get("answers", [row[name] for name in ("chosen", "rejected", "completion", "response") if name in row])
+        for row in ROWS[kind]
+    ]
+    answers = sum(len(tokenizer(text, add_special_tokens=False).input_ids) + ENDS for row in said for text in row)
+    assert found.tokens == computed_tokens(sequences, packing=True)
+    assert found.learned[1] == pytest.approx(answers / found.tokens)
+    assert found.learned[1] < 0.9
 
 
 def test_answers_of_any_length_are_within_the_shares(three_stages: Path) -> None:
@@ -98,5 +128,5 @@ def test_families_whose_rows_are_padded_are_planned_so(make_context: MakeContext
     ctx = make_context({"kind": "sft", "data": {"train": {"path": "rows.jsonl"}}, "train": {"steps": 3}})
     padded = ctx.recipe.model_copy(update={"model": ctx.recipe.model.model_copy(update={"base": str(folder)})})
     asked = padded.model_copy(update={"model": padded.model.model_copy(update={"packing": False})})
-    found = [largest_batch(one, ctx.stage, rows_of(LENGTHS).sequences, None) for one in (padded, asked, ctx.recipe)]
+    found = [largest_batch(one, ctx.stage, rows_of(LENGTHS).sequences, LENGTHS) for one in (padded, asked, ctx.recipe)]
     assert found[0] == found[1] != found[2]

@@ -1,4 +1,4 @@
-"""Reward models that are whole models: trained, written for transformers, read again, and refused beside adapters."""
+"""Reward models that are whole models: trained, from a whole SFT too, written for transformers, and read again."""
 
 import json
 from pathlib import Path
@@ -15,13 +15,16 @@ from triptych.errors import UserError
 from triptych.forward.roles import RoleModel
 from triptych.models.adapter import load_adapter
 from triptych.models.base import load_causal_lm
+from triptych.models.weights import read_weights
 from triptych.models.whole_reward import scoring_head
 from triptych.observe.log import read_metrics
 from triptych.recipe import Full, Recipe, RecipeError
+from triptych.recipe.method import Freeze
 from triptych.registry import Registry, registry_url
 from triptych.stages.preflight import check_plan
 from triptych.stages.run import check_recipe, run_folder, run_recipe
 from triptych.stages.supervised.reward import batch_of_pairs
+from triptych.stages.versions import with_versions
 from triptych.train.tasks.forward import sequence_scores
 
 pytestmark = pytest.mark.usefixtures("one_process")
@@ -194,31 +197,67 @@ def rl(folder: Path, model: str) -> dict[str, Any]:
     }
 
 
-def test_reinforcement_learning_reads_adapters_alone(tmp_path: Path, tiny_model_dir: Path) -> None:
-    sft, whole = stage(tmp_path, "sft", method=LORA), reward(tmp_path, METHODS["freeze"])
-    with pytest.raises(
-        RecipeError, match=r"stages\.rl\.rewards\.0\.stage: `reward` is a reward model that is a whole.*allowed"
-    ):
-        recipe(tmp_path, tiny_model_dir, sft=sft, reward=whole, rl=rl(tmp_path, "reward"))
-
-
-def test_an_evaluation_is_judged_by_adapters_alone(tmp_path: Path, tiny_model_dir: Path) -> None:
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text(json.dumps({"prompt": "Film?"}) + "\n")
-    judged = {"data": {"path": str(prompts)}, "measure": {"name": "judge", "reward": "reward"}}
-    evaluation = {"kind": "evaluation", "models": ["base"], "sets": {"judged": judged}}
-    with pytest.raises(RecipeError, match=r"measure\.reward: `reward` is a reward model that is a whole.*allowed"):
-        recipe(tmp_path, tiny_model_dir, reward=reward(tmp_path, METHODS["full"]), evaluation=evaluation)
-
-
 @pytest.mark.slow
-def test_a_registered_one_is_refused_where_adapters_are_read_and_sound_in_another_registry(
-    tmp_path: Path, tiny_model_dir: Path
+def test_a_registered_one_is_known_by_its_method_and_refused_where_it_cannot_score(
+    tmp_path: Path, tiny_model_dir: Path, tiny_model_copy: Path
 ) -> None:
-    made = recipe(tmp_path, tiny_model_dir, reward=reward(tmp_path, METHODS["full"]))
+    made = recipe(tmp_path, tiny_model_dir, reward=reward(tmp_path, METHODS["freeze"]))
     ref = run_recipe(made, Silent())["reward"]["registered"]
     with pytest.raises(UserError, match=r"a reward model that is a whole model.*allowed: a reward model that is"):
         load_adapter(artifact(made), "reward_model")
-    later = recipe(tmp_path, tiny_model_dir, "later", sft=stage(tmp_path, "sft", method=LORA), rl=rl(tmp_path, ref))
-    with pytest.raises(UserError, match=r"a reward model that is a whole model"):
+    sft = stage(tmp_path, "sft", method=LORA)
+    later = recipe(tmp_path, tiny_model_dir, "later", sft=sft, rl=rl(tmp_path, ref))
+    check_recipe(later)
+    check_plan(later, later.stages, pytest.fail)
+    found = with_versions(later)
+    roles = {role.name: role for role in found.stages["rl"].roles(found.stages)}
+    assert roles["reward"].method == roles["critic"].method == Freeze(layers=1)
+
+    rounded = later.model_copy(update={"model": later.model.model_copy(update={"quantization": "int8"})})
+    tokens = tiny_model_copy / "tokenizer.json"
+    words = json.loads(tokens.read_text())
+    words["model"]["vocab"]["another"] = words["model"]["vocab"].pop(next(iter(words["model"]["vocab"])))
+    words["model"]["merges"] = []
+    tokens.write_text(json.dumps(words))
+    other = later.model_copy(update={"model": later.model.model_copy(update={"base": str(tiny_model_copy)})})
+    for wrong, message in (
+        (rounded, r"stages\.rl\.rewards\.0\.stage: .*a whole reward model, whose weights model\.quantization int8"),
+        (other, r"was trained on .*, the same weights with another tokenizer"),
+    ):
+        for check in (check_recipe, lambda one: check_plan(one, one.stages, pytest.fail)):
+            with pytest.raises(UserError, match=message):
+                check(wrong)
+
+
+@pytest.mark.slow
+def test_it_starts_from_the_weights_of_a_whole_sft(tmp_path: Path, tiny_model_dir: Path) -> None:
+    """Those below the last block, which it does not train, are the SFT's bit for bit; also from the registry."""
+    sft = stage(tmp_path, "sft", method=METHODS["full"])
+    made = recipe(tmp_path, tiny_model_dir, sft=sft, reward=reward(tmp_path, METHODS["freeze"], **{"from": "sft"}))
+    check_recipe(made)
+    found = run_recipe(made, Silent())
+    version = Registry(registry_url(made)).get(found["reward"]["registered"])
+    assert set(version.lineage["parents"]) == {found["sft"]["registered"]}
+
+    base, before = read_weights(tiny_model_dir), read_weights(Path(run_folder(made)) / "stages/sft/artifact")
+    after = read_weights(artifact(made))
+    assert after.keys() - before.keys() == {"score.weight"}
+    assert not torch.equal(base["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if ".layers.1." in name}
+
+    again = {"from": found["sft"]["registered"]}
+    later = recipe(tmp_path, tiny_model_dir, "later", reward=reward(tmp_path, METHODS["freeze"], **again))
+    check_recipe(later)
+    run_recipe(later, Silent())
+    other = read_weights(artifact(later))
+    assert all(torch.equal(other[name], after[name]) for name in after)
+
+
+@pytest.mark.slow
+def test_an_adapter_does_not_start_from_a_whole_sft(tmp_path: Path, tiny_model_dir: Path) -> None:
+    made = recipe(tmp_path, tiny_model_dir, sft=stage(tmp_path, "sft", method=METHODS["full"]))
+    ref = run_recipe(made, Silent())["sft"]["registered"]
+    later = recipe(tmp_path, tiny_model_dir, "later", reward=reward(tmp_path, LORA, **{"from": ref}))
+    with pytest.raises(UserError, match=r"stages\.reward\.method: lora makes an adapter on model\.base, and"):
         check_recipe(later)

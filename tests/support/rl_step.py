@@ -31,14 +31,13 @@ from triptych.stages.context import StageContext
 from triptych.stages.recorder import Recorder
 from triptych.stages.rl.evaluation import evaluate
 from triptych.stages.rl.rewarding import score_answers
+from triptych.stages.rl.roles import add_roles, add_scoring_roles
 from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.step import prompts_of, rl_step, update
 from triptych.stages.rl.stopping import stopping_of
 from triptych.stages.rl.sync import first_sync
 from triptych.stages.rl.worker import (
     RlWorker,
-    add_roles,
-    add_scoring_roles,
     optimizer_steps,
     optimizers_of,
     resume,
@@ -92,16 +91,23 @@ def make_run(
     strategy: str = "single",
     dtype: torch.dtype = torch.float64,
     whole: WholeModel | None = None,
+    judges: Sequence[WholeModel] = (),
+    packing: bool = True,
     **terms: Any,
 ) -> RlWorker:
-    """What a rank holds at the start of a stage; `whole`: a policy that is no adapter; `terms`: see `with_terms`."""
+    """What a rank holds at the start of a stage.
+
+    `whole`: a policy that is no adapter; `judges`: the first reward models, where they are none; `terms`: see
+    `with_terms`.
+    """
     ctx = _context(folder, home, strategy, dtype)
     stage = _changed(ctx.stage, terms)
     ctx = replace(ctx, stage=stage)
     adapter, rewarding = _adapters(folder)
     policy = adapter if whole is None else whole
-    models = RoleModels(lambda own: RoleModel(load_causal_lm(own or folder, dtype)))
-    critic, rewards = stage.algorithm.value_model is not None, [rewarding] * len(stage.reward_models)
+    models = RoleModels(lambda own: RoleModel(load_causal_lm(own or folder, dtype), packing=packing))
+    critic = stage.algorithm.value_model is not None
+    rewards: list[Adapter | WholeModel] = [*judges, *[rewarding] * (len(stage.reward_models) - len(judges))]
     teacher = None if stage.algorithm.teaching is None else _teacher(adapter)
     reward_roles = add_roles(models, policy, *rewards, reference=stage.needs_reference, critic=critic, teacher=teacher)
     measured_by = add_scoring_roles(models, MEASURING, [rewarding] * len(stage.measuring_models))

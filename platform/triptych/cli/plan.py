@@ -70,7 +70,7 @@ def _loaded(path: Path, overrides: list[str]) -> "Recipe":
     from triptych.recipe import load_recipe, stage_order
 
     recipe = load_recipe(path, overrides)
-    if any(stage.inherited for stage in recipe.stages.values()):
+    if any(stage.asks_versions for stage in recipe.stages.values()):
         from triptych.stages.versions import with_versions  # loads torch
 
         recipe = with_versions(recipe)

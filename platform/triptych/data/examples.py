@@ -39,6 +39,8 @@ class Examples:
     """The columns that hold the tokens of a row."""
     lengths: str | None = None
     """The column with the lengths of a row's sequences, where all lie in one column, one behind the other."""
+    answers: bool = False
+    """True if the sequences of a row are answers behind a prompt, whose tokens `start` counts."""
 
     def sequences_of(self, value: Callable[[str], Any]) -> list[list[int]]:
         """The sequences of a row; `value` gives the row's value in a column."""
@@ -59,21 +61,21 @@ def pairs(stage: "Reward") -> Examples:
     columns = {"chosen": TOKENS, "rejected": TOKENS, "start": pa.int32()}
     schema = pa.schema(columns | ({"margin": pa.float32()} if stage.margin else {}))
     encode = partial(encode_pairs, max_length=stage.train.batch.max_length)
-    return Examples(kind, PARSERS[kind], encode, schema, ("chosen", "rejected"))
+    return Examples(kind, PARSERS[kind], encode, schema, ("chosen", "rejected"), answers=True)
 
 
 def answer_pairs(stage: "Dpo") -> Examples:
     """Pairs as tokens, and where their answers start."""
     schema = pa.schema({"chosen": TOKENS, "rejected": TOKENS, "start": pa.int32()})
     encode = partial(encode_pairs, max_length=stage.train.batch.max_length)
-    return Examples("pairs", PARSERS["pairs"], encode, schema, ("chosen", "rejected"))
+    return Examples("pairs", PARSERS["pairs"], encode, schema, ("chosen", "rejected"), answers=True)
 
 
 def unpaired(stage: "Kto") -> Examples:
     """Answers as tokens, where they start, and whether they are desirable."""
     schema = pa.schema({"input_ids": TOKENS, "start": pa.int32(), "desirable": pa.bool_()})
     encode = partial(encode_unpaired, max_length=stage.train.batch.max_length)
-    return Examples("unpaired", PARSERS["unpaired"], encode, schema)
+    return Examples("unpaired", PARSERS["unpaired"], encode, schema, answers=True)
 
 
 def rankings(stage: "Rrhf") -> Examples:
@@ -81,7 +83,7 @@ def rankings(stage: "Rrhf") -> Examples:
     columns = {"input_ids": TOKENS, "lengths": TOKENS, "start": pa.int32(), "scores": pa.list_(pa.float64())}
     parse = partial(_one_ranking, most=stage.max_answers)
     encode = partial(encode_rankings, max_length=stage.train.batch.max_length)
-    return Examples("rankings", parse, encode, pa.schema(columns), lengths="lengths")
+    return Examples("rankings", parse, encode, pa.schema(columns), lengths="lengths", answers=True)
 
 
 def _one_ranking(record: dict[str, Any], most: int) -> list[Any]:

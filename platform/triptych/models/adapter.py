@@ -30,7 +30,7 @@ from triptych.models.peft_files import (
     role_name,
 )
 from triptych.recipe.method import Method, parts_of
-from triptych.recipe.refusals import WHOLE_REWARD, is_lora
+from triptych.recipe.refusals import is_lora
 
 _PREFIX = "prefix.safetensors"
 _STATE = "state.safetensors"
@@ -159,10 +159,13 @@ def load_adapter(folder: Path, kind: str, *, to_go_on: bool = False) -> Adapter:
     if found != kind:
         raise UserError(f"{folder.name}: an adapter of kind {found!r}, where {kind!r} is needed")
     if facts.get(WHOLE):
-        raise UserError(f"{folder.name}: {WHOLE_REWARD}; allowed: a reward model that is an adapter")
+        raise UserError(
+            f"{folder.name}: a reward model that is a whole model, where an adapter is read; allowed: a reward model "
+            "that is an adapter"
+        )
     adapter = _load(folder, facts)
     if to_go_on and (folder / _STATE).is_file():
-        adapter = replace(adapter, state=load_file(folder / _STATE), trained=_parsed(folder, facts["trained"]))
+        adapter = replace(adapter, state=load_file(folder / _STATE), trained=parsed_method(folder, facts["trained"]))
     if kind == "policy":
         return adapter
     if kind != "reward_model":
@@ -192,7 +195,7 @@ def _load(folder: Path, facts: Mapping[str, Any]) -> Adapter:
     """The method's weights and configuration; no head."""
     if "method" not in facts:
         return _imported(folder, facts)
-    method = _parsed(folder, facts["method"])
+    method = parsed_method(folder, facts["method"])
     weights: dict[str, Tensor] = {}
     configs: dict[str, PeftConfig] = {}
     peft: dict[str, dict[str, Tensor]] = {}
@@ -217,8 +220,8 @@ def _imported(folder: Path, facts: Mapping[str, Any]) -> Adapter:
     return Adapter(method, weights, kind_in(facts) or "policy", {parts_of(method)[0].name: config})
 
 
-def _parsed(folder: Path, method: Any) -> Method:
-    """A method that triptych.json names."""
+def parsed_method(folder: Path, method: Any) -> Method:
+    """A method that the triptych.json of a folder names. UserError: this version does not know it."""
     try:
         return _METHOD.validate_python(_as_written(method))
     except ValidationError as error:

@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
 
 from triptych.errors import UserError
-from triptych.models.adapter import Normalization, adapter_facts, dumped
+from triptych.models.adapter import Normalization, adapter_facts, dumped, parsed_method
 from triptych.models.full import save_model
 from triptych.models.heads import ScalarHead
 from triptych.models.peft_files import MODEL_WEIGHTS, SCORE, WHOLE, is_whole
-from triptych.recipe.method import Method
+from triptych.recipe.method import Freeze, Full, Method, names_of
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -77,6 +77,14 @@ def scoring_head(folder: Path) -> ScalarHead:
     head.load(weight, torch.zeros(1))
     head.standardize(**facts["normalization"])
     return head
+
+
+def trained_method(folder: Path) -> Full | Freeze:
+    """The method by which the whole reward model in a folder was trained. UserError: its files name none."""
+    method = parsed_method(folder, adapter_facts(folder).get("trained"))
+    if not isinstance(method, Full | Freeze):
+        raise UserError(f"{folder}: trained by {names_of(method)}, which makes no whole model; train it again")
+    return method
 
 
 def _classifier_fields(base: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from triptych.recipe.method import Full, Method
 from triptych.recipe.model import Dtype, Model
 from triptych.recipe.recipe import Recipe, Storage, TrackerName
 from triptych.recipe.reward import ModelReward
-from triptych.recipe.rl import Rl, RlTraining
+from triptych.recipe.rl import Rl
+from triptych.recipe.rl_training import RlTraining
 from triptych.recipe.rollout import Engines, Rollout, Sampling
 from triptych.recipe.space import overrides_of, with_values
 from triptych.recipe.stage import (

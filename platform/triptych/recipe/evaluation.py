@@ -11,14 +11,13 @@ from triptych.recipe.errors import Fault
 from triptych.recipe.heldout import pass_at_faults
 from triptych.recipe.measures import Better, Measure, VerifierMeasure
 from triptych.recipe.method import names_of
-from triptych.recipe.refusals import as_policy, as_scorer, is_lora
+from triptych.recipe.refusals import as_policy, is_lora
 from triptych.recipe.rollout import LEAST_TEMPERATURE, Engines, Sampling
 from triptych.recipe.spec import Path, did_you_mean
 from triptych.recipe.stage import (
     CLASSIFIER,
     REWARD,
     HeadSpec,
-    Known,
     MeasuringShape,
     Output,
     Reference,
@@ -223,11 +222,6 @@ class Evaluation(StageBase):
             members = len(stages[ref].roles(stages)) if ref in stages else 1
             found.append(RoleSpec(REWARD, method_of(stages, ref), None, head=HeadSpec(1, bias=True), copies=members))
         return tuple(found)
-
-    def refusal(self, field: Path, known: Known) -> Fault | None:
-        """Reason why a reward model cannot be a judge."""
-        reason = as_scorer(known.method) if known.kind == "reward_model" else None
-        return Fault(field, f"`{known.ref}` is {reason}") if reason else None
 
     def faults(self, stages: Mapping[str, StageBase]) -> Iterator[Fault]:
         """Models that a measure or engines cannot read, gates on what is not measured, workers that shard."""

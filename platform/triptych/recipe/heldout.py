@@ -9,7 +9,7 @@ from triptych.recipe.base import Closed, Count
 from triptych.recipe.data import Source
 from triptych.recipe.errors import Fault
 from triptych.recipe.reward import RewardTerm
-from triptych.recipe.rollout import Sampling
+from triptych.recipe.rollout import Rollout, Sampling
 from triptych.recipe.spec import Path
 
 UNNAMED = "heldout"
@@ -45,6 +45,12 @@ class HeldoutSet(Closed):
     pass_from: float | None = None
     """Weighted sum of the rewards from which an answer is right; None: that of the one reward, which must be `gsm8k` or
     `format`, for a score of 1."""
+
+    def as_sampled(self, rollout: Rollout) -> "HeldoutSet":
+        """The set with what it leaves out of its sampling as in rollouts."""
+        copies = self.samples_per_prompt or rollout.samples_per_prompt
+        update = {"sampling": rollout.sampling.changed(self.sampling), "samples_per_prompt": copies}
+        return self.model_copy(update=update)
 
     def bar(self, rewards: tuple[RewardTerm, ...]) -> float | None:
         """Sum of the stage's `rewards`, or of its own, from which an answer is right; None: nothing says so."""

@@ -2,14 +2,14 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from triptych.recipe.base import Count, Fraction, NoEffect, Tagged
 from triptych.recipe.errors import Fault
 from triptych.recipe.evaluation import Evaluation
-from triptych.recipe.method import names_of, trains_base
+from triptych.recipe.method import Method, names_of, trains_base
 from triptych.recipe.preference import PREFERENCE_KINDS
 from triptych.recipe.rl import Rl
 from triptych.recipe.spec import Path
@@ -19,13 +19,14 @@ from triptych.recipe.stage import (
     HeadSpec,
     Known,
     Output,
+    Reference,
     RoleSpec,
     StageBase,
     WorkShape,
     member_roles,
 )
-from triptych.recipe.start import head_refusal, members_refusal, method_refusal, whole_refusal
-from triptych.recipe.supervised import PolicyStage, SupervisedStage
+from triptych.recipe.start import head_refusal, members_refusal, method_refusal, whole_refusal, whole_start_refusal
+from triptych.recipe.supervised import ADAPTERS, PolicyStage, SupervisedStage
 
 _OF_ENTITY = re.compile("[BIES]-.+")
 _ENTITY_METRICS = ("precision", "recall", "f1")
@@ -222,17 +223,37 @@ class Reward(HeadedStage):
 
     def faults(self, stages: Mapping[str, StageBase]) -> Iterator[Fault]:
         """An ensemble of whole models."""
-        if self.members > 1 and trains_base(self.method):
-            yield Fault(
-                ("members",),
-                f"{self.members}, and {names_of(self.method)} makes a whole model of each, of which one alone is "
-                "trained at a time; allowed: 1, or a method that makes adapters",
-            )
+        if fault := self._ensemble_fault():
+            yield fault
+
+    def _ensemble_fault(self) -> Fault | None:
+        if self.members == 1 or not trains_base(self.method):
+            return None
+        return Fault(
+            ("members",),
+            f"{self.members}, and {names_of(self.method)} makes a whole model of each, of which one alone is "
+            "trained at a time; allowed: 1, or a method that makes adapters",
+        )
+
+    def start_reference(self, ref: str) -> Reference:
+        """As of other kinds, or a whole model, whose weights the method `full` or `freeze` goes on with."""
+        return Reference(("from",), ref, (*ADAPTERS, "model"))
+
+    def refusal(self, field: Path, known: Known) -> Fault | None:
+        """Reason why training cannot go on from this adapter or whole model."""
+        if known.kind != "model":
+            return super().refusal(field, known)
+        found: Any = self.inheriting(known)
+        return whole_start_refusal(found.method, known) or found._ensemble_fault()
 
     @property
     def copies(self) -> int:
         """Members of the ensemble."""
         return self.members
+
+    def output_method(self, stages: Mapping[str, StageBase]) -> Method:
+        """Its own, be the reward model an adapter or a whole model."""
+        return self.method
 
     def shortfall(self, metrics: Mapping[str, float]) -> str | None:
         """Reason why a reward model of this accuracy on held-out pairs may not be used; None: it may."""

@@ -17,10 +17,6 @@ NOT_GATHERED = (
 """Reason why zero3 cannot train LoRA on experts, as a sentence on `workers.strategy`."""
 
 
-WHOLE_REWARD = "a reward model that is a whole model, which cannot stand beside other roles on a frozen base"
-"""What a whole reward model is where only adapters are read."""
-
-
 def on_quantized(method: Method, quantization: str) -> str | None:
     """Reason why a method cannot train on a base of 8 or 4 bits."""
     if trains_base(method):
@@ -58,9 +54,14 @@ def beside_head(method: Method, kind: str) -> str | None:
     return None
 
 
-def as_scorer(method: Method | None) -> str | None:
-    """Reason why a reward model of a method cannot score beside the other roles of a stage."""
-    return f"{WHOLE_REWARD}; allowed: one that is an adapter" if method is not None and trains_base(method) else None
+def as_scorer(method: Method, quantization: str) -> str | None:
+    """Reason why a registered reward model of a method cannot score beside a base of 8 or 4 bits."""
+    if not trains_base(method):
+        return None
+    return (
+        f"a whole reward model, whose weights model.quantization {quantization} would round; allowed: a reward model "
+        "that is an adapter, or quantization null"
+    )
 
 
 def as_policy(method: Method) -> str | None:

@@ -3,19 +3,19 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from triptych.recipe.algorithm import AlgorithmSettings, Importance, Kl, Ppo
-from triptych.recipe.base import Closed, Count, NoEffect
 from triptych.recipe.data import Origin, Source
 from triptych.recipe.environment import EnvironmentSettings, SingleTurn
 from triptych.recipe.errors import Fault
 from triptych.recipe.evaluation import BASE
 from triptych.recipe.heldout import UNNAMED, HeldoutSet, SetName
-from triptych.recipe.method import Full, Method, names_of
-from triptych.recipe.refusals import as_policy, as_scorer, is_lora, keeps_form
+from triptych.recipe.method import Full, Method, names_of, trains_base
+from triptych.recipe.refusals import as_policy, is_lora, keeps_form
 from triptych.recipe.reward import ModelReward, RewardTerm, role_of
 from triptych.recipe.rl_faults import rl_faults
+from triptych.recipe.rl_training import RlTraining, Synchronous
 from triptych.recipe.rollout import EngineModel, Rollout, Sampling
 from triptych.recipe.spec import Path
 from triptych.recipe.stage import (
@@ -35,51 +35,10 @@ from triptych.recipe.stage import (
     WorkShape,
     method_of,
 )
-from triptych.recipe.stopping import StopRules
-from triptych.recipe.training import BatchBase, Optimizer, TrainingBase, Workers
 from triptych.recipe.whole_policy import Whole, of_adapter, whole_faults
 
 _SCALAR = HeadSpec(1, bias=True)
 _CRITIC_OPTIMIZER = ("algorithm", "critic", "optimizer")
-
-
-class Synchronous(Closed):
-    """Sample, then learn: every answer is of the newest weights."""
-
-    name: Literal["sync"] = "sync"
-    """Name of the schedule."""
-
-
-class RlBatch(BatchBase):
-    """Minibatches and epochs in which the samples of a step are learned from."""
-
-    epochs: Count = 1
-    """Passes over the samples of a step."""
-    minibatches: Count = 1
-    """Optimiser steps a pass."""
-
-
-class RlTraining(TrainingBase):
-    """Training on samples: a step samples, scores and updates."""
-
-    steps: Count
-    """Steps of the stage, each with its own samples."""
-    optimizer: Optimizer = Optimizer(lr=1e-4)
-    """Optimizer of the policy."""
-    batch: RlBatch = RlBatch()
-    """Updates of a step, and size of micro-batches."""
-    workers: NoEffect[Workers] = Workers(threads=2)
-    """Ray Train workers. More threads than CPUs pay off: the engines rest while the learner works."""
-    checkpoint_every: NoEffect[Count] = 4
-    """Steps between checkpoints."""
-    evaluate_every: Count | None = None
-    """Steps between measurements on held-out prompts; None: before the first and after the last only."""
-    stopping: StopRules | None = None
-    """Rules and budgets that end the stage before its last step."""
-
-    def total_steps(self, rows: int) -> int:
-        """Steps of the whole stage, however many prompts there are."""
-        return self.steps
 
 
 class Rl(TrainedStage):
@@ -128,6 +87,8 @@ class Rl(TrainedStage):
     """A score that training never sees, measured on the held-out answers as `heldout_judge`; `watch` is any other."""
     watch: RewardTerm | None = None
     """A reward that training never sees, measured on the held-out answers as `heldout_watch`."""
+    _whole_rewards: Mapping[str, Method] = PrivateAttr(default_factory=dict)
+    """Registered reward models that are known to be whole models, and what was trained of them."""
 
     @field_validator("kl")
     @classmethod
@@ -153,7 +114,7 @@ class Rl(TrainedStage):
         rollout: Rollout | None = info.data.get("rollout")
         if rollout is None:
             return sets
-        return {name: _as_sampled(one, rollout) for name, one in sets.items()}
+        return {name: one.as_sampled(rollout) for name, one in sets.items()}
 
     @model_validator(mode="after")
     def _fixed_or_less(self) -> "Rl":
@@ -186,7 +147,7 @@ class Rl(TrainedStage):
         own, rollout = self.data.heldout, self.rollout
         first = {} if own is None else {UNNAMED: HeldoutSet(data=own, sampling=self.evaluation)}
         named = first | {f"{UNNAMED}_{name}": one for name, one in self.evaluations.items()}
-        return {split: _as_sampled(one, rollout) for split, one in named.items()}
+        return {split: one.as_sampled(rollout) for split, one in named.items()}
 
     @property
     def watched(self) -> Literal["judge", "watch"] | None:
@@ -223,8 +184,20 @@ class Rl(TrainedStage):
         """The method, where it is that of a whole model, or may be once the registered version is known."""
         return ("method",) if not self._names_method and (self.method or "@" in self.policy) else ()
 
+    @property
+    def asks_versions(self) -> bool:
+        """True also where a reward is a registered one, which may be a whole model."""
+        return bool(self.inherited) or any("@" in ref for ref in (*self.reward_models.values(), *self.measuring_models))
+
     def inheriting(self, known: Known) -> "Rl":
-        """The stage with the method of the whole model that its policy starts from, where it names none of its own."""
+        """The stage with the method of the whole model that its policy starts from, where it names none of its own.
+
+        Of a registered reward model that is a whole model, its method is known from then on.
+        """
+        if known.kind == "reward_model" and "@" in known.ref and known.method is not None and trains_base(known.method):
+            found = self.model_copy()
+            found._whole_rewards = {**self._whole_rewards, known.ref: known.method}
+            return found
         if self._names_method or known.ref != self.policy or known.kind != "model":
             return self
         found = self.model_copy(update={"method": known.method or Full()})
@@ -332,17 +305,44 @@ class Rl(TrainedStage):
         Those that score held-out answers alone come last.
         """
         policy, models = self.whole or method_of(stages, self.policy), list(self.reward_models.values())
-        valued, critic = method_of(stages, models[0]) if models else policy, self.algorithm.value_model
-        found = [RoleSpec(POLICY, policy, self.train.optimizer, ("train", "optimizer"), logits=True)]
+        valued, critic = self._scoring_method(stages, models[0]) if models else policy, self.algorithm.value_model
+        optimizer = ("train", "optimizer")
+        found = [RoleSpec(POLICY, policy, self.train.optimizer, optimizer, logits=True, learning=self._learning)]
         if self.needs_reference:
             found.append(RoleSpec(REFERENCE, policy, None, copied=self.policy != BASE))
         if critic is not None:
             found.append(RoleSpec(CRITIC, valued, critic.optimizer, _CRITIC_OPTIMIZER, _SCALAR, updates=critic.updates))
         if self.algorithm.teaching is not None:
             found.append(RoleSpec(TEACHER, method_of(stages, self.algorithm.teaching), None))
-        found += [_scoring(role_of(number), ref, stages) for number, ref in enumerate(models)]
+        found += [self._scoring(role_of(number), ref, stages) for number, ref in enumerate(models)]
         measuring = enumerate(self.measuring_models)
-        return (*found, *(_scoring(role_of(number, MEASURING), ref, stages) for number, ref in measuring))
+        return (*found, *(self._scoring(role_of(number, MEASURING), ref, stages) for number, ref in measuring))
+
+    @property
+    def _learning(self) -> float:
+        """Share of the steps in which the policy learns: all but those in which the critic alone does."""
+        critic = self.algorithm.value_model
+        return 1.0 if critic is None else max(0.0, 1 - critic.warmup_steps / self.train.steps)
+
+    @property
+    def _more(self) -> str | None:
+        """What the answers themselves decide of a step's amounts."""
+        rounds = self.algorithm.more_rounds
+        if not rounds:
+            return None
+        return (
+            f"algorithm.dynamic_sampling takes up to {rounds} more rounds of sampling and scoring, as many as answers "
+            "of equal scores ask for; one round is counted"
+        )
+
+    def _scoring(self, role: str, ref: str, stages: Mapping[str, StageBase]) -> RoleSpec:
+        """The role of a reward model."""
+        scoring = stages.get(ref)
+        members = len(scoring.roles(stages)) if scoring is not None else 1
+        return RoleSpec(role, self._scoring_method(stages, ref), None, head=_SCALAR, copies=members)
+
+    def _scoring_method(self, stages: Mapping[str, StageBase], ref: str) -> Method:
+        return self._whole_rewards.get(ref) or method_of(stages, ref)
 
     def shape(self) -> WorkShape:
         """Amounts of an optimiser step; a row is a sample."""
@@ -358,6 +358,7 @@ class Rl(TrainedStage):
             rollout.sampling.max_new_tokens * self.environment.turns,
             batch.epochs,
             batch.minibatches,
+            self._more,
         )
         return WorkShape(
             longest=longest,
@@ -379,9 +380,7 @@ class Rl(TrainedStage):
         return rl_faults(self, stages)
 
     def refusal(self, field: Path, known: Known) -> Fault | None:
-        """Reason why engines cannot run the policy that the stage starts from, or a reward model cannot score."""
-        if known.kind == "reward_model" and (reason := as_scorer(known.method)):
-            return Fault(field, f"`{known.ref}` is {reason}")
+        """Reason why engines cannot run the policy that the stage starts from."""
         if field != ("policy",) or known.method is None:
             return None
         if known.kind == "model":
@@ -396,16 +395,3 @@ class Rl(TrainedStage):
                 f"adapter, and engines run no {names_of(known.method)} beside the weights; allowed: auto, merged",
             )
         return None
-
-
-def _as_sampled(one: HeldoutSet, rollout: Rollout) -> HeldoutSet:
-    """The set with what it leaves out of its sampling as in rollouts."""
-    copies = one.samples_per_prompt or rollout.samples_per_prompt
-    return one.model_copy(update={"sampling": rollout.sampling.changed(one.sampling), "samples_per_prompt": copies})
-
-
-def _scoring(role: str, ref: str, stages: Mapping[str, StageBase]) -> RoleSpec:
-    """The role of a reward model."""
-    scoring = stages.get(ref)
-    members = len(scoring.roles(stages)) if scoring is not None else 1
-    return RoleSpec(role, method_of(stages, ref), None, head=_SCALAR, copies=members)

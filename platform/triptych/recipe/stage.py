@@ -95,6 +95,8 @@ class RoleSpec:
     """Members of an ensemble that work as this one role."""
     updates: int = 1
     """Optimiser steps of a trained role for each one of the first."""
+    learning: float = 1.0
+    """Share of the stage's steps in which a trained role learns."""
     copied: bool = True
     """False for a frozen whole model that is the base itself, which others stand on too."""
 
@@ -125,6 +127,8 @@ class SamplingShape:
     """Passes over the samples."""
     minibatches: int
     """Optimiser steps a pass."""
+    more: str | None = None
+    """Reason why a step may sample more than this, as a sentence; None: it never does."""
 
     @property
     def samples(self) -> int:
@@ -236,6 +240,11 @@ class StageBase(Closed):
         """Fields that the recipe leaves out and another stage, or a registered version, gives."""
         return ()
 
+    @property
+    def asks_versions(self) -> bool:
+        """True if what registered versions are decides on more than the recipe says."""
+        return bool(self.inherited)
+
     def inheriting(self, known: Known) -> "StageBase":
         """The stage with what it inherits from an adapter that it names."""
         return self
@@ -321,7 +330,7 @@ class StageBase(Closed):
         return ()
 
     def output_method(self, stages: Mapping[str, "StageBase"]) -> Method:
-        """Method of the adapter that the stage registers."""
+        """Method of what the stage registers, as roles of other stages have it."""
         return DEFAULT_METHOD
 
 
@@ -392,7 +401,7 @@ class TrainedStage(StageBase):
 
 
 def method_of(stages: Mapping[str, StageBase], ref: str) -> Method:
-    """Method of the adapter that `ref` names: a stage's, or the default for a registered version."""
+    """Method of what `ref` names: a stage's output, or the default for a registered version."""
     stage = stages.get(ref)
     return DEFAULT_METHOD if stage is None else stage.output_method(stages)
 

@@ -1,4 +1,4 @@
-"""Reasons why training cannot go on from an adapter: its method, its head, the number of its members."""
+"""Reasons why training cannot go on from an adapter or a whole model: its method, its head, its members."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -28,6 +28,17 @@ def whole_refusal(known: Known) -> Fault | None:
         return None
     message = f"`{known.ref}` is a whole model with a head; allowed: an adapter, or no `from`"
     return Fault(("from",), message)
+
+
+def whole_start_refusal(method: Method, known: Known) -> Fault | None:
+    """Reason why a method cannot go on from a whole model without a head."""
+    if trains_base(method):
+        return None
+    return Fault(
+        ("method",),
+        f"{names_of(method)} makes an adapter on model.base, and the weights of the whole model `{known.ref}` are "
+        "others; allowed: full or freeze, or the folder of that model as model.base",
+    )
 
 
 def members_refusal(members: int, known: Known, *, new_head: bool) -> Fault | None:

@@ -42,7 +42,8 @@ class SupervisedStage(TrainedStage):
     """Parameters that are trained: one method, or a list of parts that train together."""
     start: str | None = Field(None, alias="from")
     """Adapter that training goes on from: a stage, or `name@3`. Its method is taken over; `method` is left out, or
-    agrees with it in all but learning rates and dropout."""
+    agrees with it in all but learning rates and dropout. A `reward` stage also goes on from a whole model without a
+    head, by `full` or `freeze`, whichever trained it."""
     train: Training
     """Length, optimizer, batches, memory, workers, checkpoints and evaluations."""
 
@@ -88,7 +89,11 @@ class SupervisedStage(TrainedStage):
         """Data, and the adapter that training goes on from."""
         if self.start is None:
             return super().references()
-        return (*super().references(), Reference(("from",), self.start, ADAPTERS, hint=_WHOLE))
+        return (*super().references(), self.start_reference(self.start))
+
+    def start_reference(self, ref: str) -> Reference:
+        """What `from` may name."""
+        return Reference(("from",), ref, ADAPTERS, hint=_WHOLE)
 
     def refusal(self, field: Path, known: Known) -> Fault | None:
         """Reason why training cannot go on from this adapter."""

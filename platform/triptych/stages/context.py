@@ -22,7 +22,9 @@ from triptych.recipe.upgrade import is_old, upgraded_stage
 from triptych.registry import Registry
 
 if TYPE_CHECKING:
+    from triptych.registry import AdapterVersion
     from triptych.stages.stored_adapter import StoredAdapter
+    from triptych.stages.whole_model import WholeModel
 
 StageT = TypeVar("StageT", bound=StageBase)
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -67,8 +69,8 @@ class StageContext(Generic[StageT]):
     """What the lineage says beside the inputs: the sweep that chose them."""
     trainer: Trainer | None = None
     """Who trains the stage in place of a Ray Train group of its own."""
-    start: "StoredAdapter | None" = None
-    """Adapter that the stage's method, and its head, go on from; None: they are new."""
+    start: "StoredAdapter | WholeModel | None" = None
+    """Adapter that the stage's method, and its head, go on from, or a whole model; None: they are new, on the base."""
     on_data: "Callable[[StageContext[Any], MicroBatch], None] | None" = None
     """Called on the driver once the stage's data are read, with the largest micro-batch that they make."""
 
@@ -102,6 +104,11 @@ class StageContext(Generic[StageT]):
     @property
     def adapter_name(self) -> str:
         return self.stage.register_as or f"{self.recipe.name}-{self.name}"
+
+    @property
+    def start_version(self) -> "AdapterVersion | None":
+        """The version of `start`."""
+        return None if self.start is None else self.start.version
 
     def registry(self) -> Registry:
         return Registry(self.registry_url, self.artifacts)

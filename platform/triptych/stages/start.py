@@ -1,6 +1,7 @@
-"""Going on from an adapter: read on the driver, given to the workers, and put on their model."""
+"""Going on from an adapter or a whole model: read on the driver, given to the workers, and put on their model."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from triptych.errors import UserError
@@ -10,13 +11,15 @@ from triptych.recipe import SupervisedStage
 from triptych.recipe.spec import dotted
 from triptych.stages.artifact import check_same_base, registered
 from triptych.stages.context import StageContext
+from triptych.stages.stored_adapter import StoredAdapter
 from triptych.stages.versions import START, check_quantization, read_known
+from triptych.stages.whole_model import WholeModel
 
 StageT = TypeVar("StageT", bound=SupervisedStage)
 
 
 def going_on(ctx: StageContext[StageT]) -> StageContext[StageT]:
-    """The stage with the adapter of its `from`, and with its method where the recipe names none.
+    """The stage with the adapter or the whole model of its `from`, and with its method where the recipe names none.
 
     Raises:
         UserError: it sits on another base, or the stage cannot go on from it.
@@ -33,6 +36,11 @@ def going_on(ctx: StageContext[StageT]) -> StageContext[StageT]:
     return replace(ctx, stage=stage, start=stored)
 
 
+def start_folder(ctx: StageContext[Any]) -> Path | None:
+    """Hugging Face folder of the whole model that the stage goes on from; None: it stands on the base."""
+    return ctx.start.folder if isinstance(ctx.start, WholeModel) else None
+
+
 def add_role(
     ctx: StageContext[Any], model: RoleModel, role: str, head: ScalarHead | ClassHead | None = None, member: int = 0
 ) -> None:
@@ -40,7 +48,7 @@ def add_role(
 
     `member`: which of an ensemble it is; a single adapter is the start of all.
     """
-    if ctx.start is None:
+    if not isinstance(ctx.start, StoredAdapter):  # new, or the model itself is what it goes on from
         model.add(role, ctx.stage.method, trainable=True, head=head)
         return
     members = (ctx.start.adapter, *ctx.start.adapter.others)

@@ -7,26 +7,37 @@ from triptych import storage
 from triptych.errors import RunError, UserError
 from triptych.models.adapter import adapter_facts
 from triptych.models.base import fingerprint
+from triptych.models.peft_files import is_whole
+from triptych.models.whole_reward import trained_method
 from triptych.recipe import ADAPTERS, Full, Recipe
 from triptych.recipe.recipe import inheriting
+from triptych.recipe.refusals import as_scorer
 from triptych.recipe.spec import Path as FieldPath
 from triptych.recipe.spec import dotted
 from triptych.recipe.stage import Known, Reference
 from triptych.registry import AdapterVersion, Registry, registry_url
 from triptych.stages.artifact import check_same_base
 from triptych.stages.stored_adapter import StoredAdapter
+from triptych.stages.whole_model import WholeModel
 
 START: FieldPath = ("from",)
 """The field that names what training goes on from."""
 
 
-def read_known(version: AdapterVersion) -> tuple[StoredAdapter, Known]:
-    """An adapter to go on from, and what its files say of it. UserError: it is whole or damaged, or none at all."""
+def read_known(version: AdapterVersion) -> tuple[StoredAdapter | WholeModel, Known]:
+    """What training goes on from, and what its files say of it. UserError: it is damaged, or no such thing.
+
+    The files of a whole model name no method, and those of a whole reward model do.
+    """
     storage.verify(version.url)
+    folder = storage.local_copy(version.url)
+    if version.kind == "model" or is_whole(folder):
+        own = Full() if version.kind == "model" else trained_method(folder)
+        return WholeModel(version, own), Known(version.ref, version.kind, own)
     stored = StoredAdapter.read(version, version.kind, to_go_on=True)
     adapter = stored.adapter
     method, members = adapter.to_go_on[0], 1 + len(adapter.others)
-    made = adapter_facts(storage.local_copy(version.url)).get("stage_kind")
+    made = adapter_facts(folder).get("stage_kind")
     return stored, Known(version.ref, version.kind, method, made, adapter.labels, members)
 
 
@@ -44,7 +55,7 @@ def check_quantization(version: AdapterVersion, quantization: str | None) -> Non
 def with_versions(recipe: Recipe) -> Recipe:
     """The recipe whose stages have what they inherit from registered versions, as far as these are there by now."""
     stages = dict(recipe.stages)
-    for name, reference in _versions(recipe, [name for name, stage in stages.items() if stage.inherited]):
+    for name, reference in _versions(recipe, [name for name, stage in stages.items() if stage.asks_versions]):
         try:
             version = Registry(registry_url(recipe), create=False).get(reference.ref)
             known = _known(version) if version.kind in reference.outputs else None
@@ -116,8 +127,12 @@ def _check_version(recipe: Recipe, name: str, reference: Reference, version: Ada
         )
     if base is not None:
         check_same_base(version, fingerprint(base, recipe.model.chat_template), recipe.model.base)
-    if fault := recipe.stages[name].refusal(reference.field, _known(version)):
+    known = _known(version)
+    if fault := recipe.stages[name].refusal(reference.field, known):
         raise UserError(f"{dotted(('stages', name, *fault.path))}: {fault.message}")
+    rounded = recipe.model.quantization if version.kind == "reward_model" else None
+    if rounded and known.method is not None and (reason := as_scorer(known.method, rounded)):
+        raise UserError(f"{dotted(('stages', name, *reference.field))}: {version.ref}: {reason}")
     if reference.field == START:
         check_quantization(version, recipe.model.quantization)
 

@@ -10,7 +10,7 @@ from triptych.registry import AdapterVersion
 
 @dataclass(frozen=True)
 class WholeModel:
-    """The recipe's base, or a registered whole model of its shape. Picklable."""
+    """The recipe's base, or a registered whole model or reward model of its shape. Picklable."""
 
     version: AdapterVersion | None
     """None: the base."""

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from triptych.forward.roles import RoleModel
+from triptych.forward.roles import BASE, RoleModel
 from triptych.recipe import Optimizer
 from triptych.recipe.training import StrategyChoice
 from triptych.train.batch import Batch
@@ -61,7 +61,12 @@ class Learners:
         self.group, self.model, self.loaded_bytes = each[0].group, each[0].model, loaded_bytes
 
     def of(self, role: str) -> Learner:
-        """The learner of the model that a role stands on. KeyError: there is no such role."""
+        """The learner of the model that a role stands on. KeyError: there is no such role.
+
+        `BASE` is the first model without its adapters, where these are what trains of it.
+        """
+        if role == BASE and not self.model.whole:
+            return self.each[0]
         for learner in self.each:
             if role in learner.model.trainable:
                 return learner

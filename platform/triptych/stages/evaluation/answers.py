@@ -52,8 +52,7 @@ class Answers:
 
     def make(self, passes: Passes, model: MeasuredModel, name: str, rows: RowColumns) -> None:
         """Commit the model's answers to a set, unless they are there. Every rank calls it; rank 0 asks the engines."""
-        url = _url(self.ctx, name, model.ref)
-        if passes.learner.group.rank == 0 and self.pool is not None and storage.read_manifest(url) is None:
+        if passes.learner.group.rank == 0 and self.pool is not None and not has_answers(self.ctx, name, model.ref):
             self._sync(self.pool, passes, model, rows["prompt_ids"])
             settings, seed = self.ctx.stage.rollout, self.ctx.recipe.seed
             asked = requests(rows["prompt_ids"], settings.samples_per_prompt, name, seed)
@@ -100,6 +99,11 @@ def commit_answers(ctx: StageContext[Evaluation], name: str, ref: str, columns: 
     """Commit a model's answers to a set: the columns of `read_answers`."""
     with storage.committed(_url(ctx, name, ref)) as folder:
         pq.write_table(pa.table(dict(columns)), folder / _FILE)
+
+
+def has_answers(ctx: StageContext[Evaluation], name: str, ref: str) -> bool:
+    """True if a model's answers to a set are there."""
+    return storage.read_manifest(_url(ctx, name, ref)) is not None
 
 
 def read_answers(ctx: StageContext[Evaluation], name: str, ref: str) -> Mapping[str, list[Any]]:

@@ -14,6 +14,7 @@ from triptych.recipe.evaluation import BASE
 from triptych.registry import AdapterVersion
 from triptych.stages.artifact import check_same_base, registered
 from triptych.stages.context import StageContext
+from triptych.stages.reward_models import reward_model
 from triptych.stages.stored_adapter import StoredAdapter
 
 
@@ -46,9 +47,11 @@ def measured_models(ctx: StageContext[Evaluation]) -> list[MeasuredModel]:
 
 
 def judge(ctx: StageContext[Evaluation], ref: str) -> MeasuredModel:
-    """A reward model that scores answers. UserError: it is none, or sits on another base."""
-    version = _verified(ctx, ref)
-    return MeasuredModel(ref, version, StoredAdapter.read(version, "reward_model"))
+    """A reward model that scores answers. UserError: it is none, sits on another base, or would be rounded."""
+    found = reward_model(ctx, ref)
+    if isinstance(found, StoredAdapter):
+        return MeasuredModel(ref, found.version, found)
+    return MeasuredModel(ref, found.version, folder=found.folder)
 
 
 def _measured(ctx: StageContext[Evaluation], ref: str, field: str) -> MeasuredModel:

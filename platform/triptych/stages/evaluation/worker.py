@@ -1,6 +1,6 @@
 """Measuring on every worker: each model's numbers of each row, committed one set and model at a time."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,18 @@ from ray.train.torch import get_device
 
 from triptych import storage
 from triptych.data.table import read_table
-from triptych.errors import RunError
 from triptych.forward.roles import BASE, RoleModel
+from triptych.models.whole_reward import scoring_head
 from triptych.recipe import Evaluation, Memory, member_roles
 from triptych.stages.context import StageContext
-from triptych.stages.evaluation.answers import Answers, read_answers, run_merged
+from triptych.stages.evaluation.answers import Answers, has_answers, read_answers, run_merged
 from triptych.stages.evaluation.base import RowColumns
 from triptych.stages.evaluation.models import MeasuredModel
 from triptych.stages.evaluation.passes import Passes
 from triptych.stages.evaluation.table import MEASURES
 from triptych.stages.models import role_model, tokenizer_of
-from triptych.stages.rl.worker import add_scoring
+from triptych.stages.reward_models import adapter_members
+from triptych.train.group import Group
 from triptych.train.learner import Learner
 
 ROWS = "rows.parquet"
@@ -55,13 +56,36 @@ def measure(
     answers: Answers,
     device: torch.device,
 ) -> None:
-    """Measure what is left. Whole models come first, one at a time; then all that is on the base, judges too."""
-    todo = left(ctx, models)
-    for model in models:
-        if model.folder is not None and model.ref in todo:
-            _measure(ctx, model, answers, _passes(ctx, _learner(ctx, device, model.folder), BASE))
-    if todo := left(ctx, models):
-        _measure_on_base(ctx, [model for model in models if model.ref in todo], judges, answers, _learner(ctx, device))
+    """Measure what is left.
+
+    Whole models come first, one at a time; then all that is on the base, judges too; then judges that are whole models.
+    """
+    whole = [judge for judge in judges if judge.folder is not None]
+    elsewhere = {judge.ref for judge in whole}
+    for model in _needing(ctx, [one for one in models if one.folder is not None], {judge.ref for judge in judges}):
+        _measure(ctx, model, answers, _passes(ctx, _learner(ctx, device, model.folder), BASE))
+    if on_base := _needing(ctx, models, elsewhere):
+        adapters = [judge for judge in judges if judge.folder is None]
+        _measure_on_base(ctx, on_base, adapters, answers, _learner(ctx, device))
+    for judge in whole:
+        if judged := _needing(ctx, models, elsewhere - {judge.ref}):
+            _judge_answers(ctx, judged, judge, answers, _learner(ctx, device, judge.folder))
+
+
+def _needing(
+    ctx: StageContext[Evaluation], models: Sequence[MeasuredModel], elsewhere: Collection[str]
+) -> list[MeasuredModel]:
+    """Models that are still to be measured on a set, or to answer it; sets of judges `elsewhere` need answers alone.
+
+    Every rank calls it, and gets what the first one finds.
+    """
+
+    def needs(ref: str, name: str) -> bool:
+        return ctx.stage.sets[name].measure.judged_by not in elsewhere or not has_answers(ctx, name, ref)
+
+    needing = [ref for ref, names in left(ctx, models).items() if any(needs(ref, name) for name in names)]
+    agreed = Group().broadcast(needing)  # the first rank may have gone on, and left answers
+    return [model for model in models if model.ref in agreed]
 
 
 def _measure_on_base(
@@ -80,6 +104,21 @@ def _measure_on_base(
     for model in sorted(models, key=lambda model: model.version is not None):
         labels = model.adapter.labels if model.adapter else ()
         _measure(ctx, model, answers, _passes(ctx, learner, roles.get(model.ref, BASE), labels, scoring))
+
+
+def _judge_answers(
+    ctx: StageContext[Evaluation],
+    models: Sequence[MeasuredModel],
+    judge: MeasuredModel,
+    answers: Answers,
+    learner: Learner,
+) -> None:
+    """Have a judge that is a whole model score the answers of all models."""
+    assert judge.folder is not None
+    role = "judge"
+    learner.model.add_plain(role, scoring_head(judge.folder))
+    for model in models:
+        _measure(ctx, model, answers, _passes(ctx, learner, role, judges={judge.ref: (role,)}))
 
 
 def _learner(ctx: StageContext[Evaluation], device: torch.device, folder: Path | None = None) -> Learner:
@@ -101,13 +140,12 @@ def _add_roles(model: RoleModel, measured: Sequence[MeasuredModel]) -> dict[str,
 
 
 def _add_judge(model: RoleModel, name: str, judge: MeasuredModel) -> tuple[str, ...]:
-    """Put a reward model on the base; the roles of its members."""
-    adapter = judge.adapter
-    if adapter is None or adapter.normalization is None:
-        raise RunError(f"{judge.ref}: the reward model has no normalisation constants")
-    roles = member_roles(name, 1 + len(adapter.others))
-    for role, member in zip(roles, (adapter, *adapter.others), strict=True):
-        add_scoring(model, role, member, adapter.normalization, trainable=False)
+    """Put a reward model that is an adapter, or an ensemble of such, on the base; the roles of its members."""
+    assert judge.adapter is not None
+    members = adapter_members(judge.adapter)
+    roles = member_roles(name, len(members))
+    for role, (member, head) in zip(roles, members, strict=True):
+        model.add(role, member.method, trainable=False, weights=member.weights, head=head)
     return roles
 
 
@@ -123,7 +161,7 @@ def _passes(
 
 
 def _measure(ctx: StageContext[Evaluation], model: MeasuredModel, answers: Answers, passes: Passes) -> None:
-    """One model on the sets that are left. Where the judge of a set is not on this base, the answers are made alone."""
+    """One model on the sets that are left. Where the judge of a set is not beside it, the answers are made alone."""
     for name in left(ctx, [model]).get(model.ref, []):
         settings = ctx.stage.sets[name].measure
         rows: RowColumns = read_table(storage.join(ctx.folder, "data", name))

@@ -2,8 +2,8 @@
 
 Roles on one base: the policy starts as a trainable copy of the SFT adapter and the reference, where the KL counts, is a
 frozen one; reward models are frozen, and the critic, where the algorithm has one, starts as a trainable copy of the
-first, head included. A policy that is a whole model stands on a model of its own, and its reference on another. Every
-rank runs the same code; rank 0 talks to the pool and broadcasts what it said.
+first, head included. A policy that is a whole model stands on a model of its own, its reference on another, and so does
+each reward model that is one. Every rank runs the same code; rank 0 talks to the pool and broadcasts what it said.
 """
 
 from contextlib import ExitStack, closing
@@ -43,6 +43,7 @@ from triptych.stages.artifact import (
 from triptych.stages.context import StageContext, begin
 from triptych.stages.engine_models import fingerprints, start_engine_model
 from triptych.stages.models import tokenizer_of
+from triptych.stages.reward_models import reward_model
 from triptych.stages.rl.largest_batch import largest_batch
 from triptych.stages.rl.loop import fit
 from triptych.stages.rl.prompts import check_columns, prompt_table
@@ -111,10 +112,10 @@ def _whole_policy(ctx: StageContext[Rl], version: AdapterVersion | None) -> tupl
     return whole, replace(ctx, stage=stage.model_copy(update={"method": whole.method}))
 
 
-def _reward_model(ctx: StageContext[Rl], ref: str) -> StoredAdapter:
+def _reward_model(ctx: StageContext[Rl], ref: str) -> StoredAdapter | WholeModel:
     """The reward model that `ref` names. RunError: it falls short of its stage's gate."""
-    found = parent(ctx, ref, "reward_model")
-    if gate := ctx.recipe.stages.get(ref):
+    found = reward_model(ctx, ref)
+    if (gate := ctx.recipe.stages.get(ref)) and found.version is not None:
         check_gate(ref, gate, found.version.metrics)  # it may have been raised since
     return found
 

@@ -18,17 +18,16 @@ from triptych.data.replies import ReplyTokens
 from triptych.engines.base import SampleRequest
 from triptych.environments.table import ENVIRONMENTS
 from triptych.errors import RunError
-from triptych.forward.roles import BASE, RoleModel
+from triptych.forward.roles import BASE
 from triptych.methods.merged import WeightChanges
 from triptych.models.adapter import Adapter, Normalization
-from triptych.models.heads import ScalarHead
 from triptych.objectives.kl import AdaptiveKL
 from triptych.objectives.running import RunningMoments
-from triptych.recipe import CRITIC, POLICY, REFERENCE, TEACHER, Method, Optimizer, Rl, Sampling, member_roles
+from triptych.recipe import CRITIC, POLICY, REFERENCE, TEACHER, Method, Optimizer, Rl, Sampling
 from triptych.recipe.environment import Replying
-from triptych.recipe.reward import ModelReward, RewardTerm, role_of
+from triptych.recipe.reward import ModelReward, RewardTerm
 from triptych.recipe.spec import Path, dotted
-from triptych.recipe.stage import MEASURING, REWARD
+from triptych.recipe.stage import MEASURING
 from triptych.rollout.pool import RolloutPool
 from triptych.rollout.requests import request, requests
 from triptych.rollout.trajectory import Trajectory
@@ -38,6 +37,7 @@ from triptych.stages.recorder import Recorder
 from triptych.stages.rl.episodes import Player
 from triptych.stages.rl.flat_groups import FlatGroups
 from triptych.stages.rl.prompts import read_prompts
+from triptych.stages.rl.roles import add_roles, add_scoring_roles
 from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.stopping import Stopping, stopping_of
 from triptych.stages.rl.terms import Terms
@@ -258,20 +258,20 @@ def start(config: dict[str, Any]) -> RlWorker:
     stage, stopping = ctx.stage, stopping_of(ctx)
     # Taken out of what this process was given, whose copies would stay beside those on the models.
     initial: StoredAdapter | WholeModel = config.pop("policy")
-    rewarding: list[StoredAdapter] = config.pop("rewards")
-    measuring: list[StoredAdapter] = config.pop("measuring")
+    rewarding: list[StoredAdapter | WholeModel] = config.pop("rewards")
+    measuring: list[StoredAdapter | WholeModel] = config.pop("measuring")
     teaching: StoredAdapter | None = config.pop("teacher")
-    policy = initial.adapter if isinstance(initial, StoredAdapter) else initial
+    policy, *rewards = map(_read, (initial, *rewarding))
     models = RoleModels(lambda folder: role_model(ctx, stage.train.memory, get_device(), folder=folder))
     reward_roles = add_roles(
         models,
         policy,
-        *(one.adapter for one in rewarding),
+        *rewards,
         reference=stage.needs_reference,
         critic=stage.algorithm.value_model is not None,
         teacher=None if teaching is None else teaching.adapter,
     )
-    measured_by = add_scoring_roles(models, MEASURING, [one.adapter for one in measuring])
+    measured_by = add_scoring_roles(models, MEASURING, list(map(_read, measuring)))
     measuring_roles = dict(zip(stage.measuring_models, measured_by, strict=True))
     kl = stage.kl
     workers = stage.train.workers
@@ -304,6 +304,10 @@ def start(config: dict[str, Any]) -> RlWorker:
     return worker
 
 
+def _read(stored: StoredAdapter | WholeModel) -> Adapter | WholeModel:
+    return stored.adapter if isinstance(stored, StoredAdapter) else stored
+
+
 def optimizers_of(stage: Rl) -> dict[str, Optimizer]:
     """Role that is trained -> settings of its optimizer."""
     critic = stage.algorithm.value_model
@@ -317,63 +321,6 @@ def optimizer_steps(stage: Rl) -> dict[str, int]:
         return {POLICY: stage.train.steps * each}
     learning = stage.train.steps - critic.warmup_steps
     return {POLICY: learning * each, CRITIC: stage.train.steps * each * critic.updates}
-
-
-def add_roles(
-    models: RoleModels,
-    policy: Adapter | WholeModel,
-    *rewards: Adapter,
-    reference: bool = True,
-    critic: bool = True,
-    teacher: Adapter | None = None,
-) -> list[tuple[str, ...]]:
-    """Policy and reference from one start, reward models from the others; scores come out normalised.
-
-    Each member of an ensemble has a role: they are returned, by reward model. The critic is a copy of the first of
-    all, or, without a reward model, of the policy, with a head whose values are zero. `reference`, `critic`: whether
-    there shall be such a role.
-    """
-    models.put(POLICY, policy, trainable=True)
-    if reference:
-        models.put(REFERENCE, policy, trainable=False)
-    found = add_scoring_roles(models, REWARD, rewards)
-    if critic:
-        _add_critic(models, policy, rewards)
-    if teacher is not None:
-        models.put(TEACHER, teacher, trainable=False)
-    return found
-
-
-def _add_critic(models: RoleModels, policy: Adapter | WholeModel, rewards: Sequence[Adapter]) -> None:
-    if rewards:
-        add_scoring(models.base, CRITIC, rewards[0], _normalization(rewards[0]), trainable=True)
-        return
-    head = ScalarHead(models.hidden_size)
-    head.load(torch.zeros_like(head.weight), torch.zeros_like(head.bias))
-    models.put(CRITIC, policy, trainable=True, head=head)
-
-
-def add_scoring_roles(models: RoleModels, first: str, rewards: Sequence[Adapter]) -> list[tuple[str, ...]]:
-    """Put reward models on the base as frozen roles, one for each member; the first one's is called `first`."""
-    found = []
-    for number, reward in enumerate(rewards):
-        found.append(member_roles(role_of(number, first), 1 + len(reward.others)))
-        for role, member in zip(found[-1], (reward, *reward.others), strict=True):
-            add_scoring(models.base, role, member, _normalization(reward), trainable=False)
-    return found
-
-
-def _normalization(reward: Adapter) -> Normalization:
-    if reward.normalization is None:
-        raise RunError("the reward model has no normalisation constants")
-    return reward.normalization
-
-
-def add_scoring(model: RoleModel, role: str, member: Adapter, normalization: Normalization, *, trainable: bool) -> None:
-    """Put a member of a reward model on the base; its scores come out normalised."""
-    head = member.scalar_head()
-    head.standardize(normalization.mean, normalization.std)
-    model.add(role, member.method, trainable=trainable, weights=member.weights, head=head)
 
 
 def resume(worker: RlWorker) -> int:

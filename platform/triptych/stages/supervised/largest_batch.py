@@ -1,6 +1,6 @@
 """The largest micro-batch that a stage's rows make, by which its memory is predicted."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pkgutil import resolve_name
 from statistics import fmean
@@ -30,17 +30,29 @@ def of_rows(
     """The largest micro-batch of rows that are not encoded yet; None: none of them is left to learn from."""
     examples: Examples = resolve_name(stage.examples)(stage)
     items = examples.encode(rows, tokenizer).items
-    labels = [item.labels for item in items] if "labels" in examples.schema.names else None
     sequences = [examples.sequences_of(partial(getattr, item)) for item in items]
-    return largest_batch(recipe, stage, sequences, labels) if items else None
+    learned = [learned_tokens(examples, partial(getattr, item)) for item in items]
+    return largest_batch(recipe, stage, sequences, learned) if items else None
+
+
+def learned_tokens(examples: Examples, value: Callable[[str], Any]) -> int:
+    """Tokens of a row that have logits, where its kind has any: those with a label, or those of answers.
+
+    `value` gives the row's value in a column.
+    """
+    if "labels" in examples.schema.names:
+        return sum(label != IGNORE for label in value("labels"))
+    sequences = examples.sequences_of(value)
+    before = value("start") if examples.answers else 0
+    return sum(len(sequence) - before for sequence in sequences)
 
 
 def largest_batch(
-    recipe: Recipe, stage: SupervisedStage, sequences: TokenRows, labels: Sequence[Sequence[int]] | None
+    recipe: Recipe, stage: SupervisedStage, sequences: TokenRows, learned_of: Sequence[int]
 ) -> MicroBatch:
     """Tokens of the largest micro-batch of the first steps, of its longest row, and the most that one learns.
 
-    `labels`: of each row's tokens, where they have logits.
+    `learned_of`: the tokens of each row that have logits.
     """
     train, packing, count = stage.train, packs_rows(recipe.model), len(sequences)
     tokens = length = learned = 1
@@ -52,9 +64,8 @@ def largest_batch(
                 batch = [rows[place] for place in micro]
                 tokens = max(tokens, computed_tokens(batch, packing=packing))
                 length = max([length, *(len(sequence) for row in batch for sequence in row)])
-                if labels is not None:
-                    learned = max(learned, sum(_learned(labels[chosen[place]]) for place in micro))
-    share = 1.0 if labels is None else min(1.0, learned / tokens)
+                learned = max(learned, sum(learned_of[chosen[place]] for place in micro))
+    share = min(1.0, learned / tokens)
     return MicroBatch(tokens, length, FILL, (share, share, share), _mean_length(sequences))
 
 
@@ -62,7 +73,3 @@ def _mean_length(sequences: TokenRows) -> float:
     """Mean tokens of a sequence of some rows from the whole table."""
     rows = sequences[:: max(1, len(sequences) // SAMPLED)]
     return fmean(len(sequence) for row in rows for sequence in row)
-
-
-def _learned(labels: Sequence[int]) -> int:
-    return sum(label != IGNORE for label in labels)

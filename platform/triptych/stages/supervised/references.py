@@ -82,7 +82,7 @@ def references_url(ctx: StageContext[Any], split: str) -> str:
     table = storage.read_manifest(storage.join(ctx.folder, "data", split))
     made_of = {
         "data": None if table is None else table.digest,
-        "start": None if ctx.start is None else ctx.start.version.sha256,
+        "start": None if ctx.start_version is None else ctx.start_version.sha256,
         "base": ctx.base_fingerprint,
         "model": ctx.recipe.model.model_dump(mode="json"),
     }

@@ -31,7 +31,7 @@ from triptych.stages.artifact import (
 )
 from triptych.stages.context import StageContext
 from triptych.stages.models import tokenizer_of
-from triptych.stages.start import add_role, going_on
+from triptych.stages.start import add_role, going_on, start_folder
 from triptych.stages.supervised.loop import fitting
 from triptych.stages.supervised.reward_evaluation import (
     Pairs,
@@ -183,9 +183,8 @@ def _commit_whole(
     method: Any = ctx.stage.method
     head = {name.removeprefix(HEAD): tensor for name, tensor in trained.items() if name.startswith(HEAD)}
     own = {name: tensor for name, tensor in trained.items() if not name.startswith(HEAD)}
-    weights = whole_weights(method, model.lm, ctx.base_dir, own)
+    start = start_folder(ctx) or ctx.base_dir
+    weights = whole_weights(method, model.lm, start, own)
     dtype = getattr(torch, ctx.recipe.model.dtype)
     with committed_output(ctx, metrics) as folder:
-        save_whole_reward(
-            folder, ctx.base_dir, method, weights, head, normalization, dtype, tokenizer_of(ctx), ctx.about()
-        )
+        save_whole_reward(folder, start, method, weights, head, normalization, dtype, tokenizer_of(ctx), ctx.about())

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,8 +19,9 @@ from triptych.recipe.stage import MicroBatch
 from triptych.stages.artifact import data_parents, sources
 from triptych.stages.context import StageContext, remember
 from triptych.stages.models import role_model, tokenizer_of
+from triptych.stages.start import start_folder
 from triptych.stages.supervised.encoding import checked_parser, encode, examples_of
-from triptych.stages.supervised.largest_batch import largest_batch
+from triptych.stages.supervised.largest_batch import largest_batch, learned_tokens
 from triptych.stages.supervised.loop import Rows, evaluate, fitting
 from triptych.train import checkpoint
 from triptych.train.batch import Batch
@@ -61,7 +61,7 @@ def prepare(ctx: StageContext[Any]) -> Prepared:
     surveys = {
         split: survey(source, examples.kind, checked_parser(ctx, source, examples)) for split, source in placed.items()
     }
-    start = {} if ctx.start is None else {ctx.start.version.ref: ctx.start.version.sha256}
+    start = {} if ctx.start_version is None else {ctx.start_version.ref: ctx.start_version.sha256}
     inputs = remember(ctx, {split: found.digest for split, found in surveys.items()}, data_parents(ctx) | start)
     data = {split: encode(ctx, split, placed[split], found, examples) for split, found in surveys.items()}
     for split in placed:
@@ -74,11 +74,10 @@ def prepare(ctx: StageContext[Any]) -> Prepared:
 def _largest(ctx: StageContext[Any], examples: Examples) -> MicroBatch:
     table = _table(ctx, "train")
 
-    def column(name: str) -> Lazy[Any]:
-        return Lazy(len(table), partial(table.cell, name))
+    def learned(row: int) -> int:
+        return learned_tokens(examples, lambda name: table.cell(name, row))
 
-    labels = column("labels") if "labels" in examples.schema.names else None
-    return largest_batch(ctx.recipe, ctx.stage, _sequences(table, examples), labels)
+    return largest_batch(ctx.recipe, ctx.stage, _sequences(table, examples), Lazy(len(table), learned))
 
 
 def _table(ctx: StageContext[Any], split: str) -> StoredTable:
@@ -113,7 +112,8 @@ def train(ctx: StageContext[Any], learn: Learn) -> None:
 def _work(config: dict[str, Any]) -> None:
     """On every worker of the Ray Train group."""
     ctx: StageContext[Any] = config["ctx"]
-    run_training(config["learn"](ctx, role_model(ctx, ctx.stage.train.memory, get_device())))
+    model = role_model(ctx, ctx.stage.train.memory, get_device(), folder=start_folder(ctx))
+    run_training(config["learn"](ctx, model))
 
 
 def open_rows(ctx: StageContext[Any], batch: Callable[[list[dict[str, Any]], int], Batch]) -> dict[str, Rows]:
