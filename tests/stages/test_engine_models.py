@@ -1,6 +1,7 @@
 """Teachers that are models of their own: what they must share with the base, before anything starts."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,16 @@ def test_the_first_token_that_differs_is_named(tiny_model_dir: Path, tiny_model_
     with pytest.raises(
         UserError, match=r"another vocabulary: id 100 is 'another', and .* in the base; allowed: a teacher"
     ):
+        check(tiny_model_dir, tiny_model_copy)
+
+
+def test_another_end_token_is_refused(tiny_model_dir: Path, tiny_model_copy: Path) -> None:
+    words = json.loads((tiny_model_copy / "tokenizer.json").read_text())
+    other = next(token for token, number in words["model"]["vocab"].items() if number == 100)
+    own = json.loads((tiny_model_copy / "tokenizer_config.json").read_text())["eos_token"]
+    change(tiny_model_copy, "tokenizer_config.json", eos_token=other)
+    said = rf"teacher\.base: .* ends answers by {re.escape(repr(other))}, and .* by {re.escape(repr(own))}; allowed: a"
+    with pytest.raises(UserError, match=said):
         check(tiny_model_dir, tiny_model_copy)
 
 
