@@ -1,16 +1,19 @@
 """Speed from work and rates, and how long a recipe takes."""
 
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from triptych.cli import plan_tables
 from triptych.data.sources import quick_count
 from triptych.models.sizes import model_sizes
 from triptych.plan import Machine, MachineProfile, Node, Rates, duration, estimate, place
 from triptych.plan.rates import CPU, keep_rates, kept_rates
-from triptych.plan.speed import UsualRow, usual_micro
+from triptych.plan.speed import Speed, UsualRow, usual_micro
 from triptych.plan.workload import AMOUNTS, Computation, Micro
 from triptych.recipe import Full, Lora, Memory, Recipe, Source
 from triptych.recipe.method import Freeze
@@ -126,3 +129,85 @@ def test_time_and_cost_of_a_recipe(reviews: Reviews) -> None:
     assert lasts.cost == pytest.approx(3 * lasts.seconds / 3600)
     unknown = duration(recipe, found, placement, {}, None)
     assert (unknown.stages["sft"].steps, unknown.stages["sft"].rows, unknown.cost) == (2 * 63, None, None)
+
+
+SHORT = (
+    "stages.ppo.rollout={prompts_per_step: 4, samples_per_prompt: 2, max_prompt_tokens: 64}",
+    "stages.ppo.rollout.sampling.max_new_tokens=32",
+    "stages.ppo.evaluation.max_new_tokens=32",
+)
+"""8 samples of 32 tokens behind 32 of a prompt."""
+
+
+def ppo_speed(recipe: Recipe, **costs: float) -> Speed:
+    return estimate(recipe, machine=LAPTOP, stage="ppo", profile=MachineProfile(only(**costs))).stages["ppo"].speed
+
+
+def test_a_whole_reward_model_costs_a_pass_without_an_adapter(reviews: Reviews) -> None:
+    words = (*SHORT, "stages.ppo.algorithm={name: grpo}", "stages.ppo.kl.coef=0")
+    lora, whole = (
+        ppo_speed(reviews(*words, f"stages.reward.method={method}"), product_flops=1e-11).computing
+        for method in ("{name: lora, r: 4, targets: [q_proj]}", "{name: full}")
+    )
+    sizes = model_sizes(reviews().model)
+    inputs, outputs, _ = next(size for name, size in sizes.linears.items() if name.endswith("q_proj"))
+    thin = 2 * 8 * 64 * sizes.layers * 4 * (inputs + outputs)
+    assert lora - whole == pytest.approx(thin * 1e-11 / 1.5, rel=1e-6)
+    none = ppo_speed(reviews(*words, "stages.ppo.rewards=[{name: length, limit: 20, cache: 4}]"), product_flops=1e-11)
+    blocks = 2 * 8 * 64 * sizes.layers * sum(i * o for i, o, _ in sizes.linears.values())
+    assert whole - none.computing == pytest.approx(blocks * 1e-11 / 1.5, rel=1e-6)
+
+
+def test_engines_of_a_teacher_read_all_samples_and_compute_logits_of_every_token(reviews: Reviews) -> None:
+    teacher = "{base: smollm2-135m-instruct, engines: {engines: 2, cpus: 0.25}}"
+    words = (*SHORT, "stages.ppo.rollout.cpus=0.25", f"stages.ppo.algorithm={{name: opd, teacher: {teacher}}}")
+    recipe = reviews(*words)
+    (one,) = recipe.stages["ppo"].engine_models
+    sizes = model_sizes(one.model)
+    products = sizes.layers * sum(i * o for i, o, _ in sizes.linears.values()) + sizes.hidden * sizes.vocab
+    speed = ppo_speed(recipe, product_flops=1e-11)
+    assert speed.judging == pytest.approx(2 * 8 * 64 * products * 1e-11 / 2, rel=1e-9)
+    assert speed.step_seconds == speed.computing + speed.communicating + speed.sampling + speed.judging
+    twice = ppo_speed(reviews(*words, "stages.ppo.rollout.prompts_per_step=8"), product_flops=1e-11)
+    assert twice.judging == pytest.approx(2 * speed.judging)
+    assert ppo_speed(reviews(*SHORT), product_flops=1e-11).judging == 0.0
+
+
+def test_in_a_critics_first_steps_the_policy_costs_no_update(reviews: Reviews) -> None:
+    steps = ("stages.ppo.train.steps=8",)
+    all_of_them, six, none = (
+        ppo_speed(reviews(*SHORT, *steps, f"stages.ppo.algorithm.critic.warmup_steps={first}"), product_flops=1e-11)
+        for first in (0, 2, 4)
+    )
+    saved = all_of_them.computing - six.computing
+    assert none.computing == pytest.approx(all_of_them.computing - 2 * saved)
+    sizes, recipe = model_sizes(reviews().model), reviews(*SHORT)
+    method = recipe.stages["sft"].own_method
+    assert method is not None
+    tokens = 8 * 64
+    work = Computation(sizes, method, "bfloat16", recipe.trained["ppo"].train.memory)
+    micro = Micro(1, tokens, 64, tokens / 2)
+    flops = work.passes(micro).product_flops * recipe.trained["ppo"].shape().sampling.epochs  # type: ignore[union-attr]
+    assert saved == pytest.approx(flops / 4 * 1e-11 / 1.5, rel=1e-6)
+
+
+def test_rounds_of_dynamic_sampling_are_said_not_counted(reviews: Reviews) -> None:
+    words = (*SHORT, "stages.ppo.algorithm={name: grpo, dynamic_sampling: %s}")
+    none, ten = (
+        ppo_speed(reviews(*(word % rounds if "%s" in word else word for word in words)), product_flops=1e-11)
+        for rounds in (0, 10)
+    )
+    assert none.at_least is None
+    assert ten.at_least is not None
+    assert "algorithm.dynamic_sampling takes up to 10 more rounds" in ten.at_least
+    assert ten.step_seconds == none.step_seconds
+    recipe = reviews(SHORT[0], *SHORT[1:], "stages.ppo.algorithm={name: grpo, dynamic_sampling: 10}")
+    found = estimate(recipe, machine=LAPTOP)
+    lasts = duration(recipe, found, place(recipe, LAPTOP), {}, None)
+    assert {name for name, stage in lasts.stages.items() if stage.at_least} == {"ppo"}
+    console = Console(width=240, record=True, file=io.StringIO())
+    console.print(plan_tables.totals_table(found, measured=True))
+    console.print(plan_tables.duration_table(lasts))
+    text = console.export_text()
+    assert text.count("at least") == 1 + 1 + 1, "seconds of a step, of the stage, and in all"
+    assert "ppo: algorithm.dynamic_sampling takes up to 10 more rounds" in text

@@ -58,10 +58,9 @@ def memory_table(predicted: "Estimate", batches: Mapping[str, "MicroBatch"]) -> 
 
 def totals_table(predicted: "Estimate", *, measured: bool) -> Table:
     """Table of each device's peak memory and each stage's speed."""
-    table = Table(
-        title="Totals (estimates)",
-        caption=None if measured else "Speed at assumed rates; --measure measures this machine's.",
-    )
+    notes = [] if measured else ["Speed at assumed rates; --measure measures this machine's."]
+    notes += [f"{name}: {one.speed.at_least}" for name, one in predicted.stages.items() if one.speed.at_least]
+    table = Table(title="Totals (estimates)", caption="\n".join(notes) or None)
     for column in ("stage", "strategy", "device"):
         table.add_column(column)
     for column in ("peak MiB", "from - to", "has MiB", "tokens/s", "s/step"):
@@ -69,7 +68,8 @@ def totals_table(predicted: "Estimate", *, measured: bool) -> Table:
     for name, stage in predicted.stages.items():
         for label, device in stage.devices.items():
             style = "bold red" if device.peak.expected > device.capacity else None
-            speed = (f"{stage.tokens_per_second:,.0f}", f"{stage.speed.step_seconds:.2g}")
+            seconds = f"{_least(stage.speed.at_least)}{stage.speed.step_seconds:.2g}"
+            speed = (f"{stage.tokens_per_second:,.0f}", seconds)
             amounts = (*_amounts(device.peak), f"{device.capacity / 2**20:,.0f}")
             table.add_row(name, stage.strategy, label, *amounts, *speed, style=style)
     return table
@@ -78,13 +78,15 @@ def totals_table(predicted: "Estimate", *, measured: bool) -> Table:
 def duration_table(found: "Duration") -> Table:
     """Table of time, device-hours and cost."""
     cost = "" if found.cost is None else f", cost {found.cost:,.2f}"
-    table = Table(title=f"Training in all: {_time(found.seconds)}, {found.device_hours:.2g} device-hours{cost}")
+    least = _least(any(stage.at_least for stage in found.stages.values()))
+    table = Table(title=f"Training in all: {least}{_time(found.seconds)}, {found.device_hours:.2g} device-hours{cost}")
     table.add_column("stage")
     for column in ("rows", "steps", "time", "device-hours"):
         table.add_column(column, justify="right")
     for name, stage in found.stages.items():
         rows = "1,000 (assumed)" if stage.rows is None else f"{stage.rows:,}"
-        table.add_row(name, rows, f"{stage.steps:,}", _time(stage.seconds), f"{stage.device_hours:.2g}")
+        time = f"{_least(stage.at_least)}{_time(stage.seconds)}"
+        table.add_row(name, rows, f"{stage.steps:,}", time, f"{stage.device_hours:.2g}")
     return table
 
 
@@ -138,6 +140,11 @@ def _add(table: Table, name: str, option: "Option", word: str, style: str | None
     sizes = (f"{size / 2**20:,.0f}" for size in (option.peak.expected, option.peak.high))
     setting = (f"{settings.micro_tokens:,}", settings.checkpointing, chunk, settings.strategy)
     table.add_row(name, *setting, *sizes, f"{option.tokens_per_second:,.0f}", word, style=style)
+
+
+def _least(reason: object) -> str:
+    """What stands before a number that may grow, where there is a reason."""
+    return "at least " if reason else ""
 
 
 def _amounts(amount: "Bytes") -> tuple[str, str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from triptych.plan.estimate import Estimate
 from triptych.plan.placement import Placement
+from triptych.plan.speed import Speed
 from triptych.recipe import Recipe, StageBase
 
 ASSUMED_ROWS = 1000
@@ -22,6 +23,8 @@ class StageDuration:
     seconds: float
     devices: float
     """Number of GPUs, or else CPUs, in use meanwhile."""
+    at_least: str | None = None
+    """Reason why it may take longer, as a sentence; None: nothing of that kind is known."""
 
     @property
     def device_hours(self) -> float:
@@ -60,7 +63,7 @@ def duration(
         price_per_hour: price of the whole machine.
     """
     stages = {
-        name: _stage(recipe.stages[name], estimate.speed.step_seconds, rows.get(name), placement, name)
+        name: _stage(recipe.stages[name], estimate.speed, rows.get(name), placement, name)
         for name, estimate in found.stages.items()
     }
     seconds = sum(
@@ -70,9 +73,9 @@ def duration(
     return Duration(stages, seconds, cost)
 
 
-def _stage(stage: StageBase, step_seconds: float, rows: int | None, placement: Placement, name: str) -> StageDuration:
+def _stage(stage: StageBase, speed: Speed, rows: int | None, placement: Placement, name: str) -> StageDuration:
     asked = placement.requests[name]
     gpus = sum(request.count * request.gpus for request in asked)
     devices = gpus or sum(request.count * request.cpus for request in asked)
     steps = stage.steps(ASSUMED_ROWS if rows is None else rows)
-    return StageDuration(steps, rows, steps * step_seconds, devices)
+    return StageDuration(steps, rows, steps * speed.step_seconds, devices, speed.at_least)

@@ -7,12 +7,13 @@ from triptych.models.sizes import Sizes
 from triptych.plan.activations import RolePass
 from triptych.plan.amounts import Bytes, Parts, total
 from triptych.plan.devices import DeviceEstimate, RoleEstimate, by_device
+from triptych.plan.engine_speed import sampling_rate
 from triptych.plan.machines import Gpu, Machine
 from triptych.plan.memory import engine_memory, head_of
 from triptych.plan.placement import pack, requests
 from triptych.plan.rates import CPU, Rates
 from triptych.plan.sharding import sharding
-from triptych.plan.speed import FILL, Speed, compute_rates, sampling_rate
+from triptych.plan.speed import FILL, Speed, compute_rates
 from triptych.plan.worker import Worker
 from triptych.plan.workload import Computation, Micro, Workload
 from triptych.recipe import Memory, Recipe, StageBase, Workers

@@ -1,29 +1,27 @@
 """Step time and tokens per second: the workload at the machine's rates, communication, and sampling."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from triptych.methods.parameters.total import trained
 from triptych.models.sizes import Sizes
 from triptych.plan.activations import BYTES, FP32
+from triptych.plan.engine_speed import judging_seconds, sampling_rate
 from triptych.plan.machines import Machine
 from triptych.plan.memory import head_of
-from triptych.plan.placement import Request, cores, requests
+from triptych.plan.placement import ENGINE, Request, engine_of, requests
 from triptych.plan.rates import CPU, Rates, of_gpu
 from triptych.plan.sharding import sharding
 from triptych.plan.workload import Computation, Micro, Workload
-from triptych.recipe import Engines, Method, Recipe, RoleSpec, TrainedStage, Workers
+from triptych.recipe import Method, Recipe, RoleSpec, TrainedStage, Workers
 from triptych.recipe.method import trains_base
 from triptych.recipe.stage import ANSWER_SHARE, MicroBatch, SamplingShape
 from triptych.recipe.training import StrategyName
 
 FILL = 0.5
 """Length of rows as a share of the longest allowed."""
-_DECODE_EFFICIENCY = 0.5
-"""Share of a GPU's memory bandwidth that decoding sustains."""
-_SEQUENCES = 256
-"""Sequences that an engine decodes at once, at most."""
 _CPU_LINK = 1.5e9
 """Bytes a second between workers on CPUs, by gloo."""
 _NETWORK_LINK = 2.5e10
@@ -40,11 +38,16 @@ class Speed:
     """Seconds of passes and updates."""
     communicating: float = 0.0
     sampling: float = 0.0
+    """Seconds in which engines write answers."""
+    judging: float = 0.0
+    """Seconds in which engines of a teacher judge answers."""
+    at_least: str | None = None
+    """Reason why a step may take longer, as a sentence; None: nothing of that kind is known."""
 
     @property
     def step_seconds(self) -> float:
-        """Seconds of a step: computing, communicating and sampling in turn."""
-        return self.computing + self.communicating + self.sampling
+        """Seconds of a step: computing, communicating, sampling and judging in turn."""
+        return self.computing + self.communicating + self.sampling + self.judging
 
     @property
     def tokens_per_second(self) -> float:
@@ -54,7 +57,8 @@ class Speed:
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         seconds = {"computing": self.computing, "communicating": self.communicating, "sampling": self.sampling}
-        return {"tokens": self.tokens, "step_seconds": self.step_seconds, "seconds": seconds}
+        seconds |= {"judging": self.judging}
+        return {"tokens": self.tokens, "step_seconds": self.step_seconds, "seconds": seconds, "at_least": self.at_least}
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,10 @@ def stage_speed(
     workers = compute_rates(recipe, stage.workers, machine, rates or CPU)
     sampling, engines = stage.shape().sampling, stage.engines
     if sampling is not None and engines is not None:
-        asked = next(request for request in requests(name, stage) if request.role == "engine")
-        rate = sampling_rate(sampling, engines, asked, sizes, machine, workers.rates, recipe.model.dtype)
-        return _sampled_step(recipe, stage, sampling, sizes, workers, rate, row.fill)
+        asked = {request.role: request for request in requests(name, stage)}
+        rate = sampling_rate(sampling, engines, asked[ENGINE], sizes, machine, workers.rates, recipe.model.dtype)
+        step = _sampled_step(recipe, stage, sampling, sizes, workers, rate, row.fill)
+        return replace(step, judging=_judging(stage, sampling, asked, machine, workers.rates, row.fill))
     micro, roles = usual_micro(stage, row), stage.trained_roles(recipe.stages)
     computed = _computation(recipe, stage, sizes, roles[0].method).step(micro) * len(roles)
     sent = sum(_sent(recipe, stage, role, sizes, strategy, micro.count) for role in roles)
@@ -188,7 +193,7 @@ def _sampled_step(
     """
     samples, ranks = sampling.samples, stage.workers.count
     answers = samples * sampling.max_new_tokens
-    rows = (answers + fill * samples * sampling.max_prompt_tokens) / ranks
+    rows = _sampled_tokens(sampling, fill) / ranks
     count = max(1.0, rows / stage.train.batch.micro_tokens)
     length = rows * ranks / samples
     written = Micro(count, rows / count, length, rows / count * answers / (rows * ranks))
@@ -200,26 +205,30 @@ def _sampled_step(
         micro = read if role.head else written
         scored += computed.forward(micro)
         if role.trained:
-            updated += (computed.passes(micro) + computed.update() * sampling.minibatches) * role.updates
-    return Speed(answers, workers.seconds(scored + updated * sampling.epochs), sampling=answers / rate)
+            learned = computed.passes(micro) + computed.update() * sampling.minibatches
+            updated += learned * role.updates * role.learning
+    seconds = workers.seconds(scored + updated * sampling.epochs)
+    return Speed(answers, seconds, sampling=answers / rate, at_least=sampling.more)
 
 
-def sampling_rate(
+def _sampled_tokens(sampling: SamplingShape, fill: float) -> float:
+    """Tokens of all samples of a step, prompts included, of which `fill` is the usual share of the longest."""
+    return sampling.samples * (sampling.max_new_tokens + fill * sampling.max_prompt_tokens)
+
+
+def _judging(
+    stage: TrainedStage,
     sampling: SamplingShape,
-    rollout: Engines,
-    engines: Request,
-    sizes: Sizes,
+    asked: Mapping[str, Request],
     machine: Machine,
     rates: Rates,
-    dtype: str,
+    fill: float,
 ) -> float:
-    """Tokens a second of all engines: bound by arithmetic on CPU, by reading the weights on GPU."""
-    arithmetic = 2 * sizes.total
-    if not engines.gpus or machine.gpu is None:
-        threads = min(rollout.threads, cores(engines, machine))
-        costs = (CPU if rates.launches else rates).costs[dtype]
-        return engines.count * threads / (arithmetic * (costs["product_flops"] + costs["product_bytes"] / 4))
-    share = engines.count * min(1.0, engines.gpus)
-    sequences = min(_SEQUENCES, sampling.samples / engines.count)
-    reading = sequences * _DECODE_EFFICIENCY * machine.gpu.bandwidth / (sizes.total * BYTES[dtype])
-    return share * min(reading, 1 / (arithmetic * of_gpu(machine.gpu).costs[dtype]["product_flops"]))
+    """Seconds in which engines of models of their own judge the samples of a step."""
+    tokens = _sampled_tokens(sampling, fill)
+    return sum(
+        judging_seconds(
+            one, asked[engine_of(one.name)], machine, rates, tokens=tokens, length=tokens / sampling.samples
+        )
+        for one in stage.engine_models
+    )
