@@ -15,15 +15,19 @@ LAPTOP = Machine("laptop", (Node(cpus=2, gpus=0, memory=24 * 2**30),))
 CHATS = {"data": {"path": "chats.jsonl"}, "measure": {"name": "loss"}}
 
 
-def load(folder: Path, **stage: Any) -> Recipe:
-    """Two SFT stages, and `compare`: both beside the base on chats, where `stage` does not say otherwise."""
+def load(folder: Path, *, taste: dict[str, Any] | None = None, **stage: Any) -> Recipe:
+    """Two SFT stages, and `compare`: both beside the base on chats, where `stage` does not say otherwise.
+
+    `taste`: fields of a reward stage; None: there is none.
+    """
     sft = {"kind": "sft", "data": {"train": {"path": "chats.jsonl"}}, "train": {"steps": 1}}
     compare = {"kind": "evaluation", "models": ["base", "one", "two"], "sets": {"chats": CHATS}} | stage
     model = {"base": "smollm2-135m-instruct"}
     path = folder / "recipe.yaml"
-    path.write_text(
-        yaml.safe_dump({"name": "t", "model": model, "stages": {"one": sft, "two": sft, "compare": compare}})
+    stages = {"one": sft, "two": sft, "compare": compare} | (
+        {"taste": sft | {"kind": "reward"} | taste} if taste else {}
     )
+    path.write_text(yaml.safe_dump({"name": "t", "model": model, "stages": stages}))
     return load_recipe(path)
 
 
@@ -73,3 +77,12 @@ def test_engines_are_planned_beside_the_workers(tmp_path: Path) -> None:
     assert "engine" not in less.roles
     assert more.peak_bytes > less.peak_bytes + 2 * 2**30, "a cache of 1 GiB each"
     assert more.speed.sampling > 0 == less.speed.sampling
+
+
+def test_a_judge_that_is_a_whole_model_takes_the_bases_place(tmp_path: Path) -> None:
+    """Its head alone comes on top: weights of the base's size are there once at a time."""
+    judged = {"data": {"path": "prompts.jsonl"}, "measure": {"name": "judge", "reward": "taste"}}
+    one = load(tmp_path, sets={"films": judged, "chats": CHATS}, taste={"method": {"name": "full"}})
+    found = estimate(one, machine=LAPTOP, stage="compare").stages["compare"].roles
+    assert {name: amount.expected for name, amount in found["reward"].parts.items()} == {"adapter": 4 * 577}
+    assert found["base"].parts["weights"].expected == 2 * model_sizes(one.model).total
