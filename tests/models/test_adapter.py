@@ -16,7 +16,7 @@ from triptych.models.adapter import Adapter, Normalization, load_adapter, save_a
 from triptych.models.base import load_causal_lm
 from triptych.models.heads import ScalarHead
 from triptych.recipe import CRITIC, POLICY, REFERENCE, REWARD, Lora
-from triptych.stages.rl.worker import add_roles
+from triptych.stages.rl.roles import add_roles
 from triptych.stages.role_models import RoleModels
 from triptych.train.batch import sample_batch
 from triptych.train.tasks.forward import mean_scores, response_logprobs, response_values, sequence_scores
