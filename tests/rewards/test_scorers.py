@@ -1,6 +1,7 @@
 """Rewards that are asked outside the learner: what they say, and what becomes of those that fail."""
 
 import asyncio
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +10,14 @@ import pytest
 
 from tests.support import reward_functions
 from triptych.errors import UserError
-from triptych.recipe.reward import Calls, FormatReward, FunctionReward, Gsm8kReward, LengthReward
+from triptych.recipe.reward import (
+    Calls,
+    FormatReward,
+    FunctionReward,
+    Gsm8kReward,
+    LengthReward,
+    ReasoningGymReward,
+)
 from triptych.rewards.asking import Asking, BusyError, Failed, RefusedError
 from triptych.rewards.base import Answer, Given, Scorer
 from triptych.rewards.table import SCORERS
@@ -63,6 +71,41 @@ def test_gsm8k_cannot_judge_without_a_right_number(fields: dict[str, Any], reaso
     assert right == 1.0
     assert isinstance(wrong, Failed)
     assert reason in wrong.reason
+
+
+SORTED: dict[str, Any] = {
+    "question": "Sort 15, 1, 8 in descending order",
+    "answer": "['15', '8', '1']",
+    "metadata": {"source_dataset": "number_sorting", "direction": "descending"},
+}
+LEGS: dict[str, Any] = {"question": "2 dogs?", "answer": "8", "metadata": {"source_dataset": "leg_counting"}}
+
+
+def test_a_task_of_reasoning_gym_scores_by_its_own_rule() -> None:
+    """Lists of numbers are compared as numbers; a text that holds a count has a share, by characters."""
+    texts = [("['15', '8', '1']", SORTED), ("<answer>['15.0','8','1']</answer>", SORTED), ("['1', '8', '15']", SORTED)]
+    texts += [("8", LEGS), ("8.00", LEGS), ("8 legs", LEGS), ("<answer>9</answer>", LEGS)]
+    answers = [answer(text, **row) for text, row in texts]
+    assert scores(ReasoningGymReward(calls=QUICK), answers) == [1.0, 1.0, 0.0, 1.0, 0.25, pytest.approx(1 / 6), 0.0]
+    assert scores(ReasoningGymReward(partial=False, calls=QUICK), answers) == [1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+
+
+def test_reasoning_gym_cannot_judge_a_row_of_no_task() -> None:
+    strange = {**LEGS, "metadata": {"source_dataset": "leg_count"}}
+    right, unknown, bare = scores(
+        ReasoningGymReward(calls=QUICK), [answer("8", **LEGS), answer("8", **strange), answer("8")]
+    )
+    assert right == 1.0
+    assert isinstance(unknown, Failed)
+    assert "no task 'leg_count' in reasoning-gym" in unknown.reason
+    assert isinstance(bare, Failed)
+    assert "no `question`, or no `metadata`" in bare.reason
+
+
+def test_reasoning_gym_that_is_not_installed_is_said_before_anything_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(UserError, match=r"^name: reasoning-gym cannot be imported .*'triptych\[reasoning\]'$"):
+        SCORERS["reasoning_gym"](ReasoningGymReward())
 
 
 def test_a_format_has_to_match_the_whole_answer() -> None:

@@ -239,6 +239,14 @@ def test_prompts_without_a_rewards_column_are_refused_before_anything_is_sampled
         check_columns(run.ctx, "train", [*prompts, PromptExample([1], {"right": None})])
 
 
+def test_prompts_that_are_no_rows_of_a_task_are_refused_before_anything_is_sampled(still: RlWorker) -> None:
+    run = with_terms(still, rewards=[{"name": "reasoning_gym"}])
+    with pytest.raises(
+        UserError, match=r"rewards\.0 \(reasoning_gym\): 1 of 1 rows of data\.train have no column 'metadata'"
+    ):
+        check_columns(run.ctx, "train", [PromptExample([1], {"answer": "8"})])
+
+
 # What the algorithm gets
 
 
@@ -295,6 +303,7 @@ def test_a_recipe_without_a_reward_model_has_no_role_for_one(three_stages: Path)
         ([{"name": "length", "limit": 3, "cache": 4}], "stages.ppo.rewards.0: cache: 4, and the limit is 3"),
         ([{"name": "length", "limit": 9999, "cache": 4}], "stages.ppo.rewards.0.limit: answers of up to"),
         ([{"name": "function", "function": "module.f"}], "stages.ppo.rewards.0.function"),
+        ([{"name": "reasoning_gym", "task": "gcd"}], "stages.ppo.rewards.0.task"),
         ([{"name": "http", "url": "https://a:b@c.example"}], "stages.ppo.rewards.0.url"),
         (
             [{"name": "judge", "url": "https://c", "model": "m", "lowest": 9, "highest": 1}],

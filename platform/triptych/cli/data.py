@@ -1,4 +1,4 @@
-"""`triptych data`: look at rows before training on them."""
+"""`triptych data`: look at rows before training on them, or make them from tasks."""
 
 import json
 import sys
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from triptych.cli.data_tasks import reasoning_gym
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     from triptych.data.rows import RowKind, SourceRows
     from triptych.recipe.data import Source
 
-app = typer.Typer(help="Look at rows before training on them.", no_args_is_help=True)
+app = typer.Typer(help="Look at rows before training on them, or make them from tasks.", no_args_is_help=True)
+app.command("reasoning-gym")(reasoning_gym)
 
 BINS = 8
 SHOWN = 5
@@ -29,11 +32,6 @@ class ControlOption(StrEnum):
 
     refuse = "refuse"
     escape = "escape"
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `check` a verb of its own while it is the only one."""
 
 
 @app.command()

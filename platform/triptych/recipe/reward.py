@@ -113,6 +113,24 @@ class Gsm8kReward(CalledReward):
         return self.answer
 
 
+class ReasoningGymReward(CalledReward):
+    """Score of a task of reasoning-gym by the task's own rule, mostly from 0 to 1.
+
+    Rows are those of `triptych data reasoning-gym`: `question`, `answer`, `metadata`, perhaps `config`. What stands
+    between `<answer>` and `</answer>` is scored, or the whole answer where there are no such tags. The extra
+    `reasoning` has the library.
+    """
+
+    name: Literal["reasoning_gym"] = "reasoning_gym"
+    """Kind of the reward."""
+    partial: bool = True
+    """False: 1 where the task's score is 1, else 0."""
+
+    @property
+    def column(self) -> str | None:
+        return "metadata"
+
+
 class EnvironmentReward(CalledReward):
     """Sum of the rewards that the environment gave for the turns of a trajectory."""
 
@@ -229,6 +247,7 @@ RewardTerm = Annotated[
     Annotated[ModelReward, Tag("model")]
     | Annotated[FunctionReward, Tag("function")]
     | Annotated[Gsm8kReward, Tag("gsm8k")]
+    | Annotated[ReasoningGymReward, Tag("reasoning_gym")]
     | Annotated[EnvironmentReward, Tag("environment")]
     | Annotated[FormatReward, Tag("format")]
     | Annotated[LengthReward, Tag("length")]

@@ -9,7 +9,7 @@ from triptych.rewards.function import FunctionScore
 from triptych.rewards.http import HttpScore
 from triptych.rewards.judge import JudgeScore
 from triptych.rewards.model import ModelScore
-from triptych.rewards.verifiers import earned, gsm8k, length, written_as
+from triptych.rewards.verifiers import earned, gsm8k, length, reasoning_gym, written_as
 
 REWARDS: dict[str, Callable[[ModelReward, Sequence[str]], RewardFunction]] = {
     "model": lambda settings, roles: ModelScore(roles)
@@ -19,6 +19,7 @@ REWARDS: dict[str, Callable[[ModelReward, Sequence[str]], RewardFunction]] = {
 SCORERS: Mapping[str, Callable[[Any], Scorer]] = {
     "function": FunctionScore.of,
     "gsm8k": gsm8k,
+    "reasoning_gym": reasoning_gym,
     "environment": earned,
     "format": written_as,
     "length": length,

@@ -1,4 +1,4 @@
-"""Rewards by rule: numbers compared with the right ones, a form that answers must have, their length."""
+"""Rewards by rule: numbers compared with the right ones, tasks of a library, a form, a length."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,10 @@ from typing import Any
 
 import regex
 
+from triptych.data import reasoning
 from triptych.data.answers import final_number, right_answers
-from triptych.recipe.reward import EnvironmentReward, FormatReward, Gsm8kReward, LengthReward
+from triptych.errors import UserError
+from triptych.recipe.reward import EnvironmentReward, FormatReward, Gsm8kReward, LengthReward, ReasoningGymReward
 from triptych.rewards.asking import Asking, RefusedError, in_thread
 from triptych.rewards.base import Answer, Given
 from triptych.rewards.in_calls import in_calls
@@ -44,6 +46,20 @@ def gsm8k(settings: Gsm8kReward) -> RuleScore:
         if None in right:
             raise ValueError(f"column {settings.answer!r} of the prompt's row has no number")
         return float(final_number(answer.text) in right)
+
+    return RuleScore(rule)
+
+
+def reasoning_gym(settings: ReasoningGymReward) -> RuleScore:
+    """What the task of the prompt's row says. UserError: its library is not installed."""
+    try:
+        reasoning.library()
+    except UserError as error:
+        raise UserError(f"name: {error}") from error
+
+    def rule(answer: Answer) -> float:
+        given = reasoning.score(answer.text, answer.fields)
+        return given if settings.partial else float(given >= 1)
 
     return RuleScore(rule)
 
