@@ -127,4 +127,4 @@ def _task(task: str, config: Mapping[str, Any]) -> Any:
     try:
         return create_dataset(task, **config)
     except (AssertionError, TypeError, ValueError) as error:
-        raise UserError(f"{task}: {error or 'a value that the task does not take'}") from error
+        raise UserError(f"{task}: {str(error) or 'a value that the task does not take'}") from error
