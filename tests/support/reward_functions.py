@@ -129,7 +129,7 @@ CANCELLED = threading.Event()
 async def never(completions: list[str]) -> list[float]:
     """A coroutine that waits for ever, and says when it is cancelled."""
     try:
-        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+        return await asyncio.get_running_loop().create_future()
     except asyncio.CancelledError:
         CANCELLED.set()
         raise
