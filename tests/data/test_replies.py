@@ -79,6 +79,7 @@ def test_a_template_of_thoughts_keeps_them_for_a_tool_and_is_refused_for_a_user(
         ("m.content", None),
         ("m.content | trim", None),
         ("m.content.split('</think>')[-1] if not loop.last else m.content", "leaves the thoughts"),
+        ("m.content.upper() if m.role == 'assistant' and loop.revindex > 3 else m.content", "writes earlier turns"),
         ("m.content.upper() if m.role == 'assistant' and not loop.last else m.content", "writes earlier turns"),
     ],
 )

@@ -144,6 +144,26 @@ def test_what_fails_is_left_out_and_too_much_of_it_stops_the_run(tiny_model_dir:
         rl_step(strict, 1)
 
 
+def test_a_reply_that_the_template_cannot_write_fails_its_trajectory_alone(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, written = run_of(tiny_model_dir, tmp_path, environment={"calls": {"max_failed": 0.9}}), ReplyTokens.of
+    assert run.player is not None
+    replied: list[str] = []
+
+    def of(self: ReplyTokens, reply: str) -> list[int]:
+        replied.append(reply)
+        if len(replied) == 2:
+            raise ValueError("the control token '@' has one character, and cannot be escaped")
+        return written(self, reply)
+
+    monkeypatch.setattr(ReplyTokens, "of", of)
+    failed = [one.failed for one in trajectories(run)]
+    assert [reason for reason in failed if reason] == [
+        "a reply that cannot be written: the control token '@' has one character, and cannot be escaped"
+    ]
+
+
 @pytest.mark.slow
 def test_two_ranks_learn_what_one_does(ranks: Ranks, tiny_model_dir: Path, tmp_path: Path) -> None:
     algorithms = {name: {"name": name} for name in ("ppo", "grpo")}

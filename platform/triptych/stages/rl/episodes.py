@@ -122,13 +122,20 @@ class Player:
             one.failed, one.ended = step.reason, True
             return
         one.earned += step.reward
-        one.ended = last or step.reply is None
-        if one.ended or step.reply is None:
-            return
-        ids = self.replies.of(step.reply)
-        if len(ids) > self.settings.max_reply_tokens:
-            one.failed = f"a reply of {len(ids)} tokens, and max_reply_tokens is {self.settings.max_reply_tokens}"
+        if last or step.reply is None:
             one.ended = True
+        else:
+            self._append(one, step.reply)
+
+    def _append(self, one: _Running, reply: str) -> None:
+        """Append a reply's tokens; one that cannot be written, or is too long, is a failure."""
+        try:
+            ids, most = self.replies.of(reply), self.settings.max_reply_tokens
+        except ValueError as error:
+            one.failed, one.ended = f"a reply that cannot be written: {error}", True
+            return
+        if len(ids) > most:
+            one.failed, one.ended = f"a reply of {len(ids)} tokens, and max_reply_tokens is {most}", True
             return
         one.reply(ids)
 
