@@ -30,8 +30,7 @@ from triptych.data.answers import final_number, same_text
 
 EXAMPLE = ROOT / "examples" / "reasoning"
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
-TASK = ("chain_sum", "--set", "max_terms=2", "--set", "min_digits=1", "--set", "max_digits=2")
-REQUEST = "Write only the number."
+TASK = ("needle_haystack", "--set", "min_num_statements=3", "--set", "max_num_statements=5")
 FORM = re.compile(r"(?s).*#### -?[\d,]+")
 FORM_REQUEST = "End with `#### ` and the number."
 RECIPES = {"task": ("recipe.yaml", "task"), "format": ("format.yaml", "gsm8k")}
@@ -66,7 +65,7 @@ def main() -> None:
 def prepare_task() -> None:
     """Rows of the task."""
     if not (EXAMPLE / "data" / "train.jsonl").exists():
-        counts = ("--train", "1000", "--heldout", "200", "--request", REQUEST)
+        counts = ("--train", "1000", "--heldout", "200")
         triptych("data", "reasoning-gym", *TASK, "--out", str(EXAMPLE / "data"), *counts)
 
 
