@@ -102,6 +102,18 @@ def test_reasoning_gym_cannot_judge_a_row_of_no_task() -> None:
     assert "no `question`, or no `metadata`" in bare.reason
 
 
+def test_an_answer_is_run_by_no_rule_that_the_recipe_does_not_let() -> None:
+    row = {"question": "?", "answer": "4", "metadata": {"source_dataset": "spiral_matrix", "solution": [1]}}
+    text = "[__import__('tests.support.reward_functions').support.reward_functions.calls.append({})]"
+    reward_functions.calls.clear()
+    [found] = scores(ReasoningGymReward(calls=QUICK), [answer(text, **row)])
+    assert isinstance(found, Failed)
+    assert "the rule of spiral_matrix runs what the policy writes" in found.reason
+    assert reward_functions.calls == []
+    assert scores(ReasoningGymReward(run_answers=True, calls=QUICK), [answer(text, **row)]) == [0.0]
+    assert reward_functions.calls == [{}], "the library runs it"
+
+
 def test_reasoning_gym_that_is_not_installed_is_said_before_anything_is_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(UserError, match=r"^name: reasoning-gym cannot be imported .*'triptych\[reasoning\]'$"):

@@ -247,6 +247,16 @@ def test_prompts_that_are_no_rows_of_a_task_are_refused_before_anything_is_sampl
         check_columns(run.ctx, "train", [PromptExample([1], {"answer": "8"})])
 
 
+def test_tasks_that_run_what_the_policy_writes_are_refused_unless_the_recipe_lets_them(still: RlWorker) -> None:
+    row = PromptExample([1], {"question": "?", "answer": "1", "metadata": {"source_dataset": "countdown"}})
+    run = with_terms(still, rewards=[{"name": "reasoning_gym"}])
+    with pytest.raises(
+        UserError, match=r"rewards\.0 \(reasoning_gym\): the rule of countdown runs .* run_answers: true"
+    ):
+        check_columns(run.ctx, "train", [row])
+    check_columns(with_terms(still, rewards=[{"name": "reasoning_gym", "run_answers": True}]).ctx, "train", [row])
+
+
 # What the algorithm gets
 
 

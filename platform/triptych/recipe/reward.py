@@ -2,14 +2,28 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from triptych.recipe.base import Closed, Count, NoEffect, Positive, TagAt
 from triptych.recipe.stage import REWARD
 
+RUNNING_TASKS = frozenset(
+    [
+        "binary_matrix",
+        "countdown",
+        "intermediate_integration",
+        "n_queens",
+        "polynomial_multiplication",
+        "puzzle24",
+        "simple_integration",
+        "spiral_matrix",
+        "string_insertion",
+    ]
+)
+"""Tasks of reasoning-gym whose rules give the answer to `eval`, or to sympy's parser, which does."""
 RESERVED = ("failed", "std")
 """Labels that would give a metric the name of another."""
 
@@ -76,6 +90,10 @@ class CalledReward(RewardBase):
     calls: NoEffect[Calls] = Calls()
     """Time limit, attempts, and the share of answers that may be left without a score."""
 
+    def refuses(self, fields: Mapping[str, Any]) -> str | None:
+        """Why it does not score answers to a row of these columns; None: it may."""
+        return None
+
 
 class FunctionReward(CalledReward):
     """Score of a Python function, which the workers can import.
@@ -125,10 +143,19 @@ class ReasoningGymReward(CalledReward):
     """Kind of the reward."""
     partial: bool = True
     """False: 1 where the task's score is 1, else 0."""
+    run_answers: bool = False
+    """True: also tasks whose rule runs the answer as Python, with all that the worker may do."""
 
     @property
     def column(self) -> str | None:
         return "metadata"
+
+    def refuses(self, fields: Mapping[str, Any]) -> str | None:
+        metadata = fields.get("metadata")
+        task = metadata.get("source_dataset") if isinstance(metadata, Mapping) else None
+        if self.run_answers or task not in RUNNING_TASKS:
+            return None
+        return f"the rule of {task} runs what the policy writes as Python; allowed: other tasks, or run_answers: true"
 
 
 class EnvironmentReward(CalledReward):

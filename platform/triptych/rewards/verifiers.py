@@ -58,6 +58,8 @@ def reasoning_gym(settings: ReasoningGymReward) -> RuleScore:
         raise UserError(f"name: {error}") from error
 
     def rule(answer: Answer) -> float:
+        if why := settings.refuses(answer.fields):
+            raise ValueError(why)
         given = reasoning.score(answer.text, answer.fields)
         return given if settings.partial else float(given >= 1)
 

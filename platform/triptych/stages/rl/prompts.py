@@ -26,11 +26,15 @@ def prompt_table(prompts: Sequence[PromptExample], digest: str) -> Table:
 
 
 def check_columns(ctx: StageContext[Rl], split: str, prompts: Sequence[PromptExample]) -> None:
-    """UserError where more prompts lack a reward's column than it may leave without a score."""
+    """UserError where a reward refuses a row, or more of them lack its column than it may leave without a score."""
     watch = ctx.stage.watch if split in ctx.stage.heldout_sets else None
     asked = ctx.stage.terms(split) | ({("watch",): watch} if watch is not None else {})
     for field, reward in asked.items():
-        if not isinstance(reward, CalledReward) or reward.column is None:
+        if not isinstance(reward, CalledReward):
+            continue
+        if refused := next((why for prompt in prompts if (why := reward.refuses(prompt.fields))), None):
+            raise UserError(f"stages.{ctx.name}.{dotted(field)} ({reward.name}): {refused}")
+        if reward.column is None:
             continue
         missing = sum(prompt.fields.get(reward.column) is None for prompt in prompts)
         if missing > reward.calls.max_failed * len(prompts):
