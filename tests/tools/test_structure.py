@@ -16,7 +16,7 @@ from structure import measure, show_offenders
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LIMITS = {
-    "reach": 272,
+    "reach": 273,
     "kinds": 3,
     "touched": 4,
     "names": 0,

@@ -1,10 +1,10 @@
 """Base of all recipe models: unknown keys are refused, and a recipe never changes once loaded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 
@@ -32,6 +32,17 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 
 T = TypeVar("T")
+
+
+def unreserved(names: Sequence[str], why: str) -> AfterValidator:
+    """A validator that refuses some names; `why`: what such a name does, for the message."""
+
+    def check(name: str) -> str:
+        if name in names:
+            raise ValueError(f"{name} {why}; allowed: any name but {', '.join(names)}")
+        return name
+
+    return AfterValidator(check)
 
 
 class _NoEffect:

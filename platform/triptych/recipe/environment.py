@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Tag
 
 from triptych.recipe.base import Closed, Count, NoEffect, TagAt
+from triptych.recipe.functions import FunctionName
 from triptych.recipe.reward import Calls
 
 
@@ -74,7 +75,7 @@ class FunctionEnvironment(Replying):
 
     name: Literal["function"] = "function"
     """Kind of the environment."""
-    function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+    function: FunctionName
     """The class, or a function that gives such an object, as `module:name`."""
     arguments: dict[str, Any] = {}
     """Further arguments by name; a column of the same name goes before."""

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from triptych.recipe.base import Closed, Count
+from triptych.recipe.base import Closed, Count, unreserved
 from triptych.recipe.data import Source
 from triptych.recipe.errors import Fault
 from triptych.recipe.reward import RewardTerm
@@ -18,13 +18,9 @@ RESERVED = ("distinct2", "judge", "kl", "length", "pass", "reward", "teacher", "
 """Names that would give a set's metric the name of another."""
 
 
-def _free(name: str) -> str:
-    if name in RESERVED:
-        raise ValueError(f"{name} begins the names of other metrics; allowed: any name but {', '.join(RESERVED)}")
-    return name
-
-
-SetName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$"), AfterValidator(_free)]
+SetName = Annotated[
+    str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$"), unreserved(RESERVED, "begins the names of other metrics")
+]
 """Name of a set, in its metrics behind `heldout_`: lower case letters, digits, dashes."""
 
 

@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from triptych.recipe.base import Closed, Count, NoEffect, Positive, TagAt
+from triptych.recipe.base import Closed, Count, NoEffect, Positive, TagAt, unreserved
+from triptych.recipe.functions import FunctionName
 from triptych.recipe.stage import REWARD
 
 RUNNING_TASKS = frozenset(
@@ -28,13 +29,7 @@ RESERVED = ("failed", "std")
 """Labels that would give a metric the name of another."""
 
 
-def _free(label: str) -> str:
-    if label in RESERVED:
-        raise ValueError(f"{label} names another metric; allowed: any name but {', '.join(RESERVED)}")
-    return label
-
-
-Label = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$"), AfterValidator(_free)]
+Label = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,62}$"), unreserved(RESERVED, "names another metric")]
 """Name of a reward in logs and in the record of rollouts: lower case letters, digits, underscores."""
 
 
@@ -105,7 +100,7 @@ class FunctionReward(CalledReward):
 
     name: Literal["function"] = "function"
     """Kind of the reward."""
-    function: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+    function: FunctionName
     """The function, as `module:function`."""
     conversational: bool = False
     """True: each prompt and completion is a list of messages, as TRL has it for conversational data; False: a text."""

@@ -3,10 +3,9 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pkgutil import resolve_name
 from typing import Any
 
-from triptych.errors import UserError
+from triptych.recipe.functions import imported
 from triptych.recipe.reward import FunctionReward
 from triptych.rewards.asking import Asking, in_thread
 from triptych.rewards.base import Answer, Given
@@ -23,13 +22,7 @@ class FunctionScore:
     @classmethod
     def of(cls, settings: FunctionReward) -> "FunctionScore":
         """The reward whose function the recipe names. UserError: it cannot be imported."""
-        try:
-            function = resolve_name(settings.function)
-        except Exception as error:
-            raise UserError(f"function: {settings.function} cannot be imported: {error}") from error
-        if not callable(function):
-            raise UserError(f"function: {settings.function} is no function, but {type(function).__name__}")
-        return cls(settings, function)
+        return cls(settings, imported(settings.function, "function"))
 
     async def score(self, answers: Sequence[Answer], asking: Asking) -> Sequence[Given]:
         """The function's scores, by calls of as many answers as the recipe says."""
