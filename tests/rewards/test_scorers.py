@@ -103,7 +103,8 @@ def test_reasoning_gym_cannot_judge_a_row_of_no_task() -> None:
 
 
 def test_an_answer_is_run_by_no_rule_that_the_recipe_does_not_let() -> None:
-    row = {"question": "?", "answer": "4", "metadata": {"source_dataset": "spiral_matrix", "solution": [1]}}
+    metadata = {"source_dataset": "spiral_matrix", "solution": [1]}
+    row: dict[str, Any] = {"question": "?", "answer": "4", "metadata": metadata}
     text = "[__import__('tests.support.reward_functions').support.reward_functions.calls.append({})]"
     reward_functions.calls.clear()
     [found] = scores(ReasoningGymReward(calls=QUICK), [answer(text, **row)])
