@@ -21,9 +21,11 @@ from tests.support.rl_step import (
     rl_step,
 )
 from triptych.data.replies import ReplyTokens
+from triptych.environments.base import Step
 from triptych.errors import RunError
 from triptych.models.base import load_tokenizer
 from triptych.rollout.trajectory import Trajectory
+from triptych.stages.rl.episodes import checked
 from triptych.train.batch import answer_mask, sample_batch
 from triptych.train.tasks.rl import objectives
 
@@ -142,6 +144,35 @@ def test_what_fails_is_left_out_and_too_much_of_it_stops_the_run(tiny_model_dir:
         RunError, match=r"stages.rl.environment: 6 of 6 .* a reply of \d+ tokens, and max_reply_tokens is 48"
     ):
         rl_step(strict, 1)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (Step("next", None), "step gave a reward: None is no number"),  # type: ignore[arg-type]
+        (Step("next", math.nan), "step gave a reward: nan is no finite number"),
+        (Step("next", "3"), "step gave a reward: '3' is no number, but str"),  # type: ignore[arg-type]
+        (Step(5), "step gave a reply that is int, not a text or None"),  # type: ignore[arg-type]
+        ({"reply": "next"}, "step gave dict, not a Step"),
+    ],
+)
+def test_a_step_that_is_none_is_refused(step: object, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^{message}$"):
+        checked(step)
+
+
+def test_a_step_that_is_none_fails_its_trajectory_alone(tiny_model_dir: Path, tmp_path: Path) -> None:
+    run = run_of(tiny_model_dir, tmp_path, "Odd", {"odd": 1}, environment={"calls": {"max_failed": 0.9}})
+    run.prompts[:] = run.prompts[:3]
+    numbers = [prompt.fields["number"] for prompt in prompts_of(run, 1) for _ in range(2)]
+    found = zip(numbers, trajectories(run), strict=True)
+    failed = {number: one.failed for number, one in found}
+    assert failed == {0: None, 1: "ValueError: step gave a reward: None is no number", 2: None}
+
+
+def test_an_environment_that_is_false_as_an_object_is_made_once(tiny_model_dir: Path, tmp_path: Path) -> None:
+    run = run_of(tiny_model_dir, tmp_path, "Empty")
+    assert {one.earned for one in trajectories(run)} == {6.0}
 
 
 def test_a_reply_that_the_template_cannot_write_fails_its_trajectory_alone(

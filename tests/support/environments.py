@@ -32,6 +32,24 @@ class Failing:
         return Step()
 
 
+class Odd(Counting):
+    """Gives no number as the reward of prompt `odd`."""
+
+    def __init__(self, number: int = 0, odd: int = -1, **fields: Any) -> None:
+        super().__init__(number)
+        self.odd = number == odd
+
+    async def step(self, text: str) -> Step:
+        return Step("next", None) if self.odd else await super().step(text)  # type: ignore[arg-type]
+
+
+class Empty(Counting):
+    """Replies as `Counting` does, and is false, as a container without elements is."""
+
+    def __len__(self) -> int:
+        return 0
+
+
 class Wordy:
     """Replies at length."""
 

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from triptych.data.replies import ReplyTokens
@@ -12,6 +13,7 @@ from triptych.environments.base import Episode, MakeEpisode, Step
 from triptych.errors import RunError
 from triptych.recipe.environment import Replying
 from triptych.rewards.asking import Asking, Failed, in_thread
+from triptych.rewards.in_calls import score_of
 from triptych.rollout.trajectory import Trajectory
 
 Generate = Callable[[list[SampleRequest]], list[RolloutRecord]]
@@ -73,6 +75,22 @@ class _Running:
             self.earned,
             self.failed,
         )
+
+
+def checked(step: object) -> Step:
+    """What an environment's step gave.
+
+    Raises:
+        TypeError, ValueError: it is no `Step`, or its reply is no text, or its reward no finite number.
+    """
+    if not isinstance(step, Step):
+        raise TypeError(f"step gave {type(step).__name__}, not a Step")
+    if not isinstance(step.reply, str | None):
+        raise TypeError(f"step gave a reply that is {type(step.reply).__name__}, not a text or None")
+    reward = score_of(step.reward)
+    if not isinstance(reward, float):
+        raise ValueError(f"step gave a reward: {'None is no number' if reward is None else reward.reason}")
+    return Step(step.reply, reward)
 
 
 @dataclass(frozen=True)
@@ -143,12 +161,9 @@ class Player:
         """The environment's step; the first one makes the environment."""
 
         async def call() -> Step:
-            episode = one.episode or await in_thread(lambda: self.make(one.fields))
-            one.episode = episode
-            step = await in_thread(lambda: episode.step(text))
-            if not isinstance(step, Step):
-                raise TypeError(f"step gave {type(step).__name__}, not a Step")
-            return step
+            if one.episode is None:
+                one.episode = await in_thread(lambda: self.make(one.fields))
+            return checked(await in_thread(partial(one.episode.step, text)))
 
         return await asking(call)
 
