@@ -107,10 +107,26 @@ def test_answers_of_the_newest_weights_are_not_stale(tiny_model_dir: Path, tmp_p
         assert (row["staleness"], row["staleness_max"]) == (0.0, 0.0)
 
 
+def test_answers_after_a_step_that_learned_nothing_are_of_the_newest_weights(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    terms: dict[str, Any] = {
+        "algorithm": {"name": "grpo", "dynamic_sampling": 1},
+        "kl": {"coef": 0},
+        "missing_eos_penalty": 0,
+    }
+    run = make_run(tiny_model_dir, tmp_path, rewards=[BY_NUMBER], **terms)
+    run.prompts[1] = replace(run.prompts[1], fields={"number": 7})
+    first_sync(run, 0)
+    rows = [rl_step(run, step) for step in (1, 2, 3)]
+    assert [row["without_spread"] for row in rows] == [1.0] * 3
+    assert [(row["staleness"], row["staleness_max"]) for row in rows] == [(0.0, 0.0)] * 3
+
+
 def test_staleness_is_counted_token_by_token() -> None:
-    """Step 5 learns with the weights of four updates."""
+    """The newest weights are those of four updates."""
     records = [
         Trajectory.of(RolloutRecord("", (1,), (2,) * len(drawn), (-1.0,) * len(drawn), drawn, "stop", seed=0, engine=0))
         for drawn in ((4, 4), (2, 3, 4))
     ]
-    assert staleness(5, records) == {"staleness": pytest.approx(3 / 5), "staleness_max": 2.0}
+    assert staleness(4, records) == {"staleness": pytest.approx(3 / 5), "staleness_max": 2.0}

@@ -39,9 +39,10 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
     # 2. Those that are learned from, if there are any: they have a score, and with dynamic sampling not that of all
     # the others to their prompt.
     all_scores = learned_scores(worker, drawn, rewarded)
-    rows, flat = learned_rows(worker.stage, drawn, all_scores), spread(worker, drawn, all_scores)
+    rows = learned_rows(worker.stage, drawn, all_scores)
+    told = spread(worker, drawn, all_scores) | staleness(worker.version, drawn.records)
     if not rows:
-        metrics = recorded(worker, step, drawn, rewarded, None) | flat
+        metrics = recorded(worker, step, drawn, rewarded, None) | told
         return metrics | memory(worker.learner) | times(worker, busy, clock)
     samples, scores = drawn.of_rows(rows), all_scores[rows]
 
@@ -69,7 +70,7 @@ def rl_step(worker: RlWorker, step: int) -> dict[str, float]:
 
     # 7. A record of the answers.
     metrics = recorded(worker, step, drawn, rewarded, Learned(rows, scored, credit)) | answer_metrics(scored, kl_coef)
-    metrics |= importance(scored, credit, worker.stage.importance.level) | flat
+    metrics |= importance(scored, credit, worker.stage.importance.level) | told
     clock.lap("record")
     return metrics | memory(worker.learner) | updates | synced | times(worker, busy, clock)
 
@@ -132,7 +133,6 @@ def recorded(
         "response_length": drawn.mask.sum(dim=1).float().mean().item(),
         "truncated": drawn.truncated.float().mean().item(),
         "tokens": float(drawn.mask.sum()),
-        **staleness(step, drawn.records),
         **({"sampled": sampled, "without_spread": 1.0 - kept / sampled} if dynamic else {}),
     }
 

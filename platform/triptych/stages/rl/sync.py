@@ -71,6 +71,7 @@ def sync_policy(worker: RlWorker, version: int, asked: Probe) -> dict[str, float
     now = _learner_logprobs(worker, POLICY, asked.prompts, asked.answers)
     metrics: dict[str, float] = {}
     report = _send(worker, version)
+    worker.version = version
     if report is not None:
         sequences = [p + a for p, a in zip(asked.prompts, asked.answers, strict=True)]
         engines = worker.pool.logprobs(sequences, [len(prompt) for prompt in asked.prompts])

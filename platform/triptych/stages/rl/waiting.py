@@ -27,10 +27,10 @@ def waiting(worker: RlWorker, busy: float, seconds: Mapping[str, float]) -> dict
     return {"engines_idle": max(0.0, idle), "learner_waits": seconds.get("sample", 0.0) / whole}
 
 
-def staleness(step: int, records: Sequence[Trajectory]) -> dict[str, float]:
-    """Updates that the learner's policy of step `step`, counted from 1, was ahead of the one that drew each token.
+def staleness(newest: int, records: Sequence[Trajectory]) -> dict[str, float]:
+    """Steps between the weights that drew each token and the newest ones, of version `newest`.
 
     Mean over tokens, and the most; 0 where every answer is of the newest weights.
     """
-    ages = [step - 1 - version for record in records for version in record.versions]
+    ages = [newest - version for record in records for version in record.versions]
     return {"staleness": fmean(ages), "staleness_max": float(max(ages))}

@@ -73,6 +73,8 @@ class RlWorker:
     kl: AdaptiveKL | None
     pad: int
     changes: WeightChanges | None = None
+    version: int = 0
+    """Of the weights that were last sent to the engines."""
     stopping: Stopping = field(default_factory=Stopping)
     flat: FlatGroups = field(default_factory=FlatGroups)
     teacher_pool: RolloutPool | None = None
