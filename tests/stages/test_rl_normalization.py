@@ -8,6 +8,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+from tests.support.environment_runs import run_of as environment_run
 from tests.support.ranks import Ranks
 from tests.support.rl_step import RlWorker, first_sync, make_run, prompts_of, resume, rl_step, save, score_answers
 from triptych.stages.recorder import Recorder
@@ -71,6 +72,18 @@ def test_nothing_is_sampled_where_no_reward_model_asks_for_it(
     monkeypatch.setattr(normalization, "model_scores", None)
     normalize_by_policy(run)
     assert run.constants == {}
+
+
+def test_answers_whose_environment_failed_are_left_out(tiny_model_dir: Path, tmp_path: Path) -> None:
+    failing: dict[str, Any] = {"rewards": [BY_POLICY], "environment": {"calls": {"max_failed": 0.9, "timeout_s": 2.0}}}
+    run = environment_run(tiny_model_dir, tmp_path / "one", "Failing", {"broken": 0}, **failing)
+    run.prompts[:] = run.prompts[:3]
+    normalize_by_policy(run)
+    scores = score_answers(run, run.sample(prompts_of(run, 1), "normalization", run.stage.rollout.sampling))
+    known = scores.total[scores.kept].double()
+    assert len(known) == 4
+    assert known.mean().item() == pytest.approx(0.0, abs=1e-6)
+    assert known.std(correction=0).item() == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.slow

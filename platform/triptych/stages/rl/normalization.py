@@ -3,6 +3,7 @@
 from triptych.models.adapter import Normalization
 from triptych.recipe.reward import ModelReward
 from triptych.stages.rl.rewarding import model_scores
+from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.step import prompts_of
 from triptych.stages.rl.terms import Terms
 from triptych.stages.rl.worker import RlWorker
@@ -23,11 +24,16 @@ def normalize_by_policy(worker: RlWorker) -> None:
     asked = {ref: place for ref, place in _asking(worker).items() if ref not in worker.constants}
     if not asked:
         return
-    samples = worker.sample(prompts_of(worker, 1), "normalization", worker.stage.rollout.sampling)
+    samples = _whole(worker.sample(prompts_of(worker, 1), "normalization", worker.stage.rollout.sampling))
     texts, prompts = ([""] * len(samples.records),) * 2  # a reward model reads tokens
     for ref, (terms, number) in asked.items():
         scores = model_scores(worker, samples, terms, number, samples.answers(texts, prompts)).double()
         worker.constants[ref] = Normalization(scores.mean().item(), max(scores.std(correction=0).item(), LEAST))
+
+
+def _whole(samples: Samples) -> Samples:
+    """The answers without those whose environment failed, which may not be all: steps leave them out too."""
+    return samples.of_rows((~samples.failed).nonzero().flatten().tolist())
 
 
 def _asking(worker: RlWorker) -> dict[str, tuple[Terms, int]]:
