@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.support import reward_functions
 from tests.support.environment_runs import run_of
@@ -105,6 +106,24 @@ def test_prompts_with_fewer_scored_answers_than_k_are_left_out_of_pass_at_k() ->
     assert pass_at_k(1, groups, 1.0).value == pytest.approx((1 / 3 + 1 + 0) / 3)
     assert pass_at_k(2, groups, 1.0).value == pytest.approx((2 / 3 + 0) / 2)
     assert pass_at_k(3, groups, 1.0).value == 1.0
+
+
+def test_a_score_that_32_bits_round_below_the_bar_reaches_it() -> None:
+    rounded = float(torch.tensor(0.7) * torch.tensor(1.0))
+    assert rounded < 0.7
+    assert pass_at_k(1, {0: [rounded], 1: [0.69999]}, 0.7).value == 0.5
+
+
+def test_what_never_ended_in_its_environment_is_measured_by_no_score(tiny_model_dir: Path, tmp_path: Path) -> None:
+    environment = {"calls": {"max_failed": 0.9, "timeout_s": 2.0}}
+    for name, watch in (("judge", {"judge": "vader"}), ("watch", {"watch": LENGTHS})):
+        run = run_of(tiny_model_dir, tmp_path / name, "Failing", {"broken": 1}, environment=environment, **watch)
+        run = replace(run, heldout={"heldout": run.prompts[1:3]})
+        assert [prompt.fields["number"] for prompt in run.heldout["heldout"]] == [1, 2]
+        metrics, rows = evaluate(run, "before"), written(run, "before")
+        scores = [row[name] for row in rows]
+        assert [score is None for score in scores] == [True, True, False, False]
+        assert metrics[f"heldout_{name}"] == pytest.approx(sum(scores[2:]) / 2)
 
 
 def test_held_out_metrics_are_reported_by_name(run: RlWorker) -> None:

@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from triptych import storage
 from triptych.data.encode import PromptExample
 from triptych.data.text_scores import SCORERS, distinct_n
@@ -16,6 +18,9 @@ from triptych.stages.evaluation.statistics import Statistic, mean, mean_of_group
 from triptych.stages.rl.rewarding import Rewarded, score_answers
 from triptych.stages.rl.samples import Samples
 from triptych.stages.rl.worker import RlWorker
+
+ROUNDED_OFF = 1e-6
+"""Relative error of a sum of a few rewards in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,10 @@ def _measured(worker: RlWorker, split: str, prompts: Sequence[PromptExample]) ->
     answers = worker.texts([record.last_turn for record in samples.records])
     watched: dict[str, Sequence[float]] = {}
     if stage.judge is not None:
-        watched["judge"] = SCORERS[stage.judge](answers)
+        judged = torch.tensor(SCORERS[stage.judge](answers), dtype=torch.float64)
+        watched["judge"] = judged.masked_fill(samples.failed, math.nan).tolist()
     if worker.watch is not None:
-        [scores] = score_answers(worker, samples, worker.watch).parts.values()
-        watched["watch"] = scores.tolist()
+        watched["watch"] = score_answers(worker, samples, worker.watch).total.tolist()
     return MeasuredAnswers(samples, answers, score_answers(worker, samples, worker.heldout_terms[split]), watched)
 
 
@@ -84,9 +89,10 @@ def _figures(worker: RlWorker, split: str, found: MeasuredAnswers) -> dict[str, 
 def pass_at_k(k: int, groups: Mapping[int, Sequence[float]], bar: float) -> Statistic:
     """pass@k over prompts with at least `k` scored answers; one that scores `bar` or more is right.
 
-    NaN where there is no such prompt.
+    NaN where there is no such prompt. A score falls short of `bar` by what 32 bits round off and still reaches it.
     """
-    rows = [pass_at(k, sum(score >= bar for score in own), len(own)) for own in groups.values() if len(own) >= k]
+    least = bar - ROUNDED_OFF * max(1.0, abs(bar))
+    rows = [pass_at(k, sum(score >= least for score in own), len(own)) for own in groups.values() if len(own) >= k]
     return mean(rows or [math.nan])
 
 
