@@ -98,6 +98,9 @@ def test_a_trial_reads_every_set_wherever_it_runs(monkeypatch: pytest.MonkeyPatc
 
 OBJECTIVE: dict[str, Any] = {"objective": {"metric": "heldout_sums_reward", "mode": "max"}}
 DATA: dict[str, Any] = {"train": {"path": "prompts.jsonl"}}
+LONG: dict[str, Any] = {"name": "length", "limit": 50, "cache": 20}
+"""A penalty that begins above 30 tokens."""
+TURNS: dict[str, Any] = {"name": "calculator", "max_turns": 3, "max_reply_tokens": 40}
 
 
 @pytest.mark.parametrize(
@@ -125,6 +128,17 @@ DATA: dict[str, Any] = {"train": {"path": "prompts.jsonl"}}
         ({"watch": {"name": "gsm8k", "weight": 2}}, "watch.weight: is for rewards that are summed"),
         ({"watch": {"name": "gsm8k", "label": "sums"}}, "watch.label: is for rewards that are summed"),
         ({"watch": {"stage": "b@1"}}, "watch: training learns from the same reward"),
+        ({"watch": {"stage": "b@1", "normalized_by": "policy"}}, "watch: training learns from the same reward"),
+        (
+            {"evaluations": {"sums": SUMS | {"rewards": [LONG], "sampling": {"max_new_tokens": 20}, "pass_at": []}}},
+            "evaluations.sums.rewards.0.limit: the penalty begins above 30 tokens, and no answer has more than "
+            "evaluations.sums.sampling.max_new_tokens = 20; allowed: limit - cache below 20",
+        ),
+        (
+            {"rewards": [LONG], "rollout": {"sampling": {"max_new_tokens": 10}}, "environment": TURNS},
+            "rewards.0.limit: the penalty begins above 30 tokens, and no answer has more than "
+            "3 x rollout.sampling.max_new_tokens = 30; allowed: limit - cache below 30",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -133,7 +147,7 @@ def test_what_cannot_be_measured_is_refused(changes: dict[str, Any], message: st
     assert any(f"{one.field}: {one.message}".startswith(f"stages.rl.{message}") for one in refused.value.problems)
 
 
-@pytest.mark.parametrize("name", ["teacher", "reward", "Sums", "two_words"])
+@pytest.mark.parametrize("name", ["teacher", "reward", "heldout", "Sums", "two_words"])
 def test_names_that_other_metrics_begin_with_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match="evaluations"):
         recipe(evaluations={name: SUMS})

@@ -14,7 +14,7 @@ from triptych.recipe.spec import Path
 
 UNNAMED = "heldout"
 """Split of the held-out prompts without a name, `data.heldout`; those of a set are `heldout_<set>`."""
-RESERVED = ("distinct2", "judge", "kl", "length", "pass", "reward", "teacher", "truncated", "watch")
+RESERVED = ("distinct2", "heldout", "judge", "kl", "length", "pass", "reward", "teacher", "truncated", "watch")
 """Names that would give a set's metric the name of another."""
 
 

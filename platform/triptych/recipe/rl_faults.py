@@ -8,7 +8,8 @@ from triptych.recipe.environment import Replying
 from triptych.recipe.errors import Fault
 from triptych.recipe.heldout import set_faults
 from triptych.recipe.reward import JudgeReward, LengthReward, RewardBase, labels
-from triptych.recipe.spec import Path
+from triptych.recipe.rollout import Sampling
+from triptych.recipe.spec import Path, dotted
 from triptych.recipe.stage import StageBase
 from triptych.recipe.stopping import stopping_faults
 from triptych.recipe.teacher import teacher_faults
@@ -17,6 +18,8 @@ from triptych.recipe.whole_policy import whole_faults
 if TYPE_CHECKING:
     from triptych.recipe.rl import Rl
 
+_HOW = {"calls", "label", "normalized_by", "per_call", "requests_per_minute", "token_env", "weight"}
+"""Fields of rewards that say how one is asked, weighed, scaled and named, and not what it looks at."""
 LARGEST_ERROR = 0.2
 """Largest relative error that an adaptive KL coefficient answers to (Ziegler et al. 2019, section 2.2)."""
 
@@ -111,12 +114,22 @@ def _reward_faults(stage: "Rl") -> Iterator[Fault]:
     yield from _label_faults(("rewards",), stage.rewards)
     for number, reward in enumerate(stage.rewards):
         yield from _answer_faults(stage, ("rewards", number), reward, stage.rollout.samples_per_prompt)
-        longest = stage.answer_tokens
+    yield from _length_faults(stage, ("rewards",), stage.rewards, ("rollout", "sampling"), stage.rollout.sampling)
+
+
+def _length_faults(
+    stage: "Rl", field: Path, rewards: Sequence[RewardBase], place: Path, sampling: Sampling
+) -> Iterator[Fault]:
+    """Limits of length that no answer reaches: those sampled by `sampling`, which stands at `place`, are shorter."""
+    turns = stage.environment.turns
+    longest = turns * sampling.max_new_tokens
+    said = f"{f'{turns} x ' if turns > 1 else ''}{dotted(place)}.max_new_tokens = {longest}"
+    for number, reward in enumerate(rewards):
         if isinstance(reward, LengthReward) and reward.unpunished >= longest:
             yield Fault(
-                ("rewards", number, "limit"),
-                f"answers of up to rollout.sampling.max_new_tokens = {longest} tokens are never punished, which "
-                f"begins above {reward.unpunished}; allowed: limit - cache below {longest}",
+                (*field, number, "limit"),
+                f"the penalty begins above {reward.unpunished} tokens, and no answer has more than {said}; allowed: "
+                f"limit - cache below {longest}",
             )
 
 
@@ -149,6 +162,7 @@ def _set_faults(stage: "Rl") -> Iterator[Fault]:
         field, samples = ("evaluations", name), one.samples_per_prompt or stage.rollout.samples_per_prompt
         yield from set_faults(field, one, stage.rewards, samples)
         yield from _label_faults((*field, "rewards"), one.rewards or ())
+        yield from _length_faults(stage, (*field, "rewards"), one.rewards or (), (*field, "sampling"), one.sampling)
         for number, reward in enumerate(one.rewards or ()):
             yield from _answer_faults(stage, (*field, "rewards", number), reward, samples)
         if one.rewards and all(reward.weight == 0 for reward in one.rewards):
@@ -174,8 +188,8 @@ def _watch_faults(stage: "Rl") -> Iterator[Fault]:
 
 
 def _asks(reward: RewardBase) -> dict[str, object]:
-    """What a reward scores, however it is called, weighed and named."""
-    return reward.model_dump(exclude={"calls", "label", "weight"})
+    """What a reward scores, however it is called, weighed, scaled and named."""
+    return reward.model_dump(exclude=_HOW)
 
 
 def _missing_eos_faults(stage: "Rl") -> Iterator[Fault]:
