@@ -311,7 +311,7 @@ def test_a_recipe_without_a_reward_model_has_no_role_for_one(three_stages: Path)
         ([{"name": "length", "limit": 9}], "stages.ppo.rewards.0: give `limit` and `cache`, or `target`"),
         ([{"name": "length", "limit": 9, "cache": 3, "target": 1}], "stages.ppo.rewards.0: give `limit`"),
         ([{"name": "length", "limit": 3, "cache": 4}], "stages.ppo.rewards.0: cache: 4, and the limit is 3"),
-        ([{"name": "length", "limit": 9999, "cache": 4}], "stages.ppo.rewards.0.limit: answers of up to"),
+        ([{"name": "length", "limit": 9999, "cache": 4}], "stages.ppo.rewards.0.limit: the penalty begins above 9995"),
         ([{"name": "function", "function": "module.f"}], "stages.ppo.rewards.0.function"),
         ([{"name": "reasoning_gym", "task": "gcd"}], "stages.ppo.rewards.0.task"),
         ([{"name": "http", "url": "https://a:b@c.example"}], "stages.ppo.rewards.0.url"),

@@ -98,7 +98,7 @@ def test_a_step_changes_the_policy_alone(tiny_model_dir: Path, tmp_path: Path, m
     before = state_of(run)
     metrics = rl_step(run, 1)
     assert metrics["ratio"] == pytest.approx(1.0, abs=1e-12)
-    assert metrics["kl"] == 0.0
+    assert metrics["kl"] == pytest.approx(0.0, abs=1e-12)  # two copies of weights, whose alignment may differ
     assert metrics["grad_norm"] > 0.0
     (policy, reference, rewarding), (own, frozen, base) = state_of(run), before
     trained = run.learner.model.parameters_of(POLICY)
@@ -119,7 +119,7 @@ def _trained(before: dict[str, Tensor], run: RlWorker) -> list[Tensor]:
 
 def test_the_reference_is_what_the_policy_started_from(tiny_model_dir: Path, tmp_path: Path) -> None:
     run = whole_run(tiny_model_dir, tmp_path, **GRPO)
-    assert evaluate(run, "before")["heldout_kl"] == 0.0
+    assert evaluate(run, "before")["heldout_kl"] == pytest.approx(0.0, abs=1e-12)
     rl_step(run, 1)
     stored = load_file(parent_of(tiny_model_dir) / MODEL_WEIGHTS)
     reference = run.learner.each[1].model.lm.state_dict()
