@@ -137,7 +137,7 @@ def test_a_policy_of_the_base_shares_the_frozen_base_with_adapters(tiny_model_di
     run = whole_run(tiny_model_dir, tmp_path, of_base=True, **GRPO)
     assert [set(one.model.trainable) for one in run.learner.each] == [{POLICY}, {REFERENCE, REWARD}]
     assert rl_step(run, 1)["kl"] == pytest.approx(0.0, abs=1e-12)
-    assert rl_step(run, 2)["kl"] > 1e-9
+    assert abs(rl_step(run, 2)["kl"]) > 1e-9
 
 
 @pytest.mark.parametrize("rewarded", ["by a model", "by a function"])
