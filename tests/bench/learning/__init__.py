@@ -1,0 +1,1 @@
+"""What six algorithms learn from one start in equal time."""
