@@ -14,6 +14,7 @@ WITHOUT = {
     ("training", "Model FLOPs utilisation", STAGE): "the peak of a CPU is not known",
     ("training", "Steps skipped: gradient not finite", STAGE): "every gradient is finite",
     ("training", "Workers that died", ""): "none dies",
+    ("rl", "Reward", f"prompts of one score {STAGE}"): "PPO does not compare the answers to a prompt",
     ("rl", "Updates skipped: gradient not finite", STAGE): "every gradient is finite",
     ("serving", "Preemptions", ""): "the cache has room for all",
     ("cluster", "Nodes", "pending"): "the autoscaler's own port has it, where there is an autoscaler",
