@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import openai
 from rich.console import Console
@@ -129,9 +130,16 @@ def show_measured(name: str) -> None:
     table = Table(title="Sampled answers to held-out prompts")
     for column in ("", "SFT", "after PPO"):
         table.add_column(column, justify="left" if not column else "right")
-    for key, value in before.items():
-        table.add_row(key.removeprefix("heldout_"), f"{value:.3f}", f"{after[key]:.3f}")
+    for name in before:
+        if name != "intervals":
+            table.add_row(name.removeprefix("heldout_"), measured(before, name), measured(after, name))
     console.print(table)
+
+
+def measured(figures: dict[str, Any], name: str) -> str:
+    """A figure, and where it has one its interval of 95 %."""
+    low, high = figures["intervals"].get(name, (None, None))
+    return f"{figures[name]:.3f}" + ("" if low is None else f" ({low:.3f} to {high:.3f})")
 
 
 def _found(words: tuple[str, ...]) -> list[str]:
