@@ -13,7 +13,7 @@ from result import Figures, Result, Verdict, attempt, now
 from shapes import Setup
 from triptych.measure.dry_run import accumulated, dry_run, random_base
 from triptych.plan.memory import micro_batch
-from triptych.recipe.stage import MicroBatch
+from triptych.recipe.work_shape import MicroBatch
 
 PART = "planned"
 WARM = MicroBatch(tokens=64, length=32)

@@ -10,7 +10,7 @@ import pytest
 
 from triptych.plan import duration, estimate, machine, place
 from triptych.recipe import load_recipe
-from triptych.recipe.stage import MicroBatch
+from triptych.recipe.work_shape import MicroBatch
 from triptych.stages import preflight
 from triptych.stages.context import StageContext
 from triptych.stages.first_rows import CUT_FILL

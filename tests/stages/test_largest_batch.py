@@ -19,7 +19,7 @@ from triptych.models.base import model_tokenizer
 from triptych.plan import estimate
 from triptych.plan.memory import micro_batch
 from triptych.recipe import Recipe, load_recipe
-from triptych.recipe.stage import MicroBatch
+from triptych.recipe.work_shape import MicroBatch
 from triptych.stages.context import StageContext
 from triptych.stages.rl.largest_batch import largest_batch as largest_of_samples
 from triptych.stages.supervised.largest_batch import largest_batch, of_rows

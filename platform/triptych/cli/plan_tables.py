@@ -8,7 +8,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from triptych.observe.oom import OomDiagnosis
     from triptych.plan import Bytes, Choice, Duration, Estimate, Option, Placement
-    from triptych.recipe.stage import MicroBatch
+    from triptych.recipe.work_shape import MicroBatch
 
 _SHOWN = 5
 """Number of settings shown that were not chosen."""

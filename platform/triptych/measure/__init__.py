@@ -4,7 +4,7 @@ from triptych.models.sizes import Sizes
 from triptych.plan.amounts import Parts
 from triptych.plan.sharding import Sharding
 from triptych.recipe import Recipe
-from triptych.recipe.stage import MicroBatch
+from triptych.recipe.work_shape import MicroBatch
 
 
 def traced(

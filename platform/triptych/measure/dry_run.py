@@ -21,8 +21,8 @@ from triptych.recipe import (
     member_roles,
 )
 from triptych.recipe.method import Mam, Unipelt, trains_base
-from triptych.recipe.stage import MicroBatch
 from triptych.recipe.training import StrategyName
+from triptych.recipe.work_shape import MicroBatch
 from triptych.train.batch import Batch
 from triptych.train.learner import Objective
 from triptych.train.learners import RoleLearner, learner_of

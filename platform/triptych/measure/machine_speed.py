@@ -23,7 +23,7 @@ from triptych.plan.processor import cpu_flags, emulates_bfloat16
 from triptych.plan.rates import CPU, Costs, Rates, keep_rates, kept_rates
 from triptych.plan.workload import AMOUNTS, Computation, Micro, Workload
 from triptych.recipe import Recipe
-from triptych.recipe.stage import ANSWER_SHARE, MicroBatch
+from triptych.recipe.work_shape import ANSWER_SHARE, MicroBatch
 from triptych.train.allocator import allocator_variables
 
 DTYPES = ("float32", "bfloat16")

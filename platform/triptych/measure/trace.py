@@ -22,7 +22,7 @@ from triptych.plan.memory import micro_batch
 from triptych.plan.sharding import Sharding
 from triptych.recipe import Recipe, TrainedStage
 from triptych.recipe.method import Freeze, parts_of
-from triptych.recipe.stage import MicroBatch, Shares
+from triptych.recipe.work_shape import MicroBatch, Shares
 from triptych.train.strategies.base import LOSS_SCALE, VALUE
 
 UNTRACED = ("vblora", "shira")

@@ -14,8 +14,8 @@ from triptych.plan.placement import PlacedProcess, is_engine, pack, requests
 from triptych.plan.sharding import Sharding, sharding
 from triptych.recipe import Recipe
 from triptych.recipe.amount import bytes_of
-from triptych.recipe.stage import MicroBatch
 from triptych.recipe.training import StrategyName
+from triptych.recipe.work_shape import MicroBatch
 
 
 @dataclass(frozen=True)

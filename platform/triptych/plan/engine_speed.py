@@ -8,7 +8,7 @@ from triptych.plan.rates import CPU, Rates, of_gpu
 from triptych.plan.workload import Computation, Micro
 from triptych.recipe import Engines, Full, Memory
 from triptych.recipe.rollout import EngineModel
-from triptych.recipe.stage import SamplingShape
+from triptych.recipe.work_shape import SamplingShape
 
 _DECODE_EFFICIENCY = 0.5
 """Share of a GPU's memory bandwidth that decoding sustains."""

@@ -23,8 +23,8 @@ from triptych.plan.speed import Speed, UsualRow, stage_speed
 from triptych.recipe import Method, Recipe
 from triptych.recipe.method import parts_of
 from triptych.recipe.refusals import NO_EXPERTS, NOT_GATHERED
-from triptych.recipe.stage import MicroBatch
 from triptych.recipe.training import StrategyName
+from triptych.recipe.work_shape import MicroBatch
 
 
 @dataclass(frozen=True)

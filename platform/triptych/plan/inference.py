@@ -17,8 +17,9 @@ from triptych.plan.speed import FILL, Speed, compute_rates
 from triptych.plan.worker import Worker
 from triptych.plan.workload import Computation, Micro, Workload
 from triptych.recipe import Memory, Recipe, StageBase, Workers
-from triptych.recipe.stage import ACTIVATIONS, DEFAULT_METHOD, MeasuringShape, MicroBatch
+from triptych.recipe.stage import DEFAULT_METHOD
 from triptych.recipe.training import StrategyName
+from triptych.recipe.work_shape import ACTIVATIONS, MeasuringShape, MicroBatch
 
 BASE = "base"
 """Name of the base among the roles of an estimate."""

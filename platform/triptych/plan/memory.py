@@ -11,8 +11,8 @@ from triptych.plan.placement import ENGINE, engine_of
 from triptych.plan.sharding import sharding
 from triptych.plan.worker import GPU_RUNTIME, Worker
 from triptych.recipe import Engines, Recipe, RoleSpec, TrainedStage
-from triptych.recipe.stage import MicroBatch
 from triptych.recipe.training import StrategyName
+from triptych.recipe.work_shape import MicroBatch
 
 ENGINE_RUNTIME = (int(0.8 * GIB), int(1.4 * GIB), int(2.2 * GIB))
 ENGINE_WEIGHTS = (1.0, 1.2, 2.0)

@@ -17,8 +17,8 @@ from triptych.plan.sharding import sharding
 from triptych.plan.workload import Computation, Micro, Workload
 from triptych.recipe import Method, Recipe, RoleSpec, TrainedStage, Workers
 from triptych.recipe.method import trains_base
-from triptych.recipe.stage import ANSWER_SHARE, MicroBatch, SamplingShape
 from triptych.recipe.training import StrategyName
+from triptych.recipe.work_shape import ANSWER_SHARE, MicroBatch, SamplingShape
 
 FILL = 0.5
 """Length of rows as a share of the longest allowed."""

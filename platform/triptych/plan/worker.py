@@ -17,7 +17,7 @@ from triptych.plan.machines import GIB
 from triptych.plan.sharding import Sharding
 from triptych.recipe import Memory, Method, Model, Optimizer
 from triptych.recipe.method import Freeze, Full, parts_of, trains_base
-from triptych.recipe.stage import MicroBatch
+from triptych.recipe.work_shape import MicroBatch
 
 QUANTIZED = {"int8": (1.0, 1.0, 1.05), "nf4": (0.52, 0.54, 0.57)}
 """Low, expected and high bytes per weight of a quantized base, scales included."""

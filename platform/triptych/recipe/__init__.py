@@ -28,13 +28,13 @@ from triptych.recipe.stage import (
     RoleSpec,
     StageBase,
     TrainedStage,
-    WorkShape,
     member_roles,
     method_of,
 )
 from triptych.recipe.supervised import ADAPTERS, PolicyStage, SupervisedStage
 from triptych.recipe.sweep import Asha, Dimension, Sweep, Values
 from triptych.recipe.training import BatchSettings, EarlyStopping, Memory, Optimizer, Training, TrainingBase, Workers
+from triptych.recipe.work_shape import WorkShape
 
 __all__ = [
     "ADAPTERS",

@@ -14,19 +14,9 @@ from triptych.recipe.method import names_of
 from triptych.recipe.refusals import as_policy, is_lora
 from triptych.recipe.rollout import LEAST_TEMPERATURE, Engines, Sampling
 from triptych.recipe.spec import Path, did_you_mean
-from triptych.recipe.stage import (
-    CLASSIFIER,
-    REWARD,
-    HeadSpec,
-    MeasuringShape,
-    Output,
-    Reference,
-    RoleSpec,
-    SamplingShape,
-    StageBase,
-    method_of,
-)
+from triptych.recipe.stage import CLASSIFIER, REWARD, HeadSpec, Output, Reference, RoleSpec, StageBase, method_of
 from triptych.recipe.training import RowLimits, Workers
+from triptych.recipe.work_shape import MeasuringShape, SamplingShape
 
 BASE = "base"
 """The word for the base model alone, among the models of an evaluation."""

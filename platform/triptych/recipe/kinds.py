@@ -22,11 +22,11 @@ from triptych.recipe.stage import (
     Reference,
     RoleSpec,
     StageBase,
-    WorkShape,
     member_roles,
 )
 from triptych.recipe.start import head_refusal, members_refusal, method_refusal, whole_refusal, whole_start_refusal
 from triptych.recipe.supervised import ADAPTERS, PolicyStage, SupervisedStage
+from triptych.recipe.work_shape import WorkShape
 
 _OF_ENTITY = re.compile("[BIES]-.+")
 _ENTITY_METRICS = ("precision", "recall", "f1")

@@ -9,8 +9,9 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from triptych.recipe.base import Closed, Positive, TagAt
 from triptych.recipe.errors import Fault
 from triptych.recipe.method import parts_of
-from triptych.recipe.stage import StageBase, WorkShape
+from triptych.recipe.stage import StageBase
 from triptych.recipe.supervised import PolicyStage
+from triptych.recipe.work_shape import WorkShape
 
 
 class Sigmoid(Closed):

@@ -29,13 +29,12 @@ from triptych.recipe.stage import (
     Output,
     Reference,
     RoleSpec,
-    SamplingShape,
     StageBase,
     TrainedStage,
-    WorkShape,
     method_of,
 )
 from triptych.recipe.whole_policy import Whole, of_adapter, whole_faults
+from triptych.recipe.work_shape import SamplingShape, WorkShape
 
 _SCALAR = HeadSpec(1, bias=True)
 _CRITIC_OPTIMIZER = ("algorithm", "critic", "optimizer")

@@ -19,11 +19,11 @@ from triptych.recipe.stage import (
     RoleSpec,
     StageBase,
     TrainedStage,
-    WorkShape,
     adapter_method,
 )
 from triptych.recipe.start import members_refusal, method_refusal, whole_refusal
 from triptych.recipe.training import Training
+from triptych.recipe.work_shape import WorkShape
 
 ADAPTERS: tuple[Output, ...] = ("policy", "reward_model", "classifier")
 """Outputs that training can go on from."""

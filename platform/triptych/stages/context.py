@@ -17,8 +17,8 @@ from triptych.models.identity import difference
 from triptych.observe.progress import Progress
 from triptych.recipe import KINDS, Recipe, StageBase, with_effect
 from triptych.recipe.changes import differences
-from triptych.recipe.stage import MicroBatch
 from triptych.recipe.upgrade import is_old, upgraded_stage
+from triptych.recipe.work_shape import MicroBatch
 from triptych.registry import Registry
 
 if TYPE_CHECKING:

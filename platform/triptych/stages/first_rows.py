@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from triptych.data.rows import DataRow
 from triptych.recipe import Recipe
-from triptych.recipe.stage import MicroBatch, Shares
+from triptych.recipe.work_shape import MicroBatch, Shares
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

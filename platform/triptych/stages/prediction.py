@@ -11,7 +11,7 @@ from triptych.observe.planned import FILE, actual_figures
 from triptych.plan import Machine, estimate, grown, machine_kind, profile_here, worker_parts
 from triptych.plan.amounts import total
 from triptych.recipe.method import names_of
-from triptych.recipe.stage import MicroBatch
+from triptych.recipe.work_shape import MicroBatch
 from triptych.stages.context import StageContext
 
 ALLOCATOR = "allocator"

@@ -21,7 +21,7 @@ from triptych.measure.dry_run import accumulated, dry_run, random_base
 from triptych.models.base import load_causal_lm, resolve_base
 from triptych.plan.memory import micro_batch
 from triptych.recipe import Recipe
-from triptych.recipe.stage import MicroBatch
+from triptych.recipe.work_shape import MicroBatch
 
 WARM = MicroBatch(tokens=64, length=32)
 CPU = torch.device("cpu")

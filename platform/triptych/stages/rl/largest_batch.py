@@ -9,7 +9,7 @@ from triptych.data.batches import computed_tokens, cut
 from triptych.data.encode import encode_prompts
 from triptych.models.families import packs_rows
 from triptych.recipe import Recipe, Rl
-from triptych.recipe.stage import MicroBatch
+from triptych.recipe.work_shape import MicroBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,7 +11,7 @@ from triptych.data.examples import Examples
 from triptych.models.families import packs_rows
 from triptych.objectives import IGNORE
 from triptych.recipe import Recipe, SupervisedStage
-from triptych.recipe.stage import MicroBatch
+from triptych.recipe.work_shape import MicroBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

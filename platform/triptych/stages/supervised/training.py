@@ -15,7 +15,7 @@ from triptych.data.sources import survey
 from triptych.data.table import Lazy, StoredTable
 from triptych.errors import UserError
 from triptych.forward.roles import RoleModel
-from triptych.recipe.stage import MicroBatch
+from triptych.recipe.work_shape import MicroBatch
 from triptych.stages.artifact import data_parents, sources
 from triptych.stages.context import StageContext, remember
 from triptych.stages.models import role_model, tokenizer_of
