@@ -115,7 +115,7 @@ def test_a_score_that_32_bits_round_below_the_bar_reaches_it() -> None:
 
 
 def test_what_never_ended_in_its_environment_is_measured_by_no_score(tiny_model_dir: Path, tmp_path: Path) -> None:
-    environment = {"calls": {"max_failed": 0.9, "timeout_s": 2.0}}
+    environment = {"calls": {"max_failed": 0.9}}
     for name, watch in (("judge", {"judge": "vader"}), ("watch", {"watch": LENGTHS})):
         run = run_of(tiny_model_dir, tmp_path / name, "Failing", {"broken": 1}, environment=environment, **watch)
         run = replace(run, heldout={"heldout": run.prompts[1:3]})

@@ -75,7 +75,7 @@ def test_nothing_is_sampled_where_no_reward_model_asks_for_it(
 
 
 def test_answers_whose_environment_failed_are_left_out(tiny_model_dir: Path, tmp_path: Path) -> None:
-    failing: dict[str, Any] = {"rewards": [BY_POLICY], "environment": {"calls": {"max_failed": 0.9, "timeout_s": 2.0}}}
+    failing: dict[str, Any] = {"rewards": [BY_POLICY], "environment": {"calls": {"max_failed": 0.9}}}
     run = environment_run(tiny_model_dir, tmp_path / "one", "Failing", {"broken": 0}, **failing)
     run.prompts[:] = run.prompts[:3]
     normalize_by_policy(run)

@@ -20,6 +20,19 @@ class Closed(BaseModel):
         serialize_by_alias=True,  # a field whose name in a recipe is a word of Python has another in the code
     )
 
+    def model_post_init(self, context: Any) -> None:
+        """Let a section that is given in part keep what its field's default says, and not what its type's defaults say.
+
+        The learning rate of `train: {optimizer: {schedule: linear}}` is that of a stage which gives no `optimizer`.
+        """
+        for name, field in type(self).model_fields.items():
+            value, default = getattr(self, name), field.default
+            if isinstance(default, BaseModel) and type(value) is type(default):
+                missing = default.model_fields_set - value.model_fields_set
+                if missing:
+                    whole = value.model_copy(update={key: getattr(default, key) for key in missing})
+                    object.__setattr__(self, name, whole)  # a recipe is frozen once it is made
+
 
 NAME_PATTERN = r"[a-z0-9]([a-z0-9._-]{0,62}[a-z0-9])?"
 """Regular expression of a whole name of a run, stage or adapter; safe in a path and in a URL."""

@@ -1,6 +1,9 @@
 """Training settings of reinforcement learning: its schedule, steps and updates."""
 
+import math
 from typing import Literal
+
+from pydantic import field_validator
 
 from triptych.recipe.base import Closed, Count, NoEffect
 from triptych.recipe.stopping import StopRules
@@ -32,14 +35,21 @@ class RlTraining(TrainingBase):
     """Optimizer of the policy."""
     batch: RlBatch = RlBatch()
     """Updates of a step, and size of micro-batches."""
-    workers: NoEffect[Workers] = Workers(threads=2)
-    """Ray Train workers. More threads than CPUs pay off: the engines rest while the learner works."""
+    workers: NoEffect[Workers] = Workers()
+    """Ray Train workers, by default of two threads or more: the engines rest while the learner works."""
     checkpoint_every: NoEffect[Count] = 4
     """Steps between checkpoints."""
     evaluate_every: Count | None = None
     """Steps between measurements on held-out prompts; None: before the first and after the last only."""
     stopping: StopRules | None = None
     """Rules and budgets that end the stage before its last step."""
+
+    @field_validator("workers")
+    @classmethod
+    def _threads_while_engines_rest(cls, workers: Workers) -> Workers:
+        if workers.threads is not None:
+            return workers
+        return workers.model_copy(update={"threads": max(2, math.ceil(workers.cpus))})
 
     def total_steps(self, rows: int) -> int:
         """Steps of the whole stage, however many prompts there are."""
