@@ -1,15 +1,12 @@
 """What was measured, cell by cell, in one file; and what is still to be measured."""
 
-import contextlib
-import json
-import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness import Figures
+from kept import read_rows, write_rows
 from methods.settings import LEVELS
 from methods.tasks import Task
 
@@ -53,15 +50,12 @@ class Cell(Key):
 
 def read(path: Path) -> list[Cell]:
     """All cells of a file; none where there is no file."""
-    return [Cell(**values) for values in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+    return [Cell(**values) for values in read_rows(path)]
 
 
 def write(path: Path, cells: Sequence[Cell]) -> None:
-    """One cell a line. The file is whole at every moment."""
-    lines = ",\n".join(json.dumps(asdict(cell), sort_keys=True) for cell in cells)
-    staging = path.with_suffix(".tmp")
-    staging.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    staging.replace(path)
+    """Write one cell a line. The file is whole at every moment."""
+    write_rows(path, map(asdict, cells))
 
 
 class Results:
@@ -111,17 +105,3 @@ class Results:
             arms = [OURS, PEFT][: 1 + beside_peft]
             keys = [Key(self._data, method, best, number, TIMED[arm]) for arm in arms]
             yield from (key for key in (keys if number % 2 == 0 else keys[::-1]) if key not in self.cells)
-
-
-def code_version() -> str:
-    """Commit of the checkout, `+` where files differ from it; empty where there is none."""
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        commit = _git("rev-parse", "--short=12", "HEAD")
-        return commit + ("+" if _git("status", "--porcelain", "--", "platform") else "")
-    return ""
-
-
-def _git(*arguments: str) -> str:
-    folder = Path(__file__).parent
-    done = subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True, env=os.environ)
-    return done.stdout.strip()

@@ -19,8 +19,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from harness import Arm, machine, run_arm, stopped_with_us
+from kept import code_version
 from methods import measure_peft
-from methods.cells import PEFT, TIMED, Cell, Key, Results, code_version, read, write
+from methods.cells import PEFT, TIMED, Cell, Key, Results, read, write
 from methods.measure import Job
 from methods.settings import LEVELS, method_at, method_names
 from methods.table import EXAMPLE, publish

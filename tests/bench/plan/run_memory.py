@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from harness import Arm, run_arm
-from methods.cells import code_version
+from kept import code_version
 from plan.cells import Cell, read, write
 from plan.configurations import Configuration, configurations
 from training import VARIABLES
