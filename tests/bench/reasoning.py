@@ -12,8 +12,6 @@ import json
 import math
 import re
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,12 +22,14 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from command import triptych
 from harness import machine
 from training import ROOT
 from triptych.data.answers import final_number, same_text
 
 EXAMPLE = ROOT / "examples" / "reasoning"
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
+RUNS = ROOT / "build" / "bench" / "reasoning"
 TASK = ("needle_haystack", "--set", "min_num_statements=3", "--set", "max_num_statements=5")
 FORM = re.compile(r"(?s).*#### -?[\d,]+")
 FORM_REQUEST = "End with `#### ` and the number."
@@ -66,7 +66,8 @@ def prepare_task() -> None:
     """Rows of the task."""
     if not (EXAMPLE / "data" / "train.jsonl").exists():
         counts = ("--train", "1000", "--heldout", "200")
-        triptych("data", "reasoning-gym", *TASK, "--out", str(EXAMPLE / "data"), *counts)
+        words = ("data", "reasoning-gym", *TASK, "--out", str(EXAMPLE / "data"), *counts)
+        triptych(*words, log=RUNS / "data.log")
 
 
 def prepare_gsm8k() -> None:
@@ -88,11 +89,11 @@ def _asked(row: dict[str, str]) -> str:
 def measure(name: str, steps: int | None) -> dict[str, Any]:
     """Run the recipe; the shares of each model's answers, and the seconds and steps of rl."""
     recipe, rows = RECIPES[name]
-    runs = ROOT / "build" / "bench" / "reasoning"
     more = [] if steps is None else ["--set", f"stages.rl.train.steps={steps}"]
     started = time.monotonic()
-    triptych("run", str(EXAMPLE / recipe), "--set", f"storage.runs={runs}", *more)
-    stages = runs / yaml.safe_load((EXAMPLE / recipe).read_text())["name"] / "stages"
+    words = ("run", str(EXAMPLE / recipe), "--set", f"storage.runs={RUNS}", *more)
+    triptych(*words, log=RUNS / f"{name}.log")
+    stages = RUNS / yaml.safe_load((EXAMPLE / recipe).read_text())["name"] / "stages"
     log = [json.loads(line) for file in sorted((stages / "rl" / "metrics").glob("*.jsonl")) for line in file.open()]
     spent = [sum(value for key, value in step.items() if key.startswith("seconds_")) for step in log]
     models = {ref: shares(name, stages / "compare" / "artifact" / f"{rows}.parquet", ref) for ref in MODELS}
@@ -108,14 +109,6 @@ def shares(name: str, path: Path, ref: str) -> dict[str, tuple[float, float]]:
         means = [statistics.fmean(judge(answer, row["right"]) for answer in row["answer"]) for row in rows]
         found[figure] = statistics.fmean(means), statistics.stdev(means) / math.sqrt(len(means))
     return found
-
-
-def triptych(*arguments: str) -> None:
-    """The command; RuntimeError with what it wrote where it fails."""
-    command = [str(Path(sys.executable).parent / "triptych"), *arguments]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if ended.returncode:
-        raise RuntimeError(f"{' '.join(arguments)}: exit code {ended.returncode}\n{ended.stderr[-3000:]}")
 
 
 def show(found: dict[str, Any]) -> None:
