@@ -49,7 +49,7 @@ def loaded(recipe: dict[str, Any], folder: Path) -> Recipe:
 
 @pytest.mark.parametrize(
     ("algorithm", "steps", "texts"),
-    [("ppo", 4, 256), ("grpo", 8, 512), ("dpo", 39, 624), ("rrhf", 20, 320)],
+    [("ppo", 9, 576), ("grpo", 16, 1024), ("dpo", 56, 896), ("rrhf", 58, 928)],
 )
 def test_steps_are_those_that_the_pace_has_room_for(algorithm: str, steps: int, texts: int) -> None:
     from learning.settings import steps_of, texts_of
@@ -84,7 +84,7 @@ def test_runs_of_other_lengths_have_other_names() -> None:
     recipes = [learning("reinforce_pp", 0), learning("reinforce_pp", 0, 2.5), pacing("reinforce_pp", 3)]
     names = [recipe["name"] for recipe in recipes]
     assert names == ["learning-reinforce-pp-0", "learning-reinforce-pp-0-2.5min", "learning-pace-reinforce-pp"]
-    assert [recipe["stages"]["learned"]["train"]["steps"] for recipe in recipes] == [8, 3, 3]
+    assert [recipe["stages"]["learned"]["train"]["steps"] for recipe in recipes] == [17, 7, 3]
 
 
 def test_a_cell_is_what_its_run_recorded(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_the_plot_has_a_point_a_seed_and_a_line_an_algorithm_that_samples() -> N
     ppo = [cell(f"ppo-{seed}", 0.2 + 0.1 * seed, judges=[0.1 * seed, 0.3, 0.4]) for seed in range(3)]
     cells = {one.name: one for one in [cell("start", 0.1), cell("dpo-0", 0.2), *ppo]}
     at, judged = zip(*way("ppo", ppo).points, strict=True)
-    assert list(at) == pytest.approx([0.0, 1.41, 2.82])
+    assert list(at) == pytest.approx([0.0, 0.635, 1.27])
     assert list(judged) == pytest.approx([0.1, 0.3, 0.4])
     image = ElementTree.fromstring(drawn(cells))
     assert len(list(image.iter(f"{SVG}circle"))) == 5

@@ -7,11 +7,11 @@ PREFERENCES = ("dpo", "rrhf")
 SEEDS = 3
 MINUTES = 6.0
 """Time that an algorithm gets on a quiet machine."""
-PACES = {"ppo": 84.6, "grpo": 45.8, "rloo": 45.8, "reinforce_pp": 45.8, "dpo": 9.3, "rrhf": 18.2}
-"""Seconds of a step, measured on two cores of an AMD EPYC without bfloat16 instructions that did nothing else.
+PACES = {"ppo": 38.1, "grpo": 22.5, "rloo": 22.2, "reinforce_pp": 21.8, "dpo": 6.4, "rrhf": 6.2}
+"""Seconds of a step, measured on two cores of an AMD EPYC that did nothing else; `import torch` takes 1.4 s there.
 
-Steps follow from them and not from a clock, so that a cell is the same on every machine and beside other work. RLOO and
-REINFORCE++ do per step what GRPO does. `python -m learning.run --pace` measures them anew.
+Steps follow from them and not from a clock, so that a cell is the same on every machine and beside other work.
+`python -m learning.run --pace` measures them anew.
 """
 ROWS = 16
 """Prompts of a step, or pairs."""
